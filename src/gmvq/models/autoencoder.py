@@ -1,0 +1,227 @@
+r"""VAE, VQ-VAE and GM-VQ are one autoencoder with three bottlenecks.
+
+::
+
+    images --encoder--> latents --bottleneck--> values --decoder--> parameters --likelihood--> images
+                                       |
+                                     codes
+
+The objective is in nats for each data dimension. A bottleneck whose loss is in nats for each token counts with the
+number of tokens over the number of dimensions, as the model says; one whose loss is a squared error counts as much as
+the squared error of the images does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gmvq.losses import make_likelihood
+from gmvq.losses.reconstruction import LikelihoodName
+from gmvq.networks import Decoder, Encoder
+from gmvq.networks.layers import Normalization
+from gmvq.quantizers import AbstractBottleneck, GaussianBottleneck, GaussianMixtureQuantizer, VectorQuantizer
+from gmvq.types import Reconstruction
+
+QuantizerName = Literal["gaussian-mixture", "vector", "vector-ema", "none"]
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """What an autoencoder is made of.
+
+    Args:
+        quantizer: ``gaussian-mixture`` (GM-VQ), ``vector`` (VQ-VAE, codebook by gradient), ``vector-ema`` (moving
+            averages with revival of dead codes) or ``none`` (VAE).
+        channels: Channels of the images.
+        codebook_size: Number of codes.
+        code_dim: Features of a code.
+        width: Channels of the networks.
+        downsampling: Pixels of a token's side, a power of two.
+        blocks: Residual blocks of encoder and of decoder.
+        normalization: ``group``, ``batch`` or ``none``.
+        likelihood: ``gaussian`` (variance at its maximum-likelihood value), ``mean-squared-error``, ``laplace`` or
+            ``bernoulli``.
+    """
+
+    quantizer: QuantizerName = "gaussian-mixture"
+    channels: int = 3
+    codebook_size: int = 512
+    code_dim: int = 4
+    width: int = 64
+    downsampling: int = 4
+    blocks: int = 2
+    normalization: Normalization = "group"
+    likelihood: LikelihoodName = "gaussian"
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "codebook_size", "code_dim", "width", "blocks"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"'{name}' must be an integer of at least 1, got {value!r}. See AutoencoderConfig.")
+        if self.downsampling < 2 or self.downsampling & (self.downsampling - 1):
+            raise ValueError(
+                f"'downsampling' must be a power of two of at least 2, got {self.downsampling}. Use 4 or 8."
+            )
+
+
+def make_bottleneck(config: AutoencoderConfig) -> AbstractBottleneck:
+    """The bottleneck that a configuration names.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    dim, size = config.code_dim, config.codebook_size
+    if config.quantizer == "gaussian-mixture":
+        return GaussianMixtureQuantizer(dim, size, codebook_dim=dim)
+    if config.quantizer == "vector":
+        return VectorQuantizer(dim, size, decay=None)
+    if config.quantizer == "vector-ema":
+        return VectorQuantizer(dim, size, decay=0.99, revive_below=1.0)
+    if config.quantizer == "none":
+        return GaussianBottleneck(dim)
+    raise ValueError(f"'quantizer' must be gaussian-mixture, vector, vector-ema or none, got {config.quantizer!r}.")
+
+
+class Autoencoder(nn.Module):
+    """A tokenizer for images.
+
+    Args:
+        config: What it is made of.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = (config.width,) * (config.downsampling.bit_length() - 1)
+        self.encoder = Encoder(config.channels, config.code_dim, widths, config.blocks, config.normalization)
+        self.bottleneck = make_bottleneck(config)
+        self.decoder = Decoder(config.channels, config.code_dim, widths, config.blocks, config.normalization)
+        self.likelihood = make_likelihood(config.likelihood)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of a token's side."""
+        return self.config.downsampling
+
+    @property
+    def codebook_size(self) -> int | None:
+        """Number of codes, None for a continuous bottleneck."""
+        return self.bottleneck.codebook_size
+
+    def latents(self, images: Tensor) -> Tensor:
+        """What the encoder says: images ``(B, C, H, W)`` -> ``(B, h, w, dim)``, h and w rounded up.
+
+        Raises:
+            ValueError: If the images' shape or type does not fit the model.
+        """
+        images = self._as_float(images)
+        height, width = images.shape[-2:]
+        right, bottom = -width % self.downsampling, -height % self.downsampling
+        # the border is repeated: reflection needs images larger than the padding
+        padded = F.pad(images, (0, right, 0, bottom), mode="replicate") if right or bottom else images
+        return self.encoder(padded).movedim(1, -1)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes of images: float in [0, 1] or uint8 ``(B, C, H, W)`` -> int64 ``(B, h, w)``.
+
+        A VAE gives its means instead, floats ``(B, h, w, dim)``.
+
+        Raises:
+            ValueError: If the images' shape or type does not fit the model, or they are not finite.
+        """
+        if images.is_floating_point() and not bool(images.isfinite().all()):
+            raise ValueError("'images' must be finite, got NaN or infinity. Clean them with torch.nan_to_num(images).")
+        return self.bottleneck.encode(self.latents(images))
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Images of codes: int64 ``(B, h, w)`` -> float in [0, 1] ``(B, C, h f, w f)``.
+
+        Args:
+            codes: What :meth:`encode` returned.
+            size: Height and width to crop to, for images whose size is no multiple of the downsampling factor f.
+
+        Raises:
+            ValueError: If the codes' shape, type or range does not fit the model.
+        """
+        axes = 3 if self.codebook_size else 4
+        if codes.ndim != axes:
+            raise ValueError(
+                f"'codes' must have {axes} axes (images, h, w), got {tuple(codes.shape)}. Add one with codes[None]."
+            )
+        return self.likelihood.mean(self.decode_values(self.bottleneck.decode(codes), size))
+
+    def decode_values(self, values: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Parameters of the likelihood: values ``(B, h, w, dim)`` -> ``(B, C, H, W)``, cropped to ``size``."""
+        parameters = self.decoder(values.movedim(-1, 1))
+        return parameters if size is None else parameters[..., : size[0], : size[1]]
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Images through their hard codes and back: ``(B, C, H, W)`` -> float in [0, 1] of the same shape."""
+        return self.decode(self.encode(images), (images.shape[-2], images.shape[-1]))
+
+    def forward(self, images: Tensor) -> Reconstruction:
+        """Reconstruction, codes and the objective of a batch ``(B, C, H, W)``."""
+        images = self._as_float(images)
+        quantized = self.bottleneck(self.latents(images))
+        parameters = self.decode_values(quantized.values, (images.shape[-2], images.shape[-1]))
+        reconstruction = self.likelihood(parameters, images)
+        if self.bottleneck.loss_in_nats:
+            tokens, dimensions = quantized.values[..., 0].numel(), images.numel()
+            cost = quantized.loss * (tokens / dimensions)
+        else:
+            cost = quantized.loss * self.likelihood.squared_error_weight()
+        decoded = self.likelihood.mean(parameters)
+        terms = {
+            "reconstruction": reconstruction.detach(),
+            "bottleneck": cost.detach(),
+            "mse": F.mse_loss(decoded.detach().float(), images.float()),
+            **quantized.terms,
+        }
+        return Reconstruction(decoded, quantized.codes, reconstruction + cost, terms)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Sets the likelihood's scale to the error that draws from the posterior make on training images.
+
+        Args:
+            batches: Images ``(B, C, H, W)``.
+        """
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        total, count = 0.0, 0
+        try:
+            for images in batches:
+                images = self._as_float(images)
+                generator = torch.Generator(images.device).manual_seed(count)
+                values = self.bottleneck.sample_posterior(self.latents(images), generator).values
+                parameters = self.decode_values(values, (images.shape[-2], images.shape[-1]))
+                total += float((parameters - images).square().sum(dtype=torch.float32))
+                count += images.numel()
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        if count:
+            self.likelihood.calibrate(total / count)
+
+    def _as_float(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != self.config.channels or 0 in images.shape[2:]:
+            raise ValueError(
+                f"'images' must have shape (B, {self.config.channels}, H, W), got {tuple(images.shape)}. "
+                "Add an axis with images[None], or convert the channels."
+            )
+        if images.dtype == torch.uint8:
+            return images.float() / 255
+        if not images.is_floating_point():
+            raise ValueError(
+                f"'images' must be float in [0, 1] or uint8, got {images.dtype}. Convert with .float() / 255."
+            )
+        return images

@@ -1,0 +1,5 @@
+"""Networks: images to latents and back."""
+
+from gmvq.networks.convolutional import Decoder, Encoder
+
+__all__ = ["Decoder", "Encoder"]

@@ -1,0 +1,50 @@
+"""Layers that several networks are made of."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+Normalization = Literal["group", "batch", "none"]
+
+
+def normalization_layer(name: str, width: int) -> nn.Module:
+    """Normalization of ``width`` channels.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name == "group":
+        # two channels or more for each group: alone at a single token, a channel would be normalized to 0
+        groups = next(groups for groups in (8, 4, 2, 1) if width % groups == 0 and (width >= 2 * groups or groups == 1))
+        return nn.GroupNorm(groups, width)
+    if name == "batch":
+        return nn.BatchNorm2d(width)
+    if name == "none":
+        return nn.Identity()
+    raise ValueError(f"'normalization' must be 'group', 'batch' or 'none', got {name!r}. Use 'group'.")
+
+
+class ResidualBlock(nn.Module):
+    """Normalization, SiLU, 3x3 and 1x1 convolution beside the identity.
+
+    Args:
+        width: Channels.
+        normalization: Kind of normalization.
+    """
+
+    def __init__(self, width: int, normalization: str) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            normalization_layer(normalization, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            normalization_layer(normalization, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps ``(B, width, H, W)`` to the same shape."""
+        return features + self.layers(features)

@@ -1,0 +1,54 @@
+"""Sums over ranks, taken at the time of the call: without a process group nothing happens."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of ranks, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """A sum over ranks whose gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> Tensor:
+        total = grad_outputs[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Sum of a tensor over all ranks, differentiable."""
+    return _AllReduceSum.apply(values) if world_size() > 1 else values
+
+
+@torch.no_grad()
+def logsumexp_over_ranks(values: Tensor) -> Tensor:
+    """Logarithm of the sum over all ranks of the exponentials, element by element."""
+    if world_size() == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.stack(parts).logsumexp(0)
+
+
+@torch.no_grad()
+def gather_rows(rows: Tensor, kept: Tensor) -> Tensor:
+    """Rows of all ranks that are kept, in the order of ranks."""
+    rows = rows[kept]
+    if world_size() == 1:
+        return rows
+    parts: list[Tensor | None] = [None] * world_size()
+    dist.all_gather_object(parts, rows.cpu())
+    return torch.cat([part for part in parts if part is not None]).to(rows.device)

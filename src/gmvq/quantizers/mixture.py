@@ -1,0 +1,339 @@
+r"""Vector quantization by a Gaussian mixture whose means are the codebook.
+
+.. math::
+    p(c) &= \pi_c, \qquad p(z \mid c) = \mathcal{N}(\mu_c, \sigma^2 I)                                  \qquad (1, 2) \\
+    q(c \mid x) &= \mathrm{softmax}_c(\log \pi_c - d_c / 2 \sigma^2), \quad
+                   d_c = \textstyle\sum_l w_l (\hat z_l - \mu_{cl})^2                                    \qquad (4) \\
+    q(z \mid x, c) &= \mathcal{N}(\mu_c, s_c^2 I), \quad s_c^2 / \sigma^2 = \nu^2 d_c / 2 \sigma^2 L     \qquad (5)
+
+The encoder gives :math:`\hat z`; the posterior over codes, its entropy, the density of the latents and every term of
+the objective follow from the model in closed form. The codebook and the variances are the closed-form M-step of online
+expectation maximization. No code needs to be restarted: the M-step gives each a least share of the responsibility, so
+that a code far from all latents moves to the average of those nearest to it.
+
+Equation (5) is taken in units of sigma, so that scaling latents and codebook together changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gmvq.kernels import code_sums, squared_distances
+from gmvq.quantizers.base import AbstractQuantizer
+from gmvq.quantizers.codebook import MovingAverageCodebook, in_backward
+from gmvq.quantizers.distributed import logsumexp_over_ranks, sum_over_ranks
+from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough
+from gmvq.quantizers.objectives import AbstractObjective, Assignment, as_objective, latent_divergence, variance_ratio
+from gmvq.quantizers.schedules import Schedule, as_schedule
+from gmvq.quantizers.variance import MixtureVariance
+from gmvq.types import Posterior, PosteriorSample, Quantized
+
+DEFAULT_CODE_DIM = 4
+"""In few dimensions the posterior stays soft and all codes live; at 64 it is one-hot from the start and most die."""
+
+BLOCK_ELEMENTS = 1 << 22
+"""Number of distances held at a time by ``encode``."""
+
+LEAST_SHARE = 0.1
+"""Responsibility that the M-step leaves no code below, against a fair share of the batch."""
+
+MOST_STARVED = 64
+"""Number of codes that one M-step lifts to the least share."""
+
+LEARNABLE = ("codebook", "feature_weights", "mixture_weights")
+
+
+class GaussianMixtureQuantizer(AbstractQuantizer):
+    r"""Assigns each latent to a component of a Gaussian mixture whose means are the codebook.
+
+    Args:
+        dim: Features of a latent.
+        codebook_size: Number of components K.
+        codebook_dim: Features L of a code; by default at most 4, with a learned projection around the codebook.
+        objective: ``"albo"`` (7), ``"elbo"`` (8), or an objective with other weights, as ``ALBO(prior_weight=0.1)``.
+        variance: sigma^2: a number keeps it fixed; ``"shared"``, ``"code"`` and ``"feature"`` follow its
+            maximum-likelihood value, one for all, for each code or for each feature.
+        estimator: How the gradient passes the choice of a code: ``StraightThrough()`` shows the decoder the most
+            likely code in training as in evaluation; ``GumbelSoftmax(temperature)`` is the relaxed sample (6).
+        sharpening: Number or schedule that multiplies sigma in q(c | x): below 1 the posterior is sharper.
+        noise: nu in (5), the scale of the noise added to z in training; 0 adds none.
+        decay: Share of the past in the running averages of the M-step, in [0, 1).
+        learned: Any of ``"codebook"`` (by gradient instead of the M-step), ``"feature_weights"`` (w in (4), by
+            gradient), ``"mixture_weights"`` (pi in (1), by the M-step; uniform otherwise).
+
+    Shape:
+        latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*)``, loss ``()`` in nats for each token.
+
+    Raises:
+        ValueError: If an argument is out of range, or the last axis of the latents is not ``dim``.
+
+    References:
+        Gaussian Mixture Vector Quantization with Aggregated Categorical Posterior (Yan et al., 2024),
+        https://arxiv.org/abs/2410.10180
+
+    Example:
+        >>> quantizer = GaussianMixtureQuantizer(dim=64, codebook_size=128)
+        >>> values, codes, loss, terms = quantizer(torch.randn(2, 16, 64))
+        >>> values.shape, codes.shape
+        (torch.Size([2, 16, 64]), torch.Size([2, 16]))
+        >>> quantizer.posterior(torch.randn(5, 64)).responsibilities.shape
+        torch.Size([5, 128])
+    """
+
+    loss_in_nats: ClassVar[bool] = True
+    has_posterior: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        codebook_dim: int | None = None,
+        objective: Literal["albo", "elbo"] | AbstractObjective = "albo",
+        variance: float | Literal["shared", "code", "feature"] = "shared",
+        estimator: AbstractEstimator | GumbelSoftmax | None = None,
+        sharpening: float | Schedule = 1.0,
+        noise: float = 0.0,
+        decay: float = 0.99,
+        learned: Collection[str] = (),
+    ) -> None:
+        super().__init__(dim, codebook_size, min(dim, DEFAULT_CODE_DIM) if codebook_dim is None else codebook_dim)
+        if not (math.isfinite(noise) and noise >= 0):
+            raise ValueError(f"'noise' must be a finite number of at least 0, got {noise}. Use 0.0 for none.")
+        if isinstance(learned, str) or not set(learned) <= set(LEARNABLE):
+            raise ValueError(f"'learned' must be a collection of words out of {LEARNABLE}, got {learned!r}. Use ().")
+        self.objective = as_objective(objective)
+        self.estimator = StraightThrough() if estimator is None else estimator
+        self.sharpening = as_schedule(sharpening, "sharpening")
+        self.noise = noise
+        self.learned = frozenset(learned)
+        self.moving = MovingAverageCodebook(codebook_size, self.codebook_dim, decay)
+        self.variance = MixtureVariance(variance, codebook_size, self.codebook_dim, decay)
+        self.learned_codes = nn.Parameter(self.moving.codes.clone()) if "codebook" in self.learned else None
+        self.feature_logits = (
+            nn.Parameter(torch.zeros(self.codebook_dim)) if "feature_weights" in self.learned else None
+        )
+
+    @property
+    def code_vectors(self) -> Tensor:  # noqa: D102
+        return self.moving.codes if self.learned_codes is None else self.learned_codes
+
+    @property
+    def feature_weights(self) -> Tensor:
+        """Weights w in (4), ``(L,)``, at least 0 and 1 on average."""
+        if self.feature_logits is None:
+            return self.moving.codes.new_ones(self.codebook_dim)
+        return self.codebook_dim * F.softmax(self.feature_logits, dim=0)
+
+    @property
+    def log_prior(self) -> Tensor:
+        """Log p(c) in nats, ``(K,)``."""
+        if "mixture_weights" not in self.learned:
+            return self.moving.codes.new_full((self.codebook_size,), -math.log(self.codebook_size))
+        # one latent in a thousand batches for each code: a prior of exactly 0 could never be left again
+        counts = self.moving.counts + 1e-3
+        return (counts / counts.sum()).log()
+
+    def update(self) -> None:
+        """Folds the collected statistics into codebook and variances: the M-step."""
+        self.variance.update()
+        self.moving.update()
+
+    def posterior(self, latents: Tensor) -> Posterior:
+        """Responsibilities, their entropy and the log-density of each latent, in the code space.
+
+        Args:
+            latents: Shape ``(*, dim)``.
+
+        Returns:
+            Responsibilities ``(*, K)``, entropy ``(*)`` and log-density ``(*)`` in nats.
+        """
+        rows, _ = self._rows(latents)
+        log_joint = self._log_joint(rows, self._energies(rows))
+        log_density = log_joint.logsumexp(-1) + self._log_normalizer()
+        log_posterior = log_joint.log_softmax(-1)
+        probabilities = log_posterior.exp()
+        shape = latents.shape[:-1]
+        entropy = -(probabilities * log_posterior).sum(-1)
+        return Posterior(probabilities.reshape(*shape, -1), entropy.reshape(shape), log_density.reshape(shape))
+
+    @torch.no_grad()
+    def albo_terms(self, latents: Tensor) -> dict[str, Tensor]:
+        """``distance``: E_q[d_c / 2 sigma^2] in nats for each token ``(*)``, and ``responsibilities`` ``(*, K)``."""
+        rows, _ = self._rows(latents)
+        energies = self._energies(rows)
+        probabilities = self._log_joint(rows, energies).softmax(-1)
+        distance = (probabilities * energies).sum(-1).reshape(latents.shape[:-1])
+        return {"distance": distance, "responsibilities": probabilities.reshape(*latents.shape[:-1], -1)}
+
+    @torch.no_grad()
+    def sample(self, *shape: int, generator: torch.Generator | None = None) -> Quantized:
+        """Draws c from p(c) and z from p(z | c): values ``(*shape, dim)`` and codes ``(*shape)``.
+
+        Without noise p(z | c) stands for its limit, the code itself.
+        """
+        number = math.prod(shape)
+        codes = torch.multinomial(self.log_prior.exp(), number, replacement=True, generator=generator)
+        values = self.code_vectors[codes]
+        if self.noise > 0:
+            deviation = self._scales().reciprocal().expand(self.codebook_size, -1)[codes]
+            values = values + deviation * torch.randn(values.shape, generator=generator, device=values.device)
+        return Quantized(
+            self._outside(values).reshape(*shape, self.dim), codes.reshape(shape), values.new_zeros(()), {}
+        )
+
+    def _scales(self) -> Tensor:
+        """Square roots of the precisions w_l / sigma^2, ``(1 or K, L)``."""
+        sharpening = self.sharpening(self.progress)
+        return (self.feature_weights / self.variance.value(self.code_vectors.detach())).sqrt() / sharpening
+
+    def _energies(self, rows: Tensor) -> Tensor:
+        """d_c / 2 sigma^2 in nats, ``(N, K)``."""
+        scales, codes = self._scales().to(rows.dtype), self.code_vectors.to(rows.dtype)
+        if len(scales) == 1:
+            return squared_distances(rows * scales, codes * scales) / 2
+        # a variance for each code: the precision is a factor of the distance
+        weights = self.feature_weights.to(rows.dtype).sqrt()
+        precisions = (scales.square() / weights.square()).mean(-1)
+        return squared_distances(rows * weights, codes * weights) * precisions / 2
+
+    def _log_joint(self, rows: Tensor, energies: Tensor) -> Tensor:
+        """Log p(c) - d_c / 2 sigma^2, and the normalizer where it differs between codes, ``(N, K)``."""
+        log_joint = self.log_prior.to(rows.dtype) - energies  # (4)
+        scales = self._scales().to(rows.dtype)
+        return log_joint if len(scales) == 1 else log_joint + (scales.log().sum(-1) - scales.log().sum(-1).mean())
+
+    def _log_normalizer(self) -> Tensor:
+        """The part of the log-density that all codes share, ``()``."""
+        return self._scales().log().sum(-1).mean() - self.codebook_dim / 2 * math.log(2 * math.pi)
+
+    def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
+        learning = self.training and not in_backward()
+        if learning:
+            self._start(rows, kept)
+            if self.updates_itself:
+                self.update()
+        assignment = self._assign(rows, kept)
+        codes = assignment.log_posterior.argmax(-1)
+        codebook = self.code_vectors.to(rows.dtype).clone()  # the next update changes the moving averages in place
+        if learning:
+            self._collect(rows.detach(), codes, assignment)
+        values = self._values(rows, codes, codebook, assignment) if self.training else codebook[codes]
+        terms = self.objective.terms(assignment, self.noise, self.codebook_dim)
+        loss = torch.stack(list(terms.values())).sum()
+        figures = {name: value.detach() for name, value in terms.items()}
+        figures["posterior_entropy"] = assignment.mean(
+            -(assignment.probabilities * assignment.log_posterior).sum(-1)
+        ).detach()
+        figures["sigma"] = self._scales().detach().log().mean().neg().exp()
+        return Quantized(values, codes, loss, figures)
+
+    def _assign(self, rows: Tensor, kept: Tensor) -> Assignment:
+        energies = self._energies(rows)
+        log_posterior = self._log_joint(rows, energies).log_softmax(-1)
+        return Assignment(energies, log_posterior, log_posterior.exp(), self.log_prior.to(rows.dtype), kept)
+
+    def _values(self, rows: Tensor, codes: Tensor, codebook: Tensor, assignment: Assignment) -> Tensor:
+        if isinstance(self.estimator, GumbelSoftmax):
+            y = self.estimator.weights(assignment.log_posterior, self.progress)  # (6)
+            values, energies = y @ codebook, (y * assignment.energies).sum(-1, keepdim=True)
+        else:
+            values = self.estimator(rows, codebook[codes])
+            energies = assignment.energies.gather(-1, codes[:, None])
+        if self.noise == 0:
+            return values
+        scales = self._scales().to(rows.dtype)
+        deviation = variance_ratio(energies, self.noise, self.codebook_dim).sqrt() / scales.mean(0)  # (5)
+        return values + deviation * torch.randn_like(values)
+
+    def _start(self, rows: Tensor, kept: Tensor) -> None:
+        if self.moving.has_started:
+            return
+        share = rows.new_full((self.codebook_size,), float(kept.sum()) / self.codebook_size).clamp_min(0.1)
+        if not self.moving.start(rows, kept, share):
+            return
+        if self.learned_codes is not None:
+            self.learned_codes.data.copy_(self.moving.codes)
+        codes = squared_distances(rows.detach(), self.moving.codes.to(rows.dtype)).argmin(-1)
+        self.variance.start(*self._squared_residuals(rows.detach(), codes, kept))
+
+    @torch.no_grad()
+    def _collect(self, rows: Tensor, codes: Tensor, assignment: Assignment) -> None:
+        responsibilities = assignment.probabilities * assignment.kept[:, None]
+        counts, sums = responsibilities.sum(0), responsibilities.T @ rows
+        starved, weights = self._feed_starved(counts, assignment)
+        counts = counts.index_copy(0, starved, weights.sum(0))
+        self.moving.collect(counts, sums.index_copy(0, starved, weights.T @ rows))
+        self.variance.collect(*self._squared_residuals(rows, codes, assignment.kept))
+
+    @staticmethod
+    def _feed_starved(counts: Tensor, assignment: Assignment) -> tuple[Tensor, Tensor]:
+        r"""Gives each code at least a small share of the responsibility, the least used ones first.
+
+        Under the constraint :math:`q_B(c) \ge \epsilon / K` the responsibilities of a code that falls short are
+        scaled up until it holds. They are normalized over rows as logarithms, so that a code to which all rows are 0
+        in float32 still moves toward those nearest to it; without it, a code far away would never return.
+
+        Returns:
+            Codes ``(M,)`` and the responsibilities ``(N, M)`` that they get.
+        """
+        totals = sum_over_ranks(counts)
+        share = LEAST_SHARE * sum_over_ranks(assignment.kept.sum().to(totals.dtype)) / len(totals)
+        total, starved = totals.topk(
+            min(MOST_STARVED, len(totals)), largest=False
+        )  # a fixed number: no wait for the GPU
+        logarithms = assignment.log_posterior[:, starved].masked_fill(~assignment.kept[:, None], -torch.inf)
+        total_logarithms = logsumexp_over_ranks(logarithms.logsumexp(0)) if len(logarithms) else logarithms.sum(0)
+        fed = (logarithms - total_logarithms).exp() * share
+        return starved, torch.where(total < share, fed, assignment.probabilities[:, starved] * assignment.kept[:, None])
+
+    @staticmethod
+    def _draw(log_posterior: Tensor, generator: torch.Generator | None) -> Tensor:
+        """One code for each row ``(N, 1)``, by inversion: one random number for a row and not one for a code."""
+        cumulated = log_posterior.exp().cumsum(-1)
+        uniform = torch.rand(len(cumulated), 1, generator=generator, dtype=cumulated.dtype, device=cumulated.device)
+        # the total is 1 up to rounding; scaling by it keeps the index below K
+        return torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True).clamp_max(cumulated.shape[-1] - 1)
+
+    def _squared_residuals(self, rows: Tensor, codes: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Number of rows of each code ``(K,)`` and sums of their squared distances for each feature ``(K, L)``."""
+        squares = (rows - self.code_vectors.detach().to(rows.dtype)[codes]).square()
+        return code_sums(squares * self.feature_weights.detach().to(rows.dtype), codes, kept, self.codebook_size)
+
+    def _encode_rows(self, rows: Tensor) -> Tensor:
+        blocks = rows.split(max(1, BLOCK_ELEMENTS // self.codebook_size))
+        return torch.cat([self._log_joint(block, self._energies(block)).argmax(-1) for block in blocks])
+
+    def _posterior_mean_rows(self, rows: Tensor) -> Tensor:
+        return self._log_joint(rows, self._energies(rows)).softmax(-1) @ self.code_vectors.to(rows.dtype)
+
+    def _divergence_rows(self, rows: Tensor) -> Tensor:
+        assignment = self._assign(rows, torch.ones(len(rows), dtype=torch.bool, device=rows.device))
+        latent = latent_divergence(assignment.energies, self.noise, self.codebook_dim)
+        return assignment.divergence() + (assignment.probabilities * latent).sum(-1)
+
+    def _sample_rows(self, rows: Tensor, generator: torch.Generator | None) -> PosteriorSample:
+        energies = self._energies(rows)
+        log_posterior = self._log_joint(rows, energies).log_softmax(-1)
+        codes = self._draw(log_posterior, generator)
+        values, log_prior = self.code_vectors.to(rows.dtype)[codes[:, 0]], self.log_prior.to(rows.dtype)
+        if self.noise == 0:  # q(z | x, c) and p(z | c) shrink to the code together: z is discrete
+            return PosteriorSample(values, log_prior[codes[:, 0]], log_posterior.gather(-1, codes)[:, 0])
+        scales = self._scales().to(rows.dtype)
+        ratios = variance_ratio(energies, self.noise, self.codebook_dim)
+        deviation = ratios.gather(-1, codes).sqrt() / scales.expand(self.codebook_size, -1)[codes[:, 0]]
+        noise = torch.randn(values.shape, generator=generator, dtype=rows.dtype, device=rows.device)
+        values = values + deviation * noise
+        # c is summed out of both densities, so that duplicate codes cost nothing
+        exponents = self._energies(values)
+        normalizer = scales.log().sum(-1) - self.codebook_dim / 2 * math.log(2 * math.pi)
+        prior = (log_prior + normalizer - exponents).logsumexp(-1)
+        log_widths = self.codebook_dim / 2 * ratios.log()
+        posterior = (log_posterior + normalizer - log_widths - exponents / ratios).logsumexp(-1)
+        return PosteriorSample(values, prior, posterior)

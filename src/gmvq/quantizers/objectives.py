@@ -1,0 +1,143 @@
+r"""What a Gaussian-mixture quantizer adds to the reconstruction loss, in nats for each token.
+
+With energies :math:`e_c = d_c / 2 \sigma^2` and :math:`q_B` the mean of :math:`q(c \mid x)` over the global batch,
+
+.. math::
+    \mathrm{ALBO} &: \gamma\, E_{q(c \mid x)}[e_c] + \beta\, \mathrm{KL}(q_B(c) \,\|\, p(c))   \qquad (7) \\
+    \mathrm{ELBO} &: E_{q(c \mid x)} \mathrm{KL}(q(z \mid x, c) \,\|\, p(z \mid c))
+                     + \mathrm{KL}(q(c \mid x) \,\|\, p(c))   \qquad (8)
+
+ALBO leaves out the mutual information between tokens and codes, so it does not push q(c | x) toward high entropy. It
+is not always a bound on log p(x); the true bounds are in :mod:`gmvq.metrics.likelihood`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gmvq.quantizers.distributed import sum_over_ranks
+
+
+class Assignment(NamedTuple):
+    """How N rows stand to K codes.
+
+    Attributes:
+        energies: d_c / 2 sigma^2 in nats, ``(N, K)``.
+        log_posterior: log q(c | x), ``(N, K)``.
+        probabilities: q(c | x), ``(N, K)``.
+        log_prior: log p(c), ``(K,)``.
+        kept: Rows that count, booleans ``(N,)``.
+    """
+
+    energies: Tensor
+    log_posterior: Tensor
+    probabilities: Tensor
+    log_prior: Tensor
+    kept: Tensor
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of ``(N,)`` over the rows that count."""
+        return torch.where(self.kept, values, 0).sum() / self.kept.sum().clamp_min(1)
+
+    def expectation(self, values: Tensor) -> Tensor:
+        """Mean over rows of E_q[values] for ``(N, K)``."""
+        return self.mean((self.probabilities * values).sum(-1))
+
+    def aggregated_divergence(self) -> Tensor:
+        """KL(q_B(c) || p(c)) in nats, with q_B summed over all ranks."""
+        totals = sum_over_ranks((self.probabilities * self.kept[:, None]).sum(0))
+        aggregated = totals / sum_over_ranks(self.kept.sum().to(totals.dtype)).clamp_min(1)
+        # xlogy takes 0 log 0 for 0, but its gradient there is infinite
+        return (aggregated * (aggregated.clamp_min(1e-30).log() - self.log_prior)).sum()
+
+    def divergence(self) -> Tensor:
+        """KL(q(c | x) || p(c)) in nats for each row, ``(N,)``."""
+        return (self.probabilities * (self.log_posterior - self.log_prior)).sum(-1)
+
+
+class AbstractObjective(ABC):
+    """A loss of an assignment."""
+
+    @abstractmethod
+    def terms(self, assignment: Assignment, noise: float, code_dim: int) -> dict[str, Tensor]:
+        """Weighted parts of the loss, each ``()`` in nats for each token; their sum is the loss.
+
+        Args:
+            assignment: How rows stand to codes.
+            noise: Scale of the posterior's standard deviation; 0 means that z is the code.
+            code_dim: Features L of a code.
+        """
+
+
+@dataclass(frozen=True)
+class ALBO(AbstractObjective):
+    """Equation (7).
+
+    Args:
+        distance_weight: gamma, on E[d_c / 2 sigma^2]. 1 follows from the model.
+        prior_weight: beta, on KL(q_B || p). 1 follows from the model.
+    """
+
+    distance_weight: float = 1.0
+    prior_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("distance_weight", "prior_weight"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"'{name}' must be a finite number of at least 0, got {value}. Use 1.0.")
+
+    def terms(self, assignment: Assignment, noise: float, code_dim: int) -> dict[str, Tensor]:  # noqa: D102
+        distance = assignment.expectation(assignment.energies)
+        return {
+            "distance": self.distance_weight * distance,
+            "aggregated_divergence": self.prior_weight * assignment.aggregated_divergence(),
+        }
+
+
+@dataclass(frozen=True)
+class ELBO(AbstractObjective):
+    """Equation (8)."""
+
+    def terms(self, assignment: Assignment, noise: float, code_dim: int) -> dict[str, Tensor]:  # noqa: D102
+        terms = {"code_divergence": assignment.mean(assignment.divergence())}
+        if noise > 0:
+            terms["latent_divergence"] = assignment.expectation(latent_divergence(assignment.energies, noise, code_dim))
+        return terms
+
+
+def latent_divergence(energies: Tensor, noise: float, code_dim: int) -> Tensor:
+    r"""KL(q(z | x, c) || p(z | c)) in nats for each row and code, ``(N, K)``.
+
+    Both are normal around the code, with variances :math:`s_c^2` and :math:`\sigma^2`; with their ratio r it is
+    :math:`\tfrac L2 (r - 1 - \log r)`. Without noise both shrink to their mean together, and it is 0.
+    """
+    if noise == 0:
+        return torch.zeros_like(energies)
+    ratio = variance_ratio(energies, noise, code_dim)
+    return code_dim / 2 * (ratio - 1 - ratio.log())
+
+
+def variance_ratio(energies: Tensor, noise: float, code_dim: int) -> Tensor:
+    r"""Equation (5) in units of sigma: :math:`s_c^2 / \sigma^2 = \nu^2 d_c / (2 \sigma^2 L)`, at least 1e-6."""
+    return (noise**2 * energies / code_dim).clamp_min(1e-6)
+
+
+def as_objective(objective: str | AbstractObjective) -> AbstractObjective:
+    """Takes ``"albo"`` and ``"elbo"`` for the objectives with the model's own weights.
+
+    Raises:
+        ValueError: For any other word.
+    """
+    if isinstance(objective, AbstractObjective):
+        return objective
+    named = {"albo": ALBO, "elbo": ELBO}
+    if objective not in named:
+        raise ValueError(f"'objective' must be 'albo', 'elbo' or an objective, got {objective!r}. Use 'albo'.")
+    return named[objective]()

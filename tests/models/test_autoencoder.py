@@ -1,0 +1,125 @@
+from typing import get_args
+
+import pytest
+import torch
+
+import gmvq
+from gmvq.models import QuantizerName
+from gmvq.models.autoencoder import make_bottleneck
+
+QUANTIZERS = get_args(QuantizerName)
+
+
+def small(quantizer="gaussian-mixture", **options):
+    torch.manual_seed(0)
+    defaults = {"width": 8, "blocks": 1, "codebook_size": 12}
+    return gmvq.Autoencoder(gmvq.AutoencoderConfig(quantizer=quantizer, **{**defaults, **options}))
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("size", [(16, 16), (17, 9), (1, 1), (3, 30)])
+@pytest.mark.parametrize("channels", [1, 3, 4, 7])
+def test_any_size_and_any_channels(quantizer, size, channels):
+    model = small(quantizer, channels=channels)
+    images = torch.rand(2, channels, *size)
+    out = model(images)
+    assert out.images.shape == images.shape
+    model.eval()
+    codes = model.encode(images)
+    assert codes.shape[:3] == (2, -(-size[0] // 4), -(-size[1] // 4))
+    decoded = model.decode(codes, size)
+    assert decoded.shape == images.shape
+    assert decoded.min() >= 0
+    assert decoded.max() <= 1
+    torch.testing.assert_close(model(images).images, decoded)
+    torch.testing.assert_close(model.reconstruct(images), decoded)
+    # the GEMM of a batch and of one image round differently
+    torch.testing.assert_close(model.reconstruct(images[1:]), decoded[1:], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("likelihood", ["gaussian", "mean-squared-error", "laplace", "bernoulli"])
+def test_each_pair_learns(quantizer, likelihood):
+    model = small(quantizer, likelihood=likelihood, channels=1, downsampling=2)
+    images = torch.rand(16, 1, 8, 8).round()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    losses = []
+    for _ in range(40):
+        out = model(images)
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+        losses.append(out.terms["mse"].item())
+    assert losses[-1] < 0.85 * losses[0]
+
+
+def test_uint8_equals_its_floats():
+    model = small().eval()
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    assert torch.equal(model.encode(images), model.encode(images.float() / 255))
+
+
+def test_loss_weighs_tokens_against_dimensions():
+    model = small()
+    out = model(torch.rand(2, 3, 16, 16))
+    per_token = out.terms["distance"] + out.terms["aggregated_divergence"]
+    torch.testing.assert_close(out.terms["bottleneck"], per_token * 16 / (3 * 16 * 16))
+    torch.testing.assert_close(out.loss, out.terms["reconstruction"] + out.terms["bottleneck"])
+
+
+def test_calibration_sets_the_variance_of_sampled_reconstructions():
+    model = small()
+    batch = torch.rand(8, 3, 8, 8)
+    model(batch)
+    model.decoder.eval()
+    model.calibrate([batch, batch])
+    assert model.training
+    assert not model.decoder.training
+    error = (model.eval()(batch).images - batch).square().mean().item()
+    assert error < model.likelihood.variance.item() < 3 * error
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (torch.rand(3, 8, 8), "must have shape"),
+        (torch.rand(1, 1, 8, 8), "must have shape"),
+        (torch.rand(1, 3, 0, 8), "must have shape"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "must be float"),
+        (torch.full((1, 3, 8, 8), torch.nan), "must be finite"),
+    ],
+)
+def test_bad_images_get_a_reason(images, reason):
+    with pytest.raises(ValueError, match=reason):
+        small().encode(images)
+
+
+def test_bad_codes_get_a_reason():
+    with pytest.raises(ValueError, match="3 axes"):
+        small().decode(torch.zeros(2, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="must lie in"):
+        small().decode(torch.full((1, 2, 2), 12))
+    with pytest.raises(ValueError, match="continuous bottleneck"):
+        small("none").decode(torch.zeros(1, 2, 2, 9))
+
+
+@pytest.mark.parametrize(
+    "options", [{"downsampling": 3}, {"downsampling": 1}, {"width": 0}, {"codebook_size": -1}, {"channels": 1.5}]
+)
+def test_bad_configurations_get_a_reason(options):
+    with pytest.raises(ValueError, match=f"'{next(iter(options))}'"):
+        gmvq.AutoencoderConfig(**options)
+
+
+def test_unknown_names_get_a_reason():
+    with pytest.raises(ValueError, match="'quantizer'"):
+        make_bottleneck(gmvq.AutoencoderConfig(quantizer="voronoi"))
+    with pytest.raises(ValueError, match="'normalization'"):
+        small(normalization="layer")
+
+
+@pytest.mark.parametrize("normalization", ["group", "batch", "none"])
+def test_normalizations(normalization):
+    model = small(normalization=normalization)
+    model(torch.rand(2, 3, 8, 8)).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.encoder.parameters())

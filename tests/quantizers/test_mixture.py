@@ -1,0 +1,192 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+
+from gmvq.quantizers import (
+    ALBO,
+    ELBO,
+    GaussianMixtureQuantizer,
+    Geometric,
+    GumbelSoftmax,
+    Linear,
+    VectorQuantizer,
+)
+
+
+def fitted(rows, **options):
+    quantizer = GaussianMixtureQuantizer(rows.shape[-1], 5, codebook_dim=rows.shape[-1], **options).to(rows.dtype)
+    quantizer(rows)
+    quantizer.update()
+    return quantizer.eval()
+
+
+@pytest.fixture
+def rows():
+    return torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("variance", [0.3, "shared", "code", "feature"])
+@pytest.mark.parametrize("learned", [(), ("mixture_weights",)])
+def test_posterior_is_that_of_the_mixture(rows, variance, learned):
+    quantizer = fitted(rows, variance=variance, learned=learned)
+    means, prior = quantizer.codebook.numpy(), quantizer.log_prior.exp().numpy()
+    variances = np.broadcast_to(quantizer.variance.value(quantizer.codebook).numpy(), means.shape)
+    density = np.stack(
+        [
+            weight * multivariate_normal(mean, np.diag(spread)).pdf(rows.numpy())
+            for weight, mean, spread in zip(prior, means, variances, strict=True)
+        ],
+        axis=1,
+    )
+    responsibilities = density / density.sum(1, keepdims=True)
+    posterior = quantizer.posterior(rows)
+    np.testing.assert_allclose(posterior.responsibilities.numpy(), responsibilities, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(posterior.log_density.numpy(), np.log(density.sum(1)), rtol=1e-9)
+    entropy = -(responsibilities * np.log(np.maximum(responsibilities, 1e-300))).sum(1)
+    np.testing.assert_allclose(posterior.entropy.numpy(), entropy, atol=1e-9)
+
+
+def test_albo_and_elbo_equal_the_equations_by_hand(rows):
+    quantizer = fitted(rows, variance=0.7)
+    distances = torch.cdist(rows, quantizer.codebook).square()
+    energies = distances / (2 * 0.7)
+    q = torch.softmax(-energies, -1)
+    aggregated = q.mean(0)
+    expected_distance = (q * energies).sum(-1).mean()
+    expected_divergence = (aggregated * (aggregated.log() + math.log(5))).sum()
+    out = quantizer(rows)
+    torch.testing.assert_close(out.terms["distance"], expected_distance)
+    torch.testing.assert_close(out.terms["aggregated_divergence"], expected_divergence)
+    torch.testing.assert_close(out.loss, expected_distance + expected_divergence)
+    quantizer.objective = ALBO(distance_weight=0.5, prior_weight=3.0)
+    torch.testing.assert_close(quantizer(rows).loss, 0.5 * expected_distance + 3 * expected_divergence)
+    quantizer.objective, quantizer.noise = ELBO(), 1.5
+    ratio = 1.5**2 * energies / 3
+    latent = (q * 3 / 2 * (ratio - 1 - ratio.log())).sum(-1).mean()
+    code = (q * (q.log() + math.log(5))).sum(-1).mean()
+    torch.testing.assert_close(quantizer(rows).loss, latent + code)
+    torch.testing.assert_close(quantizer.divergence(rows).mean(), latent + code)
+
+
+def test_the_categorical_part_is_that_of_the_elbo_less_the_mutual_information(rows):
+    # equation (9)
+    quantizer = fitted(rows)
+    q = quantizer.posterior(rows).responsibilities
+    aggregated = q.mean(0)
+    information = (q * (q / aggregated).log()).sum(-1).mean()
+    assert quantizer.divergence(rows).mean() - quantizer(rows).terms["aggregated_divergence"] == pytest.approx(
+        information
+    )
+
+
+def test_sigma_to_zero_is_plain_vector_quantization(rows):
+    mixture = GaussianMixtureQuantizer(3, 8, codebook_dim=3, variance=1e-9, decay=0.9).double()
+    vector = VectorQuantizer(3, 8, decay=0.9).double()
+    for step in range(4):
+        batch = rows.roll(step, 0)[: 150 + step] * (1 + step)
+        soft, hard = mixture(batch), vector(batch)
+        if step == 0:  # they start from the same k-means, but with other counts
+            mixture.moving.place(vector.moving.codes, vector.moving.counts)
+            mixture.moving.collect(torch.zeros(8), torch.zeros(8, 3))
+            soft = mixture(batch)
+            vector.moving.place(mixture.moving.codes, mixture.moving.counts)
+            hard = vector(batch)
+        assert torch.equal(soft.codes, hard.codes)
+        torch.testing.assert_close(soft.values, hard.values)
+
+
+def test_scaling_latents_and_codebook_together_changes_nothing(rows):
+    for estimator in (None, GumbelSoftmax()):
+        losses = []
+        for scale in (1.0, 64.0):
+            torch.manual_seed(0)
+            quantizer = GaussianMixtureQuantizer(3, 5, codebook_dim=3, noise=0.5, estimator=estimator).double()
+            out = quantizer(rows * scale)
+            losses.append(torch.cat([out.loss[None], (out.values / scale).flatten()]))
+        torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_codes_far_from_all_latents_come_back_without_a_restart():
+    # half of the codes start far outside of the data
+    torch.manual_seed(0)
+    rows = torch.randn(2000, 2)
+    starts = torch.cat([torch.randn(16, 2), torch.randn(16, 2) + 8])
+    used = {}
+    for name, quantizer in {
+        "mixture": GaussianMixtureQuantizer(2, 32, codebook_dim=2, decay=0.9),
+        "vector": VectorQuantizer(2, 32, decay=0.9),
+    }.items():
+        quantizer(rows)
+        quantizer.moving.place(starts, torch.full((32,), 1.0))
+        for _ in range(200):
+            quantizer(rows)
+        used[name] = len(quantizer.encode(rows).unique())
+    assert used["vector"] <= 17
+    assert used["mixture"] >= 22
+
+
+def test_the_default_projects_wide_latents_to_few_dimensions():
+    assert GaussianMixtureQuantizer(64, 16).codebook_dim == 4
+    assert GaussianMixtureQuantizer(3, 16).codebook_dim == 3
+    assert GaussianMixtureQuantizer(64, 16, codebook_dim=8).code_vectors.shape == (16, 8)
+
+
+def test_schedules_follow_the_trainers_progress(rows):
+    quantizer = fitted(rows, sharpening=Geometric(4.0, 0.01))
+    entropies = []
+    for progress in (0.0, 0.5, 1.0):
+        quantizer.set_progress(progress)
+        entropies.append(quantizer.posterior(rows).entropy.mean().item())
+    assert entropies[0] > entropies[1] > entropies[2] >= 0
+    assert entropies[2] < 0.01
+
+
+def test_gumbel_samples_have_the_posterior_as_their_frequencies():
+    torch.manual_seed(0)
+    log_posterior = torch.tensor([0.6, 0.3, 0.1]).log().expand(20000, 3)
+    weights = GumbelSoftmax(Linear(1.0, 0.01)).weights(log_posterior, progress=1.0)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(20000))
+    frequencies = torch.bincount(weights.argmax(-1), minlength=3) / 20000
+    torch.testing.assert_close(frequencies, torch.tensor([0.6, 0.3, 0.1]), atol=0.015, rtol=0)
+
+
+def test_samples_of_the_prior_follow_its_weights():
+    torch.manual_seed(0)
+    quantizer = GaussianMixtureQuantizer(4, 3, learned=("mixture_weights",), noise=1.0)
+    quantizer.moving.place(torch.tensor([[0.0] * 4, [100.0] * 4, [-100.0] * 4]), torch.tensor([6.0, 3.0, 1.0]))
+    quantizer.variance.start(torch.tensor([1.0, 1.0, 1.0]), torch.full((3, 4), 4.0))
+    values, codes, *_ = quantizer.sample(100, 200)
+    assert values.shape == (100, 200, 4)
+    torch.testing.assert_close(
+        torch.bincount(codes.flatten()) / 20000, torch.tensor([0.6, 0.3, 0.1]), atol=0.015, rtol=0
+    )
+    assert (values - quantizer.decode(codes)).std().item() == pytest.approx(2.0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"objective": "vlbo"}, "'objective'"),
+        ({"variance": 0.0}, "'variance'"),
+        ({"variance": "all"}, "'variance'"),
+        ({"noise": -1.0}, "'noise'"),
+        ({"decay": 1.0}, "'decay'"),
+        ({"learned": "codebook"}, "'learned'"),
+        ({"learned": ("sigma",)}, "'learned'"),
+        ({"sharpening": 0.0}, "'sharpening'"),
+        ({"codebook_dim": 9}, "'codebook_dim'"),
+        ({"estimator": GumbelSoftmax}, None),
+    ],
+)
+def test_bad_arguments_get_a_reason(options, reason):
+    if reason is None:
+        with pytest.raises(ValueError, match="'temperature'"):
+            GumbelSoftmax(-1.0)
+        return
+    with pytest.raises(ValueError, match=reason):
+        GaussianMixtureQuantizer(8, 4, **options)
+    with pytest.raises(ValueError, match="'codebook_size'"):
+        GaussianMixtureQuantizer(8, 0)
