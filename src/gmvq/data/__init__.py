@@ -1,0 +1,30 @@
+"""Data: where images come from, and how they become batches.
+
+::
+
+    load(path) | photographs() | digits() --> Data(train, held_out) --Loader--> Batch
+"""
+
+from gmvq.data.bundled import digits, photographs
+from gmvq.data.decoding import ImageError, read_image
+from gmvq.data.images import ArrayImages, Data, FileImages, Images, MixedImages, Skipped
+from gmvq.data.loading import Loader, batches_by_size, held_out_batches
+from gmvq.data.sources import fingerprint, load
+
+__all__ = [
+    "ArrayImages",
+    "Data",
+    "FileImages",
+    "ImageError",
+    "Images",
+    "Loader",
+    "MixedImages",
+    "Skipped",
+    "batches_by_size",
+    "digits",
+    "fingerprint",
+    "held_out_batches",
+    "load",
+    "photographs",
+    "read_image",
+]

@@ -1,0 +1,173 @@
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from gmvq.data.decoding import ImageError, convert_channels, read_header, read_image
+
+Save = Callable[..., NDArray[np.uint8]]
+Pixels = Callable[..., NDArray[np.uint8]]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "tiff", "bmp", "webp", "PNG", "ppm"])
+@pytest.mark.parametrize("shape", [(6, 8, 3), (6, 8)])
+def test_lossless_formats_give_the_pixels_back(suffix: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(pixels).save(path, lossless=True)  # other formats ignore the option
+    expected = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    if suffix == "webp":  # WebP has no gray
+        expected = np.broadcast_to(expected, (3, 6, 8))
+    image = read_image(path)
+    assert image.dtype == torch.uint8
+    assert np.array_equal(image.numpy(), expected)
+    assert read_header(path) == (6, 8, len(expected))
+
+
+def test_jpeg_and_gif_are_close(tmp_path: Path) -> None:
+    ramp = np.broadcast_to(np.arange(0, 256, 16).astype(np.uint8)[:, None], (16, 16))
+    Image.fromarray(ramp).save(tmp_path / "a.jpg", quality=95)
+    frames = [Image.fromarray(ramp), Image.fromarray(255 - ramp)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert np.abs(read_image(tmp_path / "a.jpg")[0].numpy().astype(int) - ramp).max() <= 8
+    assert np.array_equal(read_image(tmp_path / "a.gif", 1)[0].numpy(), ramp)  # the first frame, gray palette
+    assert read_header(tmp_path / "a.gif").channels == 1
+
+
+def test_sixteen_bit_gray_is_scaled(tmp_path: Path) -> None:
+    values = np.array([[0, 257, 65535, 128 * 257 + 1]], np.uint16)
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+        assert read_image(tmp_path / name).flatten().tolist() == [0, 1, 255, 128]
+        assert read_header(tmp_path / name) == (1, 4, 1)
+
+
+@pytest.mark.parametrize("factor", [1.0, 255.0, 65535.0])
+def test_float_tiff_takes_the_range_that_holds_it(tmp_path: Path, factor: float) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[0, 0.5, 1]], np.float32) * np.float32(factor))
+    assert read_image(tmp_path / "a.tif").flatten().tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("bad", [-1.0, 1e6, float("nan"), float("inf")])
+def test_float_tiff_out_of_range_is_refused(tmp_path: Path, bad: float) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[0, bad]], np.float32))
+    with pytest.raises(ImageError, match=r"a\.tif.*(finite|outside)"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_tiff_that_pillow_does_not_know(tmp_path: Path, planar: str) -> None:
+    values = np.random.default_rng(0).random((5, 7, 3)).astype(np.float32)
+    stored = values if planar == "contig" else values.transpose(2, 0, 1)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", planarconfig=planar)
+    with pytest.raises(Image.UnidentifiedImageError):
+        Image.open(tmp_path / "a.tif")
+    assert np.array_equal(read_image(tmp_path / "a.tif").permute(1, 2, 0).numpy(), np.rint(values * 255))
+    assert read_header(tmp_path / "a.tif") == (5, 7, 3)
+
+
+def test_tiff_with_too_many_samples_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.zeros((4, 4, 6), np.float32), photometric="minisblack", planarconfig="contig"
+    )
+    for read in (read_header, read_image):
+        with pytest.raises(ImageError, match="shape"):
+            read(tmp_path / "a.tif")
+
+
+def test_transparency_is_laid_on_white_unless_four_channels(tmp_path: Path) -> None:
+    pixels = np.array([[[10, 20, 30, 0], [10, 20, 30, 255], [0, 0, 0, 51]]], np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").permute(1, 2, 0).tolist() == [[[255] * 3, [10, 20, 30], [204] * 3]]
+    assert np.array_equal(read_image(tmp_path / "a.png", 4).permute(1, 2, 0).numpy(), pixels)
+    Image.fromarray(np.array([[[10, 0], [10, 255]]], np.uint8), "LA").save(tmp_path / "gray.png")
+    assert read_image(tmp_path / "gray.png").tolist() == [[[255, 10]]]
+    assert read_image(tmp_path / "gray.png", 4).permute(1, 2, 0).tolist() == [[[10, 10, 10, 0], [10, 10, 10, 255]]]
+
+
+def test_palette_with_transparent_colour(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 0, 0, 0, 0, 100])
+    image.putdata([0, 1])
+    image.save(tmp_path / "a.png", transparency=0)
+    assert read_image(tmp_path / "a.png").permute(1, 2, 0).tolist() == [[[255, 255, 255], [0, 0, 100]]]
+    assert read_header(tmp_path / "a.png").channels == 3
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned by a quarter
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    assert read_image(tmp_path / "a.png").tolist() == [np.rot90(pixels, -1).tolist()]
+    assert read_header(tmp_path / "a.png") == (3, 2, 1)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "LA", "I;16", "YCbCr"])
+@pytest.mark.parametrize("channels", [None, 1, 3, 4])
+def test_every_mode_becomes_the_channels_asked_for(mode: str, channels: int | None, tmp_path: Path) -> None:
+    path = tmp_path / ("a.jpg" if mode in ("CMYK", "YCbCr") else "a.png")
+    Image.new("RGB", (3, 2), (40, 40, 40)).convert("L" if mode == "I;16" else mode).convert(mode).save(path)
+    image = read_image(path, channels)
+    assert image.shape == (channels or read_header(path).channels, 2, 3)
+    assert image.is_contiguous()
+
+
+def test_gray_colour_gray_is_exact(random_pixels: Pixels) -> None:
+    gray = random_pixels(16, 16, 1)
+    assert np.array_equal(convert_channels(convert_channels(gray, 3), 1), gray)
+    assert convert_channels(gray, 1) is gray
+
+
+def test_luma_is_that_of_pillow(random_pixels: Pixels) -> None:
+    colour = random_pixels(16, 16, 3)
+    assert np.array_equal(convert_channels(colour, 1)[..., 0], np.asarray(Image.fromarray(colour).convert("L")))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "gif"])
+@pytest.mark.parametrize("keep", [0, 3, 0.5])
+def test_truncated_files_are_named(suffix: str, keep: float, tmp_path: Path, save_image: Save) -> None:
+    save_image(f"a.{suffix}", 40, 40, 3)
+    path = tmp_path / f"a.{suffix}"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep) if keep < 1 else int(keep)])
+    with pytest.raises(ImageError, match=rf"a\.{suffix}") as caught:
+        read_image(path)
+    assert caught.value.path == path
+    assert caught.value.reason
+
+
+def test_errors_name_the_reason(tmp_path: Path, save_image: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ImageError, match="no such file"):
+        read_image(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(ImageError, match="no image that is known"):
+        read_header(tmp_path / "text.png")
+    (tmp_path / "empty.tif").write_bytes(b"")
+    with pytest.raises(ImageError, match="empty"):
+        read_header(tmp_path / "empty.tif")
+    with pytest.raises(ValueError, match="'channels' must be 1"):
+        read_image(tmp_path / "text.png", 2)
+    save_image("large.png", 8, 9)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 71)
+    for read in (read_header, read_image):
+        with pytest.raises(ImageError, match=r"large\.png"):
+            read(tmp_path / "large.png")
+
+
+def test_image_without_pixels_is_refused(tmp_path: Path) -> None:
+    gif = bytearray(b"GIF89a\0\0\0\0\x80\0\0" + b"\0" * 6 + b",\0\0\0\0\0\0\0\0\0\x02\x02D\x01\0;")
+    (tmp_path / "a.gif").write_bytes(gif)
+    with pytest.raises(ImageError, match=r"a\.gif"):
+        read_header(tmp_path / "a.gif")
+
+
+def test_error_survives_another_process() -> None:
+    error = pickle.loads(pickle.dumps(ImageError(Path("a.png"), "broken")))
+    assert (error.path, error.reason) == (Path("a.png"), "broken")
