@@ -1,0 +1,30 @@
+"""Figures of merit: distortion of images, use of the codebook, and bounds of the likelihood.
+
+Functions measure one batch; classes stream over a data set, sum in float64, and sum over ranks in ``merged()``.
+"""
+
+from gmvq.metrics.codes import CodebookStatistics, sum_over_ranks
+from gmvq.metrics.distortion import Distortion, mse, psnr, ssim
+from gmvq.metrics.likelihood import (
+    MixtureInformation,
+    aggregated_bound,
+    bits_per_dimension,
+    categorical_divergence,
+    evidence_lower_bound,
+    importance_weighted_bound,
+)
+
+__all__ = [
+    "CodebookStatistics",
+    "Distortion",
+    "MixtureInformation",
+    "aggregated_bound",
+    "bits_per_dimension",
+    "categorical_divergence",
+    "evidence_lower_bound",
+    "importance_weighted_bound",
+    "mse",
+    "psnr",
+    "ssim",
+    "sum_over_ranks",
+]

@@ -1,0 +1,250 @@
+r"""How far a reconstruction is from its image.
+
+For one image x of D = C H W dimensions in [0, 1] and its reconstruction y:
+
+.. math::
+    \text{MSE} = \tfrac{1}{D} \sum_i (x_i - y_i)^2 \qquad
+    \text{PSNR} = 10 \log_{10} (1 / \text{MSE}) \text{ dB}
+
+and the structural similarity of Wang et al. (2004), the mean over windows and channels of
+
+.. math::
+    \text{SSIM} = \frac{(2 \bar x \bar y + C_1) (2 \sigma_{xy} + C_2)}
+                       {(\bar x^2 + \bar y^2 + C_1) (\sigma_x^2 + \sigma_y^2 + C_2)},
+    \qquad C_1 = 0.01^2, C_2 = 0.03^2
+
+**Protocol of a data set** (:class:`Distortion`): every figure is computed for each image and then averaged over images.
+So each image counts the same whatever its size, and PSNR is the mean of the images' PSNR, not the PSNR of the mean MSE
+(which is lower: the logarithm is concave in the error). The PSNR of an identical image is infinite; in the mean it
+counts as 100 dB (``PSNR_CAP``), as does any image above that.
+
+Computed in float64 whatever the input.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gmvq.metrics.codes import in_float64, sum_over_ranks
+
+PSNR_CAP = 100.0
+"""Most decibels with which an image enters the mean PSNR, so that one identical image leaves the mean finite."""
+
+GAUSSIAN_SIGMA = 1.5
+GAUSSIAN_WINDOW = 11
+UNIFORM_WINDOW = 7
+RANGE_TOLERANCE = 1e-6
+
+
+def mse(images: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error of each image.
+
+    Args:
+        images: Floats in [0, 1], shape ``(B, C, H, W)``.
+        targets: What to compare with, of the same shape.
+
+    Returns:
+        float64 ``(B,)``.
+
+    Raises:
+        ValueError: If the shapes differ, or values are not floats, not finite or outside of [0, 1].
+    """
+    images, targets = _checked(images, targets)
+    return (images - targets).square().mean(dim=(1, 2, 3))
+
+
+def psnr(images: Tensor, targets: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in decibels; infinite where an image equals its target.
+
+    Args:
+        images: Floats in [0, 1], shape ``(B, C, H, W)``.
+        targets: What to compare with, of the same shape.
+
+    Returns:
+        float64 ``(B,)``.
+
+    Raises:
+        ValueError: If the shapes differ, or values are not floats, not finite or outside of [0, 1].
+    """
+    return -10 * mse(images, targets).log10()
+
+
+def ssim(images: Tensor, targets: Tensor) -> Tensor:
+    """Structural similarity of each image, in [-1, 1].
+
+    Equal to ``skimage.metrics.structural_similarity(..., data_range=1, gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False)``: Gaussian windows of 11x11 pixels that lie wholly within the image, averaged over
+    windows, then over channels. An image with a side under 11 pixels has no such window; there the window is even, of
+    the greatest odd size up to 7 that fits the shorter side, as with ``win_size=..., gaussian_weights=False`` (for the
+    8x8 digits 7x7; for a side of 1 or 2 pixels 1x1, which compares the values alone).
+
+    Args:
+        images: Floats in [0, 1], shape ``(B, C, H, W)``.
+        targets: What to compare with, of the same shape.
+
+    Returns:
+        float64 ``(B,)``.
+
+    Raises:
+        ValueError: If the shapes differ, or values are not floats, not finite or outside of [0, 1].
+
+    References:
+        Image quality assessment: from error visibility to structural similarity (Wang et al., 2004),
+        https://doi.org/10.1109/TIP.2003.819861
+    """
+    images, targets = _checked(images, targets)
+    weights = ssim_window(min(images.shape[2:]))
+    # A channel at a time: five filtered planes of a large photograph are all that must be held.
+    channels = [
+        _similarity(image, target, weights) for image, target in zip(images.unbind(1), targets.unbind(1), strict=True)
+    ]
+    return torch.stack(channels).mean(dim=0)
+
+
+def ssim_window(side: int) -> list[float]:
+    """Weights along one axis of the window with which :func:`ssim` compares images.
+
+    Args:
+        side: Pixels of the shorter side of the image.
+
+    Returns:
+        An odd number of weights that sum to 1: Gaussian from 11 pixels on, even below.
+    """
+    if side < GAUSSIAN_WINDOW:
+        size = min(UNIFORM_WINDOW, side - 1 + side % 2)
+        return [1 / size] * size
+    radius = GAUSSIAN_WINDOW // 2
+    weights = [math.exp(-0.5 * (offset / GAUSSIAN_SIGMA) ** 2) for offset in range(-radius, radius + 1)]
+    return [weight / sum(weights) for weight in weights]
+
+
+class Distortion:
+    """Means of MSE, PSNR and SSIM over the images of a data set, streamed.
+
+    The figures are those of the images that this process has seen. Under ``torch.distributed`` take them from
+    :meth:`merged`, which every rank must call. The protocol is that of the module's docstring.
+
+    Args:
+        structure: Whether to measure SSIM, too; it costs more than the other two.
+
+    Example:
+        >>> distortion = Distortion()
+        >>> distortion.update(torch.zeros(2, 3, 16, 16), torch.full((2, 3, 16, 16), 0.1))
+        >>> distortion.images, round(distortion.mse, 6), round(distortion.psnr, 4)
+        (2, 0.01, 20.0)
+    """
+
+    def __init__(self, *, structure: bool = True) -> None:
+        self.structure = structure
+        self._sums = torch.zeros(4, dtype=torch.float64)  # images, MSE, PSNR, SSIM
+
+    def update(self, images: Tensor, targets: Tensor) -> None:
+        """Add images.
+
+        Args:
+            images: Floats in [0, 1], shape ``(B, C, H, W)``.
+            targets: What to compare with, of the same shape.
+
+        Raises:
+            ValueError: If the shapes differ, or values are not floats, not finite or outside of [0, 1].
+        """
+        errors = mse(images, targets)
+        decibels = (-10 * errors.log10()).clamp(max=PSNR_CAP)
+        similarities = ssim(images, targets) if self.structure else torch.zeros_like(errors)
+        self._sums += torch.stack([torch.ones_like(errors), errors, decibels, similarities]).sum(dim=1).cpu()
+
+    def merged(self) -> Distortion:
+        """Sum over all ranks into a new accumulator; without a process group it is a copy.
+
+        A collective: when a process group exists at the call, every rank must call it.
+        """
+        merged = Distortion(structure=self.structure)
+        merged._sums = sum_over_ranks(self._sums)
+        return merged
+
+    @property
+    def images(self) -> int:
+        """Number of images seen."""
+        return int(self._sums[0])
+
+    @property
+    def mse(self) -> float:
+        """Mean over images of their mean squared error.
+
+        Raises:
+            ValueError: If no image was seen.
+        """
+        return self._mean(1)
+
+    @property
+    def psnr(self) -> float:
+        """Mean over images of their PSNR in decibels, each at most 100 dB.
+
+        Raises:
+            ValueError: If no image was seen.
+        """
+        return self._mean(2)
+
+    @property
+    def ssim(self) -> float:
+        """Mean over images of their SSIM.
+
+        Raises:
+            ValueError: If no image was seen, or SSIM is not measured.
+        """
+        if not self.structure:
+            raise ValueError("'structure' must be True for SSIM, got False. Construct Distortion(structure=True).")
+        return self._mean(3)
+
+    def _mean(self, index: int) -> float:
+        if self.images == 0:
+            raise ValueError("A mean needs at least 1 image, got 0. Call update(images, targets) first.")
+        return float(self._sums[index] / self._sums[0])
+
+
+def _checked(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64, after the checks that all figures share."""
+    if images.ndim != 4 or images.shape != targets.shape or 0 in images.shape[1:]:
+        raise ValueError(
+            "'images' and 'targets' must have one shape (B, C, H, W) with pixels in it, "
+            f"got {tuple(images.shape)} and {tuple(targets.shape)}. Add the axis of the batch with [None]."
+        )
+    for name, values in (("images", images), ("targets", targets)):
+        if not values.is_floating_point():
+            raise ValueError(f"'{name}' must be floats in [0, 1], got {values.dtype}. Divide 8-bit values by 255.")
+        if values.numel() == 0:
+            continue
+        low, high = (float(bound) for bound in values.aminmax())
+        # Written so that NaN fails, too.
+        if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
+            raise ValueError(
+                f"'{name}' must be finite and in [0, 1], got values from {low:g} to {high:g}. "
+                "Scale them, or .clamp(0, 1) what a decoder returns."
+            )
+    return in_float64(images), in_float64(targets)
+
+
+def _similarity(images: Tensor, targets: Tensor, weights: list[float]) -> Tensor:
+    """SSIM of planes ``(B, H, W)`` -> ``(B,)``."""
+    stability_1, stability_2 = 0.01**2, 0.03**2
+    mean_x, mean_y = _windowed_mean(images, weights), _windowed_mean(targets, weights)
+    covariance = _windowed_mean(images * targets, weights) - mean_x * mean_y
+    powers = mean_x.square() + mean_y.square()
+    variances = _windowed_mean(images.square() + targets.square(), weights) - powers
+    numerator = (2 * mean_x * mean_y + stability_1) * (2 * covariance + stability_2)
+    return (numerator / ((powers + stability_1) * (variances + stability_2))).mean(dim=(1, 2))
+
+
+def _windowed_mean(planes: Tensor, weights: list[float]) -> Tensor:
+    """Weighted mean over each window that lies within the plane: ``(B, H, W)`` -> ``(B, H - n + 1, W - n + 1)``."""
+    # Shifted sums, since PyTorch's convolution in float64 unfolds each window on the CPU: n^2 times the memory.
+    for axis in (1, 2):
+        length = planes.shape[axis] - len(weights) + 1
+        mean = planes.narrow(axis, 0, length) * weights[0]
+        for shift, weight in enumerate(weights[1:], start=1):
+            mean.add_(planes.narrow(axis, shift, length), alpha=weight)
+        planes = mean
+    return planes

@@ -1,0 +1,296 @@
+r"""What a latent variable model says of the likelihood of data, from figures in nats.
+
+For one image x of T tokens, with z_s drawn from q(z | x):
+
+.. math::
+    \text{ELBO} &= \mathbb{E}_{q(z | x)} \log p(x | z) - \text{KL}(q(z, c | x) \,\|\, p(z, c))
+        \le \log p(x)                                                                          \quad (8) \\
+    \text{IWAE}_S &= \mathbb{E} \log \frac{1}{S} \sum_{s=1}^{S} \frac{p(x | z_s) p(z_s)}{q(z_s | x)}
+        \le \log p(x), \text{ rising to it with } S                                            \quad (10) \\
+    \text{ALBO} &= \mathbb{E}_{q(z | x)} \log p(x | z)
+        - \sum_{t=1}^{T} \mathbb{E}_{q(c | x)} \frac{d_{tc}}{2 \sigma^2} - T\, \text{KL}(q_B(c) \,\|\, p(c)) \quad (7)
+
+ALBO is *not* always a bound: it leaves out the mutual information of x and c and the entropy of q(z | x), so it may lie
+above log p(x). It is what GM-VQ is trained with; the other two are what to compare with other models.
+
+The functions take tensors of nats, not models, and compute in float64.
+
+References:
+    Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
+    Gaussian Mixture Vector Quantization with Aggregated Categorical Posterior (Yan et al., 2024),
+    https://arxiv.org/abs/2410.10180
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gmvq.metrics.codes import in_float64, sum_over_ranks
+
+
+def evidence_lower_bound(log_likelihood: Tensor, divergence: Tensor) -> Tensor:
+    """Bound of log p(x) from below (8), the expectation taken over S draws.
+
+    Args:
+        log_likelihood: log p(x | z_s) in nats for each draw and image, ``(S, B)``.
+        divergence: KL(q(z, c | x) || p(z, c)) in nats for each image, summed over its tokens, ``(B,)``.
+
+    Returns:
+        Nats for each image, float64 ``(B,)``.
+
+    Raises:
+        ValueError: If the shapes do not fit or a value is not finite.
+    """
+    log_likelihood = _draws("log_likelihood", log_likelihood)
+    return log_likelihood.mean(dim=0) - _per_image("divergence", divergence, log_likelihood.shape[1])
+
+
+def importance_weighted_bound(log_likelihood: Tensor, log_prior: Tensor, log_posterior: Tensor) -> Tensor:
+    """Importance-weighted bound of log p(x) (10).
+
+    Above the evidence lower bound in expectation and tighter with every draw. The draws must come from the q(z | x)
+    whose density ``log_posterior`` is, with any discrete variable summed out of both densities.
+
+    Args:
+        log_likelihood: log p(x | z_s) in nats for each draw and image, ``(S, B)``.
+        log_prior: log p(z_s) in nats, summed over tokens, ``(S, B)``.
+        log_posterior: log q(z_s | x) in nats, summed over tokens, ``(S, B)``.
+
+    Returns:
+        Nats for each image, float64 ``(B,)``.
+
+    Raises:
+        ValueError: If the shapes do not fit or a value is not finite.
+
+    Example:
+        >>> nats = torch.log(torch.tensor([[0.2], [0.4]]))
+        >>> importance_weighted_bound(nats, torch.zeros(2, 1), torch.zeros(2, 1)).exp().round(decimals=6)
+        tensor([0.3000], dtype=torch.float64)
+    """
+    log_likelihood = _draws("log_likelihood", log_likelihood)
+    shape = log_likelihood.shape
+    log_weights = log_likelihood + _draws("log_prior", log_prior, shape) - _draws("log_posterior", log_posterior, shape)
+    return log_weights.logsumexp(dim=0) - math.log(shape[0])
+
+
+def aggregated_bound(log_likelihood: Tensor, distance: Tensor, categorical: Tensor) -> Tensor:
+    """ALBO (7), the objective of GM-VQ in nats; not always a bound of log p(x).
+
+    Args:
+        log_likelihood: log p(x | z_s) in nats for each draw and image, ``(S, B)``.
+        distance: E_q(c|x) d_c / (2 sigma^2) in nats for each image, summed over its tokens, ``(B,)``.
+        categorical: T KL(q_B(c) || p(c)) in nats for each image, ``(B,)``.
+
+    Returns:
+        Nats for each image, float64 ``(B,)``.
+
+    Raises:
+        ValueError: If the shapes do not fit or a value is not finite.
+    """
+    return evidence_lower_bound(log_likelihood, distance) - _per_image(
+        "categorical", categorical, log_likelihood.shape[1]
+    )
+
+
+def categorical_divergence(probabilities: Tensor, log_prior: Tensor) -> Tensor:
+    """KL(q(c) || p(c)) in nats, with 0 log 0 = 0.
+
+    Args:
+        probabilities: q(c), sums to 1 over the last axis, ``(*, K)``.
+        log_prior: log p(c), ``(K,)``.
+
+    Returns:
+        Nats, float64 ``(*)``, at least 0; infinite where p(c) = 0 and q(c) > 0.
+
+    Raises:
+        ValueError: If ``probabilities`` is no distribution or its K is not that of ``log_prior``.
+    """
+    probabilities, log_prior = _distributions("probabilities", probabilities), in_float64(log_prior)
+    if log_prior.shape != probabilities.shape[-1:] or log_prior.isnan().any():
+        raise ValueError(
+            f"'log_prior' must hold log p(c) of each of {probabilities.shape[-1]} codes without NaN, "
+            f"got shape {tuple(log_prior.shape)}. Give the prior of the same codebook."
+        )
+    cross_entropy = torch.where(probabilities > 0, -probabilities * log_prior, 0.0).sum(dim=-1)
+    return (cross_entropy - torch.special.entr(probabilities).sum(dim=-1)).clamp(min=0)
+
+
+def bits_per_dimension(nats: Tensor | float, dimensions: float) -> float:
+    r"""Bits for each dimension that a log-likelihood means: ``-nats / (D log 2)``.
+
+    Args:
+        nats: log p(x), or a bound of it, in nats; summed over images if a tensor.
+        dimensions: Dimensions D = C H W of all these images together.
+
+    Returns:
+        Bits; 8 for 8-bit data under the uniform distribution.
+
+    Raises:
+        ValueError: If the nats are not finite or there is no dimension.
+
+    Example:
+        >>> bits_per_dimension(-3072 * math.log(256), 3072)
+        8.0
+    """
+    if not dimensions > 0:
+        raise ValueError(f"'dimensions' must be positive, got {dimensions}. Give C x H x W of all images together.")
+    total = float(nats.double().sum()) if isinstance(nats, Tensor) else float(nats)
+    if not math.isfinite(total):
+        raise ValueError(f"'nats' must be finite, got {total}. Find the image whose likelihood is 0 or not a number.")
+    return -total / (dimensions * math.log(2))
+
+
+class MixtureInformation:
+    r"""What the codes of a mixture tell of the data, streamed over tokens.
+
+    From the responsibilities q(c | x) of each token, with the aggregated posterior q(c) = E_x q(c | x):
+
+    .. math:: I_q(x; c) = H(q(c)) - \mathbb{E}_x H(q(c | x)) \in [0, \log K]
+
+    A one-hot posterior spread over all codes gives log K; a posterior that does not look at the data gives 0. The
+    figures are those of the tokens that this process has seen. Under ``torch.distributed`` take them from
+    :meth:`merged`, which every rank must call.
+
+    Args:
+        codebook_size: Number of components K.
+
+    Raises:
+        ValueError: If ``codebook_size`` is less than 1.
+
+    Example:
+        >>> information = MixtureInformation(4)
+        >>> information.update(torch.eye(4))
+        >>> information.posterior_entropy, round(math.exp(information.mutual_information), 6)
+        (0.0, 4.0)
+    """
+
+    def __init__(self, codebook_size: int) -> None:
+        if codebook_size < 1:
+            raise ValueError(f"'codebook_size' must be at least 1, got {codebook_size}. Give the number of components.")
+        self.codebook_size = codebook_size
+        self._sums = torch.zeros(codebook_size + 2, dtype=torch.float64)  # q(c) of each code, entropy, tokens
+
+    def update(self, responsibilities: Tensor, mask: Tensor | None = None) -> None:
+        """Add tokens.
+
+        Args:
+            responsibilities: q(c | x), sums to 1 over the last axis, ``(*, K)``.
+            mask: Booleans ``(*)``; where False the token is left out. All count without it.
+
+        Raises:
+            ValueError: If the responsibilities are no distributions over K codes, or the mask does not fit.
+        """
+        if responsibilities.ndim < 1 or responsibilities.shape[-1] != self.codebook_size:
+            raise ValueError(
+                f"The last axis of 'responsibilities' must have {self.codebook_size} components, "
+                f"got shape {tuple(responsibilities.shape)}. Give the responsibilities of posterior()."
+            )
+        if mask is not None:
+            if mask.dtype != torch.bool or mask.shape != responsibilities.shape[:-1]:
+                raise ValueError(
+                    f"'mask' must be boolean with the shape {tuple(responsibilities.shape[:-1])} of the tokens, "
+                    f"got {mask.dtype} {tuple(mask.shape)}. Convert it with .bool()."
+                )
+            responsibilities = responsibilities[mask]
+        rows = _distributions("responsibilities", responsibilities.reshape(-1, self.codebook_size))
+        entropies = torch.special.entr(rows).sum()
+        self._sums += torch.cat([rows.sum(dim=0), entropies[None], entropies.new_tensor([len(rows)])]).cpu()
+
+    def merged(self) -> MixtureInformation:
+        """Sum over all ranks into a new accumulator; without a process group it is a copy.
+
+        A collective: when a process group exists at the call, every rank must call it.
+        """
+        merged = MixtureInformation(self.codebook_size)
+        merged._sums = sum_over_ranks(self._sums)
+        return merged
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens seen."""
+        return int(self._sums[-1])
+
+    @property
+    def aggregated_posterior(self) -> Tensor:
+        """q(c), the mean of q(c | x) over tokens, float64 ``(K,)``.
+
+        Raises:
+            ValueError: If no token was seen.
+        """
+        if self.tokens == 0:
+            raise ValueError("The aggregated posterior needs at least 1 token, got 0. Call update() first.")
+        return self._sums[:-2] / self._sums[:-2].sum()
+
+    @property
+    def posterior_entropy(self) -> float:
+        """Mean over tokens of the entropy of q(c | x) in nats, in [0, log K].
+
+        Raises:
+            ValueError: If no token was seen.
+        """
+        if self.tokens == 0:
+            raise ValueError("The posterior entropy needs at least 1 token, got 0. Call update() first.")
+        return min(float(self._sums[-2] / self._sums[-1]), math.log(self.codebook_size))
+
+    @property
+    def aggregated_posterior_entropy(self) -> float:
+        """Entropy of q(c) in nats, in [0, log K].
+
+        Raises:
+            ValueError: If no token was seen.
+        """
+        entropy = float(torch.special.entr(self.aggregated_posterior).sum())
+        return min(entropy, math.log(self.codebook_size))  # rounding may lift it above its bound by an ulp
+
+    @property
+    def mutual_information(self) -> float:
+        """I_q(x; c) in nats, in [0, log K]: :attr:`aggregated_posterior_entropy` less :attr:`posterior_entropy`.
+
+        Raises:
+            ValueError: If no token was seen.
+        """
+        return max(self.aggregated_posterior_entropy - self.posterior_entropy, 0.0)
+
+
+def _draws(name: str, nats: Tensor, shape: torch.Size | None = None) -> Tensor:
+    """Figures of draws ``(S, B)`` in float64."""
+    if nats.ndim != 2 or len(nats) == 0 or (shape is not None and nats.shape != shape):
+        wanted = "(S, B) with S >= 1" if shape is None else f"{tuple(shape)} like 'log_likelihood'"
+        raise ValueError(
+            f"'{name}' must have the shape {wanted}, got {tuple(nats.shape)}. Give one row for each draw, "
+            "summed over tokens."
+        )
+    return _finite(name, nats)
+
+
+def _per_image(name: str, nats: Tensor, images: int) -> Tensor:
+    """Figures of images ``(B,)`` in float64."""
+    if nats.shape != (images,):
+        raise ValueError(
+            f"'{name}' must have the shape ({images},), one figure for each image, got {tuple(nats.shape)}. "
+            "Sum over tokens with .flatten(1).sum(1)."
+        )
+    return _finite(name, nats)
+
+
+def _finite(name: str, nats: Tensor) -> Tensor:
+    if not nats.isfinite().all():
+        wrong = nats[~nats.isfinite()].flatten()[0]
+        raise ValueError(f"'{name}' must be finite, got {float(wrong)}. Check the model's weights and likelihood.")
+    return in_float64(nats)
+
+
+def _distributions(name: str, probabilities: Tensor) -> Tensor:
+    """Rows in float64 that sum to 1 exactly, after a check that they nearly do."""
+    rows = in_float64(probabilities)
+    sums = rows.sum(dim=-1, keepdim=True)
+    # Half precision is off by up to 1e-2. Written so that NaN fails, too.
+    if not ((rows >= 0).all() and ((sums - 1).abs() <= 1e-2).all()):
+        raise ValueError(
+            f"'{name}' must be at least 0 and sum to 1 over the last axis, got sums from {float(sums.min()):g} "
+            f"to {float(sums.max()):g}. Apply .softmax(-1) to logits."
+        )
+    return rows / sums
