@@ -44,7 +44,19 @@ def test_gaussian_loss_is_the_likelihood_at_its_best_variance():
     for _ in range(40):
         likelihood(parameters, images)
     assert likelihood.variance.item() == pytest.approx(error.item(), rel=0.05)
-    torch.testing.assert_close(likelihood.squared_error_weight(), 0.5 / likelihood.variance)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_squared_error_weight_is_the_derivative_of_the_loss(name):
+    likelihood = make_likelihood(name)
+    images = torch.full((4, 1, 8, 8), 0.5)
+    losses, errors = [], []
+    for offset in (0.0100, 0.0101):
+        mean = images + offset * torch.tensor([1.0, -1.0]).repeat(4)
+        losses.append(likelihood(mean.logit() if name == "bernoulli" else mean, images).double())
+        errors.append((mean - images).square().mean().double())
+    slope = (losses[1] - losses[0]) / (errors[1] - errors[0])
+    assert likelihood.squared_error_weight(errors[0]).item() == pytest.approx(slope.item(), rel=0.1)
 
 
 def test_perfect_reconstruction_stays_finite():

@@ -14,6 +14,7 @@ from gmvq.quantizers import (
     Linear,
     VectorQuantizer,
 )
+from gmvq.quantizers.mixture import LATENT_WEIGHT
 
 
 def fitted(rows, **options):
@@ -60,14 +61,15 @@ def test_albo_and_elbo_equal_the_equations_by_hand(rows):
     out = quantizer(rows)
     torch.testing.assert_close(out.terms["distance"], expected_distance)
     torch.testing.assert_close(out.terms["aggregated_divergence"], expected_divergence)
-    torch.testing.assert_close(out.loss, expected_distance + expected_divergence)
+    nat = LATENT_WEIGHT * 2 * 0.7 / 3  # as a squared error of the latents
+    torch.testing.assert_close(out.loss, nat * (expected_distance + expected_divergence))
     quantizer.objective = ALBO(distance_weight=0.5, prior_weight=3.0)
-    torch.testing.assert_close(quantizer(rows).loss, 0.5 * expected_distance + 3 * expected_divergence)
+    torch.testing.assert_close(quantizer(rows).loss, nat * (0.5 * expected_distance + 3 * expected_divergence))
     quantizer.objective, quantizer.noise = ELBO(), 1.5
     ratio = 1.5**2 * energies / 3
     latent = (q * 3 / 2 * (ratio - 1 - ratio.log())).sum(-1).mean()
     code = (q * (q.log() + math.log(5))).sum(-1).mean()
-    torch.testing.assert_close(quantizer(rows).loss, latent + code)
+    torch.testing.assert_close(quantizer(rows).loss, nat * (latent + code))
     torch.testing.assert_close(quantizer.divergence(rows).mean(), latent + code)
 
 
@@ -98,14 +100,14 @@ def test_sigma_to_zero_is_plain_vector_quantization(rows):
         torch.testing.assert_close(soft.values, hard.values)
 
 
-def test_scaling_latents_and_codebook_together_changes_nothing(rows):
+def test_scaling_latents_and_codebook_together_scales_values_and_loss(rows):
     for estimator in (None, GumbelSoftmax()):
         losses = []
         for scale in (1.0, 64.0):
             torch.manual_seed(0)
             quantizer = GaussianMixtureQuantizer(3, 5, codebook_dim=3, noise=0.5, estimator=estimator).double()
             out = quantizer(rows * scale)
-            losses.append(torch.cat([out.loss[None], (out.values / scale).flatten()]))
+            losses.append(torch.cat([out.loss[None] / scale**2, (out.values / scale).flatten()]))
         torch.testing.assert_close(losses[0], losses[1])
 
 

@@ -48,9 +48,9 @@ class AbstractLikelihood(nn.Module, ABC):
         """Expected images in [0, 1] for parameters of the same shape."""
         return parameters.clamp(0, 1)
 
-    def squared_error_weight(self) -> Tensor | float:
-        """What a squared error weighs in this loss: its derivative with respect to the mean squared error."""
-        return 1.0
+    @abstractmethod
+    def squared_error_weight(self, squared_error: Tensor) -> Tensor:
+        """Derivative of the loss with respect to the mean squared error, about where that is ``squared_error``."""
 
     def calibrate(self, mean_squared_error: float) -> None:
         """Takes the mean squared error that evaluation's decoding makes on training data; most have no use for it."""
@@ -115,8 +115,8 @@ class GaussianLikelihood(_Discretized):
                 _follow(self.variance, error)
         return error.clamp_min(LEAST_VARIANCE).log() / 2
 
-    def squared_error_weight(self) -> Tensor:  # noqa: D102
-        return 0.5 / self.variance.clamp_min(LEAST_VARIANCE)
+    def squared_error_weight(self, squared_error: Tensor) -> Tensor:  # noqa: D102
+        return 0.5 / squared_error.clamp_min(LEAST_VARIANCE)
 
     def calibrate(self, mean_squared_error: float) -> None:
         """Sets the variance that :meth:`log_prob` uses."""
@@ -152,7 +152,7 @@ class FixedGaussianLikelihood(_Discretized):
     def forward(self, parameters: Tensor, images: Tensor) -> Tensor:  # noqa: D102
         return F.mse_loss(parameters.float(), images.float()) / (2 * self.variance)
 
-    def squared_error_weight(self) -> Tensor:  # noqa: D102
+    def squared_error_weight(self, squared_error: Tensor) -> Tensor:  # noqa: D102
         return 0.5 / self.variance
 
     def calibrate(self, mean_squared_error: float) -> None:
@@ -182,6 +182,10 @@ class LaplaceLikelihood(_Discretized):
                 _follow(self.scale, error)
         return error.clamp_min(LEAST_VARIANCE**0.5).log()
 
+    def squared_error_weight(self, squared_error: Tensor) -> Tensor:
+        """As if all errors grew together: the absolute error is in proportion to the root of the squared one."""
+        return 0.5 / squared_error.clamp_min(LEAST_VARIANCE)
+
     def _log_tails(self, standardized: Tensor) -> Tensor:
         lower = standardized.clamp_max(0) - math.log(2)
         return torch.where(standardized <= 0, lower, torch.log1p(-(-standardized.clamp_min(0)).exp() / 2))
@@ -199,6 +203,10 @@ class BernoulliLikelihood(AbstractLikelihood):
 
     def forward(self, parameters: Tensor, images: Tensor) -> Tensor:  # noqa: D102
         return F.binary_cross_entropy_with_logits(parameters.float(), images.float())
+
+    def squared_error_weight(self, squared_error: Tensor) -> Tensor:
+        """Of the cross entropy's expansion about probability 1/2, where it is least."""
+        return torch.full_like(squared_error, 2.0)
 
     def mean(self, parameters: Tensor) -> Tensor:  # noqa: D102
         return parameters.sigmoid()

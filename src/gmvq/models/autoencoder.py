@@ -6,16 +6,17 @@ r"""VAE, VQ-VAE and GM-VQ are one autoencoder with three bottlenecks.
                                        |
                                      codes
 
-The objective is in nats for each data dimension. A bottleneck whose loss is in nats for each token counts with the
-number of tokens over the number of dimensions, as the model says; one whose loss is a squared error counts as much as
-the squared error of the images does.
+The objective is in nats for each data dimension; the bottleneck says what its loss weighs there. That of the VAE is in
+nats for each token and counts as the model says. That of vector quantization is a squared error and counts as one of
+the images does. That of the Gaussian mixture counts relative to the mixture's variance, as the images' error does to
+theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ from gmvq.networks.layers import Normalization
 from gmvq.quantizers import AbstractBottleneck, GaussianBottleneck, GaussianMixtureQuantizer, VectorQuantizer
 from gmvq.types import Reconstruction
 
-QuantizerName = Literal["gaussian-mixture", "vector", "vector-ema", "none"]
+QuantizerName = Literal["gaussian-mixture", "vector", "vector-kmeans", "vector-ema", "none"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class AutoencoderConfig:
     """What an autoencoder is made of.
 
     Args:
-        quantizer: ``gaussian-mixture`` (GM-VQ), ``vector`` (VQ-VAE, codebook by gradient), ``vector-ema`` (moving
-            averages with revival of dead codes) or ``none`` (VAE).
+        quantizer: ``gaussian-mixture`` (GM-VQ), ``vector`` (VQ-VAE as published: codebook by gradient from a small
+            random start), ``vector-kmeans`` (the same from k-means of the first batch), ``vector-ema`` (moving
+            averages from k-means, with revival of dead codes) or ``none`` (VAE).
         channels: Channels of the images.
         codebook_size: Number of codes.
         code_dim: Features of a code.
@@ -80,12 +82,14 @@ def make_bottleneck(config: AutoencoderConfig) -> AbstractBottleneck:
     if config.quantizer == "gaussian-mixture":
         return GaussianMixtureQuantizer(dim, size, codebook_dim=dim)
     if config.quantizer == "vector":
+        return VectorQuantizer(dim, size, decay=None, kmeans_start=False)
+    if config.quantizer == "vector-kmeans":
         return VectorQuantizer(dim, size, decay=None)
     if config.quantizer == "vector-ema":
         return VectorQuantizer(dim, size, decay=0.99, revive_below=1.0)
     if config.quantizer == "none":
         return GaussianBottleneck(dim)
-    raise ValueError(f"'quantizer' must be gaussian-mixture, vector, vector-ema or none, got {config.quantizer!r}.")
+    raise ValueError(f"'quantizer' must be one of {', '.join(get_args(QuantizerName))}, got {config.quantizer!r}.")
 
 
 class Autoencoder(nn.Module):
@@ -174,16 +178,15 @@ class Autoencoder(nn.Module):
         quantized = self.bottleneck(self.latents(images))
         parameters = self.decode_values(quantized.values, (images.shape[-2], images.shape[-1]))
         reconstruction = self.likelihood(parameters, images)
-        if self.bottleneck.loss_in_nats:
-            tokens, dimensions = quantized.values[..., 0].numel(), images.numel()
-            cost = quantized.loss * (tokens / dimensions)
-        else:
-            cost = quantized.loss * self.likelihood.squared_error_weight()
         decoded = self.likelihood.mean(parameters)
+        error = F.mse_loss(decoded.detach().float(), images.float())
+        tokens_per_dimension = quantized.values[..., 0].numel() / images.numel()
+        weight = self.bottleneck.loss_weight(self.likelihood.squared_error_weight(error), error, tokens_per_dimension)
+        cost = weight * quantized.loss
         terms = {
             "reconstruction": reconstruction.detach(),
             "bottleneck": cost.detach(),
-            "mse": F.mse_loss(decoded.detach().float(), images.float()),
+            "mse": error,
             **quantized.terms,
         }
         return Reconstruction(decoded, quantized.codes, reconstruction + cost, terms)

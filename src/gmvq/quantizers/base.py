@@ -65,14 +65,11 @@ class AbstractBottleneck(nn.Module, ABC):
         codebook_dim: Features L of a code; less than ``dim`` puts a learned projection around the codes.
 
     Attributes:
-        loss_in_nats: True if the loss is in nats for each token, to stand beside a likelihood in nats; False if it is
-            a squared error, to stand beside a mean squared error.
         has_posterior: True if :meth:`posterior` gives a distribution over codes.
         updates_itself: True if a forward in training begins with :meth:`update`. A trainer that calls it after each
             optimizer step sets this to False, so that all forwards of a step see one codebook.
     """
 
-    loss_in_nats: ClassVar[bool] = False
     has_posterior: ClassVar[bool] = False
     updates_itself: bool = True
 
@@ -178,6 +175,17 @@ class AbstractBottleneck(nn.Module, ABC):
             NoPosteriorError: If the bottleneck has no mixture reading.
         """
         raise NoPosteriorError(f"{type(self).__name__} has no posterior over codes. Use GaussianMixtureQuantizer.")
+
+    def loss_weight(self, squared_error_weight: Tensor, squared_error: Tensor, tokens_per_dimension: float) -> Tensor:
+        """What the loss weighs beside a likelihood in nats for each data dimension, ``()``.
+
+        Args:
+            squared_error_weight: Derivative of the likelihood's loss with respect to the mean squared error, ``()``.
+            squared_error: Mean squared error of the data, ``()``.
+            tokens_per_dimension: Tokens over data dimensions.
+        """
+        del squared_error, tokens_per_dimension
+        return squared_error_weight  # the loss is a squared error, and counts as one of the data
 
     def update(self) -> None:
         """Folds the statistics of past forwards into the codebook; nothing to do for a bottleneck without any."""

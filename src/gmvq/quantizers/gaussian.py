@@ -6,7 +6,6 @@ r"""The continuous bottleneck of the variational autoencoder.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +34,6 @@ class GaussianBottleneck(AbstractBottleneck):
         Auto-Encoding Variational Bayes (Kingma and Welling, 2013), https://arxiv.org/abs/1312.6114
     """
 
-    loss_in_nats: ClassVar[bool] = True
-
     def __init__(self, dim: int, codebook_dim: int | None = None) -> None:
         super().__init__(dim, codebook_dim)
         self.moments = nn.Linear(self.codebook_dim, 2 * self.codebook_dim)
@@ -57,6 +54,11 @@ class GaussianBottleneck(AbstractBottleneck):
                 f"got {codes.dtype} of shape {tuple(codes.shape)}. Pass what encode() returned."
             )
         return self._outside(codes.reshape(-1, self.codebook_dim)).reshape(*codes.shape[:-1], self.dim)
+
+    def loss_weight(self, squared_error_weight: Tensor, squared_error: Tensor, tokens_per_dimension: float) -> Tensor:
+        """The loss is in nats for each token and counts for each token, whatever the likelihood."""
+        del squared_error
+        return torch.full_like(squared_error_weight, tokens_per_dimension)
 
     def _moments(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = nn.functional.linear(

@@ -7,9 +7,11 @@ r"""Vector quantization by a Gaussian mixture whose means are the codebook.
     q(z \mid x, c) &= \mathcal{N}(\mu_c, s_c^2 I), \quad s_c^2 / \sigma^2 = \nu^2 d_c / 2 \sigma^2 L     \qquad (5)
 
 The encoder gives :math:`\hat z`; the posterior over codes, its entropy, the density of the latents and every term of
-the objective follow from the model in closed form. The codebook and the variances are the closed-form M-step of online
-expectation maximization. No code needs to be restarted: the M-step gives each a least share of the responsibility, so
-that a code far from all latents moves to the average of those nearest to it.
+the objective follow from the model in closed form. So do the codebook and the variances: they are the M-step of online
+classification expectation maximization (Celeux and Govaert, 1992), in which each latent counts for its most likely
+code. With soft responsibilities in the M-step the codes contract toward their common mean, sigma grows, the posterior
+softens, and so on. No code needs to be restarted: the M-step leaves none without a least share of the responsibility,
+so that a code far from all latents moves to those nearest to it.
 
 Equation (5) is taken in units of sigma, so that scaling latents and codebook together changes nothing.
 """
@@ -40,6 +42,10 @@ DEFAULT_CODE_DIM = 4
 BLOCK_ELEMENTS = 1 << 22
 """Number of distances held at a time by ``encode``."""
 
+LATENT_WEIGHT = 0.25
+"""Weight of the latents' squared error against that of the data, as of the VQ-VAE's commitment. It does not need
+tuning: the scale of the latents, which is free, makes up for it."""
+
 LEAST_SHARE = 0.1
 """Responsibility that the M-step leaves no code below, against a fair share of the batch."""
 
@@ -68,7 +74,8 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
             gradient), ``"mixture_weights"`` (pi in (1), by the M-step; uniform otherwise).
 
     Shape:
-        latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*)``, loss ``()`` in nats for each token.
+        latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*)``, loss ``()``: the objective in units of a squared
+        error of the latents, to add to a mean squared error; terms ``()`` in nats for each token.
 
     Raises:
         ValueError: If an argument is out of range, or the last axis of the latents is not ``dim``.
@@ -86,7 +93,6 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         torch.Size([5, 128])
     """
 
-    loss_in_nats: ClassVar[bool] = True
     has_posterior: ClassVar[bool] = True
 
     def __init__(
@@ -139,6 +145,15 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         # one latent in a thousand batches for each code: a prior of exactly 0 could never be left again
         counts = self.moving.counts + 1e-3
         return (counts / counts.sum()).log()
+
+    def loss_weight(self, squared_error_weight: Tensor, squared_error: Tensor, tokens_per_dimension: float) -> Tensor:
+        """A squared error of the latents counts against sigma^2 as one of the data counts against theirs.
+
+        So a change of the latents' error by a percent weighs a quarter of one of the images', on any data: no weight
+        depends on the number of tokens or pixels, on how well they are reconstructed, or on the scale of the latents.
+        """
+        del tokens_per_dimension
+        return squared_error_weight * squared_error / (self._squared_error_of_a_nat() * self.codebook_dim / 2)
 
     def update(self) -> None:
         """Folds the collected statistics into codebook and variances: the M-step."""
@@ -226,13 +241,21 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
             self._collect(rows.detach(), codes, assignment)
         values = self._values(rows, codes, codebook, assignment) if self.training else codebook[codes]
         terms = self.objective.terms(assignment, self.noise, self.codebook_dim)
-        loss = torch.stack(list(terms.values())).sum()
+        loss = LATENT_WEIGHT * self._squared_error_of_a_nat() * torch.stack(list(terms.values())).sum()
         figures = {name: value.detach() for name, value in terms.items()}
         figures["posterior_entropy"] = assignment.mean(
             -(assignment.probabilities * assignment.log_posterior).sum(-1)
         ).detach()
         figures["sigma"] = self._scales().detach().log().mean().neg().exp()
         return Quantized(values, codes, loss, figures)
+
+    def _squared_error_of_a_nat(self) -> Tensor:
+        r"""What a nat for each token is as a squared error for each feature, :math:`2 \sigma^2 / L`, ``()``.
+
+        The scale of the latents is free, and a term in units of sigma keeps pulling it down at a constant rate. In
+        units of the latents the pull fades with the scale, which settles where codes and images balance.
+        """
+        return 2 / (self.codebook_dim * self._scales().detach().square().mean())
 
     def _assign(self, rows: Tensor, kept: Tensor) -> Assignment:
         energies = self._energies(rows)
@@ -255,7 +278,8 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
     def _start(self, rows: Tensor, kept: Tensor) -> None:
         if self.moving.has_started:
             return
-        share = rows.new_full((self.codebook_size,), float(kept.sum()) / self.codebook_size).clamp_min(0.1)
+        number = float(sum_over_ranks(kept.sum().to(rows.dtype)))
+        share = rows.new_full((self.codebook_size,), max(number / self.codebook_size, 0.1))
         if not self.moving.start(rows, kept, share):
             return
         if self.learned_codes is not None:
@@ -265,20 +289,20 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
 
     @torch.no_grad()
     def _collect(self, rows: Tensor, codes: Tensor, assignment: Assignment) -> None:
-        responsibilities = assignment.probabilities * assignment.kept[:, None]
-        counts, sums = responsibilities.sum(0), responsibilities.T @ rows
-        starved, weights = self._feed_starved(counts, assignment)
+        counts, sums = code_sums(rows, codes, assignment.kept, self.codebook_size)
+        starved, weights = self._feed_starved(counts, codes, assignment)
         counts = counts.index_copy(0, starved, weights.sum(0))
         self.moving.collect(counts, sums.index_copy(0, starved, weights.T @ rows))
         self.variance.collect(*self._squared_residuals(rows, codes, assignment.kept))
 
     @staticmethod
-    def _feed_starved(counts: Tensor, assignment: Assignment) -> tuple[Tensor, Tensor]:
+    def _feed_starved(counts: Tensor, codes: Tensor, assignment: Assignment) -> tuple[Tensor, Tensor]:
         r"""Gives each code at least a small share of the responsibility, the least used ones first.
 
-        Under the constraint :math:`q_B(c) \ge \epsilon / K` the responsibilities of a code that falls short are
-        scaled up until it holds. They are normalized over rows as logarithms, so that a code to which all rows are 0
-        in float32 still moves toward those nearest to it; without it, a code far away would never return.
+        Under the constraint :math:`q_B(c) \ge \epsilon / K` a code that falls short gets its posterior
+        responsibilities, scaled until the constraint holds. They are normalized over rows as logarithms, so that a
+        code to which all rows are 0 in float32 still moves toward those nearest to it; without that, a code far away
+        would never return.
 
         Returns:
             Codes ``(M,)`` and the responsibilities ``(N, M)`` that they get.
@@ -289,9 +313,11 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
             min(MOST_STARVED, len(totals)), largest=False
         )  # a fixed number: no wait for the GPU
         logarithms = assignment.log_posterior[:, starved].masked_fill(~assignment.kept[:, None], -torch.inf)
-        total_logarithms = logsumexp_over_ranks(logarithms.logsumexp(0)) if len(logarithms) else logarithms.sum(0)
-        fed = (logarithms - total_logarithms).exp() * share
-        return starved, torch.where(total < share, fed, assignment.probabilities[:, starved] * assignment.kept[:, None])
+        if not len(logarithms):
+            return starved, logarithms
+        fed = (logarithms - logsumexp_over_ranks(logarithms.logsumexp(0))).exp() * share
+        own = (codes[:, None] == starved) & assignment.kept[:, None]
+        return starved, torch.where(total < share, fed, own.to(fed.dtype))
 
     @staticmethod
     def _draw(log_posterior: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -78,7 +78,9 @@ class VectorQuantizer(AbstractQuantizer):
         self.revive_below = revive_below
         self.estimator = StraightThrough() if estimator is None else estimator
         self.moving = MovingAverageCodebook(codebook_size, self.codebook_dim, 0.0 if decay is None else decay)
-        self.learned = nn.Parameter(self.moving.codes.clone()) if decay is None else None
+        # of the paper's size where a gradient moves them; k-means replaces them by default
+        start = torch.empty(codebook_size, self.codebook_dim).uniform_(-1 / codebook_size, 1 / codebook_size)
+        self.learned = nn.Parameter(start) if decay is None else None
         self.register_buffer("revivals", torch.zeros(codebook_size, self.codebook_dim))
 
     revivals: Tensor

@@ -1,0 +1,117 @@
+"""Does the layer work in somebody else's network, with its size and nothing else said?
+
+A small convolutional autoencoder that knows nothing of gmvq gets each quantizer with ``dim`` and ``codebook_size``
+only, and trains on mean squared error + the quantizer's loss. Usage and perplexity are those of the hard codes of the
+held-out photographs (bundled with scikit-image).
+
+    python benchmarks/drop_in.py --steps 1000 --out benchmarks/results/drop_in.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import gmvq
+from gmvq.data import Loader, held_out_batches, photographs
+from gmvq.hub import write_json
+from gmvq.metrics import CodebookStatistics
+from gmvq.training.provenance import commit, hardware, versions
+
+
+class Network(nn.Module):
+    """Somebody else's autoencoder: latents (B, dim, H / 4, W / 4)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU(), nn.Conv2d(64, dim, 3, 1, 1)
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(dim, 64, 3, 1, 1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(64, 32, 4, 2, 1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, 3, 4, 2, 1),
+        )
+
+
+def _peer(dim: int, codebook_size: int) -> nn.Module:
+    from vector_quantize_pytorch import VectorQuantize
+
+    return VectorQuantize(dim=dim, codebook_size=codebook_size)
+
+
+LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "gmvq.GaussianMixtureQuantizer": gmvq.GaussianMixtureQuantizer,
+    "gmvq.VectorQuantizer": gmvq.VectorQuantizer,
+    "vector_quantize_pytorch.VectorQuantize": _peer,
+}
+
+
+def measure(name: str, dim: int, codebook_size: int, steps: int, seed: int) -> dict[str, float | int | str]:
+    """Trains one network and measures it on the held-out photographs."""
+    torch.manual_seed(seed)
+    data = photographs()
+    network, quantizer = Network(dim), LAYERS[name](dim, codebook_size)
+    optimizer = torch.optim.Adam([*network.parameters(), *quantizer.parameters()], lr=1e-3)
+    loader = Loader(data.train, 32, crop=32, flip=True, seed=seed, crops_per_image=100)
+
+    def forward(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        latents = network.encoder(images).movedim(1, -1)
+        # (B, tokens, dim) is what both libraries take
+        values, codes, loss, *_ = quantizer(latents.flatten(1, 2))
+        decoded = network.decoder(values.reshape(latents.shape).movedim(-1, 1))
+        return decoded, codes, loss.sum()
+
+    start = time.perf_counter()
+    for batch in loader.iterate(0, steps):
+        decoded, _, loss = forward(batch.images)
+        optimizer.zero_grad()
+        (F.mse_loss(decoded, batch.images) + loss).backward()
+        optimizer.step()
+    seconds = time.perf_counter() - start
+
+    network.eval()
+    quantizer.eval()
+    use, errors = CodebookStatistics(codebook_size), []
+    with torch.no_grad():
+        for batch in held_out_batches(data.held_out, 1):
+            images = batch.images[..., : batch.images.shape[-2] // 4 * 4, : batch.images.shape[-1] // 4 * 4]
+            decoded, codes, _ = forward(images)
+            use.update(codes)
+            errors.append(F.mse_loss(decoded.clamp(0, 1), images).item())
+    psnr = statistics.mean(-10 * torch.tensor(error).log10().item() for error in errors)
+    row = {"layer": name, "dim": dim, "codebook_size": codebook_size, "steps": steps, "seed": seed}
+    return {**row, "psnr": psnr, "usage": use.usage, "perplexity": use.perplexity, "seconds": seconds}
+
+
+def main() -> None:
+    """Measures all layers and prints and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--codebook-size", type=int, default=512)
+    parser.add_argument("--dims", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--layers", nargs="+", default=list(LAYERS), choices=list(LAYERS))
+    parser.add_argument("--out", type=Path, default=Path("runs/drop_in.json"))
+    arguments = parser.parse_args()
+    rows = []
+    for name in arguments.layers:
+        for dim in arguments.dims:
+            for seed in range(arguments.seeds):
+                rows.append(measure(name, dim, arguments.codebook_size, arguments.steps, seed))
+                print({key: round(value, 3) if isinstance(value, float) else value for key, value in rows[-1].items()})
+    where = {"versions": versions(), "hardware": hardware(), "commit": commit()}
+    write_json(arguments.out, {"protocol": (__doc__ or "").strip(), **where, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""The command line: ``gmvq VERB ...``. Results go to standard output, everything else to standard error.
+
+::
+
+    argv --commands.parse--> options --commands.VERBS--> result --> text, or one JSON object (--json)
+
+Exit status: 0 when done, 1 on failure, 2 on wrong usage, 130 on an interrupt, 141 when the reader of the output left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import json
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+VERBS = {
+    "train": "Train a tokenizer and write its model, figures and report into a folder.",
+    "evaluate": "Measure a trained tokenizer on images.",
+    "reconstruct": "Send images through their codes and back, and write what comes out.",
+    "tokenize": "Write the codes of images to one file.",
+    "detokenize": "Decode a file of codes to images.",
+    "info": "Show what is in a run's folder.",
+    "compare": "Train several quantizers on the same data and compare them over seeds.",
+}
+_EXAMPLES = (
+    ("gmvq train photos", "learn from the bundled photographs"),
+    ("gmvq train folder --data PICTURES --out runs/mine", "learn from your own"),
+    ("gmvq reconstruct runs/mine cat.jpg cat.png", "what the codes keep of an image"),
+    ("gmvq tokenize runs/mine PICTURES codes.safetensors", "the codes themselves"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: Words after ``gmvq``; by default those of the process.
+
+    Returns:
+        The exit status.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with _plain_warnings():
+            status = _dispatch(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        return 141
+    except KeyboardInterrupt as interrupt:
+        _complain(_interruption(interrupt, arguments))
+        return 130
+    except Exception as error:
+        if os.environ.get("GMVQ_DEBUG"):
+            raise
+        _complain(_reason(error))
+        return 1
+    return status
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help(), file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib import metadata
+
+        print(f"gmvq {metadata.version('gmvq')}")
+        return 0
+    verb = arguments[0]
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"Did you mean {close[0]}?" if close else "See gmvq --help."
+        _complain(f"There is no command {verb!r}, only {', '.join(VERBS)}. {hint}")
+        return 2
+    return _execute(verb, arguments)
+
+
+def _execute(verb: str, arguments: list[str]) -> int:
+    from gmvq import commands  # after the cases above, which need none of what it imports
+
+    said, shown = _memory(), _memory()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
+            options = commands.parse(verb, arguments[1:])
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            print(_printable("\n".join(map(_without_markup, _text(shown).splitlines()))))
+            return 0
+        _complain(f"{_unboxed(_text(said))} See gmvq {verb} --help.")
+        return 2
+    command = shlex.join(["gmvq", *arguments])
+    if not options.json:
+        commands.show(verb, commands.execute(verb, options, command))
+        return 0
+    with contextlib.redirect_stdout(sys.stderr):
+        result = commands.execute(verb, options, command)
+    print(json.dumps(result, allow_nan=False))
+    return 0
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {name:<12} {text}" for name, text in VERBS.items())
+    examples = "\n".join(f"  {line:<52} {text}" for line, text in _EXAMPLES)
+    return (
+        "usage: gmvq COMMAND ...\n\nDiscrete tokens from images, with a codebook that does not collapse.\n\n"
+        f"commands:\n{verbs}\n\nexamples:\n{examples}\n\n"
+        "Every command has its own --help, and --json for one JSON object on standard output.\n"
+        "GMVQ_DEBUG=1 shows the traceback of an error."
+    )
+
+
+def _memory() -> io.TextIOWrapper:
+    """A stream that stays here; tyro draws its frames for this very spelling of the encoding."""
+    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+
+
+def _text(memory: io.TextIOWrapper) -> str:
+    memory.seek(0)
+    return memory.read()
+
+
+def _printable(text: str) -> str:
+    """The text in what standard output can encode, its frames in ASCII if need be."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(str.maketrans("╭╮╰╯─│", "++++-|")).encode(encoding, "replace").decode(encoding)
+    return text
+
+
+def _unboxed(text: str) -> str:
+    """What tyro's framed error message says, on one line: its first paragraph, and what may have been meant."""
+    lines = [line.strip().strip("│").rstrip().removeprefix(" ") for line in text.splitlines()]
+    body = [line for line in lines if not line.startswith("╭")]
+    end = next((index for index, line in enumerate(body) if line.startswith("──")), len(body))
+    said = [line.strip() for line in body[:end] if line and not line.startswith(" " * 8)]  # deeper is help
+    message = " ".join(said).rstrip(".") or "The options could not be understood"
+    meant = [after.split()[0] for line, after in pairwise(body) if line == "Perhaps you meant:" and after]
+    return f"{message}. Did you mean {meant[0]}?" if meant else f"{message}."
+
+
+def _without_markup(line: str) -> str:
+    """A line of help without the marks of its docstring and empty defaults, its frame where it was."""
+    plain = line.replace("``", "").replace("(default: )", "")
+    return plain[:-1] + " " * (len(line) - len(plain)) + "│" if plain.endswith("│") else plain
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, on one line."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.strerror}: {error.filename}."
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError | OSError | ImportError | ArithmeticError) and text:
+        return text
+    return f"{type(error).__name__}: {text} (GMVQ_DEBUG=1 shows where.)"
+
+
+def _interruption(interrupt: KeyboardInterrupt, arguments: list[str]) -> str:
+    """Where training stopped, and the command that goes on from there."""
+    step, steps = getattr(interrupt, "step", None), getattr(interrupt, "steps", None)
+    if step is None:
+        return "Interrupted."
+    resume = ["--resume"] if step and arguments[0] == "train" and "--resume" not in arguments else []
+    saved = "the state is saved. Go on" if step else "nothing was saved yet. Start again"
+    return f"Stopped after step {step} of {steps}; {saved} with: {shlex.join(['gmvq', *arguments, *resume])}"
+
+
+def _complain(message: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(f"gmvq: error: {message}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings for a reader, without file, line and source."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"gmvq: warning: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+def _discard_output() -> None:
+    """Sends what is still buffered nowhere, so that Python does not complain of it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""How the result of each verb reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gmvq.comparison import footnote, tables
+
+_SHOWN = (
+    ("psnr", "PSNR", "{:.2f} dB"),
+    ("ssim", "SSIM", "{:.4f}"),
+    ("mse", "mean squared error", "{:.3g}"),
+    ("usage", "codes in use", "{:.1%}"),
+    ("perplexity", "perplexity", "{:.1f}"),
+    ("bits_per_pixel", "bits per pixel of the codes", "{:.4f}"),
+    ("elbo_bits_per_dim", "ELBO", "{:.3f} bits/dim"),
+    ("iwae_bits_per_dim", "importance-weighted bound", "{:.3f} bits/dim"),
+    ("albo_bits_per_dim", "ALBO", "{:.3f} bits/dim"),
+    ("posterior_entropy", "posterior entropy", "{:.3f} nats/token"),
+    ("mutual_information", "mutual information", "{:.3f} nats/token"),
+    ("images", "held-out images", "{:,}"),
+    ("seconds", "training", "{:.1f} s"),
+)
+_FILES_SHOWN = 20
+
+
+def train(result: Mapping[str, Any], console: Console) -> None:
+    """Figures, and where the report is."""
+    console.print(_metrics(result["metrics"]))
+    console.print(f"Report: {result['report']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def evaluate(result: Mapping[str, Any], console: Console) -> None:
+    """Figures with their protocol: never a bare number."""
+    console.print(_metrics(result["metrics"]))
+    _say(console, f"{result['run']} on {result['data']} ({result['part']}). {result['metrics']['protocol']}")
+
+
+def reconstruct(result: Mapping[str, Any], console: Console) -> None:
+    """PSNR of each file, and the mean."""
+    for file in result["files"][:_FILES_SHOWN]:
+        _say(console, f"{_decibels(file['psnr'])}  {file['file']}")
+    _more(console, len(result["files"]))
+    _say(console, f"{_decibels(result['psnr'])}  mean of {result['images']} image(s), of the 8-bit files")
+
+
+def tokenize(result: Mapping[str, Any], console: Console) -> None:
+    """How much was written."""
+    _say(
+        console,
+        f"{result['images']:,} image(s) as {result['tokens']:,} codes of {result['codebook_size']:,}: {result['out']}, "
+        f"{result['bytes']:,} bytes",
+    )
+
+
+def detokenize(result: Mapping[str, Any], console: Console) -> None:
+    """Where the images are."""
+    for file in result["files"][:_FILES_SHOWN]:
+        _say(console, file)
+    _more(console, len(result["files"]))
+
+
+def info(result: Mapping[str, Any], console: Console) -> None:
+    """The model, the run and its figures."""
+    rows = Table.grid(padding=(0, 2))
+    record = result["record"] or {}
+    model = {**result["model"], "parameters": f"{result['parameters']:,}", "fingerprint": result["fingerprint"][:12]}
+    data = record.get("data") or {}
+    run = {"data": data.get("name"), "hardware": record.get("hardware"), "command": record.get("command")}
+    for name, value in (*model.items(), *((name, value) for name, value in run.items() if value)):
+        rows.add_row(name.replace("_", " "), str(value))
+    console.print(rows, markup=False)
+    if result["metrics"]:
+        console.print(_metrics(result["metrics"]))
+
+
+def compare(result: Mapping[str, Any], console: Console) -> None:
+    """A table for each recipe, and where all figures are."""
+    for table in tables(result):
+        console.print(table)
+    _say(console, footnote(result["protocol"]))
+    _say(console, f"All figures: {result['markdown']}, {result['json']}")
+
+
+PRINTERS: dict[str, Callable[[Mapping[str, Any], Console], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "reconstruct": reconstruct,
+    "tokenize": tokenize,
+    "detokenize": detokenize,
+    "info": info,
+    "compare": compare,
+}
+
+
+def _metrics(metrics: Mapping[str, Any]) -> Table:
+    rows = Table.grid(padding=(0, 2))
+    for key, name, form in _SHOWN:
+        if metrics.get(key) is not None:
+            rows.add_row(name, form.format(metrics[key]))
+    return rows
+
+
+def _decibels(figure: float | None) -> str:
+    return "   exact" if figure is None else f"{figure:5.2f} dB"
+
+
+def _more(console: Console, number: int) -> None:
+    if number > _FILES_SHOWN:
+        _say(console, f"... and {number - _FILES_SHOWN} more")
+
+
+def _say(console: Console, text: str) -> None:
+    # names of files are not markup, and a path that is broken over lines cannot be copied
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,224 @@
+"""What each verb does: options in, a result that JSON can hold out; progress goes to standard error."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gmvq import hub, recipes, tokenization
+from gmvq.commands.options import (
+    CompareOptions,
+    DetokenizeOptions,
+    EvaluateOptions,
+    InfoOptions,
+    Part,
+    ReconstructOptions,
+    TokenizeOptions,
+    TrainOptions,
+    data_of,
+    run_of,
+)
+from gmvq.comparison import compare
+from gmvq.data import ArrayImages, Data, Images, load, read_image
+from gmvq.data.decoding import CHANNEL_CHOICES, IMAGE_SUFFIXES
+from gmvq.evaluation import evaluate
+from gmvq.metrics import psnr
+from gmvq.models import Autoencoder
+
+
+def train(options: TrainOptions, command: str) -> dict[str, Any]:
+    """Trains; the result has the run's folder, its figures and its report."""
+    out = options.out if options.out is not None else Path("runs") / options.recipe
+    metrics = recipes.run(run_of(options), out, resume=options.resume, command=command)
+    return {"run": str(out), "metrics": metrics, "report": str(out / "report.html")}
+
+
+def evaluate_run(options: EvaluateOptions, command: str) -> dict[str, Any]:
+    """Measures; the result has the figures and how they were measured."""
+    model = _load(options.run)
+    if options.data is not None:
+        data, source = _load_data(options.data, model), str(options.data)
+    else:
+        config = recipes.read_run(options.run).data
+        data, source = recipes.load_data(config), config.source
+    measured = evaluate(
+        model,
+        _part(data, options.part),
+        samples=options.samples,
+        batch_size=options.batch_size,
+        limit=options.limit,
+        seed=options.seed,
+    )
+    found = {"run": str(options.run), "data": source, "part": options.part}
+    return {**found, "metrics": recipes.figures_of(measured)}
+
+
+def reconstruct(options: ReconstructOptions, command: str) -> dict[str, Any]:
+    """Writes reconstructions; the result has each file with its PSNR, and the mean."""
+    model = _load(options.run)
+    images, targets = _reconstructions(options, model)
+    files: list[dict[str, Any]] = []
+    with _progress("Reconstructing", len(images)) as advance:
+        for index, target in enumerate(targets):
+            image = images[index][None].to(_device(model))
+            written = tokenization.write_png(target, model.reconstruct(image)[0])
+            figure = float(psnr(written[None].float() / 255, images[index][None].float() / 255))
+            # the PSNR of an image that came back exactly is infinite, which JSON cannot hold
+            files.append(
+                {"name": images.names[index], "file": str(target), "psnr": figure if math.isfinite(figure) else None}
+            )
+            advance(index + 1)
+    finite = [file["psnr"] for file in files if file["psnr"] is not None]
+    mean = sum(finite) / len(finite) if finite else None
+    return {"run": str(options.run), "out": str(options.out), "images": len(files), "psnr": mean, "files": files}
+
+
+def tokenize(options: TokenizeOptions, command: str) -> dict[str, Any]:
+    """Writes codes; the result says how many."""
+    model = _load(options.run)
+    images = _part(_load_data(options.data, model), options.part)
+    with _progress("Tokenizing", len(images)) as advance:
+        info = tokenization.tokenize(model, images, options.out, batch_size=options.batch_size, on_progress=advance)
+    return {
+        "run": str(options.run),
+        "out": str(options.out),
+        "images": len(images),
+        "tokens": info.tokens,
+        "codebook_size": info.codebook_size,
+        "bytes": options.out.stat().st_size,
+        "tokenizer": info.tokenizer,
+    }
+
+
+def detokenize(options: DetokenizeOptions, command: str) -> dict[str, Any]:
+    """Writes images; the result has their paths."""
+    model = _load(options.run)
+    total = len(tokenization.TokenFile(options.tokens))
+    with _progress("Decoding", total) as advance:
+        paths = tokenization.detokenize(
+            model,
+            options.tokens,
+            options.out,
+            force=options.force,
+            batch_size=options.batch_size,
+            on_progress=advance,
+        )
+    files = [str(path) for path in paths]
+    return {"run": str(options.run), "out": str(options.out), "images": len(files), "files": files}
+
+
+def info(options: InfoOptions, command: str) -> dict[str, Any]:
+    """The result has the model, the record of the run and its figures; a model alone has neither of the last two."""
+    model = _read(options.run)
+    return {
+        "run": str(options.run),
+        "fingerprint": hub.fingerprint(model),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "model": asdict(model.config),
+        "record": recipes.read_json(options.run / recipes.RECORD),
+        "metrics": recipes.read_json(options.run / recipes.METRICS),
+    }
+
+
+def compare_runs(options: CompareOptions, command: str) -> dict[str, Any]:
+    """Trains and compares; the result has the protocol, the table and each run."""
+    paths = data_of(options)
+    chosen = [recipes.make(name, paths.get(name)) for name in options.recipes]
+    changes = {name: getattr(options, name) for name in ("steps", "batch_size", "codebook_size", "width")}
+    return compare(
+        [recipes.changed(recipe, **changes) for recipe in chosen],
+        quantizers=options.quantizers,
+        seeds=options.seeds,
+        out=options.out,
+        threads=options.threads,
+        command=command,
+    )
+
+
+VERBS: dict[str, Callable[[Any, str], dict[str, Any]]] = {
+    "train": train,
+    "evaluate": evaluate_run,
+    "reconstruct": reconstruct,
+    "tokenize": tokenize,
+    "detokenize": detokenize,
+    "info": info,
+    "compare": compare_runs,
+}
+
+
+def _read(folder: Path) -> Autoencoder:
+    """The model of a run, on the CPU."""
+    if (folder / recipes.RECORD).is_file() and not (folder / hub.CONFIG).is_file():
+        raise FileNotFoundError(
+            f"The training of {folder} is not finished. Go on with 'gmvq train', its options and --resume."
+        )
+    return hub.load(folder)
+
+
+def _load(folder: Path) -> Autoencoder:
+    """The model of a run, where it works fastest."""
+    model = _read(folder)
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def _device(model: Autoencoder) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _load_data(source: Path, model: Autoencoder) -> Data:
+    """Data in the model's channels; the words of the bundled sets count where nothing lies at that path."""
+    channels = model.config.channels if model.config.channels in CHANNEL_CHOICES else None
+    if str(source) in recipes.BUNDLED_DATA and not source.exists():
+        return recipes.load_data(recipes.DataConfig(str(source), channels=channels))
+    with warnings.catch_warnings():
+        # said for training, where one image is too few
+        warnings.filterwarnings("ignore", message=".*holds one image")
+        return load(source, channels=channels)
+
+
+def _part(data: Data, part: Part) -> Images:
+    if part == "all":
+        return tokenization.join(data)
+    return data.train if part == "train" else data.held_out
+
+
+def _reconstructions(options: ReconstructOptions, model: Autoencoder) -> tuple[Images, list[Path]]:
+    """Images to send through the model, and the file for each."""
+    source, out = options.source, options.out
+    if source.is_file() and source.suffix.lower() in IMAGE_SUFFIXES:
+        channels = model.config.channels if model.config.channels in CHANNEL_CHOICES else None
+        images: Images = ArrayImages(read_image(source, channels)[None], names=[source.name])
+        if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
+            if out.suffix.lower() != ".png":
+                raise ValueError(
+                    f"'OUT' must end in .png, since PNG loses nothing, got {out}. Use {out.with_suffix('.png')}."
+                )
+            targets = [out]
+        else:
+            targets = [out / name for name in tokenization.png_names(images.names)]
+    else:
+        images = tokenization.join(_load_data(source, model))
+        targets = [tokenization.inside(out, name) for name in tokenization.png_names(images.names)]
+    if out.resolve() == source.resolve() or any(target.resolve() == source.resolve() for target in targets):
+        raise ValueError(f"'OUT' must not be 'IN', whose images it would replace, got {out}. Choose another folder.")
+    return images, targets
+
+
+@contextmanager
+def _progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error; what it yields takes the number of images done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda done: bar.update(task, completed=done)

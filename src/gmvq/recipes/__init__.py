@@ -1,0 +1,52 @@
+"""Whole runs as Python functions: what to learn from, the model, and how to train it. A variant edits one.
+
+::
+
+    photos() --replace--> Run --run(out)--> out/{model.safetensors, metrics.json, report.html, ...}
+
+    def photos_small() -> Run:
+        return replace(photos(), training=replace(photos().training, steps=200))
+"""
+
+from gmvq.recipes.catalogue import (
+    BUNDLED_DATA,
+    NAMES,
+    DataConfig,
+    Run,
+    changed,
+    cifar10,
+    digits,
+    fashion_mnist,
+    fitted,
+    folder,
+    load_data,
+    make,
+    photos,
+    template,
+)
+from gmvq.recipes.running import METRICS, RECORD, REPORT, check_folder, figures_of, read_json, read_run, run
+
+__all__ = [
+    "BUNDLED_DATA",
+    "METRICS",
+    "NAMES",
+    "RECORD",
+    "REPORT",
+    "DataConfig",
+    "Run",
+    "changed",
+    "check_folder",
+    "cifar10",
+    "digits",
+    "fashion_mnist",
+    "figures_of",
+    "fitted",
+    "folder",
+    "load_data",
+    "make",
+    "photos",
+    "read_json",
+    "read_run",
+    "run",
+    "template",
+]

@@ -1,0 +1,248 @@
+"""A run from its data to its report, and what it leaves in its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor
+
+from gmvq import hub
+from gmvq.data import Data, Images, fingerprint
+from gmvq.evaluation import Evaluation, evaluate
+from gmvq.models import Autoencoder, AutoencoderConfig
+from gmvq.recipes.catalogue import DataConfig, Run, fitted, load_data
+from gmvq.tokenization import write_png
+from gmvq.training import Training, provenance, train
+from gmvq.training.report import write_report
+
+FORMAT = "gmvq.run"
+VERSION = 1
+RECORD = "run.json"
+METRICS = "metrics.json"
+CHECKPOINT = "checkpoint/state.safetensors"
+REPORT = "report.html"
+PICTURE = "reconstructions.png"
+_SHEET_SIDE, _SHEET_SMALL = 256, 128
+"""Pixels of a side in the picture: most that are shown of an image, and what small images are enlarged to."""
+
+
+def run(
+    recipe: Run,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    data: Data | None = None,
+    command: str | None = None,
+    report: bool = True,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Trains a model, measures it on held-out images, and writes all of it into a folder.
+
+    Args:
+        recipe: What to do.
+        out: The run's folder. A former run with the same settings is replaced.
+        resume: Go on from the folder's checkpoint, if it has one.
+        data: The data, if they are loaded already.
+        command: What was typed, for the record.
+        report: Write ``report.html`` and ``reconstructions.png``.
+        console: Where progress goes; by default standard error.
+
+    Returns:
+        What ``metrics.json`` holds: figures of :func:`gmvq.evaluation.evaluate` on held-out images with hard codes;
+        ``seconds`` and ``images_per_second`` are of training, those of coding are ``coding_seconds`` and
+        ``coding_images_per_second``.
+
+    Raises:
+        ValueError: If the folder holds another run, or something in the run contradicts itself.
+        OSError: If the data cannot be read or the folder cannot be written.
+        NonFiniteLossError: If training diverges.
+    """
+    out = Path(out)
+    console = Console(file=sys.stderr) if console is None else console
+    data = load_data(recipe.data) if data is None else data
+    recipe = fitted(recipe, data)
+    check_folder(out, recipe)
+    resume = resume and (out / CHECKPOINT).is_file()
+    if not resume and (out / METRICS).exists():
+        console.print(f"Replacing the run in {out}, which has the same settings.", highlight=False, markup=False)
+    record = _record(recipe, data, command)
+    if _is_main():
+        for name in (METRICS, REPORT, PICTURE):  # those of a former run
+            (out / name).unlink(missing_ok=True)
+        hub.write_json(out / RECORD, record)
+    torch.manual_seed(recipe.training.seed)
+    trained = train(
+        Autoencoder(recipe.model),
+        data,
+        recipe.training,
+        out,
+        crop=recipe.data.crop,
+        flip=recipe.data.flip,
+        resume=resume,
+        console=console,
+    )
+    if not _is_main():
+        return {}
+    console.print("Measuring on held-out images ...", highlight=False, markup=False)
+    measured = evaluate(trained.model, data.held_out, limit=recipe.data.evaluated)
+    times = {"seconds": trained.seconds, "images_per_second": trained.images_per_second}
+    metrics = {**figures_of(measured), **times}
+    hub.write_json(out / METRICS, metrics)
+    hub.write_json(out / RECORD, {**record, "fingerprint": hub.fingerprint(trained.model), "finished": _now()})
+    if report:
+        _write_pictures(out, trained.model, data, measured)
+    return metrics
+
+
+def figures_of(measured: Evaluation) -> dict[str, Any]:
+    """What an evaluation measured, ready for JSON; its times are those of coding, and say so."""
+    metrics: dict[str, Any] = dict(measured.metrics)
+    for name in ("seconds", "images_per_second"):
+        metrics[f"coding_{name}"] = metrics.pop(name)
+    return {**metrics, "protocol": measured.protocol}
+
+
+def check_folder(out: str | Path, recipe: Run, data: Data | None = None) -> None:
+    """Checks that a folder is free for a run: new, empty of models, or of a former run with the same settings.
+
+    Args:
+        out: The folder.
+        recipe: The run, as :func:`gmvq.recipes.fitted` returned it.
+        data: Check that a former run learned from these data, too.
+
+    Raises:
+        ValueError: If the folder holds another run, or a model that no run made.
+    """
+    out = Path(out)
+    record = read_json(out / RECORD)
+    if record is None:
+        if (out / hub.CONFIG).exists() or (out / RECORD).exists():
+            raise ValueError(f"{out} holds a model or a record that no run of gmvq made. Choose another --out.")
+        return
+    there, now = _leaves(record.get("run") or {}), _leaves(json.loads(json.dumps(asdict(recipe))))
+    if data is not None:
+        there["data fingerprint"], now["data fingerprint"] = (
+            (record.get("data") or {}).get("fingerprint"),
+            fingerprint(data),
+        )
+    # no step depends on these, so that a run may go on with others
+    free = {"training.checkpoint_every", "training.tensorboard", "training.threads"}
+    different = [name for name in sorted({*there, *now} - free) if there.get(name) != now.get(name)]
+    if different:
+        fields = ", ".join(f"{name} ({there.get(name)!r} there, {now.get(name)!r} now)" for name in different[:5])
+        more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+        raise ValueError(
+            f"{out} holds another run, which differs in {fields}{more}. Choose another --out, or remove it."
+        )
+
+
+def read_run(folder: str | Path) -> Run:
+    """The run that a folder is of.
+
+    Raises:
+        FileNotFoundError: If the folder has no record of a run.
+        ValueError: If it is not of this version.
+    """
+    path = Path(folder) / RECORD
+    record = read_json(path)
+    if record is None:
+        raise FileNotFoundError(f"{path} is not there or damaged. Give the folder of a run, or the data with --data.")
+    try:
+        fields = record["run"]
+        data, model = DataConfig(**fields["data"]), AutoencoderConfig(**fields["model"])
+        return Run(fields["name"], data, model, Training(**fields["training"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not of this version of gmvq ({error!r}). Give the data with --data.") from error
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, None if there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def contact_sheet(model: Autoencoder, images: Images, columns: int = 8) -> Tensor:
+    """Images above their reconstructions from hard codes, side by side on white.
+
+    Args:
+        model: The autoencoder, in evaluation mode.
+        images: Images, of which ``columns`` spread evenly are taken.
+        columns: Most images.
+
+    Returns:
+        Float in [0, 1], ``(C, H, W)``; larger images show their centre, small ones are enlarged.
+    """
+    number = min(columns, len(images))
+    chosen = [images[index * len(images) // number] for index in range(number)]
+    side = min(_SHEET_SIDE, max(max(image.shape[1:]) for image in chosen))
+    scale, gap = max(1, _SHEET_SMALL // side), 4
+    rows = []
+    device = next(model.parameters()).device
+    for image in chosen:
+        pixels = _centre(image, side)[None].to(device)
+        pair = torch.cat([pixels.float() / 255, model.reconstruct(pixels)]).cpu()
+        pair = F.interpolate(pair, scale_factor=float(scale), mode="nearest")
+        right, bottom = side * scale + gap - pair.shape[3], side * scale + gap - pair.shape[2]
+        rows.append(F.pad(pair, (0, right, 0, bottom), value=1.0))
+    sheet = torch.cat([torch.cat(list(pair), dim=1) for pair in rows], dim=2)
+    return F.pad(sheet, (gap, 0, gap, 0), value=1.0)
+
+
+def _write_pictures(out: Path, model: Autoencoder, data: Data, measured: Evaluation) -> None:
+    if data.channels <= 4:
+        write_png(out / PICTURE, contact_sheet(model, data.held_out))
+    write_report(out, model, data.held_out, counts=None if measured.statistics is None else measured.statistics.counts)
+
+
+def _record(recipe: Run, data: Data, command: str | None) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "run": asdict(recipe),
+        "command": command,
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(),
+        "commit": provenance.commit(),
+        "started": _now(),
+        "data": {
+            "name": data.name,
+            "fingerprint": fingerprint(data),
+            "train": len(data.train),
+            "held_out": len(data.held_out),
+            "skipped": [{"path": str(skipped.path), "reason": skipped.reason} for skipped in data.skipped],
+        },
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _is_main() -> bool:
+    """False for all but the first process under torchrun or accelerate launch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in values.items():
+        leaves |= _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return leaves
+
+
+def _centre(image: Tensor, side: int) -> Tensor:
+    top, left = max(0, (image.shape[1] - side) // 2), max(0, (image.shape[2] - side) // 2)
+    return image[:, top : top + side, left : left + side]

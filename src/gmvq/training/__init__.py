@@ -1,0 +1,11 @@
+"""Training: a model and data become a run's folder.
+
+``train(model, data, training, out)`` writes weights, log and checkpoints there; ``report.py`` makes the page of it.
+"""
+
+from gmvq.training.config import Training
+from gmvq.training.interrupts import Interrupted
+from gmvq.training.monitoring import NonFiniteLossError
+from gmvq.training.trainer import TrainingResult, averaged_model, train
+
+__all__ = ["Interrupted", "NonFiniteLossError", "Training", "TrainingResult", "averaged_model", "train"]

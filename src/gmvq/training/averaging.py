@@ -1,0 +1,50 @@
+r"""Averaged weights: smoother than the last ones, and what a run saves.
+
+.. math:: \bar\theta_n = \gamma_n \bar\theta_{n-1} + (1 - \gamma_n) \theta_n, \quad
+          \gamma_n = \min\big(\gamma, \tfrac{1 + n}{10 + n}\big)
+
+Parameters are averaged, buffers are copied: moving-average codes, variances and normalization statistics are running
+averages over past steps already. Averaged twice, the codes would lag behind the averaged encoder, and a dead code that
+is revived again and again would end in the middle of all places where it has been.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """The moving average of a model's parameters.
+
+    Args:
+        model: Whose parameters to follow.
+        decay: gamma, in [0, 1); 0 follows at once.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.names = [name for name, _ in model.named_parameters()]
+        self._parameters = [parameter.detach() for parameter in model.parameters()]
+        self._averages = [parameter.clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes the parameters after optimizer step ``step``, counted from 1, into the average."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._averages, self._parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averages by name."""
+        return dict(zip(self.names, self._averages, strict=True))
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Goes on from averages that :meth:`tensors` gave."""
+        for name, average in self.tensors().items():
+            average.copy_(tensors[name])
+
+    @torch.no_grad()
+    def write_to(self, averaged: nn.Module, model: nn.Module) -> None:
+        """Loads the averaged parameters, and the buffers of ``model``, into another model of the same kind."""
+        # load_state_dict and not copy_: modules recall flags that they keep on the host when they are loaded
+        averaged.load_state_dict({**model.state_dict(), **self.tensors()})

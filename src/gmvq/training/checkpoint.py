@@ -1,0 +1,238 @@
+"""Where a run stands, in one file: everything that the next step depends on.
+
+``checkpoint/state.safetensors`` holds the weights, their average, the optimizer's moments and the figures that wait
+for the next line of the log as tensors, and the rest as JSON in its header; no pickle. One file that replaces another
+in one operation is whole at any time: a kill or a full disk leaves the last checkpoint as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_bytes
+from torch import Tensor, nn
+
+from gmvq.hub import write_atomically
+
+FORMAT = "gmvq.checkpoint"
+VERSION = 1
+FOLDER = "checkpoint"
+FILE = "state.safetensors"
+REPLACED = "replaced.safetensors"
+
+
+class Checkpoint(NamedTuple):
+    """Where a run stands after an optimizer step.
+
+    Attributes:
+        step: Finished steps.
+        seconds: Time that training has taken so far.
+        configuration: What the run is made of: model, training and data. Only the same run can go on from here.
+        tensors: State by name, as ``model.encoder.layers.0.weight``.
+        random: State of the random numbers of each rank.
+        scaler: State of the loss scaler of fp16, None without one.
+    """
+
+    step: int
+    seconds: float
+    configuration: dict[str, Any]
+    tensors: dict[str, Tensor]
+    random: list[dict[str, Any]]
+    scaler: dict[str, Any] | None = None
+
+
+def write_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
+    """Writes the checkpoint of a run in the place of the last one.
+
+    Args:
+        run: The run's folder.
+        checkpoint: Where the run stands.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: If it cannot be written, as on a full disk; the message says which checkpoint is still there.
+    """
+    path = run / FOLDER / FILE
+    state = {name: value for name, value in checkpoint._asdict().items() if name != "tensors"}
+    header = {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    try:
+        _remove_partial(path)
+        write_atomically(path, save_bytes(tensors, header))
+    except OSError as error:
+        raise OSError(
+            f"The checkpoint of step {checkpoint.step} could not be written to {path} ({error.strerror or error}). "
+            f"{_still_there(run)} Make room there."
+        ) from error
+    return path
+
+
+def read_checkpoint(run: Path) -> Checkpoint:
+    """Reads the checkpoint of a run.
+
+    Args:
+        run: The run's folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged or of another version.
+    """
+    path = run / FOLDER / FILE
+    header = _read_header(run)
+    if header.get("format") != FORMAT or header.get("version") != str(VERSION):
+        raise ValueError(
+            f"{path} is of format {header.get('format')} {header.get('version')}, this gmvq reads {FORMAT} {VERSION}. "
+            "Go on with the version of gmvq that wrote it, or train anew without --resume."
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Checkpoint(tensors=tensors, **json.loads(header["state"]))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def progress_of(run: Path) -> tuple[int, int] | None:
+    """Finished and all steps of the run that a folder's checkpoint is of, None if none can be read."""
+    try:
+        state = json.loads(_read_header(run)["state"])
+        return int(state["step"]), int(state["configuration"]["training"]["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def set_aside(run: Path) -> Path | None:
+    """Takes the checkpoint of a former run out of the way, so that nothing can go on from it by mistake.
+
+    Returns:
+        Where the checkpoint of an unfinished run is now; None if there was none to keep.
+    """
+    path, progress = run / FOLDER / FILE, progress_of(run)
+    if progress is not None and progress[0] < progress[1]:
+        return path.replace(path.with_name(REPLACED))
+    path.unlink(missing_ok=True)
+    return None
+
+
+def check_same(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Checks that a checkpoint is of the run that wants to go on from it.
+
+    Args:
+        saved: Configuration of the checkpoint, nested.
+        current: Configuration of the run.
+
+    Raises:
+        ValueError: If they differ; the message names each field that does.
+    """
+    old, new = dict(_flatten(saved)), dict(_flatten(current))
+    different = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    if different:
+        fields = ", ".join(f"'{name}' ({old.get(name)!r} there, {new.get(name)!r} now)" for name in different)
+        raise ValueError(
+            f"The checkpoint is of another run: {fields}. Give the values that it was started with, or another --out."
+        )
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """State of all random numbers of this process, as JSON can hold it."""
+    version, numbers, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state(legacy=True)
+    state = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "torch": _to_hex(torch.get_rng_state()),
+    }
+    if device.type != "cpu":
+        state["device"] = _to_hex(torch.get_device_module(device).get_rng_state())
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Goes on from a state that :func:`random_state` gave."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))
+    torch.set_rng_state(_from_hex(state["torch"]))
+    if device.type != "cpu" and "device" in state:
+        torch.get_device_module(device).set_rng_state(_from_hex(state["device"]))
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """State of a model by name, with a prefix."""
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State of an optimizer by parameter and name; the learning rate and its like come from the configuration."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Goes on from what :func:`optimizer_tensors` gave."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in with_prefix(tensors, "optimizer").items():
+        index, name = key.split(".")
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with a prefix and a dot, without both."""
+    return {
+        name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")
+    }
+
+
+def _read_header(run: Path) -> dict[str, str]:
+    path = run / FOLDER / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint in {path.parent}. Train without --resume, or check --out.")
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged ({error}). Copy it again, or train anew without --resume.")
+
+
+def _still_there(run: Path) -> str:
+    progress = progress_of(run)
+    return (
+        f"That of step {progress[0]} is still valid; --resume goes on from it." if progress else "There is none before."
+    )
+
+
+def _remove_partial(path: Path) -> None:
+    """Removes what a killed process left of its writing, which would fill the disk run by run."""
+    for partial in path.parent.glob(f".{path.name}.*"):
+        partial.unlink(missing_ok=True)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+
+
+def _to_hex(state: Tensor) -> str:
+    return state.numpy().tobytes().hex()
+
+
+def _from_hex(text: str) -> Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)

@@ -1,0 +1,119 @@
+"""What each figure of a run is called, its unit, what it says and how it should look, in one line."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+
+class Measure(NamedTuple):
+    """A figure explained.
+
+    Attributes:
+        key: Its name in ``metrics.json`` and ``log.jsonl``.
+        name: Its name for a reader.
+        unit: Its unit, empty for pure numbers.
+        meaning: What it says.
+        good: How a good one looks; ``{codes}`` stands for the size of the codebook, ``{nats}`` for its logarithm.
+        form: Format specification of the number.
+        scale: What the number is multiplied with to be in ``unit``.
+    """
+
+    key: str
+    name: str
+    unit: str = ""
+    meaning: str = ""
+    good: str = ""
+    form: str = ".4g"
+    scale: float = 1.0
+
+
+RECONSTRUCTION = (
+    Measure("psnr", "PSNR", "dB", "Peak signal-to-noise ratio, the squared error on a logarithmic scale.",
+            "Higher is better; 3 dB more is half the error. Above 30 dB most images look like the original.", ".2f"),
+    Measure("ssim", "SSIM", "", "Structural similarity of local windows: brightness, contrast and pattern.",
+            "1 is identical; blur lowers it.", ".4f"),
+    Measure("mse", "MSE", "", "Mean squared error of pixels in [0, 1].", "Lower is better.", ".3g"),
+)  # fmt: skip
+CODES = (
+    Measure("usage", "Codes in use", "%", "Share of the codebook that held-out data chose at least once.",
+            "Near 100 %; far below it, the codebook has collapsed.", ".1f", 100.0),
+    Measure("used_codes", "Codes used", "", "The same as a number of codes.", "Close to {codes}.", ",.0f"),
+    Measure("perplexity", "Perplexity", "", "How many equally frequent codes would carry as much information.",
+            "Close to {codes} means that all codes are used evenly.", ",.1f"),
+    Measure("code_entropy_bits", "Code entropy", "bits", "Average bits of a token under the frequencies of the codes.",
+            "The gap to the bits of a token is what an entropy coder saves.", ".3f"),
+    Measure("bits_per_token", "Bits per token", "bits", "Logarithm of the number of codes: a token at a fixed length.",
+            "Set by the codebook, not learned.", ".3g"),
+    Measure("bits_per_pixel", "Bits per pixel", "bits", "Bits of all tokens over all pixels, at a fixed length.",
+            "Lower is smaller; compare PSNR only at like bits.", ".4f"),
+)  # fmt: skip
+LIKELIHOOD = (
+    Measure("elbo_bits_per_dim", "ELBO", "bits/dim", "Evidence lower bound of the 8-bit data as a code length.",
+            "Lower is better; a uniform guess has 8.", ".4f"),
+    Measure("iwae_bits_per_dim", "Importance-weighted bound", "bits/dim",
+            "The same from several draws, nearer to the true likelihood.",
+            "At most about the ELBO; the gap shows how loose that is.", ".4f"),
+    Measure("albo_bits_per_dim", "ALBO", "bits/dim", "The objective of training, with the aggregated posterior.",
+            "Not always a bound: judge by the two above.", ".4f"),
+)  # fmt: skip
+POSTERIOR = (
+    Measure("posterior_entropy", "Posterior entropy", "nats", "Doubt about the code of one token, on average.",
+            "0 is certain; at {nats} any code would do.", ".3f"),
+    Measure("aggregated_posterior_entropy", "Aggregated entropy", "nats", "Entropy of the codes over all tokens.",
+            "Close to {nats}: all codes share the work.", ".3f"),
+    Measure("mutual_information", "Mutual information", "nats", "What a code tells of its image, their difference.",
+            "Higher is more informative.", ".3f"),
+)  # fmt: skip
+EFFORT = (
+    Measure("images", "Images", "", "Held-out images that were measured.", "", ",.0f"),
+    Measure("likelihood_images", "Images of the bounds", "", "Held-out images with a bound.", "", ",.0f"),
+    Measure("seconds", "Training time", "s", "Wall time of training.", "", ",.1f"),
+    Measure("images_per_second", "Training speed", "images/s", "Images, or crops of them, in each second.", "", ",.0f"),
+    Measure("coding_seconds", "Coding time", "s", "Wall time of encoding and decoding the held-out images.", "", ".2f"),
+    Measure("coding_images_per_second", "Coding speed", "images/s", "Held-out images in each second.", "", ",.1f"),
+)
+TRAINING = (
+    Measure("loss", "Loss", "nats/dim", form=".4f"),
+    Measure("reconstruction", "Reconstruction term", "nats/dim", form=".4f"),
+    Measure("bottleneck", "Bottleneck term", "nats/dim", form=".4f"),
+    Measure("distance", "Expected distance", "nats/token", form=".3f"),
+    Measure("aggregated_divergence", "Aggregated divergence", "nats/token", form=".4f"),
+    Measure("code_divergence", "Divergence of the codes", "nats/token", form=".3f"),
+    Measure("latent_divergence", "Divergence of the latents", "nats/token", form=".3f"),
+    Measure("learning_rate", "Learning rate", "", form=".3g"),
+    Measure("gradient_norm", "Gradient norm", "", form=".3g"),
+)
+GROUPS = (
+    ("Reconstruction", RECONSTRUCTION),
+    ("Codes", CODES),
+    ("Likelihood of the held-out data", LIKELIHOOD),
+    ("Posterior over codes", POSTERIOR),
+    ("Effort", EFFORT),
+)
+MEASURES = {measure.key: measure for _, group in (*GROUPS, ("Training", TRAINING)) for measure in group}
+DECODINGS = ("", "_soft", "_sampled")
+"""Endings of the keys of a figure of reconstruction: hard codes, the soft mean, a sampled latent."""
+
+
+def measure(key: str) -> Measure:
+    """The explanation of a key; a key without one gets its words as a name."""
+    if key in MEASURES:
+        return MEASURES[key]
+    words = key.replace("_", " ").replace("/", ", ").strip()
+    return Measure(key, words[:1].upper() + words[1:])
+
+
+def shown(measure: Measure, value: float) -> str:
+    """The number as a reader sees it, without its unit."""
+    return format(value * measure.scale, measure.form) if math.isfinite(value) else str(value)
+
+
+def duration(seconds: float) -> tuple[str, str]:
+    """Seconds as number and unit: 48 s, 3:12 min or 2:05 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return (f"{seconds:.1f}" if seconds < 10 else f"{whole}"), "s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d}", "min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}", "h"

@@ -1,0 +1,57 @@
+"""Ctrl-C and termination stop a run between two steps, not within one."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped and its state is saved; the command line exits with 130.
+
+    Args:
+        step: Finished steps, 0 if nothing was saved.
+        steps: Steps of the whole run.
+        run: The run's folder.
+    """
+
+    def __init__(self, step: int, steps: int, run: Path) -> None:
+        self.step, self.steps, self.run = step, steps, run
+        saved = (
+            f"saved in {run}. Go on with: gmvq train RECIPE --out {run} --resume" if step else "nothing was saved yet."
+        )
+        super().__init__(f"Stopped after step {step} of {steps}; {saved}")
+
+
+class Interrupts:
+    """Notes SIGINT and SIGTERM while it is open; a second one interrupts at once.
+
+    Attributes:
+        requested: True once there was one.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._former: dict[int, signal.Handlers | int | Callable[[int, FrameType | None], object] | None] = {}
+
+    def __enter__(self) -> Interrupts:
+        """Takes the signals over, if this is the main thread: Python gives them to no other."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Gives the signals back."""
+        for number, handler in self._former.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True

@@ -1,0 +1,90 @@
+"""The log of a run, ``log.jsonl``: one JSON object a line, and the same for TensorBoard when asked."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+from gmvq.hub import write_atomically
+
+FILE = "log.jsonl"
+
+
+class Journal:
+    """Writes the log of a run, line by line; each line is with the system as soon as it is written.
+
+    ``{"kind": "train", "step": 20, "loss": ..., ...}`` is the mean over the steps since the last such line,
+    ``{"kind": "evaluation", "step": 250, "psnr": ..., ...}`` is of held-out images.
+
+    Args:
+        run: The run's folder.
+        step: Finished steps; lines of later ones, which a killed run left, are removed. 0 starts anew.
+        tensorboard: Write for TensorBoard too.
+
+    Raises:
+        ModuleNotFoundError: If TensorBoard is asked for and not there.
+        OSError: If the log cannot be written.
+    """
+
+    def __init__(self, run: Path, step: int = 0, *, tensorboard: bool = False) -> None:
+        self.path = run / FILE
+        self.writer = _tensorboard_writer(run, step) if tensorboard else None
+        run.mkdir(parents=True, exist_ok=True)
+        _truncate(self.path, step)
+        self._file: TextIO = self.path.open("a", encoding="utf-8")
+
+    def write(self, kind: str, step: int, figures: dict[str, float | None]) -> None:
+        """Adds a line; a figure that is not finite becomes null, since JSON has no such number."""
+        known = {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}
+        entry: dict[str, Any] = {"kind": kind, "step": step, **known}
+        try:
+            self._file.write(json.dumps(entry, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"The log {self.path} could not be written at step {step} ({error.strerror or error}). "
+                "The last checkpoint is still valid; make room there and go on with --resume."
+            ) from error
+        if self.writer is not None:
+            for name, value in known.items():
+                if value is not None:
+                    self.writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def sync(self) -> None:
+        """Waits until all lines are on the disk: a checkpoint must not be newer than its log."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Ends the log."""
+        self._file.close()
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _truncate(path: Path, step: int) -> None:
+    if not path.is_file():
+        return
+    kept = [line for line in path.read_bytes().splitlines(keepends=True) if 0 < _step_of(line) <= step]
+    write_atomically(path, b"".join(kept))
+
+
+def _step_of(line: bytes) -> int:
+    """Step of a line of the log, -1 for one that a kill has cut."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return -1
+    return step if isinstance(step, int) and line.endswith(b"\n") else -1
+
+
+def _tensorboard_writer(run: Path, step: int) -> Any:  # noqa: ANN401
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "'tensorboard' is set, but TensorBoard is not installed. Install it with: pip install gmvq[tensorboard]"
+        ) from error
+    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)

@@ -1,0 +1,121 @@
+"""What a run needs before its first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from gmvq.data import Data, fingerprint
+from gmvq.models import Autoencoder
+from gmvq.training.config import Training
+
+CHANGEABLE = ("checkpoint_every", "tensorboard", "threads")
+"""Fields of Training that a resumed run may change: no step depends on them."""
+
+
+class Drawing(NamedTuple):
+    """How training images are drawn: see :class:`gmvq.data.Loader`."""
+
+    crop: int | None
+    flip: bool
+    crops_per_image: int
+
+
+class Stopwatch:
+    """Time of training alone; on a GPU it waits for the work that was started."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds = 0.0
+        self._device = device
+        self._since: float | None = None
+
+    def start(self) -> None:
+        """Starts or goes on."""
+        self._since = time.perf_counter()
+
+    def read(self) -> float:
+        """Seconds so far."""
+        if self._since is not None:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            now = time.perf_counter()
+            self.seconds += now - self._since
+            self._since = now
+        return self.seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens in here does not count."""
+        self.read()
+        self._since = None
+        yield
+        self.start()
+
+
+def make_accelerator(training: Training) -> Accelerator:
+    """Devices, precision and processes of a run.
+
+    Raises:
+        ValueError: If the device does not have the precision.
+    """
+    # accelerate keeps one precision for the whole process; a second run in it may want another
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != training.precision:
+        AcceleratorState._reset_state()
+    forwards = training.gradient_accumulation
+    accelerator = Accelerator(mixed_precision=training.precision, gradient_accumulation_steps=forwards)
+    if training.precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would go on in float32
+        raise ValueError("'precision' must be 'no' or 'bf16' on a CPU, got 'fp16'. Use 'bf16'.")
+    return accelerator
+
+
+def make_optimizer(model: Autoencoder, training: Training, device: torch.device) -> torch.optim.Optimizer:
+    """Adam, or AdamW with weight decay."""
+    # weights of layers decay; biases and scales have no reason to, and codes belong where the latents are
+    decaying = {id(p) for part in (model.encoder, model.decoder) for p in part.parameters() if p.ndim >= 2}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) in decaying], "weight_decay": training.weight_decay},
+        {"params": [p for p in model.parameters() if id(p) not in decaying], "weight_decay": 0.0},
+    ]
+    kind = torch.optim.AdamW if training.weight_decay > 0 else torch.optim.Adam
+    # fused: one kernel for all parameters, less than half of the time on a CPU too
+    return kind(groups, lr=training.learning_rate, betas=training.betas, fused=device.type in ("cpu", "cuda"))
+
+
+def describe_run(model: Autoencoder, data: Data, training: Training, drawing: Drawing, ranks: int) -> dict[str, Any]:
+    """All that a step depends on, as JSON can hold it: what must be the same for a run to go on."""
+    fields = {name: value for name, value in dataclasses.asdict(training).items() if name not in CHANGEABLE}
+    return {
+        "model": dataclasses.asdict(model.config),
+        "training": fields,
+        "data": {"name": data.name, "images": len(data.train), "fingerprint": fingerprint(data)[:16]},
+        "drawing": drawing._asdict(),
+        "processes": ranks,
+    }
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Seeds all random numbers; ranks see different noise."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed + rank)
+
+
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Sets the threads of the CPU, and back."""
+    former = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)

@@ -1,0 +1,385 @@
+"""Training: from a model and data to a run's folder, stopped and continued at will.
+
+::
+
+    Data --Loader--> Batch --Autoencoder--> Reconstruction.loss --Adam--> weights --average--> model.safetensors
+                                                   |                         |
+                                               log.jsonl         checkpoint/state.safetensors
+
+A step depends on the seed, its number and the state that a checkpoint holds, on nothing else. So a run that was stopped
+and resumed ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator, Iterator
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from accelerate.utils import gather_object
+from rich.console import Console
+from torch import nn
+
+from gmvq import hub
+from gmvq.data import Data, Loader
+from gmvq.models import Autoencoder, AutoencoderConfig
+from gmvq.training import checkpoint as checkpoints
+from gmvq.training.averaging import WeightAverage
+from gmvq.training.checkpoint import Checkpoint
+from gmvq.training.config import Training
+from gmvq.training.interrupts import Interrupted, Interrupts
+from gmvq.training.journal import Journal
+from gmvq.training.monitoring import GRADIENT, Figures, HeldOut, NonFiniteLossError, Window
+from gmvq.training.preparation import (
+    Drawing,
+    Stopwatch,
+    cpu_threads,
+    describe_run,
+    make_accelerator,
+    make_optimizer,
+    seed_everything,
+)
+from gmvq.training.progress import ProgressLine
+from gmvq.types import Batch
+
+CALIBRATION_STEPS = 8
+"""Steps whose images set the scale of the averaged model's likelihood."""
+
+
+class TrainingResult(NamedTuple):
+    """What a run ended with.
+
+    Attributes:
+        model: The model with averaged weights, in evaluation mode, as saved in the run's folder.
+        steps: Optimizer steps of the whole run.
+        seconds: Time of all steps, without evaluations and checkpoints, over all starts of the run.
+        images_per_second: Training images a second in that time, of all ranks together.
+        first_step: Steps that were finished before this start; equal to ``steps`` if nothing was left to do.
+    """
+
+    model: Autoencoder
+    steps: int
+    seconds: float
+    images_per_second: float
+    first_step: int
+
+
+def train(
+    model: Autoencoder,
+    data: Data,
+    training: Training,
+    out: str | Path,
+    *,
+    crop: int | None = None,
+    flip: bool = False,
+    crops_per_image: int = 1,
+    resume: bool = False,
+    console: Console | None = None,
+) -> TrainingResult:
+    """Trains a model and saves it, with averaged weights, in the run's folder.
+
+    The folder gets ``model.safetensors``, ``config.json``, ``log.jsonl`` and ``checkpoint/``. A run that is there
+    already is replaced unless ``resume``; an unfinished one's checkpoint stays as ``checkpoint/replaced.safetensors``.
+    All random numbers are seeded. Under ``torchrun`` or ``accelerate launch`` every process calls this.
+
+    Args:
+        model: Trained in place; it ends with the last weights, not the averaged ones.
+        data: What to learn from, and what to look at now and then.
+        training: How.
+        out: The run's folder.
+        crop: Side of random crops in pixels, None for whole images.
+        flip: Mirror half of the images.
+        crops_per_image: How often an epoch draws each image.
+        resume: Go on from the folder's checkpoint.
+        console: Where to show progress, as ``rich.console.Console(stderr=True)``; None for nowhere.
+
+    Returns:
+        The averaged model and the time that it took.
+
+    Raises:
+        ValueError: If the checkpoint is of another run or damaged, or model, data and training do not fit.
+        FileNotFoundError: If there is nothing to resume.
+        NonFiniteLossError: If the loss, a term of it, a gradient or a weight is not finite.
+        Interrupted: After Ctrl-C or termination; the state is saved.
+        OSError: If the folder cannot be written; the last checkpoint stays valid.
+    """
+    with cpu_threads(training.threads):
+        trainer = _Trainer(model, data, training, Path(out), Drawing(crop, flip, crops_per_image), console)
+        return trainer.run(resume=resume)
+
+
+def averaged_model(out: str | Path) -> Autoencoder:
+    """The averaged model of a run's last checkpoint, as of a run that was stopped, in evaluation mode.
+
+    Args:
+        out: The run's folder.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If it is damaged.
+    """
+    checkpoint = checkpoints.read_checkpoint(Path(out))
+    model = Autoencoder(AutoencoderConfig(**checkpoint.configuration["model"]))
+    weights = checkpoints.with_prefix(checkpoint.tensors, "model")
+    model.load_state_dict({**weights, **checkpoints.with_prefix(checkpoint.tensors, "average")})
+    return model.eval()
+
+
+class _Trainer:
+    """One start of a run. Between two steps all of its state is in ``_checkpoint()``."""
+
+    def __init__(
+        self,
+        model: Autoencoder,
+        data: Data,
+        training: Training,
+        out: Path,
+        drawing: Drawing,
+        console: Console | None,
+    ) -> None:
+        self.training, self.out = training, out
+        self.accelerator = make_accelerator(training)
+        device = self.accelerator.device
+        self.model = model.to(device).train()
+        self.parameters = list(model.parameters())
+        self.averaged = copy.deepcopy(self.model).eval()
+        self.optimizer = make_optimizer(model, training, device)
+        self.prepared, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
+        self.average = WeightAverage(self.model, training.averaging_decay)
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        self.loader = Loader(
+            data.train,
+            training.batch_size,
+            seed=training.seed,
+            rank=rank,
+            world_size=ranks,
+            **drawing._asdict(),
+        )
+        self.is_main = self.accelerator.is_main_process
+        self.held_out = HeldOut(data.held_out, training.batch_size) if self.is_main and len(data.held_out) else None
+        self.configuration = describe_run(model, data, training, drawing, ranks)
+        self.window = Window(self.accelerator, model.codebook_size, allow_overflow=training.precision == "fp16")
+        self.stopwatch = Stopwatch(device)
+        self.console = console if self.is_main else None
+        self.journal: Journal | None = None
+        self.step, self.saved_step, self.logged = 0, 0, (0, 0.0)
+
+    def run(self, *, resume: bool) -> TrainingResult:
+        first_step = self._resume() if resume else self._begin()
+        self.progress = ProgressLine(self.console, self.training.steps, first_step)
+        bottleneck = self.model.bottleneck
+        try:
+            if self.is_main:
+                self.journal = Journal(self.out, first_step, tensorboard=self.training.tensorboard)
+            # the forwards of one step share a codebook: their statistics are folded once, after the step
+            bottleneck.updates_itself = False
+            with Interrupts() as interrupts:
+                self._loop(interrupts)
+            return self._finish(first_step)
+        except Interrupted:
+            raise
+        except KeyboardInterrupt:  # within a step, whose state is not whole
+            raise Interrupted(self.saved_step, self.training.steps, self.out) from None
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(error.step, error.terms, self._remedy()) from None
+        finally:
+            bottleneck.updates_itself = True
+            self.progress.close()
+            if self.journal is not None:
+                self.journal.close()
+            self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
+
+    def _begin(self) -> int:
+        seed_everything(self.training.seed, self.accelerator.process_index)
+        if self.is_main:
+            kept = checkpoints.set_aside(self.out)
+            if kept is not None:
+                self._say(f"Starting anew; the checkpoint of the unfinished run that was there is now {kept}.")
+        self.accelerator.wait_for_everyone()
+        return 0
+
+    def _resume(self) -> int:
+        checkpoint = checkpoints.read_checkpoint(self.out)
+        checkpoints.check_same(checkpoint.configuration, self.configuration)
+        tensors = checkpoint.tensors
+        self.model.load_state_dict(checkpoints.with_prefix(tensors, "model"))
+        self.average.load(checkpoints.with_prefix(tensors, "average"))
+        checkpoints.load_optimizer(self.optimizer, tensors)
+        self.window.load(checkpoints.with_prefix(tensors, "window"), checkpoint.step)
+        if checkpoint.scaler is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.scaler)
+        checkpoints.set_random_state(checkpoint.random[self.accelerator.process_index], self.accelerator.device)
+        self.step = self.saved_step = checkpoint.step
+        self.stopwatch.seconds = checkpoint.seconds
+        self.logged = (self.step, checkpoint.seconds)
+        steps = self.training.steps
+        finished = self.step == steps
+        self._say(f"The run in {self.out} is finished." if finished else f"Going on after step {self.step} of {steps}.")
+        return self.step
+
+    def _loop(self, interrupts: Interrupts) -> None:
+        steps, forwards = self.training.steps, self.training.gradient_accumulation
+        prefetched = self.loader.iterate(self.step * forwards, steps * forwards)
+        with closing(cast("Generator[Batch]", prefetched)) as batches:
+            self.stopwatch.start()
+            while self.step < steps:
+                self._step(batches)
+                self._look()
+                if self._is_asked_to_stop(interrupts):
+                    with self.stopwatch.paused():
+                        self._save()
+                    raise Interrupted(self.step, steps, self.out)
+
+    def _step(self, batches: Iterator[Batch]) -> None:
+        self.model.bottleneck.set_progress(self.step / self.training.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.training.learning_rate_at(self.step)
+        self.window.add(self._gradient(batches))
+        if self.accelerator.device.type == "cpu" and self.accelerator.num_processes == 1:
+            self.window.check_last()  # costs nothing here; elsewhere it waits for the log or the checkpoint
+        self.stepper.step()
+        self.stepper.zero_grad()
+        self.model.bottleneck.update()
+        self.step += 1
+        self.average.update(self.step)
+
+    def _gradient(self, batches: Iterator[Batch]) -> Figures:
+        """Forward and backward of one step."""
+        forwards = self.training.gradient_accumulation
+        values: dict[str, torch.Tensor] = {}
+        codes = []
+        for index in range(forwards):
+            images = self._to_device(next(batches).images)
+            last = index == forwards - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.prepared):
+                reconstruction = self.prepared(images)
+                self.accelerator.backward(reconstruction.loss)
+            for name, value in {"loss": reconstruction.loss.detach(), **reconstruction.terms}.items():
+                values[name] = values.get(name, 0) + value / forwards
+            codes.append(reconstruction.codes.detach())
+        values[GRADIENT] = self._clip()
+        return Figures(values, tuple(codes))
+
+    def _clip(self) -> torch.Tensor:
+        """Shortens the gradient; its norm before."""
+        if self.training.gradient_clip is not None:
+            norm = self.accelerator.clip_grad_norm_(self.parameters, self.training.gradient_clip)
+            assert norm is not None
+            return norm
+        self.accelerator.unscale_gradients()
+        return nn.utils.get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+
+    def _to_device(self, images: torch.Tensor) -> torch.Tensor:
+        device = self.accelerator.device
+        if device.type == "cuda":
+            return images.pin_memory().to(device, non_blocking=True)
+        return images.to(device)
+
+    def _look(self) -> None:
+        """Log, evaluation and checkpoint, where they are due after a step."""
+        training, last = self.training, self.step == self.training.steps
+        self.progress.advance(self.step)
+        if last or self.step % training.log_every == 0:
+            self._log()
+        if last or (training.evaluate_every and self.step % training.evaluate_every == 0):
+            with self.stopwatch.paused():
+                self._evaluate()
+        if last or (training.checkpoint_every and self.step % training.checkpoint_every == 0):
+            with self.stopwatch.paused():
+                self._save()
+
+    def _log(self) -> None:
+        self.window.check()
+        figures = self.window.take()
+        seconds, (step, before) = self.stopwatch.read(), self.logged
+        figures["learning_rate"] = self.training.learning_rate_at(self.step - 1)
+        figures["images_per_second"] = (self.step - step) * self._images_per_step / max(seconds - before, 1e-9)
+        figures["seconds"] = seconds
+        self.logged = (self.step, seconds)
+        if self.journal is not None:
+            self.journal.write("train", self.step, figures)
+        self.progress.show(figures)
+
+    def _evaluate(self) -> None:
+        if self.held_out is None:
+            return
+        self.average.write_to(self.averaged, self.model)
+        figures = self.held_out.measure(self.averaged)
+        if self.journal is not None:
+            self.journal.write("evaluation", self.step, {**figures, "seconds": self.stopwatch.seconds})
+        self.progress.report(self.step, figures)
+
+    def _save(self) -> None:
+        if self.saved_step == self.step:
+            return
+        self.window.check()
+        self._check_weights()
+        checkpoint = self._checkpoint()
+        if self.journal is not None:
+            self.journal.sync()
+            checkpoints.write_checkpoint(self.out, checkpoint)
+        self.accelerator.wait_for_everyone()
+        self.saved_step = self.step
+
+    def _checkpoint(self) -> Checkpoint:
+        tensors = checkpoints.model_tensors(self.model) | checkpoints.optimizer_tensors(self.optimizer)
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors().items()}
+        tensors |= {f"window.{name}": tensor for name, tensor in self.window.tensors().items()}
+        states = gather_object([checkpoints.random_state(self.accelerator.device)])
+        scaler = None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
+        return Checkpoint(self.step, self.stopwatch.seconds, self.configuration, tensors, states, scaler)
+
+    def _check_weights(self) -> None:
+        """A checkpoint with a weight that is not finite would take the place of one that can be used."""
+        for name, tensor in self.model.state_dict().items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise NonFiniteLossError(self.step, (name,))
+
+    def _finish(self, first_step: int) -> TrainingResult:
+        self.average.write_to(self.averaged, self.model)
+        self.averaged.bottleneck.set_progress(1.0)
+        batches = range(CALIBRATION_STEPS * self.training.gradient_accumulation)
+        self.averaged.calibrate(self._to_device(self.loader.batch(index).images) for index in batches)
+        if self.is_main:
+            self._save_model()
+        self.accelerator.wait_for_everyone()
+        steps, seconds = self.training.steps, self.stopwatch.seconds
+        return TrainingResult(
+            self.averaged, steps, seconds, steps * self._images_per_step / max(seconds, 1e-9), first_step
+        )
+
+    def _save_model(self) -> None:
+        try:
+            hub.save(self.averaged, self.out)
+        except OSError as error:
+            raise OSError(
+                f"The model could not be written to {self.out} ({error.strerror or error}). The checkpoint of its last "
+                "step is valid: make room there and finish with --resume."
+            ) from error
+
+    @property
+    def _images_per_step(self) -> int:
+        return self.training.batch_size * self.training.gradient_accumulation * self.accelerator.num_processes
+
+    def _is_asked_to_stop(self, interrupts: Interrupts) -> bool:
+        if self.accelerator.num_processes == 1:
+            return interrupts.requested
+        if self.step % self.training.log_every:  # ranks must stop at the same step, and to agree costs a message
+            return False
+        asked = torch.tensor(float(interrupts.requested), device=self.accelerator.device)
+        total = self.accelerator.reduce(asked, "sum")
+        assert isinstance(total, torch.Tensor)
+        return bool(total > 0)
+
+    def _remedy(self) -> str:
+        remedy = "Lower 'learning_rate' or 'gradient_clip'."
+        if not self.saved_step:
+            return f"There is no checkpoint yet. {remedy}"
+        return f"The checkpoint of step {self.saved_step} in {self.out} is still valid. {remedy}"
+
+    def _say(self, message: str) -> None:
+        if self.console is not None:
+            self.console.print(message, highlight=False, markup=False)

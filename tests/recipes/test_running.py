@@ -1,0 +1,181 @@
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+import gmvq
+from gmvq import hub, recipes
+from gmvq.data import ArrayImages, MixedImages
+from gmvq.models import Autoencoder, AutoencoderConfig
+from gmvq.recipes import running
+from gmvq.recipes.running import METRICS, PICTURE, RECORD, REPORT
+from gmvq.training import Interrupted, NonFiniteLossError
+
+# what the issue asks of metrics.json
+WANTED = {
+    "psnr", "ssim", "mse", "usage", "perplexity", "bits_per_pixel", "elbo_bits_per_dim", "albo_bits_per_dim",
+    "iwae_bits_per_dim", "posterior_entropy", "mutual_information", "seconds", "images_per_second",
+}  # fmt: skip
+QUIET = Console(quiet=True)
+
+
+def tiny(**changes):
+    settings = {"steps": 3, "batch_size": 8, "width": 8, "blocks": 1, "codebook_size": 16, "evaluated": 20}
+    return recipes.changed(recipes.digits(), **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    return out, recipes.run(tiny(), out, command="gmvq train digits", console=QUIET)
+
+
+def test_a_run_leaves_all_its_files(finished):
+    out, metrics = finished
+    names = {path.name for path in out.iterdir()}
+    assert names == {"checkpoint", RECORD, METRICS, REPORT, PICTURE, "config.json", "log.jsonl", "model.safetensors"}
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert metrics.keys() >= WANTED
+    assert all(metrics[name] is not None for name in WANTED)
+    assert metrics["images"] == 20
+    assert metrics["protocol"].startswith("20 images.")
+
+
+def test_the_record_holds_the_whole_run(finished):
+    out, _ = finished
+    record = json.loads((out / "run.json").read_text())
+    assert record["run"] == json.loads(json.dumps(asdict(tiny())))
+    assert record["command"] == "gmvq train digits"
+    assert record["versions"].keys() == {"python", "torch", "gmvq"}
+    assert record["hardware"]
+    assert len(record["data"]["fingerprint"]) == 64
+    assert record["fingerprint"] == hub.fingerprint(gmvq.load(out))
+    assert "finished" in record
+    assert recipes.read_run(out) == tiny()
+
+
+def test_the_picture_shows_pairs(finished):
+    out, _ = finished
+    with Image.open(out / "reconstructions.png") as picture:
+        assert picture.mode == "L"
+        # eight digits of 8 pixels, enlarged 16 times, with a gap of 4 around each
+        assert picture.size == (8 * (8 * 16 + 4) + 4, 2 * (8 * 16 + 4) + 4)
+
+
+def test_the_seed_makes_the_run(tmp_path, finished):
+    _, metrics = finished
+    again = recipes.run(tiny(), tmp_path / "again", console=QUIET, report=False)
+    assert again["mse"] == metrics["mse"]
+    assert not (tmp_path / "again" / "report.html").exists()
+    assert recipes.run(tiny(seed=1), tmp_path / "other", console=QUIET, report=False)["mse"] != metrics["mse"]
+
+
+def test_the_same_run_replaces_and_another_does_not(tmp_path):
+    out = tmp_path / "run"
+    first = recipes.run(tiny(), out, console=QUIET, report=False)
+    (out / "report.html").write_text("of the former run")
+    console = Console(record=True, file=open("/dev/null", "w"))  # noqa: SIM115 (the console writes until the test ends)
+    with console.file:
+        assert recipes.run(tiny(), out, console=console, report=False)["mse"] == first["mse"]
+    assert "Replacing" in console.export_text()
+    assert not (out / "report.html").exists()
+    with pytest.raises(ValueError, match=r"differs in model.width \(8 there, 16 now\), training.seed"):
+        recipes.run(tiny(width=16, seed=3), out, console=QUIET)
+    # what no step depends on may differ
+    recipes.check_folder(out, tiny(threads=1, checkpoint_every=7))
+
+
+def test_a_folder_that_no_run_made_is_left_alone(tmp_path):
+    hub.save(Autoencoder(AutoencoderConfig(width=8)), tmp_path)
+    with pytest.raises(ValueError, match="no run of gmvq made"):
+        recipes.run(tiny(), tmp_path, console=QUIET)
+
+
+def test_other_data_are_another_run(finished):
+    out, _ = finished
+    data = recipes.load_data(recipes.digits().data)
+    recipes.check_folder(out, tiny(), data)
+    with pytest.raises(ValueError, match="data fingerprint"):
+        recipes.check_folder(out, tiny(), data._replace(train=data.held_out))
+
+
+def test_resume_goes_on_and_without_a_checkpoint_begins(tmp_path, finished, monkeypatch):
+    _, metrics = finished
+    asked = []
+    monkeypatch.setattr(running, "train", lambda *_, resume, **__: asked.append(resume) or stop())
+
+    def stop():
+        raise Interrupted(1, 3, tmp_path)
+
+    with pytest.raises(Interrupted):
+        recipes.run(tiny(), tmp_path / "new", resume=True, console=QUIET)
+    assert asked == [False]
+    assert recipes.read_json(tmp_path / "new" / "metrics.json") is None
+    monkeypatch.undo()
+    assert recipes.run(tiny(), tmp_path / "new", resume=True, console=QUIET, report=False)["mse"] == metrics["mse"]
+    assert recipes.run(tiny(), tmp_path / "new", resume=True, console=QUIET, report=False)["mse"] == metrics["mse"]
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "train", lambda *_, **__: None)
+    monkeypatch.setenv("RANK", "1")
+    assert recipes.run(tiny(), tmp_path / "run", console=QUIET) == {}
+    assert not (tmp_path / "run").exists()
+
+
+def test_divergence_is_not_hidden(tmp_path):
+    with pytest.raises(NonFiniteLossError):
+        recipes.run(tiny(learning_rate=1e38, gradient_clip=1e38, steps=20), tmp_path, console=QUIET)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "\x00"])
+def test_files_that_are_no_json_objects(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    assert recipes.read_json(tmp_path / "run.json") is None
+    with pytest.raises(FileNotFoundError, match="--data"):
+        recipes.read_run(tmp_path)
+    with pytest.raises(ValueError, match="no run of gmvq"):
+        recipes.check_folder(tmp_path, tiny())
+
+
+def test_records_of_other_versions(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"run": {"name": "x", "data": {"colour": 1}, "model": {}}}))
+    with pytest.raises(ValueError, match="not of this version"):
+        recipes.read_run(tmp_path)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_contact_sheet_of_mixed_sizes(channels):
+    model = Autoencoder(AutoencoderConfig(width=8, blocks=1, channels=channels)).eval()
+    images = MixedImages([torch.zeros(channels, *s, dtype=torch.uint8) for s in ((400, 300), (20, 50))], ["a", "b"])
+    sheet = running.contact_sheet(model, images)
+    assert sheet.shape == (channels, 2 * (256 + 4) + 4, 2 * (256 + 4) + 4)
+    assert 0 <= float(sheet.min()) <= float(sheet.max()) <= 1
+    # the second image's surroundings are white
+    assert torch.equal(sheet[:, 100:260, 330:], torch.ones(channels, 160, sheet.shape[2] - 330))
+    one = running.contact_sheet(model, ArrayImages(torch.zeros(3, channels, 8, 8, dtype=torch.uint8)), columns=1)
+    assert one.shape[2] == 8 * 16 + 8
+
+
+def test_thirty_mixed_photographs_with_a_broken_one(tmp_path):
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "pictures"
+    (folder / "nested").mkdir(parents=True)
+    for index in range(30):
+        size, mode = [(70, 90), (40, 40), (64, 100)][index % 3], ["RGB", "L", "RGBA"][index % 3]
+        channels = {"RGB": 3, "L": 1, "RGBA": 4}[mode]
+        pixels = generator.integers(0, 256, (*size, channels), np.uint8).squeeze()
+        suffix = [".png", ".webp", ".tiff"][index % 3]
+        Image.fromarray(pixels).save((folder if index % 2 else folder / "nested") / f"{index}{suffix}")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no photograph")
+    recipe = recipes.changed(recipes.folder(folder), steps=2, width=8, blocks=1, batch_size=4, codebook_size=16)
+    with pytest.warns(UserWarning, match="Skipped 1 file"):
+        metrics = recipes.run(recipe, tmp_path / "run", console=QUIET)
+    assert metrics["images"] == 3
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [skipped["path"] for skipped in record["data"]["skipped"]] == [str(folder / "broken.jpg")]
+    assert record["run"]["data"]["crop"] == 64

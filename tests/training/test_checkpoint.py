@@ -1,0 +1,126 @@
+import errno
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gmvq import hub
+from gmvq.training import checkpoint as checkpoints
+from gmvq.training.checkpoint import Checkpoint, check_same, progress_of, read_checkpoint, set_aside, write_checkpoint
+
+CPU = torch.device("cpu")
+
+
+def make_checkpoint(step=3, steps=9):
+    tensors = {"model.weight": torch.full((2, 3), float(step)), "model.flag": torch.tensor(True)}
+    configuration = {"training": {"steps": steps}}
+    return Checkpoint(step, 1.5, configuration, tensors, [checkpoints.random_state(CPU)], {"scale": 2.0})
+
+
+@pytest.fixture
+def run(tmp_path):
+    write_checkpoint(tmp_path, make_checkpoint())
+    return tmp_path
+
+
+def path_of(run):
+    return run / checkpoints.FOLDER / checkpoints.FILE
+
+
+def test_reads_what_was_written(run):
+    written, read = make_checkpoint(), read_checkpoint(run)
+    assert read._replace(tensors={}, random=[]) == written._replace(tensors={}, random=[])
+    assert all(torch.equal(read.tensors[name], tensor) for name, tensor in written.tensors.items())
+    assert progress_of(run) == (3, 9)
+
+
+def test_random_numbers_go_on_where_they_were(run):
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(3).tolist()
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    draw()
+    write_checkpoint(run, make_checkpoint())
+    expected = draw()
+    draw()
+    checkpoints.set_random_state(read_checkpoint(run).random[0], CPU)
+    assert draw() == expected
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no checkpoint in .*without --resume"):
+        read_checkpoint(tmp_path)
+    assert progress_of(tmp_path) is None
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -8])
+def test_a_damaged_file_is_named(run, length):
+    path_of(run).write_bytes(path_of(run).read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"state\.safetensors is damaged"):
+        read_checkpoint(run)
+
+
+def test_another_format_is_refused(run, make_model):
+    hub.save(make_model(), run / "model")
+    (run / "model" / hub.WEIGHTS).replace(path_of(run))
+    with pytest.raises(ValueError, match="is of format None"):
+        read_checkpoint(run)
+    assert progress_of(run) is None
+
+
+@pytest.mark.parametrize("operation", ["open", "replace"])
+def test_a_full_disk_leaves_the_last_checkpoint(run, monkeypatch, operation):
+    original = getattr(Path, operation)
+
+    def fail(self, *arguments, **keywords):
+        if self.name.startswith(".state"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, operation, fail)
+    with pytest.raises(OSError, match=r"checkpoint of step 4 .*No space left.* step 3 is still valid") as caught:
+        write_checkpoint(run, make_checkpoint(step=4))
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert read_checkpoint(run).step == 3
+    assert [path.name for path in path_of(run).parent.iterdir()] == [checkpoints.FILE]
+
+
+def test_a_full_disk_before_the_first_checkpoint(tmp_path, monkeypatch):
+    def fail(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_atomically", fail)
+    with pytest.raises(OSError, match="There is none before"):
+        write_checkpoint(tmp_path, make_checkpoint())
+
+
+def test_what_a_kill_left_half_written_is_removed(run):
+    partial = path_of(run).with_name(f".{checkpoints.FILE}.12345")
+    partial.write_bytes(b"half")
+    assert read_checkpoint(run).step == 3
+    write_checkpoint(run, make_checkpoint(step=4))
+    assert read_checkpoint(run).step == 4
+    assert not partial.exists()
+
+
+def test_an_unfinished_run_is_set_aside_and_a_finished_one_removed(run):
+    kept = set_aside(run)
+    assert kept is not None
+    assert kept.is_file()
+    assert not path_of(run).exists()
+    write_checkpoint(run, make_checkpoint(step=9))
+    assert set_aside(run) is None
+    assert not path_of(run).exists()
+    assert set_aside(run) is None
+
+
+def test_names_each_field_that_differs():
+    saved = {"training": {"steps": 10, "betas": [0.9, 0.99]}, "crop": 32}
+    check_same(saved, {"training": {"steps": 10, "betas": (0.9, 0.99)}, "crop": 32})
+    with pytest.raises(ValueError, match=r"'crop' \(32 there, None now\), 'training.steps' \(10 there, 12 now\)"):
+        check_same(saved, {"training": {"steps": 12, "betas": (0.9, 0.99)}, "crop": None})
+    with pytest.raises(ValueError, match=r"'new' \(None there, 1 now\)"):
+        check_same(saved, {**saved, "new": 1})
