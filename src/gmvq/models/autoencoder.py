@@ -7,9 +7,8 @@ r"""VAE, VQ-VAE and GM-VQ are one autoencoder with three bottlenecks.
                                      codes
 
 The objective is in nats for each data dimension; the bottleneck says what its loss weighs there. That of the VAE is in
-nats for each token and counts as the model says. That of vector quantization is a squared error and counts as one of
-the images does. That of the Gaussian mixture counts relative to the mixture's variance, as the images' error does to
-theirs.
+nats for each token and counts as the model says. That of a quantizer is a squared error of the latents and counts as
+one of the images does.
 """
 
 from __future__ import annotations
@@ -181,7 +180,7 @@ class Autoencoder(nn.Module):
         decoded = self.likelihood.mean(parameters)
         error = F.mse_loss(decoded.detach().float(), images.float())
         tokens_per_dimension = quantized.values[..., 0].numel() / images.numel()
-        weight = self.bottleneck.loss_weight(self.likelihood.squared_error_weight(error), error, tokens_per_dimension)
+        weight = self.bottleneck.loss_weight(self.likelihood.squared_error_weight(error), tokens_per_dimension)
         cost = weight * quantized.loss
         terms = {
             "reconstruction": reconstruction.detach(),

@@ -176,15 +176,14 @@ class AbstractBottleneck(nn.Module, ABC):
         """
         raise NoPosteriorError(f"{type(self).__name__} has no posterior over codes. Use GaussianMixtureQuantizer.")
 
-    def loss_weight(self, squared_error_weight: Tensor, squared_error: Tensor, tokens_per_dimension: float) -> Tensor:
+    def loss_weight(self, squared_error_weight: Tensor, tokens_per_dimension: float) -> Tensor:
         """What the loss weighs beside a likelihood in nats for each data dimension, ``()``.
 
         Args:
             squared_error_weight: Derivative of the likelihood's loss with respect to the mean squared error, ``()``.
-            squared_error: Mean squared error of the data, ``()``.
             tokens_per_dimension: Tokens over data dimensions.
         """
-        del squared_error, tokens_per_dimension
+        del tokens_per_dimension
         return squared_error_weight  # the loss is a squared error, and counts as one of the data
 
     def update(self) -> None:

@@ -55,9 +55,8 @@ class GaussianBottleneck(AbstractBottleneck):
             )
         return self._outside(codes.reshape(-1, self.codebook_dim)).reshape(*codes.shape[:-1], self.dim)
 
-    def loss_weight(self, squared_error_weight: Tensor, squared_error: Tensor, tokens_per_dimension: float) -> Tensor:
+    def loss_weight(self, squared_error_weight: Tensor, tokens_per_dimension: float) -> Tensor:
         """The loss is in nats for each token and counts for each token, whatever the likelihood."""
-        del squared_error
         return torch.full_like(squared_error_weight, tokens_per_dimension)
 
     def _moments(self, rows: Tensor) -> tuple[Tensor, Tensor]:

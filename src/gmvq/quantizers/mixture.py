@@ -146,15 +146,6 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         counts = self.moving.counts + 1e-3
         return (counts / counts.sum()).log()
 
-    def loss_weight(self, squared_error_weight: Tensor, squared_error: Tensor, tokens_per_dimension: float) -> Tensor:
-        """A squared error of the latents counts against sigma^2 as one of the data counts against theirs.
-
-        So a change of the latents' error by a percent weighs a quarter of one of the images', on any data: no weight
-        depends on the number of tokens or pixels, on how well they are reconstructed, or on the scale of the latents.
-        """
-        del tokens_per_dimension
-        return squared_error_weight * squared_error / (self._squared_error_of_a_nat() * self.codebook_dim / 2)
-
     def update(self) -> None:
         """Folds the collected statistics into codebook and variances: the M-step."""
         self.variance.update()
