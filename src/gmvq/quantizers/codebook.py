@@ -68,6 +68,7 @@ class MovingAverageCodebook(nn.Module):
     sums: Tensor
     pending_counts: Tensor
     pending_sums: Tensor
+    pending_fresh: Tensor
     started: Tensor
 
     def __init__(self, codebook_size: int, code_dim: int, decay: float) -> None:
@@ -80,6 +81,7 @@ class MovingAverageCodebook(nn.Module):
         self.register_buffer("sums", self.codes.clone())
         self.register_buffer("pending_counts", torch.zeros(codebook_size))
         self.register_buffer("pending_sums", torch.zeros(codebook_size, code_dim))
+        self.register_buffer("pending_fresh", torch.zeros(codebook_size, dtype=torch.bool))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         # on the host: reading the buffers in each forward would wait for the GPU
         self._has_started = False
@@ -127,8 +129,16 @@ class MovingAverageCodebook(nn.Module):
         self._has_started = True
 
     @torch.no_grad()
-    def collect(self, counts: Tensor, sums: Tensor) -> None:
-        """Adds weights ``(K,)`` and weighted sums ``(K, L)`` of this rank's rows to what the next update folds in."""
+    def collect(self, counts: Tensor, sums: Tensor, fresh: Tensor | None = None) -> None:
+        """Adds to what the next update folds in.
+
+        Args:
+            counts: Weight of this rank's rows for each code ``(K,)``.
+            sums: Their weighted sums ``(K, L)``.
+            fresh: Codes that forget their past ``(K,)``, the same on all ranks.
+        """
+        if fresh is not None:
+            self.pending_fresh.logical_or_(fresh)
         self.pending_counts.add_(sum_over_ranks(counts.detach()).to(self.counts.dtype))
         self.pending_sums.add_(sum_over_ranks(sums.detach()).to(self.sums.dtype))
         self._has_pending = True
@@ -142,8 +152,9 @@ class MovingAverageCodebook(nn.Module):
         """
         if not self._has_pending:
             return False
-        self.counts.lerp_(self.pending_counts, 1 - self.decay)
-        self.sums.lerp_(self.pending_sums, 1 - self.decay)
+        step = torch.where(self.pending_fresh, 1.0, 1 - self.decay).to(self.counts.dtype)
+        self.counts.lerp_(self.pending_counts, step)
+        self.sums.lerp_(self.pending_sums, step[:, None].expand_as(self.sums))
         alive = self.counts > SMALLEST_COUNT
         self.codes.copy_(
             torch.where(alive[:, None], self.sums / self.counts.clamp_min(SMALLEST_COUNT)[:, None], self.codes)
@@ -154,4 +165,5 @@ class MovingAverageCodebook(nn.Module):
     def _forget_pending(self) -> None:
         self.pending_counts.zero_()
         self.pending_sums.zero_()
+        self.pending_fresh.zero_()
         self._has_pending = False

@@ -7,11 +7,14 @@ r"""Vector quantization by a Gaussian mixture whose means are the codebook.
     q(z \mid x, c) &= \mathcal{N}(\mu_c, s_c^2 I), \quad s_c^2 / \sigma^2 = \nu^2 d_c / 2 \sigma^2 L     \qquad (5)
 
 The encoder gives :math:`\hat z`; the posterior over codes, its entropy, the density of the latents and every term of
-the objective follow from the model in closed form. So do the codebook and the variances: they are the M-step of online
-classification expectation maximization (Celeux and Govaert, 1992), in which each latent counts for its most likely
-code. With soft responsibilities in the M-step the codes contract toward their common mean, sigma grows, the posterior
-softens, and so on. No code needs to be restarted: the M-step leaves none without a least share of the responsibility,
-so that a code far from all latents moves to those nearest to it.
+the objective follow from the model in closed form. So do the codebook and the variances, by online expectation
+maximization with three choices that keep all codes alive, without restarts:
+
+- Each latent counts for its most likely code alone (classification EM; Celeux and Govaert, 1992). With soft
+  responsibilities the codes contract toward their mean, sigma grows, the posterior softens, and so on.
+- The M-step takes latents at the prices :math:`\log q_B(c) / p(c)` that ALBO's KL(q_B || p) puts on codes: the free
+  minimum of ALBO over q(c | x) is the posterior times :math:`p / q_B`. So codes leave crowds for where they lack.
+- No code is left without a least share of the responsibility: one far from all latents goes to those nearest to it.
 
 Equation (5) is taken in units of sigma, so that scaling latents and codebook together changes nothing.
 """
@@ -48,6 +51,9 @@ tuning: the scale of the latents, which is free, makes up for it."""
 
 LEAST_SHARE = 0.1
 """Responsibility that the M-step leaves no code below, against a fair share of the batch."""
+
+LEAST_PRICED_SHARE = 1e-4
+"""Share of its fair part below which a code gets no cheaper."""
 
 MOST_STARVED = 64
 """Number of codes that one M-step lifts to the least share."""
@@ -106,7 +112,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         estimator: AbstractEstimator | GumbelSoftmax | None = None,
         sharpening: float | Schedule = 1.0,
         noise: float = 0.0,
-        decay: float = 0.99,
+        decay: float = 0.95,
         learned: Collection[str] = (),
     ) -> None:
         super().__init__(dim, codebook_size, min(dim, DEFAULT_CODE_DIM) if codebook_dim is None else codebook_dim)
@@ -234,9 +240,9 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         terms = self.objective.terms(assignment, self.noise, self.codebook_dim)
         loss = LATENT_WEIGHT * self._squared_error_of_a_nat() * torch.stack(list(terms.values())).sum()
         figures = {name: value.detach() for name, value in terms.items()}
-        figures["posterior_entropy"] = assignment.mean(
-            -(assignment.probabilities * assignment.log_posterior).sum(-1)
-        ).detach()
+        with torch.no_grad():
+            entropies = -(assignment.probabilities * assignment.log_posterior).sum(-1)
+            figures["posterior_entropy"] = assignment.mean(entropies)
         figures["sigma"] = self._scales().detach().log().mean().neg().exp()
         return Quantized(values, codes, loss, figures)
 
@@ -250,8 +256,12 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
 
     def _assign(self, rows: Tensor, kept: Tensor) -> Assignment:
         energies = self._energies(rows)
-        log_posterior = self._log_joint(rows, energies).log_softmax(-1)
-        return Assignment(energies, log_posterior, log_posterior.exp(), self.log_prior.to(rows.dtype), kept)
+        log_joint = self._log_joint(rows, energies)
+        peaks = log_joint.detach().amax(-1, keepdim=True)
+        # probabilities below the least normal float32 are as good as 0, but cost a CPU ten times the time
+        log_posterior = log_joint.clamp_min(peaks - 75).log_softmax(-1)
+        exact = log_joint.detach() - peaks + log_posterior.detach().amax(-1, keepdim=True)
+        return Assignment(energies, exact, log_posterior, log_posterior.exp(), self.log_prior.to(rows.dtype), kept)
 
     def _values(self, rows: Tensor, codes: Tensor, codebook: Tensor, assignment: Assignment) -> Tensor:
         if isinstance(self.estimator, GumbelSoftmax):
@@ -280,35 +290,48 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
 
     @torch.no_grad()
     def _collect(self, rows: Tensor, codes: Tensor, assignment: Assignment) -> None:
-        counts, sums = code_sums(rows, codes, assignment.kept, self.codebook_size)
-        starved, weights = self._feed_starved(counts, codes, assignment)
+        priced = (assignment.log_posterior - self._log_prices()).argmax(-1)
+        counts, sums = code_sums(rows, priced, assignment.kept, self.codebook_size)
+        starved, weights, fresh = self._feed_starved(counts, priced, assignment)
         counts = counts.index_copy(0, starved, weights.sum(0))
-        self.moving.collect(counts, sums.index_copy(0, starved, weights.T @ rows))
+        self.moving.collect(counts, sums.index_copy(0, starved, weights.T @ rows), fresh)
         self.variance.collect(*self._squared_residuals(rows, codes, assignment.kept))
 
-    @staticmethod
-    def _feed_starved(counts: Tensor, codes: Tensor, assignment: Assignment) -> tuple[Tensor, Tensor]:
+    def _log_prices(self) -> Tensor:
+        """log(q_B(c) / p(c)) in nats, ``(K,)``, with q_B by the running counts.
+
+        It is what code c costs each latent through KL(q_B || p): the minimum of ALBO over free q(c | x) multiplies the
+        posterior by p / q_B. The M-step takes latents by these prices, so that codes leave crowds for where they lack.
+        """
+        counts = self.moving.counts
+        log_share = (counts / counts.sum().clamp_min(1e-20)).clamp_min(LEAST_PRICED_SHARE / len(counts)).log()
+        return log_share - self.log_prior
+
+    def _feed_starved(self, counts: Tensor, codes: Tensor, assignment: Assignment) -> tuple[Tensor, Tensor, Tensor]:
         r"""Gives each code at least a small share of the responsibility, the least used ones first.
 
         Under the constraint :math:`q_B(c) \ge \epsilon / K` a code that falls short gets its posterior
         responsibilities, scaled until the constraint holds. They are normalized over rows as logarithms, so that a
-        code to which all rows are 0 in float32 still moves toward those nearest to it; without that, a code far away
-        would never return.
+        code to which all rows are 0 in float32 still goes to those nearest to it. A code whose running count has fallen
+        short, too, forgets its past: its M-step is that of this batch alone.
 
         Returns:
-            Codes ``(M,)`` and the responsibilities ``(N, M)`` that they get.
+            Codes ``(M,)``, the responsibilities ``(N, M)`` that they get, and which codes forget their past ``(K,)``.
         """
         totals = sum_over_ranks(counts)
         share = LEAST_SHARE * sum_over_ranks(assignment.kept.sum().to(totals.dtype)) / len(totals)
         total, starved = totals.topk(
             min(MOST_STARVED, len(totals)), largest=False
         )  # a fixed number: no wait for the GPU
-        logarithms = assignment.log_posterior[:, starved].masked_fill(~assignment.kept[:, None], -torch.inf)
+        logarithms = assignment.exact_log_posterior[:, starved].masked_fill(~assignment.kept[:, None], -torch.inf)
+        fresh = torch.zeros_like(totals, dtype=torch.bool)
         if not len(logarithms):
-            return starved, logarithms
+            return starved, logarithms, fresh
         fed = (logarithms - logsumexp_over_ranks(logarithms.logsumexp(0))).exp() * share
         own = (codes[:, None] == starved) & assignment.kept[:, None]
-        return starved, torch.where(total < share, fed, own.to(fed.dtype))
+        hungry = total < share
+        fresh[starved] = hungry & (self.moving.counts[starved] < share)
+        return starved, torch.where(hungry, fed, own.to(fed.dtype)), fresh
 
     @staticmethod
     def _draw(log_posterior: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -29,13 +29,15 @@ class Assignment(NamedTuple):
 
     Attributes:
         energies: d_c / 2 sigma^2 in nats, ``(N, K)``.
-        log_posterior: log q(c | x), ``(N, K)``.
+        exact_log_posterior: log q(c | x) without gradient, ``(N, K)``.
+        log_posterior: The same with gradient, but not much below -75, ``(N, K)``.
         probabilities: q(c | x), ``(N, K)``.
         log_prior: log p(c), ``(K,)``.
         kept: Rows that count, booleans ``(N,)``.
     """
 
     energies: Tensor
+    exact_log_posterior: Tensor
     log_posterior: Tensor
     probabilities: Tensor
     log_prior: Tensor
@@ -51,7 +53,7 @@ class Assignment(NamedTuple):
 
     def aggregated_divergence(self) -> Tensor:
         """KL(q_B(c) || p(c)) in nats, with q_B summed over all ranks."""
-        totals = sum_over_ranks((self.probabilities * self.kept[:, None]).sum(0))
+        totals = sum_over_ranks(self.kept.to(self.probabilities.dtype) @ self.probabilities)
         aggregated = totals / sum_over_ranks(self.kept.sum().to(totals.dtype)).clamp_min(1)
         # xlogy takes 0 log 0 for 0, but its gradient there is infinite
         return (aggregated * (aggregated.clamp_min(1e-30).log() - self.log_prior)).sum()

@@ -1,0 +1,100 @@
+"""Writes the tables of README.md and docs/results.md from benchmarks/results, so that none is typed by hand.
+
+    python benchmarks/tables.py [--check]
+
+With --check nothing is written; the exit status says whether the pages hold what the JSON says.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from gmvq.comparison import footnote, markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
+BEGIN, END = "<!-- results: written by benchmarks/tables.py -->", "<!-- /results -->"
+NAMES = {
+    "gaussian-mixture": "**GM-VQ**",
+    "vector": "VQ-VAE as published",
+    "vector-kmeans": "VQ-VAE, k-means start",
+    "vector-ema": "VQ-VAE, moving averages, revival",
+}
+
+
+def short_table(result: dict[str, Any]) -> str:
+    """PSNR and usage of each quantizer on each recipe."""
+    recipes = list(result["recipes"])
+    lines = [
+        f"| PSNR in dB / share of the codebook in use | {' | '.join(recipes)} |",
+        f"| --- | {' | '.join(['---'] * len(recipes))} |",
+    ]
+    for quantizer in result["protocol"]["quantizers"]:
+        cells = []
+        for recipe in recipes:
+            entry = next(e for e in result["table"] if (e["recipe"], e["quantizer"]) == (recipe, quantizer))
+            psnr, usage = entry["psnr"], entry["usage"]
+            cells.append(f"{psnr['mean']:.2f} ± {psnr['std']:.2f} / {100 * usage['mean']:.0f} %")
+        lines.append(f"| {NAMES[quantizer]} | {' | '.join(cells)} |")
+    shared = next(iter(result["recipes"].values()))
+    lines += [
+        "",
+        f"K = {shared['codebook_size']}, the same network, likelihood, data and {shared['steps']:,} steps of "
+        f"{shared['batch_size']} images for all. {footnote(result['protocol'])} "
+        "[Protocol and all figures](docs/results.md).",
+    ]
+    return "\n".join(lines)
+
+
+def drop_in_table(result: dict[str, Any]) -> str:
+    """Usage of each layer in somebody else's network."""
+    lines = ["| Layer | dim | Usage | Perplexity | PSNR (dB) |", "| --- | --- | --- | --- | --- |"]
+    for row in result["rows"]:
+        figures = f"{100 * row['usage']:.1f} % | {row['perplexity']:.0f} | {row['psnr']:.2f}"
+        lines.append(f"| `{row['layer']}` | {row['dim']} | {figures} |")
+    return "\n".join(lines)
+
+
+def pages() -> dict[Path, str]:
+    """Each page with what it should hold."""
+    compared = json.loads((RESULTS / "compare.json").read_text())
+    dropped = json.loads((RESULTS / "drop_in.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    head, rest = readme.split(BEGIN)
+    _, tail = rest.split(END)
+    results = [
+        "# Figures",
+        "Written by `python benchmarks/tables.py` from `benchmarks/results/*.json`.",
+        "## Quantizers in one network",
+        f"`{compared['protocol']['command']}`",
+        "The quantizers are " + "; ".join(f"`{key}`: {name.strip('*')}" for key, name in NAMES.items()) + ".",
+        markdown(compared).strip(),
+        "## The layer in somebody else's network",
+        " ".join(dropped["protocol"].split("\n\n")[1].split()),
+        drop_in_table(dropped),
+        f"{dropped['rows'][0]['steps']:,} steps of 32 crops, K = {dropped['rows'][0]['codebook_size']}, one seed. "
+        f"{dropped['hardware']}; torch {dropped['versions']['torch']}.",
+    ]
+    return {
+        ROOT / "README.md": f"{head}{BEGIN}\n{short_table(compared)}\n{END}{tail}",
+        ROOT / "docs/results.md": "\n\n".join(results) + "\n",
+    }
+
+
+def main() -> int:
+    """Writes or checks the pages."""
+    stale = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
+    if "--check" in sys.argv:
+        print(*[f"{path.relative_to(ROOT)} is not what the JSON says" for path in stale], sep="\n")
+        return bool(stale)
+    for path, text in pages().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
