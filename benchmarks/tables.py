@@ -58,13 +58,28 @@ def drop_in_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def trials_table(trials: dict[str, Any]) -> str:
+    """The trials that led to the defaults."""
+    data = {"fashion": "Fashion-MNIST", "cifar": "CIFAR-10", "photos": "photographs"}
+    lines = [f"| PSNR (dB) / codes used / perplexity | {' | '.join(data.values())} |", "| --- | --- | --- | --- |"]
+    for row in trials["rows"]:
+        cells = [f"{x['psnr']:.2f} / {x['used']} / {x['perplexity']}" if (x := row.get(name)) else "-" for name in data]
+        lines.append(f"| {row['what']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", trials["protocol"]])
+
+
+def between_marks(page: str, text: str) -> str:
+    """A page with a text between its marks."""
+    head, rest = page.split(BEGIN)
+    return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+
+
 def pages() -> dict[Path, str]:
     """Each page with what it should hold."""
     compared = json.loads((RESULTS / "compare.json").read_text())
     dropped = json.loads((RESULTS / "drop_in.json").read_text())
-    readme = (ROOT / "README.md").read_text()
-    head, rest = readme.split(BEGIN)
-    _, tail = rest.split(END)
+    trials = json.loads((RESULTS / "trials.json").read_text())
+    readme, defaults = (ROOT / "README.md").read_text(), (ROOT / "docs/gm-vq.md").read_text()
     results = [
         "# Figures",
         "Written by `python benchmarks/tables.py` from `benchmarks/results/*.json`.",
@@ -79,7 +94,8 @@ def pages() -> dict[Path, str]:
         f"{dropped['hardware']}; torch {dropped['versions']['torch']}.",
     ]
     return {
-        ROOT / "README.md": f"{head}{BEGIN}\n{short_table(compared)}\n{END}{tail}",
+        ROOT / "README.md": between_marks(readme, short_table(compared)),
+        ROOT / "docs/gm-vq.md": between_marks(defaults, trials_table(trials)),
         ROOT / "docs/results.md": "\n\n".join(results) + "\n",
     }
 

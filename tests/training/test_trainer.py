@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -597,3 +598,18 @@ def test_held_out_images_are_few_and_fixed(make_model):
     assert sorted(tuple(batch.shape) for batch in held_out.batches) == [(1, 1, 7, 7), (2, 1, 256, 20)]
     figures = held_out.measure(make_model().eval())
     assert figures["psnr"] > 0
+
+
+def test_freed_memory_is_kept():
+    code = (
+        "import resource, torch; from gmvq.training.preparation import keep_freed_memory\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(20): torch.ones(2**21)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "first = faults(); keep_freed_memory(); faults(); print(first, faults())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    if platform.libc_ver()[0] == "glibc":
+        assert after < before / 10

@@ -64,7 +64,7 @@ class Run:
 def photos() -> Run:
     """Bundled photographs in crops of 32x32 pixels, 8x8 codes of 512: minutes on a laptop."""
     data = DataConfig(PHOTOGRAPHS, crop=32, flip=True)
-    return Run("photos", data, AutoencoderConfig(), Training(steps=1500, batch_size=64))
+    return Run("photos", data, AutoencoderConfig(), Training(steps=1200, batch_size=64))
 
 
 def digits() -> Run:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import platform
 import random
 import time
 from collections.abc import Iterator
@@ -20,6 +22,10 @@ from gmvq.training.config import Training
 
 CHANGEABLE = ("checkpoint_every", "tensorboard", "threads")
 """Fields of Training that a resumed run may change: no step depends on them."""
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h."""
 
 
 class Drawing(NamedTuple):
@@ -107,6 +113,19 @@ def seed_everything(seed: int, rank: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed + rank)
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep the memory of freed tensors for the next step.
+
+    By default it hands large blocks back to the system and gets them page by page again: a fifth of a step's time on a
+    CPU. Other C libraries are left alone.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    allocator = ctypes.CDLL(None)
+    allocator.mallopt(_MMAP_THRESHOLD, 1 << 30)
+    allocator.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 @contextmanager

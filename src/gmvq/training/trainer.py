@@ -38,6 +38,7 @@ from gmvq.training.preparation import (
     Stopwatch,
     cpu_threads,
     describe_run,
+    keep_freed_memory,
     make_accelerator,
     make_optimizer,
     seed_everything,
@@ -143,6 +144,8 @@ class _Trainer:
         self.training, self.out = training, out
         self.accelerator = make_accelerator(training)
         device = self.accelerator.device
+        if device.type == "cpu":
+            keep_freed_memory()
         self.model = model.to(device).train()
         self.parameters = list(model.parameters())
         self.averaged = copy.deepcopy(self.model).eval()
