@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import distributed as dist
 
-from gmvq.metrics.codes import CodebookStatistics, in_float64, sum_over_ranks
+from gmvq.metrics.codes import CodebookStatistics, in_float64
 
 
 @pytest.fixture
@@ -117,10 +117,11 @@ def test_merged_twice_counts_once(process_group):
     assert statistics.counts.tolist() == [1, 2]
 
 
-def test_sum_over_ranks_leaves_its_argument(process_group):
-    total = torch.ones(3, dtype=torch.float64)
-    sum_over_ranks(total).add_(1)
-    assert total.tolist() == [1, 1, 1]
+def test_merged_counts_are_a_copy():
+    statistics = CodebookStatistics(2)
+    statistics.update(torch.tensor([0, 1, 1]))
+    statistics.merged().counts.add_(1)
+    assert statistics.counts.tolist() == [1, 2]
 
 
 def test_in_float64_does_not_copy_float64():

@@ -123,11 +123,19 @@ def test_unknown_names_get_a_reason():
     with pytest.raises(ValueError, match="'quantizer'"):
         make_bottleneck(gmvq.AutoencoderConfig(quantizer="voronoi"))
     with pytest.raises(ValueError, match="'normalization'"):
-        small(normalization="layer")
+        small(normalization="instance")
 
 
-@pytest.mark.parametrize("normalization", ["group", "batch", "none"])
+@pytest.mark.parametrize("normalization", ["layer", "group", "batch", "none"])
 def test_normalizations(normalization):
     model = small(normalization=normalization)
     model(torch.rand(2, 3, 8, 8)).loss.backward()
     assert all(parameter.grad is not None for parameter in model.encoder.parameters())
+
+
+def test_a_crop_is_coded_as_in_the_whole_image():
+    # tokens whose receptive field lies inside of the crop
+    model = small(downsampling=4).eval()
+    image = torch.rand(1, 3, 96, 96)
+    whole, crop = model.latents(image), model.latents(image[..., 16:80, 16:80])
+    torch.testing.assert_close(crop[:, 4:-4, 4:-4], whole[:, 8:16, 8:16])

@@ -3,13 +3,11 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
 
 import gmvq
 from gmvq import hub, recipes
-from gmvq.data import ArrayImages, MixedImages
 from gmvq.models import Autoencoder, AutoencoderConfig
 from gmvq.recipes import running
 from gmvq.recipes.running import METRICS, PICTURE, RECORD, REPORT
@@ -146,19 +144,6 @@ def test_records_of_other_versions(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"run": {"name": "x", "data": {"colour": 1}, "model": {}}}))
     with pytest.raises(ValueError, match="not of this version"):
         recipes.read_run(tmp_path)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_contact_sheet_of_mixed_sizes(channels):
-    model = Autoencoder(AutoencoderConfig(width=8, blocks=1, channels=channels)).eval()
-    images = MixedImages([torch.zeros(channels, *s, dtype=torch.uint8) for s in ((400, 300), (20, 50))], ["a", "b"])
-    sheet = running.contact_sheet(model, images)
-    assert sheet.shape == (channels, 2 * (256 + 4) + 4, 2 * (256 + 4) + 4)
-    assert 0 <= float(sheet.min()) <= float(sheet.max()) <= 1
-    # the second image's surroundings are white
-    assert torch.equal(sheet[:, 100:260, 330:], torch.ones(channels, 160, sheet.shape[2] - 330))
-    one = running.contact_sheet(model, ArrayImages(torch.zeros(3, channels, 8, 8, dtype=torch.uint8)), columns=1)
-    assert one.shape[2] == 8 * 16 + 8
 
 
 def test_thirty_mixed_photographs_with_a_broken_one(tmp_path):

@@ -3,7 +3,7 @@
 Functions measure one batch; classes stream over a data set, sum in float64, and sum over ranks in ``merged()``.
 """
 
-from gmvq.metrics.codes import CodebookStatistics, sum_over_ranks
+from gmvq.metrics.codes import CodebookStatistics
 from gmvq.metrics.distortion import Distortion, mse, psnr, ssim
 from gmvq.metrics.likelihood import (
     MixtureInformation,
@@ -26,5 +26,4 @@ __all__ = [
     "mse",
     "psnr",
     "ssim",
-    "sum_over_ranks",
 ]

@@ -19,7 +19,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
+
+from gmvq.distributed import sum_over_ranks
 
 
 class CodebookStatistics:
@@ -84,7 +85,7 @@ class CodebookStatistics:
         A collective: when a process group exists at the call, every rank must call it.
         """
         merged = CodebookStatistics(self.codebook_size)
-        merged.counts = sum_over_ranks(self.counts)
+        merged.counts = sum_over_ranks(self.counts).clone()
         return merged
 
     @property
@@ -123,24 +124,6 @@ class CodebookStatistics:
             ValueError: If no code was counted.
         """
         return math.exp(self.entropy)
-
-
-def sum_over_ranks(total: Tensor) -> Tensor:
-    """Sum a tensor over all ranks, if a process group exists at the call.
-
-    Args:
-        total: This rank's part, of any shape; it is not changed.
-
-    Returns:
-        The sum on every rank, on the device of ``total``; a copy without a process group.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return total.clone()
-    # NCCL reduces CUDA tensors only, and the sums of metrics live in the memory of the CPU.
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else total.device
-    summed = total.to(device, copy=True)
-    dist.all_reduce(summed)
-    return summed.to(total.device)
 
 
 def in_float64(values: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ import math
 import torch
 from torch import Tensor
 
-from gmvq.metrics.codes import in_float64, sum_over_ranks
+from gmvq.distributed import sum_over_ranks
+from gmvq.metrics.codes import in_float64
 
 PSNR_CAP = 100.0
 """Most decibels with which an image enters the mean PSNR, so that one identical image leaves the mean finite."""
@@ -162,7 +163,7 @@ class Distortion:
         A collective: when a process group exists at the call, every rank must call it.
         """
         merged = Distortion(structure=self.structure)
-        merged._sums = sum_over_ranks(self._sums)
+        merged._sums = sum_over_ranks(self._sums).clone()
         return merged
 
     @property

@@ -28,7 +28,8 @@ import math
 import torch
 from torch import Tensor
 
-from gmvq.metrics.codes import in_float64, sum_over_ranks
+from gmvq.distributed import sum_over_ranks
+from gmvq.metrics.codes import in_float64
 
 
 def evidence_lower_bound(log_likelihood: Tensor, divergence: Tensor) -> Tensor:
@@ -205,7 +206,7 @@ class MixtureInformation:
         A collective: when a process group exists at the call, every rank must call it.
         """
         merged = MixtureInformation(self.codebook_size)
-        merged._sums = sum_over_ranks(self._sums)
+        merged._sums = sum_over_ranks(self._sums).clone()
         return merged
 
     @property

@@ -45,7 +45,7 @@ class AutoencoderConfig:
         width: Channels of the networks.
         downsampling: Pixels of a token's side, a power of two.
         blocks: Residual blocks of encoder and of decoder.
-        normalization: ``group``, ``batch`` or ``none``.
+        normalization: ``layer`` (over the channels of each place), ``group``, ``batch`` or ``none``.
         likelihood: ``gaussian`` (variance at its maximum-likelihood value), ``mean-squared-error``, ``laplace`` or
             ``bernoulli``.
     """
@@ -57,7 +57,7 @@ class AutoencoderConfig:
     width: int = 64
     downsampling: int = 4
     blocks: int = 2
-    normalization: Normalization = "group"
+    normalization: Normalization = "layer"
     likelihood: LikelihoodName = "gaussian"
 
     def __post_init__(self) -> None:

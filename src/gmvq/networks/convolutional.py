@@ -15,7 +15,7 @@ class Encoder(nn.Module):
         dim: Features of a latent.
         widths: Channels after each halving; the downsampling factor is 2 to the number of widths.
         blocks: Residual blocks at the smallest side.
-        normalization: ``"group"``, ``"batch"`` or ``"none"``.
+        normalization: ``"layer"``, ``"group"``, ``"batch"`` or ``"none"``.
 
     Shape:
         ``(B, channels, H, W)`` -> ``(B, dim, H / f, W / f)``, H and W multiples of f.
@@ -46,7 +46,7 @@ class Decoder(nn.Module):
         dim: Features of a latent.
         widths: Channels after each halving of the encoder, in the encoder's order.
         blocks: Residual blocks at the smallest side.
-        normalization: ``"group"``, ``"batch"`` or ``"none"``.
+        normalization: ``"layer"``, ``"group"``, ``"batch"`` or ``"none"``.
 
     Shape:
         ``(B, dim, h, w)`` -> ``(B, channels, h f, w f)``.

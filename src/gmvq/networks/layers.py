@@ -6,7 +6,19 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-Normalization = Literal["group", "batch", "none"]
+Normalization = Literal["layer", "group", "batch", "none"]
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalization over the channels of each place.
+
+    It knows nothing of the rest of the image, so that a network trained on crops is the same on whole images; group
+    normalization takes its statistics over all places and is not.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Maps ``(B, C, H, W)`` to the same shape."""
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
 def normalization_layer(name: str, width: int) -> nn.Module:
@@ -15,6 +27,8 @@ def normalization_layer(name: str, width: int) -> nn.Module:
     Raises:
         ValueError: If there is none of that name.
     """
+    if name == "layer":
+        return ChannelNorm(width)
     if name == "group":
         # two channels or more for each group: alone at a single token, a channel would be normalized to 0
         groups = next(groups for groups in (8, 4, 2, 1) if width % groups == 0 and (width >= 2 * groups or groups == 1))
@@ -23,7 +37,7 @@ def normalization_layer(name: str, width: int) -> nn.Module:
         return nn.BatchNorm2d(width)
     if name == "none":
         return nn.Identity()
-    raise ValueError(f"'normalization' must be 'group', 'batch' or 'none', got {name!r}. Use 'group'.")
+    raise ValueError(f"'normalization' must be layer, group, batch or none, got {name!r}. Use layer.")
 
 
 class ResidualBlock(nn.Module):

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gmvq.distributed import gather_rows, sum_over_ranks
 from gmvq.kernels import code_sums, nearest_code
-from gmvq.quantizers.distributed import gather_rows, sum_over_ranks
 
 SMALLEST_COUNT = 1e-20
 """A code whose running weight is below this has nothing left to average and stays where it is."""

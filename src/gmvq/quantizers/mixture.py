@@ -29,10 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmvq.distributed import logsumexp_over_ranks, sum_over_ranks
 from gmvq.kernels import code_sums, squared_distances
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.codebook import MovingAverageCodebook, in_backward
-from gmvq.quantizers.distributed import logsumexp_over_ranks, sum_over_ranks
 from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough
 from gmvq.quantizers.objectives import AbstractObjective, Assignment, as_objective, latent_divergence, variance_ratio
 from gmvq.quantizers.schedules import Schedule, as_schedule

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gmvq.quantizers.distributed import sum_over_ranks
+from gmvq.distributed import sum_over_ranks
 
 
 class Assignment(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gmvq.quantizers.distributed import sum_over_ranks
+from gmvq.distributed import sum_over_ranks
 
 RELATIVE_FLOOR = 1e-6
 """Least variance against that of the codebook: float32 cannot tell distances below it apart."""

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmvq.distributed import broadcast, gather_rows
 from gmvq.kernels import code_sums, nearest_code
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.codebook import MovingAverageCodebook, in_backward
-from gmvq.quantizers.distributed import gather_rows
 from gmvq.quantizers.estimators import AbstractEstimator, StraightThrough
 from gmvq.types import PosteriorSample, Quantized
 
@@ -140,9 +140,7 @@ class VectorQuantizer(AbstractQuantizer):
         if self.revive_below > 0:
             candidates = gather_rows(rows, kept)
             if len(candidates):
-                chosen = torch.randint(len(candidates), (self.codebook_size,), device=rows.device)
-                if torch.distributed.is_initialized():
-                    torch.distributed.broadcast(chosen, 0)
+                chosen = broadcast(torch.randint(len(candidates), (self.codebook_size,), device=rows.device))
                 self.revivals.copy_(candidates[chosen])
 
     def _encode_rows(self, rows: Tensor) -> Tensor:

@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
-from torch import Tensor
 
 from gmvq import hub
-from gmvq.data import Data, Images, fingerprint
+from gmvq.data import Data, fingerprint
 from gmvq.evaluation import Evaluation, evaluate
 from gmvq.models import Autoencoder, AutoencoderConfig
 from gmvq.recipes.catalogue import DataConfig, Run, fitted, load_data
-from gmvq.tokenization import write_png
 from gmvq.training import Training, provenance, train
+from gmvq.training.figures import save_reconstructions
 from gmvq.training.report import write_report
 
 FORMAT = "gmvq.run"
@@ -32,8 +30,8 @@ METRICS = "metrics.json"
 CHECKPOINT = "checkpoint/state.safetensors"
 REPORT = "report.html"
 PICTURE = "reconstructions.png"
-_SHEET_SIDE, _SHEET_SMALL = 256, 128
-"""Pixels of a side in the picture: most that are shown of an image, and what small images are enlarged to."""
+_PICTURED = 8
+"""Most images in the picture."""
 
 
 def run(
@@ -174,36 +172,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def contact_sheet(model: Autoencoder, images: Images, columns: int = 8) -> Tensor:
-    """Images above their reconstructions from hard codes, side by side on white.
-
-    Args:
-        model: The autoencoder, in evaluation mode.
-        images: Images, of which ``columns`` spread evenly are taken.
-        columns: Most images.
-
-    Returns:
-        Float in [0, 1], ``(C, H, W)``; larger images show their centre, small ones are enlarged.
-    """
-    number = min(columns, len(images))
-    chosen = [images[index * len(images) // number] for index in range(number)]
-    side = min(_SHEET_SIDE, max(max(image.shape[1:]) for image in chosen))
-    scale, gap = max(1, _SHEET_SMALL // side), 4
-    rows = []
-    device = next(model.parameters()).device
-    for image in chosen:
-        pixels = _centre(image, side)[None].to(device)
-        pair = torch.cat([pixels.float() / 255, model.reconstruct(pixels)]).cpu()
-        pair = F.interpolate(pair, scale_factor=float(scale), mode="nearest")
-        right, bottom = side * scale + gap - pair.shape[3], side * scale + gap - pair.shape[2]
-        rows.append(F.pad(pair, (0, right, 0, bottom), value=1.0))
-    sheet = torch.cat([torch.cat(list(pair), dim=1) for pair in rows], dim=2)
-    return F.pad(sheet, (gap, 0, gap, 0), value=1.0)
-
-
 def _write_pictures(out: Path, model: Autoencoder, data: Data, measured: Evaluation) -> None:
-    if data.channels <= 4:
-        write_png(out / PICTURE, contact_sheet(model, data.held_out))
+    number = min(_PICTURED, len(data.held_out))
+    originals = [data.held_out[index * len(data.held_out) // number] for index in range(number)]
+    device = next(model.parameters()).device
+    decoded = [model.reconstruct(image[None].to(device))[0].cpu() for image in originals]
+    save_reconstructions(out / PICTURE, originals, decoded)
     write_report(out, model, data.held_out, counts=None if measured.statistics is None else measured.statistics.counts)
 
 
@@ -241,8 +215,3 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         leaves |= _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return leaves
-
-
-def _centre(image: Tensor, side: int) -> Tensor:
-    top, left = max(0, (image.shape[1] - side) // 2), max(0, (image.shape[2] - side) // 2)
-    return image[:, top : top + side, left : left + side]

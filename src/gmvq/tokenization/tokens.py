@@ -14,17 +14,17 @@ images.
 from __future__ import annotations
 
 import json
-import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from gmvq.hub import replacing
 
 FORMAT = "gmvq.tokens"
 VERSION = 1
@@ -148,7 +148,7 @@ def write_tokens(path: str | Path, info: TokenInfo, batches: Iterable[tuple[Sequ
     offsets = np.cumsum([0, *(height * width * dtype.itemsize for height, width in grids)]).tolist()
     header = _header(info, kind, offsets)
     written = np.zeros(len(grids), bool)
-    with _replacing(Path(path)) as file:
+    with replacing(Path(path)) as file:
         file.write(header)
         for indices, codes in batches:
             for index, grid in zip(indices, codes.cpu().numpy(), strict=True):
@@ -211,19 +211,3 @@ def _parse(path: Path, metadata: dict[str, str]) -> TokenInfo:
     if not names or len(names) != len(sizes) or not whole or min(numbers) < 1 or not all(type(n) is str for n in names):
         raise ValueError(f"The names, sizes or numbers in {path} contradict each other. Tokenize again.")
     return TokenInfo(tokenizer, *numbers, names, sizes)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes its place at the end; what was there stays if anything fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

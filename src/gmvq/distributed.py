@@ -17,19 +17,31 @@ class _AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
+        return _reduced(values)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> Tensor:
-        total = grad_outputs[0].clone()
-        dist.all_reduce(total)
-        return total
+        return _reduced(grad_outputs[0])
+
+
+def _reduced(values: Tensor) -> Tensor:
+    # NCCL reduces CUDA tensors only, and some sums live in the memory of the CPU
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else values.device
+    total = values.to(device, copy=True).contiguous()
+    dist.all_reduce(total)
+    return total.to(values.device)
+
+
+@torch.no_grad()
+def broadcast(values: Tensor) -> Tensor:
+    """The first rank's tensor on all ranks, in place."""
+    if world_size() > 1:
+        dist.broadcast(values, 0)
+    return values
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Sum of a tensor over all ranks, differentiable."""
+    """Sum of a tensor over all ranks, differentiable; the tensor itself without a process group."""
     return _AllReduceSum.apply(values) if world_size() > 1 else values
 
 
