@@ -16,7 +16,7 @@ class ChannelNorm(nn.LayerNorm):
     normalization takes its statistics over all places and is not.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor) -> Tensor:
         """Maps ``(B, C, H, W)`` to the same shape."""
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
