@@ -320,16 +320,13 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         """
         totals = sum_over_ranks(counts)
         share = LEAST_SHARE * sum_over_ranks(assignment.kept.sum().to(totals.dtype)) / len(totals)
-        total, starved = totals.topk(
-            min(MOST_STARVED, len(totals)), largest=False
-        )  # a fixed number: no wait for the GPU
+        # a fixed number of them: no wait for the GPU
+        total, starved = totals.topk(min(MOST_STARVED, len(totals)), largest=False)
         logarithms = assignment.exact_log_posterior[:, starved].masked_fill(~assignment.kept[:, None], -torch.inf)
-        fresh = torch.zeros_like(totals, dtype=torch.bool)
-        if not len(logarithms):
-            return starved, logarithms, fresh
         fed = (logarithms - logsumexp_over_ranks(logarithms.logsumexp(0))).exp() * share
         own = (codes[:, None] == starved) & assignment.kept[:, None]
         hungry = total < share
+        fresh = torch.zeros_like(totals, dtype=torch.bool)
         fresh[starved] = hungry & (self.moving.counts[starved] < share)
         return starved, torch.where(hungry, fed, own.to(fed.dtype)), fresh
 
