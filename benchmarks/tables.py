@@ -51,9 +51,13 @@ def short_table(result: dict[str, Any]) -> str:
 
 def drop_in_table(result: dict[str, Any]) -> str:
     """Usage of each layer in somebody else's network."""
-    lines = ["| Layer | dim | Usage | Perplexity | PSNR (dB) |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| Layer | dim | Usage | Usage, held out | Perplexity | PSNR (dB) |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for row in result["rows"]:
-        figures = f"{100 * row['usage']:.1f} % | {row['perplexity']:.0f} | {row['psnr']:.2f}"
+        usage = f"{100 * row['usage']:.1f} % | {100 * row['usage_held_out']:.1f} %"
+        figures = f"{usage} | {row['perplexity']:.0f} | {row['psnr']:.2f}"
         lines.append(f"| `{row['layer']}` | {row['dim']} | {figures} |")
     return "\n".join(lines)
 
