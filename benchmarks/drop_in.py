@@ -1,9 +1,9 @@
 """Does the layer work in somebody else's network, with its size and nothing else said?
 
 A small convolutional autoencoder that knows nothing of gmvq gets each quantizer with ``dim`` and ``codebook_size``
-only, and trains on mean squared error + the quantizer's loss, on crops of the bundled photographs. Usage is the share of
-the codebook among the hard codes of 2,560 fresh crops of the training photographs, and apart from that of the three held-out
-photographs; perplexity and PSNR are those of the held-out ones.
+only, and trains on mean squared error + the quantizer's loss, on crops of the bundled photographs. Usage is the share
+of the codebook among the hard codes of 2,560 fresh crops of the training photographs, and apart from that of the three
+held-out photographs; perplexity and PSNR are those of the held-out ones.
 
     python benchmarks/drop_in.py --steps 1500 --out benchmarks/results/drop_in.json
 """
