@@ -89,7 +89,9 @@ def pages() -> dict[Path, str]:
         "Written by `python benchmarks/tables.py` from `benchmarks/results/*.json`.",
         "## Quantizers in one network",
         f"`{compared['protocol']['command']}`",
-        "The quantizers are " + "; ".join(f"`{key}`: {name.strip('*')}" for key, name in NAMES.items()) + ".",
+        "The quantizers are "
+        + "; ".join(f"`{key}`: {NAMES[key].strip('*')}" for key in compared["protocol"]["quantizers"])
+        + ".",
         markdown(compared).strip(),
         "## The layer in somebody else's network",
         " ".join(dropped["protocol"].split("\n\n")[1].split()),

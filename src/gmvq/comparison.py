@@ -200,6 +200,7 @@ def _describe(recipe: Run, data: Data) -> dict[str, Any]:
     rows, columns = (-(-(side or length) // recipe.model.downsampling) for length in (height, width))
     shared = asdict(_variant(recipe, "none", 0))
     del shared["model"]["quantizer"], shared["training"]["seed"]
+    shared["data"]["source"] = Path(recipe.data.source).name  # where it lies on this machine is nobody's business
     measured = len(data.held_out) if recipe.data.evaluated is None else min(recipe.data.evaluated, len(data.held_out))
     return {
         "run": shared,
