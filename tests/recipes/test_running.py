@@ -59,9 +59,8 @@ def test_the_record_holds_the_whole_run(finished):
 def test_the_picture_shows_pairs(finished):
     out, _ = finished
     with Image.open(out / "reconstructions.png") as picture:
-        assert picture.mode == "L"
-        # eight digits of 8 pixels, enlarged 16 times, with a gap of 4 around each
-        assert picture.size == (8 * (8 * 16 + 4) + 4, 2 * (8 * 16 + 4) + 4)
+        # eight digits of 8 pixels, enlarged 16 times, with gaps of 4 between them
+        assert picture.size == (8 * 8 * 16 + 7 * 4, 2 * 8 * 16 + 4)
 
 
 def test_the_seed_makes_the_run(tmp_path, finished):
