@@ -34,8 +34,8 @@ class Quantized(NamedTuple):
     Attributes:
         values: What the decoder sees, shape ``(*, dim)``.
         codes: Index of the chosen code, int64 ``(*)``; -1 where masked. A continuous bottleneck has its means here.
-        loss: What to add to the reconstruction loss, shape ``()``: a squared error of the latents to stand beside a mean
-            squared error, or nats for each token for a continuous bottleneck.
+        loss: What to add to the reconstruction loss, shape ``()``: a squared error of the latents, or nats for
+            each token for a continuous bottleneck.
         terms: Parts of the loss and figures to log, detached, each of shape ``()``.
     """
 
