@@ -32,7 +32,7 @@ lint: setup
 DATA ?= ../shared/data
 compare: setup
 	$(BIN)/gmvq compare photos cifar10 fashion-mnist --data cifar10=$(DATA)/cifar10 --data fashion-mnist=$(DATA)/fashion_mnist --steps 600 --threads 1
-	$(BIN)/python benchmarks/drop_in.py --layers gmvq.GaussianMixtureQuantizer gmvq.VectorQuantizer --out runs/drop_in.json
+	$(BIN)/python benchmarks/drop_in.py --out runs/drop_in.json
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .coverage*

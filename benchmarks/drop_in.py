@@ -5,7 +5,7 @@ only, and trains on mean squared error + the quantizer's loss, on crops of the b
 of the codebook among the hard codes of 2,560 fresh crops of the training photographs, and apart from that of the three
 held-out photographs; perplexity and PSNR are those of the held-out ones.
 
-    python benchmarks/drop_in.py --steps 1500 --out benchmarks/results/drop_in.json
+    python benchmarks/drop_in.py --out benchmarks/results/drop_in.json
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--codebook-size", type=int, default=512)
     parser.add_argument("--dims", type=int, nargs="+", default=[64, 256])
-    parser.add_argument("--layers", nargs="+", default=list(LAYERS), choices=list(LAYERS))
+    parser.add_argument("--layers", nargs="+", default=list(LAYERS)[:2], choices=list(LAYERS))
     parser.add_argument("--out", type=Path, default=Path("runs/drop_in.json"))
     arguments = parser.parse_args()
     rows = []

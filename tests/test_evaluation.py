@@ -164,7 +164,7 @@ def test_bounds_of_a_mixture_equal_their_enumeration():
     evidence = float((log_likelihood + log_prior).logsumexp(0).sum())
     expected = float((posterior * log_likelihood).sum())
     divergence = float((posterior * (posterior.log() - log_prior)).sum())
-    distance = float(bottleneck.albo_terms(latents)["distance"].sum())
+    distance = float(bottleneck.expected_distance(latents).sum())
     aggregated = posterior.mean(1)
     shared = 5 * float((aggregated * (aggregated.log() - log_prior)).sum())
     metrics = evaluate(model, images, samples=1500).metrics

@@ -222,7 +222,7 @@ def _aggregated_terms(
     bottleneck: GaussianMixtureQuantizer, latents: Tensor, aggregated: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Expected distance and T KL(q_B || p) of each image in nats, both ``(B,)``."""
-    distance = _by_block(lambda rows: bottleneck.albo_terms(rows)["distance"], latents, bottleneck.codebook_size)
+    distance = _by_block(lambda rows: bottleneck.expected_distance(rows), latents, bottleneck.codebook_size)
     divergence = categorical_divergence(aggregated, bottleneck.log_prior.cpu())
     tokens = latents.shape[1:-1].numel()
     return _over_tokens(distance), (tokens * divergence).expand(len(latents)).to(latents.device)

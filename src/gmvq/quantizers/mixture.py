@@ -176,13 +176,12 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         return Posterior(probabilities.reshape(*shape, -1), entropy.reshape(shape), log_density.reshape(shape))
 
     @torch.no_grad()
-    def albo_terms(self, latents: Tensor) -> dict[str, Tensor]:
-        """``distance``: E_q[d_c / 2 sigma^2] in nats for each token ``(*)``, and ``responsibilities`` ``(*, K)``."""
+    def expected_distance(self, latents: Tensor) -> Tensor:
+        """E_q[d_c / 2 sigma^2] in nats for each token: ``(*, dim)`` -> ``(*)``."""
         rows, _ = self._rows(latents)
         energies = self._energies(rows)
         probabilities = self._log_joint(rows, energies).softmax(-1)
-        distance = (probabilities * energies).sum(-1).reshape(latents.shape[:-1])
-        return {"distance": distance, "responsibilities": probabilities.reshape(*latents.shape[:-1], -1)}
+        return (probabilities * energies).sum(-1).reshape(latents.shape[:-1])
 
     @torch.no_grad()
     def sample(self, *shape: int, generator: torch.Generator | None = None) -> Quantized:
