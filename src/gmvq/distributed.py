@@ -12,6 +12,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this rank, 0 without a process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 class _AllReduceSum(torch.autograd.Function):
     """A sum over ranks whose gradient is the sum of the ranks' gradients."""
 

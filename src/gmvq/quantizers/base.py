@@ -1,5 +1,11 @@
 """The bottleneck between encoder and decoder: what all of them share.
 
+::
+
+    latents (*, dim) --rows--> (N, dim) --projection--> (N, L) --member--> values (N, L) --projection--> values (*, dim)
+                                                           |
+                                                        codes (N, *code_shape)
+
 A bottleneck takes latents of any leading shape. The base class turns them into rows once, in float32 or float64,
 projects them to the code dimension, leaves masked and non-finite rows out of every statistic, and shapes the answer
 back; a member works on rows ``(N, L)`` only.
@@ -7,12 +13,15 @@ back; a member works on rows ``(N, L)`` only.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from gmvq.quantizers.codebook import in_backward
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 LARGEST = 1e10
@@ -60,18 +69,24 @@ class Projection(nn.Module):
 class AbstractBottleneck(nn.Module, ABC):
     """Maps latents to what the decoder sees, with a cost.
 
+    Its state stays in float32 under ``.half()`` and ``.bfloat16()``: a moving count in bfloat16 stops at 256.
+
     Args:
         dim: Features of a latent, the last axis.
         codebook_dim: Features L of a code; less than ``dim`` puts a learned projection around the codes.
 
     Attributes:
+        citations: Keys of its sources in the bibliography.
         has_posterior: True if :meth:`posterior` gives a distribution over codes.
         updates_itself: True if a forward in training begins with :meth:`update`. A trainer that calls it after each
             optimizer step sets this to False, so that all forwards of a step see one codebook.
+        frozen: True after :meth:`freeze`.
     """
 
+    citations: ClassVar[tuple[str, ...]] = ()
     has_posterior: ClassVar[bool] = False
     updates_itself: bool = True
+    frozen: bool = False
 
     def __init__(self, dim: int, codebook_dim: int | None = None) -> None:
         super().__init__()
@@ -82,20 +97,26 @@ class AbstractBottleneck(nn.Module, ABC):
                 f"'codebook_dim' must be at most 'dim' = {dim}, got {codebook_dim}. Lower it or leave it out."
             )
         self.projection = Projection(dim, self.codebook_dim) if self.codebook_dim < dim else None
-        self.progress = 0.0
         # kept with the weights: a loaded model stands where its schedules had come
         self.register_buffer("training_progress", torch.zeros(()))
-        self.register_load_state_dict_post_hook(lambda module, _: module._recall_progress())
 
     training_progress: Tensor
+    """How far training has come, in [0, 1], ``()``: what schedules are called with."""
 
     @property
     def codebook_size(self) -> int | None:
         """Number of codes K, None for a continuous bottleneck."""
         return None
 
-    def _recall_progress(self) -> None:
-        self.progress = min(1.0, max(0.0, float(self.training_progress)))
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """Axes of the codes of one latent: () for one code, (levels,) for a residual quantizer."""
+        return ()
+
+    @property
+    def progress(self) -> float:
+        """How far training has come, in [0, 1]."""
+        return float(self.training_progress)
 
     def set_progress(self, progress: float) -> None:
         """Tells the schedules how far training has come.
@@ -105,46 +126,84 @@ class AbstractBottleneck(nn.Module, ABC):
         """
         if not 0 <= progress <= 1:
             raise ValueError(f"'progress' must lie in [0, 1], got {progress}. Pass step / steps.")
-        self.progress = float(progress)
-        self.training_progress.fill_(progress)
+        for bottleneck in self._bottlenecks():
+            bottleneck.training_progress.fill_(progress)
 
-    def forward(self, latents: Tensor, mask: Tensor | None = None) -> Quantized:
+    def freeze(self) -> Self:
+        """Stops all learning of this bottleneck: no gradient to its parameters, no statistics."""
+        return self._set_frozen(True)
+
+    def unfreeze(self) -> Self:
+        """Lets it learn again."""
+        return self._set_frozen(False)
+
+    def _set_frozen(self, frozen: bool) -> Self:
+        for bottleneck in self._bottlenecks():
+            bottleneck.frozen = frozen
+        return self.requires_grad_(not frozen)
+
+    def _bottlenecks(self) -> list[AbstractBottleneck]:
+        return [module for module in self.modules() if isinstance(module, AbstractBottleneck)]
+
+    @property
+    def learning(self) -> bool:
+        """True in a forward whose statistics count: in training, not frozen, not repeated by checkpointing."""
+        return self.training and not self.frozen and not in_backward()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def keeping_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            halved = moved.dtype in (torch.float16, torch.bfloat16) and tensor.dtype != moved.dtype
+            return tensor.to(moved.device) if halved else moved
+
+        return super()._apply(keeping_precision, recurse)
+
+    def forward(self, latents: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Quantized:
         """Quantizes latents.
 
         Args:
             latents: Shape ``(*, dim)``, any float type.
             mask: Booleans ``(*)``; a False place has code -1, value 0 and no part in any statistic.
+            lengths: Instead of a mask, the number of places that count in each sequence: integers ``(B,)`` for latents
+                ``(B, T, dim)``.
 
         Returns:
-            Values in the latents' type, codes, loss and terms.
+            Values in the latents' type, codes ``(*, *code_shape)``, loss and terms.
 
         Raises:
-            ValueError: If the last axis is not ``dim`` or the mask's shape is not that of the tokens.
+            ValueError: If the last axis is not ``dim``, or mask or lengths do not fit the tokens.
         """
-        self._check(latents, mask)
+        mask = self._check(latents, mask, lengths)
         with torch.autocast(latents.device.type, enabled=False):
             rows = latents.reshape(-1, self.dim).to(rows_dtype(latents))
             valid = rows.detach().isfinite().all(-1)
             kept = valid if mask is None else valid & mask.reshape(-1)
+            if self.learning and self.updates_itself:
+                self.update()
             values, codes, loss, terms = self._forward_rows(self._inside(rows, kept), kept)
             values = self._outside(values)
             if mask is not None:
                 values = values * mask.reshape(-1, 1)
             # a latent that is not finite has no code: its own row says so, and no other
             values = torch.where((valid if mask is None else valid | ~mask.reshape(-1))[:, None], values, torch.nan)
-            if not codes.is_floating_point():
-                codes = codes.masked_fill(~kept, -1)
         shape = latents.shape[:-1]
+        codes = _marked(codes, kept)
         return Quantized(
             values.to(latents.dtype).reshape(latents.shape), codes.reshape(shape + codes.shape[1:]), loss, terms
         )
 
     @torch.no_grad()
-    def encode(self, latents: Tensor) -> Tensor:
-        """Code of each latent: ``(*, dim)`` -> int64 ``(*)``, -1 where the latent is not finite."""
-        rows, kept = self._rows(latents)
-        codes = self._encode_rows(rows)
-        codes = codes if codes.is_floating_point() else codes.masked_fill(~kept, -1)
+    def encode(self, latents: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Code of each latent: ``(*, dim)`` -> int64 ``(*, *code_shape)``, -1 where masked or not finite.
+
+        Args:
+            latents: Shape ``(*, dim)``, any float type.
+            mask: As in :meth:`forward`.
+            lengths: As in :meth:`forward`.
+        """
+        rows, kept = self._rows(latents, mask, lengths)
+        with torch.autocast(latents.device.type, enabled=False):
+            codes = _marked(self._encode_rows(rows), kept)
         return codes.reshape(latents.shape[:-1] + codes.shape[1:])
 
     @torch.no_grad()
@@ -209,11 +268,14 @@ class AbstractBottleneck(nn.Module, ABC):
     @abstractmethod
     def _divergence_rows(self, rows: Tensor) -> Tensor: ...
 
-    def _rows(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        self._check(latents, None)
+    def _rows(
+        self, latents: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        mask = self._check(latents, mask, lengths)
         with torch.autocast(latents.device.type, enabled=False):
             rows = latents.reshape(-1, self.dim).to(rows_dtype(latents))
             kept = rows.isfinite().all(-1)
+            kept = kept if mask is None else kept & mask.reshape(-1)
             return self._inside(rows, kept), kept
 
     def _inside(self, rows: Tensor, kept: Tensor) -> Tensor:
@@ -226,23 +288,47 @@ class AbstractBottleneck(nn.Module, ABC):
         with torch.autocast(values.device.type, enabled=False):
             return self.projection.project_out(values)
 
-    def _check(self, latents: Tensor, mask: Tensor | None) -> None:
+    def _check(self, latents: Tensor, mask: Tensor | None, lengths: Tensor | None = None) -> Tensor | None:
         if latents.ndim == 0 or latents.shape[-1] != self.dim:
             raise ValueError(
                 f"The last axis of 'latents' must have {self.dim} features, got shape {tuple(latents.shape)}. "
-                "Move channels last with .movedim(1, -1)."
+                "Move channels last with .movedim(1, -1), or wrap the quantizer in ChannelFirst."
             )
         if not latents.is_floating_point():
             raise ValueError(f"'latents' must be floats, got {latents.dtype}. Use .float().")
+        if lengths is not None:
+            if mask is not None:
+                raise ValueError("'mask' and 'lengths' say the same, got both. Leave one out.")
+            mask = mask_of_lengths(lengths, latents.shape)
         if mask is not None and (mask.shape != latents.shape[:-1] or mask.dtype != torch.bool):
             raise ValueError(
                 f"'mask' must be boolean of shape {tuple(latents.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}. "
                 "Give one boolean for each token."
             )
+        return mask
+
+
+def _marked(codes: Tensor, kept: Tensor) -> Tensor:
+    """Codes ``(N, *)`` with -1 in the rows that are not kept; the means of a continuous bottleneck stay."""
+    return codes if codes.is_floating_point() else codes.masked_fill(~kept.reshape(-1, *[1] * (codes.ndim - 1)), -1)
+
+
+def mask_of_lengths(lengths: Tensor, shape: torch.Size) -> Tensor:
+    """True in the first ``lengths`` places of each sequence: ``(B,)`` -> ``(B, T)`` for latents ``(B, T, dim)``.
+
+    Raises:
+        ValueError: If the latents are no batch of sequences, or lengths are not integers ``(B,)``.
+    """
+    if len(shape) != 3 or lengths.shape != shape[:1] or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise ValueError(
+            f"'lengths' must be integers (B,) for latents (B, T, dim), got {lengths.dtype} {tuple(lengths.shape)} for "
+            f"{tuple(shape)}. Give a boolean 'mask' for other shapes."
+        )
+    return torch.arange(shape[1], device=lengths.device) < lengths[:, None]
 
 
 class AbstractQuantizer(AbstractBottleneck):
-    """A bottleneck with a finite codebook.
+    """A bottleneck with a finite codebook, of which each latent takes one code.
 
     Args:
         dim: Features of a latent.
@@ -256,13 +342,18 @@ class AbstractQuantizer(AbstractBottleneck):
 
     @property
     def codebook_size(self) -> int:
-        """Number of codes K."""
+        """Number of codes K; of a composite, the largest of its members'."""
         return self._codebook_size
 
     @property
-    @abstractmethod
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codes of each place of ``code_shape``, flattened; (K,) where a latent has one code."""
+        return (self.codebook_size,)
+
+    @property
     def code_vectors(self) -> Tensor:
         """The codebook inside the projection, ``(K, L)``."""
+        return self._decode_rows(torch.arange(self.codebook_size, device=self.training_progress.device))
 
     @property
     def codebook(self) -> Tensor:
@@ -275,19 +366,52 @@ class AbstractQuantizer(AbstractBottleneck):
         Raises:
             ValueError: If codes are not integers or lie outside [-1, K).
         """
-        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-            raise ValueError(f"'codes' must be integers, got {codes.dtype}. Pass what encode() returned.")
-        codes = codes.long()
-        if codes.numel() and not torch.compiler.is_compiling():
-            low, high = (int(bound) for bound in codes.aminmax())
-            if low < -1 or high >= self.codebook_size:
-                raise ValueError(
-                    f"'codes' must lie in [0, {self.codebook_size}), or be -1 where masked, got {low} to {high}. "
-                    "Check that they come from this tokenizer."
-                )
-        values = self.code_vectors[codes.clamp_min(0).reshape(-1)]
-        values = self._outside(values).reshape(*codes.shape, self.dim)
+        codes = checked_codes(codes, self.codebook_size)
+        values = self._outside(self._decode_rows(codes.clamp_min(0).reshape(-1))).reshape(*codes.shape, self.dim)
         return values * (codes >= 0)[..., None]
+
+    @abstractmethod
+    def _decode_rows(self, codes: Tensor) -> Tensor:
+        """Code vectors ``(N, L)`` of codes ``(N,)`` in [0, K)."""
+
+    # without a posterior: q(c | x) is one-hot and p(c) uniform
+
+    def _posterior_mean_rows(self, rows: Tensor) -> Tensor:
+        return self._decode_rows(self._encode_rows(rows)).to(rows.dtype)
+
+    def _divergence_rows(self, rows: Tensor) -> Tensor:
+        return torch.full(rows.shape[:1], math.log(self.codebook_size), dtype=rows.dtype, device=rows.device)
+
+    def _sample_rows(self, rows: Tensor, generator: torch.Generator | None) -> PosteriorSample:
+        log_posterior = rows.new_zeros(len(rows))
+        return PosteriorSample(
+            self._posterior_mean_rows(rows), log_posterior - math.log(self.codebook_size), log_posterior
+        )
+
+
+def checked_codes(codes: Tensor, codebook_size: int) -> Tensor:
+    """Codes as int64.
+
+    Raises:
+        ValueError: If they are not integers or lie outside [-1, K).
+    """
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise ValueError(f"'codes' must be integers, got {codes.dtype}. Pass what encode() returned.")
+    codes = codes.long()
+    if codes.numel() and not torch.compiler.is_compiling():
+        low, high = (int(bound) for bound in codes.aminmax())
+        if low < -1 or high >= codebook_size:
+            raise ValueError(
+                f"'codes' must lie in [0, {codebook_size}), or be -1 where masked, got {low} to {high}. "
+                "Check that they come from this tokenizer."
+            )
+    return codes
+
+
+def mean_square(difference: Tensor, kept: Tensor) -> Tensor:
+    """Mean over features and over the rows that count, of ``(N, L)`` and ``(N,)``: ``()``."""
+    weights = kept.to(difference.dtype) / kept.sum().clamp_min(1)
+    return (difference.square().mean(-1) * weights).sum()
 
 
 def positive_integer(name: str, value: int) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gmvq.distributed import gather_rows, sum_over_ranks
+from gmvq.distributed import broadcast, gather_rows, rank, sum_over_ranks, world_size
 from gmvq.kernels import code_sums, nearest_code
 
 SMALLEST_COUNT = 1e-20
@@ -43,6 +43,49 @@ def k_means(rows: Tensor, codebook_size: int, iterations: int = 10) -> Tensor:
         counts, sums = code_sums(rows, nearest_code(rows, codes), rows.new_ones(len(rows)), codebook_size)
         codes = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], codes)
     return codes
+
+
+@torch.library.custom_op("gmvq::k_means_of_all_ranks", mutates_args=())
+def _k_means_of_all_ranks(rows: Tensor, kept: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
+    """Codes ``(K, L)`` and their counts ``(K,)``: one operator, so that a compiled graph need not look inside."""
+    rows = gather_rows(rows, kept)
+    if not len(rows):
+        raise ValueError(
+            "The first batch under torch.compile has no latent that counts, so the codebook cannot start from it. "
+            "Call the quantizer once on a batch with finite latents."
+        )
+    codes = k_means(rows, codebook_size)
+    return codes, code_sums(rows, nearest_code(rows, codes), rows.new_ones(len(rows)), codebook_size)[0]
+
+
+@_k_means_of_all_ranks.register_fake
+def _(rows: Tensor, kept: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
+    return rows.new_empty(codebook_size, rows.shape[1]), rows.new_empty(codebook_size)
+
+
+@torch.no_grad()
+def random_rows(rows: Tensor, kept: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Rows drawn with replacement out of all ranks, the same on every rank.
+
+    Args:
+        rows: Data of this rank ``(N, L)``.
+        kept: Rows that may be drawn ``(N,)``.
+        number: How many to draw, M.
+
+    Returns:
+        Rows ``(M, L)``, and ``()`` True if there was any to draw from; they are 0 otherwise.
+    """
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
+    counts[rank()] = kept.sum()
+    counts = sum_over_ranks(counts)
+    total = counts.sum()
+    drawn = (broadcast(torch.rand(number, dtype=torch.float64, device=rows.device)) * total).long()
+    # ranks hold consecutive ranges of the drawn numbers
+    own = drawn.clamp_max(total - 1) - (counts.cumsum(0) - counts)[rank()]
+    here = (own >= 0) & (own < counts[rank()])
+    order = kept.logical_not().int().argsort(stable=True)
+    padded = torch.cat([rows[order], rows.new_zeros(1, rows.shape[1])])  # a row to point to where there is none
+    return sum_over_ranks(torch.where(here[:, None], padded[own.clamp(0, len(rows))], 0)), total > 0
 
 
 def in_backward() -> bool:
@@ -83,14 +126,12 @@ class MovingAverageCodebook(nn.Module):
         self.register_buffer("pending_sums", torch.zeros(codebook_size, code_dim))
         self.register_buffer("pending_fresh", torch.zeros(codebook_size, dtype=torch.bool))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
-        # on the host: reading the buffers in each forward would wait for the GPU
+        # on the host: reading the buffer in each forward would wait for the GPU
         self._has_started = False
-        self._has_pending = False
         self.register_load_state_dict_post_hook(lambda module, _: module._recall())
 
     def _recall(self) -> None:
         self._has_started = bool(self.started)
-        self._has_pending = bool(self.pending_counts.any())
 
     @property
     def has_started(self) -> bool:
@@ -98,24 +139,21 @@ class MovingAverageCodebook(nn.Module):
         return self._has_started
 
     @torch.no_grad()
-    def start(self, rows: Tensor, kept: Tensor, counts: Tensor | None = None) -> bool:
+    def start(self, rows: Tensor, kept: Tensor, even: bool = False) -> bool:
         """Puts the codes at the k-means of the first rows of all ranks; does nothing without a row.
 
         Args:
             rows: Latents ``(N, L)``.
             kept: Rows that count ``(N,)``.
-            counts: Weight that each code starts with ``(K,)``; by default its share of the rows.
+            even: Give all codes the same weight instead of their share of the rows.
 
         Returns:
             True if the codes stand now.
         """
-        rows = gather_rows(rows.detach(), kept)
-        if not len(rows):
+        if not torch.compiler.is_compiling() and not bool(sum_over_ranks(kept.sum())):
             return False
-        codes = k_means(rows, len(self.codes))
-        if counts is None:
-            counts = code_sums(rows, nearest_code(rows, codes), rows.new_ones(len(rows)), len(codes))[0]
-        self.place(codes, counts.clamp_min(0.1))
+        codes, counts = _k_means_of_all_ranks(rows.detach(), kept, len(self.codes))
+        self.place(codes, (counts.mean().expand_as(counts) if even else counts).clamp_min(0.1))
         return True
 
     @torch.no_grad()
@@ -141,29 +179,32 @@ class MovingAverageCodebook(nn.Module):
             self.pending_fresh.logical_or_(fresh)
         self.pending_counts.add_(sum_over_ranks(counts.detach()).to(self.counts.dtype))
         self.pending_sums.add_(sum_over_ranks(sums.detach()).to(self.sums.dtype))
-        self._has_pending = True
 
     @torch.no_grad()
-    def update(self) -> bool:
+    def update(self) -> Tensor:
         """Folds the collected sums into the codes.
 
         Returns:
-            True if there was anything to fold.
+            True if there was anything to fold, ``()``. It stays on the device, where all branches are taken by it.
         """
-        if not self._has_pending:
-            return False
-        step = torch.where(self.pending_fresh, 1.0, 1 - self.decay).to(self.counts.dtype)
+        pending = self.pending_counts.any()
+        step = torch.where(self.pending_fresh, 1.0, 1 - self.decay).to(self.counts.dtype) * pending
         self.counts.lerp_(self.pending_counts, step)
         self.sums.lerp_(self.pending_sums, step[:, None].expand_as(self.sums))
-        alive = self.counts > SMALLEST_COUNT
-        self.codes.copy_(
-            torch.where(alive[:, None], self.sums / self.counts.clamp_min(SMALLEST_COUNT)[:, None], self.codes)
-        )
+        moved = (self.counts > SMALLEST_COUNT) & pending
+        means = self.sums / self.counts.clamp_min(SMALLEST_COUNT)[:, None]
+        self.codes.copy_(torch.where(moved[:, None], means, self.codes))
         self._forget_pending()
-        return True
+        return pending
+
+    @torch.no_grad()
+    def replace(self, chosen: Tensor, codes: Tensor, count: float) -> None:
+        """Puts the chosen codes ``(K,)`` at new places ``(K, L)`` with a weight."""
+        self.codes.copy_(torch.where(chosen[:, None], codes, self.codes))
+        self.counts.masked_fill_(chosen, count)
+        self.sums.copy_(torch.where(chosen[:, None], codes * count, self.sums))
 
     def _forget_pending(self) -> None:
         self.pending_counts.zero_()
         self.pending_sums.zero_()
         self.pending_fresh.zero_()
-        self._has_pending = False

@@ -104,7 +104,7 @@ class GumbelSoftmax:
     def __post_init__(self) -> None:
         as_schedule(self.temperature, "temperature")
 
-    def weights(self, log_posterior: Tensor, progress: float) -> Tensor:
+    def weights(self, log_posterior: Tensor, progress: float | Tensor) -> Tensor:
         """Draws y, shape ``(N, K)``, rows sum to 1, for log q(c | x) of the same shape."""
         tau = as_schedule(self.temperature, "temperature")(progress)
         noise = -log_posterior.new_empty(log_posterior.shape).exponential_().clamp_min(1e-30).log()

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from gmvq.distributed import logsumexp_over_ranks, sum_over_ranks
 from gmvq.kernels import code_sums, squared_distances
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.codebook import MovingAverageCodebook, in_backward
+from gmvq.quantizers.codebook import MovingAverageCodebook
 from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough
 from gmvq.quantizers.objectives import AbstractObjective, Assignment, as_objective, latent_divergence, variance_ratio
 from gmvq.quantizers.schedules import Schedule, as_schedule
@@ -201,7 +201,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
 
     def _scales(self) -> Tensor:
         """Square roots of the precisions w_l / sigma^2, ``(1 or K, L)``."""
-        sharpening = self.sharpening(self.progress)
+        sharpening = self.sharpening(self.training_progress)
         return (self.feature_weights / self.variance.value(self.code_vectors.detach())).sqrt() / sharpening
 
     def _energies(self, rows: Tensor) -> Tensor:
@@ -225,15 +225,12 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         return self._scales().log().sum(-1).mean() - self.codebook_dim / 2 * math.log(2 * math.pi)
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
-        learning = self.training and not in_backward()
-        if learning:
+        if self.learning:
             self._start(rows, kept)
-            if self.updates_itself:
-                self.update()
         assignment = self._assign(rows, kept)
         codes = assignment.log_posterior.argmax(-1)
         codebook = self.code_vectors.to(rows.dtype).clone()  # the next update changes the moving averages in place
-        if learning:
+        if self.learning:
             self._collect(rows.detach(), codes, assignment)
         values = self._values(rows, codes, codebook, assignment) if self.training else codebook[codes]
         terms = self.objective.terms(assignment, self.noise, self.codebook_dim)
@@ -264,7 +261,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
 
     def _values(self, rows: Tensor, codes: Tensor, codebook: Tensor, assignment: Assignment) -> Tensor:
         if isinstance(self.estimator, GumbelSoftmax):
-            y = self.estimator.weights(assignment.log_posterior, self.progress)  # (6)
+            y = self.estimator.weights(assignment.log_posterior, self.training_progress)  # (6)
             values, energies = y @ codebook, (y * assignment.energies).sum(-1, keepdim=True)
         else:
             values = self.estimator(rows, codebook[codes])
@@ -278,12 +275,11 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
     def _start(self, rows: Tensor, kept: Tensor) -> None:
         if self.moving.has_started:
             return
-        number = float(sum_over_ranks(kept.sum().to(rows.dtype)))
-        share = rows.new_full((self.codebook_size,), max(number / self.codebook_size, 0.1))
-        if not self.moving.start(rows, kept, share):
+        if not self.moving.start(rows, kept, even=True):
             return
         if self.learned_codes is not None:
-            self.learned_codes.data.copy_(self.moving.codes)
+            with torch.no_grad():
+                self.learned_codes.copy_(self.moving.codes)
         codes = squared_distances(rows.detach(), self.moving.codes.to(rows.dtype)).argmin(-1)
         self.variance.start(*self._squared_residuals(rows.detach(), codes, kept))
 
@@ -341,6 +337,9 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         """Number of rows of each code ``(K,)`` and sums of their squared distances for each feature ``(K, L)``."""
         squares = (rows - self.code_vectors.detach().to(rows.dtype)[codes]).square()
         return code_sums(squares * self.feature_weights.detach().to(rows.dtype), codes, kept, self.codebook_size)
+
+    def _decode_rows(self, codes: Tensor) -> Tensor:
+        return self.code_vectors[codes]
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
         blocks = rows.split(max(1, BLOCK_ELEMENTS // self.codebook_size))

@@ -1,4 +1,7 @@
-"""Numbers that change in the course of training, as functions of its progress in [0, 1]."""
+"""Numbers that change in the course of training, as functions of its progress in [0, 1].
+
+A progress that is a tensor ``()`` gives a tensor, so that a compiled step need not be compiled again for each number.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+from torch import Tensor
+
 
 class Schedule(Protocol):
     """A number for each progress of training."""
 
-    def __call__(self, progress: float) -> float:
+    def __call__(self, progress: float | Tensor) -> float | Tensor:
         """Gives the value at a progress in [0, 1]."""
         ...
 
@@ -26,7 +32,7 @@ class Constant:
 
     value: float
 
-    def __call__(self, progress: float) -> float:  # noqa: D102
+    def __call__(self, progress: float | Tensor) -> float | Tensor:  # noqa: D102
         return self.value
 
 
@@ -42,7 +48,7 @@ class Linear:
     start: float
     end: float
 
-    def __call__(self, progress: float) -> float:  # noqa: D102
+    def __call__(self, progress: float | Tensor) -> float | Tensor:  # noqa: D102
         return self.start + (self.end - self.start) * progress
 
 
@@ -64,7 +70,7 @@ class Geometric:
                 f"'start' and 'end' must be above 0, got {self.start} and {self.end}. Use Linear to reach 0."
             )
 
-    def __call__(self, progress: float) -> float:  # noqa: D102
+    def __call__(self, progress: float | Tensor) -> float | Tensor:  # noqa: D102
         return self.start * (self.end / self.start) ** progress
 
 
@@ -80,8 +86,10 @@ class Cosine:
     start: float
     end: float
 
-    def __call__(self, progress: float) -> float:  # noqa: D102
-        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
+    def __call__(self, progress: float | Tensor) -> float | Tensor:  # noqa: D102
+        angle = math.pi * progress
+        cosine = torch.cos(angle) if isinstance(angle, Tensor) else math.cos(angle)
+        return self.end + (self.start - self.end) * (1 + cosine) / 2
 
 
 def as_schedule(value: float | Schedule, name: str) -> Schedule:

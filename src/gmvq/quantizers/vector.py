@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmvq.distributed import broadcast, gather_rows
 from gmvq.kernels import code_sums, nearest_code
-from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.codebook import MovingAverageCodebook, in_backward
+from gmvq.quantizers.base import AbstractQuantizer, mean_square
+from gmvq.quantizers.codebook import MovingAverageCodebook, random_rows
 from gmvq.quantizers.estimators import AbstractEstimator, StraightThrough
-from gmvq.types import PosteriorSample, Quantized
+from gmvq.types import Quantized
 
 
 class VectorQuantizer(AbstractQuantizer):
@@ -81,9 +80,9 @@ class VectorQuantizer(AbstractQuantizer):
         # of the paper's size where a gradient moves them; k-means replaces them by default
         start = torch.empty(codebook_size, self.codebook_dim).uniform_(-1 / codebook_size, 1 / codebook_size)
         self.learned = nn.Parameter(start) if decay is None else None
-        self.register_buffer("revivals", torch.zeros(codebook_size, self.codebook_dim))
+        self.register_buffer("revivals", torch.zeros(codebook_size, self.codebook_dim) if revive_below > 0 else None)
 
-    revivals: Tensor
+    revivals: Tensor | None
     """Latents of the last batch that stand ready to replace dead codes."""
 
     @property
@@ -93,37 +92,30 @@ class VectorQuantizer(AbstractQuantizer):
 
     def update(self) -> None:
         """Folds the collected sums into the codebook and replaces dead codes."""
-        if self.learned is not None or not self.moving.update() or self.revive_below == 0:
+        if self.learned is not None:
             return
-        dead = self.moving.counts < self.revive_below
-        counts = torch.where(dead, self.revive_below, self.moving.counts)
-        self.moving.place(torch.where(dead[:, None], self.revivals, self.moving.codes), counts)
+        moved = self.moving.update()
+        if self.revivals is not None:
+            dead = (self.moving.counts < self.revive_below) & moved
+            self.moving.replace(dead, self.revivals, self.revive_below)
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
         rows = F.normalize(rows, dim=-1) if self.cosine else rows
-        learning = self.training and not in_backward()
-        if learning:
+        if self.learning:
             self._start(rows, kept)
-            if self.updates_itself:
-                self.update()
         # a copy, since the next update changes the moving averages in place before autograd may have used them
         codebook = (
             self.code_vectors.to(rows.dtype) if self.learned is not None else self.code_vectors.to(rows.dtype).clone()
         )
         codes = nearest_code(rows, codebook)
         nearest = codebook[codes]
-        commitment = self._mean_square(rows - nearest.detach(), kept)
+        commitment = mean_square(rows - nearest.detach(), kept)
         loss = self.commitment_weight * commitment
         if self.learned is not None:
-            loss = loss + self._mean_square(rows.detach() - nearest, kept)
-        elif learning:
+            loss = loss + mean_square(rows.detach() - nearest, kept)
+        elif self.learning:
             self._collect(rows.detach(), codes, kept)
         return Quantized(self.estimator(rows, nearest), codes, loss, {"commitment": commitment.detach()})
-
-    @staticmethod
-    def _mean_square(difference: Tensor, kept: Tensor) -> Tensor:
-        weights = kept.to(difference.dtype) / kept.sum().clamp_min(1)
-        return (difference.square().mean(-1) * weights).sum()
 
     def _start(self, rows: Tensor, kept: Tensor) -> None:
         if self.moving.has_started:
@@ -131,31 +123,19 @@ class VectorQuantizer(AbstractQuantizer):
         if not self.kmeans_start:
             self.moving.place(self.code_vectors.detach(), self.moving.counts)
         elif self.moving.start(rows, kept) and self.learned is not None:
-            self.learned.data.copy_(self.moving.codes)
+            with torch.no_grad():
+                self.learned.copy_(self.moving.codes)
 
     @torch.no_grad()
     def _collect(self, rows: Tensor, codes: Tensor, kept: Tensor) -> None:
-        counts, sums = code_sums(rows, codes, kept, self.codebook_size)
-        self.moving.collect(counts, sums)
-        if self.revive_below > 0:
-            candidates = gather_rows(rows, kept)
-            if len(candidates):
-                chosen = broadcast(torch.randint(len(candidates), (self.codebook_size,), device=rows.device))
-                self.revivals.copy_(candidates[chosen])
+        self.moving.collect(*code_sums(rows, codes, kept, self.codebook_size))
+        if self.revivals is not None:
+            drawn, any_drawn = random_rows(rows, kept, self.codebook_size)
+            self.revivals.copy_(torch.where(any_drawn, drawn, self.revivals))
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
         rows = F.normalize(rows, dim=-1) if self.cosine else rows
         return nearest_code(rows, self.code_vectors.to(rows.dtype))
 
-    def _posterior_mean_rows(self, rows: Tensor) -> Tensor:
-        return self.code_vectors[self._encode_rows(rows)]
-
-    def _divergence_rows(self, rows: Tensor) -> Tensor:
-        # q is one-hot and p uniform
-        return torch.full(rows.shape[:1], math.log(self.codebook_size), dtype=rows.dtype, device=rows.device)
-
-    def _sample_rows(self, rows: Tensor, generator: torch.Generator | None) -> PosteriorSample:
-        log_posterior = rows.new_zeros(len(rows))
-        return PosteriorSample(
-            self._posterior_mean_rows(rows), log_posterior - math.log(self.codebook_size), log_posterior
-        )
+    def _decode_rows(self, codes: Tensor) -> Tensor:
+        return self.code_vectors[codes]
