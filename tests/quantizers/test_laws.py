@@ -12,11 +12,17 @@ from gmvq.quantizers import (
     ALBO,
     AbstractBottleneck,
     AbstractQuantizer,
+    Affine,
+    DiVeQ,
+    Diversity,
     GaussianBottleneck,
     GaussianMixtureQuantizer,
     GumbelSoftmax,
+    InPlaceStep,
     NoPosteriorError,
+    Orthogonal,
     Rotation,
+    StraightThrough,
     VectorQuantizer,
 )
 
@@ -29,6 +35,15 @@ QUANTIZERS: dict[str, Callable[[], AbstractQuantizer]] = {
     "vector-ema-revival": lambda: VectorQuantizer(DIM, SIZE, decay=0.9, revive_below=1.0),
     "vector-cosine": lambda: VectorQuantizer(DIM, SIZE, cosine=True),
     "vector-rotation": lambda: VectorQuantizer(DIM, SIZE, estimator=Rotation()),
+    "vector-diveq": lambda: VectorQuantizer(DIM, SIZE, decay=None, estimator=DiVeQ()),
+    "vector-synchronized": lambda: VectorQuantizer(DIM, SIZE, decay=None, estimator=StraightThrough(0.5)),
+    "vector-gumbel": lambda: VectorQuantizer(DIM, SIZE, decay=None, estimator=GumbelSoftmax(0.5, hard=True)),
+    "vector-affine": lambda: VectorQuantizer(DIM, SIZE, decay=None, parts=[Affine()]),
+    "vector-affine-ema": lambda: VectorQuantizer(DIM, SIZE, decay=0.9, parts=[Affine(0.9)]),
+    "vector-huh": lambda: VectorQuantizer(
+        DIM, SIZE, decay=None, cosine=True, revive_below=1.0, parts=[Affine(), InPlaceStep(4.0, steps=2)]
+    ),
+    "vector-spread": lambda: VectorQuantizer(DIM, SIZE, decay=None, parts=[Orthogonal(), Diversity()]),
     "vector-projected": lambda: VectorQuantizer(DIM, SIZE, codebook_dim=3),
     "mixture": lambda: GaussianMixtureQuantizer(DIM, SIZE),
     "mixture-elbo": lambda: GaussianMixtureQuantizer(DIM, SIZE, objective="elbo"),

@@ -198,6 +198,14 @@ class MovingAverageCodebook(nn.Module):
         return pending
 
     @torch.no_grad()
+    def update_counts(self) -> Tensor:
+        """Folds only the counts in, for codes that something else moves; returns what :meth:`update` does."""
+        pending = self.pending_counts.any()
+        self.counts.lerp_(self.pending_counts, (1 - self.decay) * pending.to(self.counts.dtype))
+        self._forget_pending()
+        return pending
+
+    @torch.no_grad()
     def replace(self, chosen: Tensor, codes: Tensor, count: float) -> None:
         """Puts the chosen codes ``(K,)`` at new places ``(K, L)`` with a weight."""
         self.codes.copy_(torch.where(chosen[:, None], codes, self.codes))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +18,13 @@ from gmvq.quantizers.schedules import Schedule, as_schedule
 
 
 class AbstractEstimator(ABC):
-    """Replaces the derivative of ``values`` with respect to ``latents``."""
+    """Replaces the derivative of ``values`` with respect to ``latents``.
+
+    Attributes:
+        citations: Keys of its sources in the bibliography.
+    """
+
+    citations: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def __call__(self, latents: Tensor, values: Tensor) -> Tensor:
@@ -31,7 +39,8 @@ class AbstractEstimator(ABC):
         """
 
 
-def _with_gradient_of(values: Tensor, surrogate: Tensor) -> Tensor:
+def with_gradient_of(values: Tensor, surrogate: Tensor) -> Tensor:
+    """The values, bit for bit, with the gradient of the surrogate; both ``(N, L)``."""
     # adding an exact zero keeps values equal to the codebook's, bit for bit; latents + (values - latents) would not
     return values.detach() + (surrogate - surrogate.detach())
 
@@ -44,12 +53,40 @@ class StraightThrough(AbstractEstimator):
     derivative averaged over the cell. For a mixture it is also the limit of the posterior mean's Jacobian
     :math:`\mathrm{Cov}_q(\mu) / \sigma^2` when the codes lie dense against sigma.
 
+    Args:
+        synchronization: nu, the share of the gradient that the chosen code gets beside the latent, for a codebook that
+            learns by gradient: the code then moves with the task at once, not a step behind its latents.
+
+    Shape:
+        latents ``(N, L)``, values ``(N, L)`` -> ``(N, L)``.
+
+    Raises:
+        ValueError: If ``synchronization`` is not a finite number of at least 0.
+
     References:
-        Estimating or Propagating Gradients Through Stochastic Neurons (Bengio et al., 2013), https://arxiv.org/abs/1308.3432
+        Estimating or Propagating Gradients Through Stochastic Neurons (Bengio et al., 2013),
+        https://arxiv.org/abs/1308.3432;
+        synchronization: Straightening Out the Straight-Through Estimator (Huh et al., 2023),
+        https://arxiv.org/abs/2305.08842
+
+    Example:
+        >>> latents = torch.tensor([[0.2, 0.9]], requires_grad=True)
+        >>> StraightThrough()(latents, torch.tensor([[0.0, 1.0]])).sum().backward()
+        >>> latents.grad
+        tensor([[1., 1.]])
     """
 
+    citations: ClassVar[tuple[str, ...]] = ("ste_bengio2013",)
+    synchronization: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.synchronization < float("inf"):
+            raise ValueError(
+                f"'synchronization' must be a finite number of at least 0, got {self.synchronization}. Use 0.0 for none."
+            )
+
     def __call__(self, latents: Tensor, values: Tensor) -> Tensor:  # noqa: D102
-        return _with_gradient_of(values, latents)
+        return with_gradient_of(values, latents + self.synchronization * values if self.synchronization else latents)
 
 
 @dataclass(frozen=True)
@@ -59,9 +96,20 @@ class Rotation(AbstractEstimator):
     .. math:: \mu_c = \lambda R z, \quad \lambda = |\mu_c| / |z|, \quad R = I - 2 r r^T + 2 \hat\mu \hat z^T,
               \quad r = (\hat z + \hat\mu) / |\hat z + \hat\mu|
 
+    Shape:
+        latents ``(N, L)``, values ``(N, L)`` -> ``(N, L)``.
+
     References:
         Restructuring Vector Quantization with the Rotation Trick (Fifty et al., 2024), https://arxiv.org/abs/2410.06424
+
+    Example:
+        >>> latents = torch.tensor([[2.0, 0.0]], requires_grad=True)
+        >>> Rotation()(latents, torch.tensor([[0.0, 1.0]]))[:, 1].backward(torch.ones(1))
+        >>> latents.grad.round(decimals=6)  # a quarter turn, and half the length
+        tensor([[0.5000, 0.0000]])
     """
+
+    citations: ClassVar[tuple[str, ...]] = ("rotation_fifty2024",)
 
     def __call__(self, latents: Tensor, values: Tensor) -> Tensor:  # noqa: D102
         z_hat = F.normalize(latents.detach(), dim=-1)
@@ -72,12 +120,73 @@ class Rotation(AbstractEstimator):
         )
         reflected = latents - 2 * (latents * r).sum(-1, keepdim=True) * r
         rotated = reflected + 2 * (latents * z_hat).sum(-1, keepdim=True) * mu_hat
-        return _with_gradient_of(values, scale.clamp_max(1e6) * rotated)
+        return with_gradient_of(values, scale.clamp_max(1e6) * rotated)
+
+
+@dataclass(frozen=True)
+class DiVeQ(AbstractEstimator):
+    r"""The latent moved by its distance from the code, in a random direction about that of the code.
+
+    .. math:: \mu_c \approx z + |z - \mu_c|\, \mathrm{sg}\left[\frac{v}{|v|}\right], \quad
+              v = \mu_c - z + s\, |\mu_c - z|\, \epsilon
+
+    The distance carries a gradient to the latent and to a codebook that learns by gradient. The values are the codes
+    themselves, not the moved latents, so that they stay what :meth:`decode` gives.
+
+    Args:
+        deviation: s, how far the direction strays, as a share of the distance.
+
+    Shape:
+        latents ``(N, L)``, values ``(N, L)`` -> ``(N, L)``.
+
+    Raises:
+        ValueError: If ``deviation`` is not a finite number of at least 0.
+
+    References:
+        DiVeQ: Differentiable Vector Quantization Using the Reparameterization Trick (Vali et al., 2025),
+        https://arxiv.org/abs/2509.26469
+
+    Example:
+        >>> codes = torch.tensor([[0.0, 1.0]], requires_grad=True)
+        >>> DiVeQ(deviation=0.0)(torch.tensor([[0.0, 0.5]]), codes).sum().backward()
+        >>> codes.grad
+        tensor([[0., 1.]])
+    """
+
+    citations: ClassVar[tuple[str, ...]] = ("diveq_vali2025",)
+    deviation: float = 0.03
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.deviation < float("inf"):
+            raise ValueError(f"'deviation' must be a finite number of at least 0, got {self.deviation}. Use 0.03.")
+
+    def __call__(self, latents: Tensor, values: Tensor) -> Tensor:  # noqa: D102
+        difference = values - latents
+        # the root of the smallest square: its derivative at 0 is infinite
+        distance = difference.square().sum(-1, keepdim=True).clamp_min(1e-24).sqrt()
+        with torch.no_grad():
+            strayed = difference + self.deviation * distance * torch.randn_like(difference)
+            direction = F.normalize(strayed, dim=-1)
+        return with_gradient_of(values, latents + distance * direction)
 
 
 @dataclass(frozen=True)
 class NoGradient(AbstractEstimator):
-    """No gradient at all: the encoder learns from the quantizer's own loss only."""
+    """No gradient at all: the encoder learns from the quantizer's own loss only.
+
+    Shape:
+        latents ``(N, L)``, values ``(N, L)`` -> ``(N, L)``.
+
+    References:
+        The step function's own derivative; Estimating or Propagating Gradients Through Stochastic Neurons
+        (Bengio et al., 2013), https://arxiv.org/abs/1308.3432, discusses what to put in its place.
+
+    Example:
+        >>> NoGradient()(torch.ones(1, 2, requires_grad=True), torch.zeros(1, 2)).requires_grad
+        False
+    """
+
+    citations: ClassVar[tuple[str, ...]] = ("ste_bengio2013",)
 
     def __call__(self, latents: Tensor, values: Tensor) -> Tensor:  # noqa: D102
         return values.detach()
@@ -90,22 +199,54 @@ class GumbelSoftmax:
     .. math:: y = \mathrm{softmax}_c\big((\log q(c \mid x) + g_c) / \tau\big), \quad g_c \sim \mathrm{Gumbel}(0, 1),
               \quad z = \sum_c y_c \mu_c
 
-    In training the decoder then sees a blend of codes and not a code: ``values`` differ from ``decode(codes)``.
+    In training the decoder then sees a blend of codes and not a code: ``values`` differ from ``decode(codes)``. With
+    ``hard`` it sees the code of the largest y, with the gradient of the blend (Gumbel straight-through).
 
     Args:
         temperature: tau, a number above 0 or a schedule.
+        hard: Show the decoder a code.
+
+    Shape:
+        log q(c | x) ``(N, K)``, codebook ``(K, L)`` -> values ``(N, L)``, codes ``(N,)``, y ``(N, K)``.
+
+    Raises:
+        ValueError: If ``temperature`` is neither a schedule nor a finite number above 0.
 
     References:
         Categorical Reparameterization with Gumbel-Softmax (Jang et al., 2016), https://arxiv.org/abs/1611.01144
+
+    Example:
+        >>> estimator = GumbelSoftmax(temperature=0.5, hard=True)
+        >>> values, codes, y = estimator(torch.randn(6, 4).log_softmax(-1), torch.randn(4, 2), progress=0.0)
+        >>> values.shape, y.shape
+        (torch.Size([6, 2]), torch.Size([6, 4]))
     """
 
+    citations: ClassVar[tuple[str, ...]] = ("gumbel_jang2016",)
     temperature: float | Schedule = 1.0
+    hard: bool = False
 
     def __post_init__(self) -> None:
         as_schedule(self.temperature, "temperature")
 
-    def weights(self, log_posterior: Tensor, progress: float | Tensor) -> Tensor:
-        """Draws y, shape ``(N, K)``, rows sum to 1, for log q(c | x) of the same shape."""
+    def __call__(
+        self, log_posterior: Tensor, codebook: Tensor, progress: float | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws from log q(c | x).
+
+        Args:
+            log_posterior: log q(c | x), ``(N, K)``.
+            codebook: Codes ``(K, L)``.
+            progress: How far training has come, in [0, 1].
+
+        Returns:
+            Values ``(N, L)``, the most likely code, or with ``hard`` the drawn one, ``(N,)``, and y ``(N, K)``.
+        """
         tau = as_schedule(self.temperature, "temperature")(progress)
         noise = -log_posterior.new_empty(log_posterior.shape).exponential_().clamp_min(1e-30).log()
-        return F.softmax((log_posterior + noise) / tau, dim=-1)  # (6)
+        y = F.softmax((log_posterior + noise) / tau, dim=-1)  # (6)
+        values = y @ codebook
+        if not self.hard:
+            return values, log_posterior.argmax(-1), y
+        codes = y.argmax(-1)
+        return with_gradient_of(codebook[codes], values), codes, y

@@ -99,6 +99,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         torch.Size([5, 128])
     """
 
+    citations: ClassVar[tuple[str, ...]] = ("gmvq_yan2024", "emonline_cappe2009", "cem_celeux1992")
     has_posterior: ClassVar[bool] = True
 
     def __init__(
@@ -232,7 +233,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         codebook = self.code_vectors.to(rows.dtype).clone()  # the next update changes the moving averages in place
         if self.learning:
             self._collect(rows.detach(), codes, assignment)
-        values = self._values(rows, codes, codebook, assignment) if self.training else codebook[codes]
+        values, codes = self._values(rows, codes, codebook, assignment) if self.training else (codebook[codes], codes)
         terms = self.objective.terms(assignment, self.noise, self.codebook_dim)
         loss = LATENT_WEIGHT * self._squared_error_of_a_nat() * torch.stack(list(terms.values())).sum()
         figures = {name: value.detach() for name, value in terms.items()}
@@ -259,18 +260,20 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         exact = log_joint.detach() - peaks + log_posterior.detach().amax(-1, keepdim=True)
         return Assignment(energies, exact, log_posterior, log_posterior.exp(), self.log_prior.to(rows.dtype), kept)
 
-    def _values(self, rows: Tensor, codes: Tensor, codebook: Tensor, assignment: Assignment) -> Tensor:
+    def _values(
+        self, rows: Tensor, codes: Tensor, codebook: Tensor, assignment: Assignment
+    ) -> tuple[Tensor, Tensor]:
         if isinstance(self.estimator, GumbelSoftmax):
-            y = self.estimator.weights(assignment.log_posterior, self.training_progress)  # (6)
-            values, energies = y @ codebook, (y * assignment.energies).sum(-1, keepdim=True)
+            values, codes, y = self.estimator(assignment.log_posterior, codebook, self.training_progress)  # (6)
+            energies = (y * assignment.energies).sum(-1, keepdim=True)
         else:
             values = self.estimator(rows, codebook[codes])
             energies = assignment.energies.gather(-1, codes[:, None])
         if self.noise == 0:
-            return values
+            return values, codes
         scales = self._scales().to(rows.dtype)
         deviation = variance_ratio(energies, self.noise, self.codebook_dim).sqrt() / scales.mean(0)  # (5)
-        return values + deviation * torch.randn_like(values)
+        return values + deviation * torch.randn_like(values), codes
 
     def _start(self, rows: Tensor, kept: Tensor) -> None:
         if self.moving.has_started:

@@ -7,23 +7,34 @@ r"""Vector quantization: each latent becomes the nearest vector of a codebook.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmvq.kernels import code_sums, nearest_code
+from gmvq.kernels import code_sums, nearest_code, squared_distances
 from gmvq.quantizers.base import AbstractQuantizer, mean_square
 from gmvq.quantizers.codebook import MovingAverageCodebook, random_rows
-from gmvq.quantizers.estimators import AbstractEstimator, StraightThrough
+from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough
+from gmvq.quantizers.parts import AbstractRegularizer, Affine, AffineCodebook, InPlaceStep, Part
 from gmvq.types import Quantized
+
+COUNT_DECAY = 0.99
+"""Share of the past in the counts of a codebook that has no moving averages of its own."""
+
+PartType = TypeVar("PartType")
 
 
 class VectorQuantizer(AbstractQuantizer):
     r"""The quantizer of the VQ-VAE.
 
-    The codebook learns by the gradient of :math:`|\mathrm{sg}[z] - \mu_c|^2` (``decay=None``) or as the moving average
-    of the latents assigned to each code.
+    .. math:: c = \arg\min_k |z - \mu_k|^2, \qquad
+              \mathcal{L} = |\mathrm{sg}[z] - \mu_c|^2 + \beta\, |z - \mathrm{sg}[\mu_c]|^2
+
+    What moves the codebook is the first term's gradient (``decay=None``), or the same term's own steps
+    (:class:`InPlaceStep`), or, instead of the first term, the moving average of the latents assigned to each code.
 
     Args:
         dim: Features of a latent.
@@ -34,14 +45,21 @@ class VectorQuantizer(AbstractQuantizer):
         cosine: Compare directions instead of points: latents and codes are scaled to length 1.
         kmeans_start: Put the codes at the k-means of the first batch instead of at random.
         revive_below: Moving count, in latents for each batch, below which a code is replaced by a random latent of the
-            batch; 0 leaves dead codes dead. Needs ``decay``.
-        estimator: How the gradient passes the choice of a code.
+            batch; 0 leaves dead codes dead.
+        estimator: How the gradient passes the choice of a code. ``GumbelSoftmax`` draws codes with probabilities
+            :math:`\mathrm{softmax}_c(-|z - \mu_c|^2)` in training.
+        parts: Any of :class:`Affine`, :class:`InPlaceStep`, :class:`Orthogonal`, :class:`Diversity`.
 
     Shape:
         latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*)``, loss ``()`` as a mean squared error.
 
+    Raises:
+        ValueError: If an argument is out of range, or parts contradict ``decay``.
+
     References:
         Neural Discrete Representation Learning (van den Oord et al., 2017), https://arxiv.org/abs/1711.00937;
+        cosine and low code dimension: Vector-quantized Image Modeling with Improved VQGAN (Yu et al., 2021),
+        https://arxiv.org/abs/2110.04627;
         revival: Jukebox (Dhariwal et al., 2020), https://arxiv.org/abs/2005.00341
 
     Example:
@@ -50,6 +68,8 @@ class VectorQuantizer(AbstractQuantizer):
         >>> values.shape, codes.shape
         (torch.Size([2, 10, 8]), torch.Size([2, 10]))
     """
+
+    citations: ClassVar[tuple[str, ...]] = ("vqvae_oord2017",)
 
     def __init__(
         self,
@@ -62,73 +82,139 @@ class VectorQuantizer(AbstractQuantizer):
         cosine: bool = False,
         kmeans_start: bool = True,
         revive_below: float = 0.0,
-        estimator: AbstractEstimator | None = None,
+        estimator: AbstractEstimator | GumbelSoftmax | None = None,
+        parts: Sequence[Part] = (),
     ) -> None:
         super().__init__(dim, codebook_size, codebook_dim)
         if not (math.isfinite(commitment_weight) and commitment_weight >= 0):
             raise ValueError(f"'commitment_weight' must be at least 0, got {commitment_weight}. Use for example 0.25.")
         if not (math.isfinite(revive_below) and revive_below >= 0):
             raise ValueError(f"'revive_below' must be at least 0, got {revive_below}. Use 1.0, or 0 for no revival.")
-        if decay is None and revive_below > 0:
-            raise ValueError("'revive_below' needs the counts of a moving average. Set 'decay', for example to 0.99.")
         self.commitment_weight = commitment_weight
         self.cosine = cosine
         self.kmeans_start = kmeans_start
         self.revive_below = revive_below
         self.estimator = StraightThrough() if estimator is None else estimator
-        self.moving = MovingAverageCodebook(codebook_size, self.codebook_dim, 0.0 if decay is None else decay)
+        self._take_parts(parts, decay)
+        self.moving = MovingAverageCodebook(codebook_size, self.codebook_dim, COUNT_DECAY if decay is None else decay)
         # of the paper's size where a gradient moves them; k-means replaces them by default
         start = torch.empty(codebook_size, self.codebook_dim).uniform_(-1 / codebook_size, 1 / codebook_size)
-        self.learned = nn.Parameter(start) if decay is None else None
+        self.learned = nn.Parameter(start) if decay is None and self.in_place is None else None
+        if self.in_place is not None:
+            self.moving.codes.copy_(start)
+        self.averages = decay is not None
         self.register_buffer("revivals", torch.zeros(codebook_size, self.codebook_dim) if revive_below > 0 else None)
 
     revivals: Tensor | None
     """Latents of the last batch that stand ready to replace dead codes."""
 
+    def _take_parts(self, parts: Sequence[Part], decay: float | None) -> None:
+        affine, self.in_place = _only(parts, Affine), _only(parts, InPlaceStep)
+        self.regularizers = tuple(part for part in parts if isinstance(part, AbstractRegularizer))
+        if len(parts) != len(self.regularizers) + (affine is not None) + (self.in_place is not None):
+            raise ValueError(
+                f"'parts' must be Affine, InPlaceStep, Orthogonal or Diversity, one of a kind, got {parts!r}. Leave it out."
+            )
+        if decay is not None and (self.in_place is not None or self.regularizers):
+            raise ValueError(
+                "InPlaceStep, Orthogonal and Diversity need a codebook that learns by gradient, got moving averages with "
+                f"'decay' = {decay}. Set decay=None."
+            )
+        self.affine = None if affine is None else AffineCodebook(affine, self.codebook_dim)
+
+    @property
+    def free_codes(self) -> Tensor:
+        """What learns, ``(K, L)``: the codes before the affine map and before they are scaled to length 1."""
+        return self.moving.codes if self.learned is None else self.learned
+
     @property
     def code_vectors(self) -> Tensor:  # noqa: D102
-        codes = self.moving.codes if self.learned is None else self.learned
+        codes = self.free_codes if self.affine is None else self.affine(self.free_codes)
         return F.normalize(codes, dim=-1) if self.cosine else codes
 
     def update(self) -> None:
-        """Folds the collected sums into the codebook and replaces dead codes."""
-        if self.learned is not None:
-            return
-        moved = self.moving.update()
-        if self.revivals is not None:
+        """Folds what past forwards collected into the codebook and replaces dead codes."""
+        if self.in_place is not None:
+            self._step(self.in_place)
+        if self.averages:
+            moved = self.moving.update()
+        elif self.revivals is not None or self.in_place is not None:
+            moved = self.moving.update_counts()
+        else:
+            moved = None
+        if self.affine is not None:
+            self.affine.update(self.free_codes.detach())
+        if self.revivals is not None and moved is not None:
             dead = (self.moving.counts < self.revive_below) & moved
-            self.moving.replace(dead, self.revivals, self.revive_below)
+            codes = self.revivals if self.affine is None else self.affine.inverse(self.revivals)
+            self.moving.replace(dead, codes, self.revive_below)
+            if self.learned is not None:
+                with torch.no_grad():
+                    self.learned.copy_(torch.where(dead[:, None], codes, self.learned))
+
+    @torch.no_grad()
+    def _step(self, step: InPlaceStep) -> None:
+        counts, sums = self.moving.pending_counts[:, None], self.moving.pending_sums
+        for _ in range(step.steps):
+            codes = self.free_codes if self.affine is None else self.affine(self.free_codes)
+            lengths = codes.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+            shown = codes / lengths if self.cosine else codes
+            gradient = 2 * (counts * shown - sums) / (counts.sum().clamp_min(1) * self.codebook_dim)
+            if self.cosine:  # the derivative of a direction
+                gradient = (gradient - shown * (shown * gradient).sum(-1, keepdim=True)) / lengths
+            if self.affine is not None:
+                gradient = gradient * self.affine.scale
+            self.moving.codes.sub_(step.learning_rate * gradient)
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
         rows = F.normalize(rows, dim=-1) if self.cosine else rows
         if self.learning:
             self._start(rows, kept)
         # a copy, since the next update changes the moving averages in place before autograd may have used them
-        codebook = (
-            self.code_vectors.to(rows.dtype) if self.learned is not None else self.code_vectors.to(rows.dtype).clone()
-        )
-        codes = nearest_code(rows, codebook)
+        codebook = self.code_vectors.to(rows.dtype)
+        codebook = codebook.clone() if self.learned is None else codebook
+        values, codes = self._chosen(rows, codebook)
         nearest = codebook[codes]
         commitment = mean_square(rows - nearest.detach(), kept)
-        loss = self.commitment_weight * commitment
+        loss, terms = self.commitment_weight * commitment, {"commitment": commitment.detach()}
         if self.learned is not None:
             loss = loss + mean_square(rows.detach() - nearest, kept)
-        elif self.learning:
+        for regularizer in self.regularizers:
+            value = regularizer(codebook, rows, kept)
+            loss, terms[regularizer.name] = loss + value, value.detach()
+        if self.learning:
             self._collect(rows.detach(), codes, kept)
-        return Quantized(self.estimator(rows, nearest), codes, loss, {"commitment": commitment.detach()})
+        return Quantized(values, codes, loss, terms)
+
+    def _chosen(self, rows: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+        if self.training and isinstance(self.estimator, GumbelSoftmax):
+            log_posterior = (-squared_distances(rows, codebook)).log_softmax(-1)
+            return self.estimator(log_posterior, codebook, self.training_progress)[:2]
+        codes = nearest_code(rows, codebook)
+        nearest = codebook[codes]
+        return nearest if isinstance(self.estimator, GumbelSoftmax) else self.estimator(rows, nearest), codes
 
     def _start(self, rows: Tensor, kept: Tensor) -> None:
         if self.moving.has_started:
             return
         if not self.kmeans_start:
-            self.moving.place(self.code_vectors.detach(), self.moving.counts)
-        elif self.moving.start(rows, kept) and self.learned is not None:
+            self.moving.place(self.free_codes.detach(), self.moving.counts)
+        elif not self.moving.start(rows, kept):
+            return
+        elif self.learned is not None:
             with torch.no_grad():
                 self.learned.copy_(self.moving.codes)
+        if self.affine is not None:
+            self.affine.start(rows.detach(), kept)
 
     @torch.no_grad()
     def _collect(self, rows: Tensor, codes: Tensor, kept: Tensor) -> None:
-        self.moving.collect(*code_sums(rows, codes, kept, self.codebook_size))
+        if self.affine is not None:
+            self.affine.collect(rows, kept)
+        if self.averages or self.revivals is not None or self.in_place is not None:
+            # moving averages are taken where the free codes are; steps go down the error of the codes themselves
+            averaged = self.affine.inverse(rows) if self.affine is not None and self.averages else rows
+            self.moving.collect(*code_sums(averaged, codes, kept, self.codebook_size))
         if self.revivals is not None:
             drawn, any_drawn = random_rows(rows, kept, self.codebook_size)
             self.revivals.copy_(torch.where(any_drawn, drawn, self.revivals))
@@ -139,3 +225,8 @@ class VectorQuantizer(AbstractQuantizer):
 
     def _decode_rows(self, codes: Tensor) -> Tensor:
         return self.code_vectors[codes]
+
+
+def _only(parts: Sequence[Part], kind: type[PartType]) -> PartType | None:
+    found = [part for part in parts if isinstance(part, kind)]
+    return found[0] if found else None
