@@ -31,7 +31,7 @@ from gmvq.metrics import (
     evidence_lower_bound,
     importance_weighted_bound,
 )
-from gmvq.metrics.codes import in_float64
+from gmvq.metrics.precision import in_float64
 from gmvq.metrics.distortion import PSNR_CAP
 from gmvq.models import Autoencoder
 from gmvq.quantizers import AbstractBottleneck, GaussianMixtureQuantizer

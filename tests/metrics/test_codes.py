@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import distributed as dist
 
-from gmvq.metrics.codes import CodebookStatistics, in_float64
+from gmvq.metrics.codes import CodebookStatistics, CompositeStatistics
+from gmvq.metrics.precision import in_float64
 
 
 @pytest.fixture
@@ -166,3 +167,32 @@ def test_two_ranks_equal_one(tmp_path):
     ]
     errors = [process.communicate(timeout=120)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], errors
+
+
+def test_dead_codes_and_the_information_of_hard_codes():
+    statistics = CodebookStatistics(5)
+    statistics.update(torch.tensor([0, 3, 3, 0, -1]))
+    assert statistics.dead_codes.tolist() == [1, 2, 4]
+    assert statistics.mutual_information == pytest.approx(math.log(2))
+
+
+def test_information_of_soft_codes_by_hand():
+    statistics = CodebookStatistics(2)
+    responsibilities = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.5, 0.5]])
+    statistics.update(torch.tensor([0, 1, -1]), responsibilities=responsibilities)
+    entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
+    assert statistics.mutual_information == pytest.approx(math.log(2) - entropy)
+    assert statistics.merged().mutual_information == statistics.mutual_information
+    with pytest.raises(ValueError, match="'responsibilities' must have the shape"):
+        statistics.update(torch.tensor([0, 1]), responsibilities=responsibilities)
+
+
+def test_composite_statistics_count_each_place():
+    statistics = CompositeStatistics((4, 2))
+    statistics.update(torch.tensor([[[0, 1], [1, -1]]]), torch.tensor([[True, True]]))
+    assert [place.total for place in statistics.places] == [2, 1]
+    assert statistics.usage == pytest.approx(3 / 6)
+    assert statistics.perplexities == pytest.approx((2.0, 1.0))
+    assert statistics.merged().bits_per_token == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="must have 2 places"):
+        statistics.update(torch.zeros(3, dtype=torch.int64))

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
+from gmvq.metrics.information import MixtureInformation
 from gmvq.metrics.likelihood import (
-    MixtureInformation,
     aggregated_bound,
     bits_per_dimension,
     categorical_divergence,

@@ -3,10 +3,10 @@
 Functions measure one batch; classes stream over a data set, sum in float64, and sum over ranks in ``merged()``.
 """
 
-from gmvq.metrics.codes import CodebookStatistics
+from gmvq.metrics.codes import CodebookStatistics, CompositeStatistics
 from gmvq.metrics.distortion import Distortion, mse, psnr, ssim
+from gmvq.metrics.information import MixtureInformation
 from gmvq.metrics.likelihood import (
-    MixtureInformation,
     aggregated_bound,
     bits_per_dimension,
     categorical_divergence,
@@ -16,6 +16,7 @@ from gmvq.metrics.likelihood import (
 
 __all__ = [
     "CodebookStatistics",
+    "CompositeStatistics",
     "Distortion",
     "MixtureInformation",
     "aggregated_bound",

@@ -9,6 +9,11 @@ From the number of times n_c that each of K codes was chosen, with the frequenci
 
 A collapsed codebook has a usage near 0 and a perplexity near 1; an even one has usage 1 and perplexity K.
 
+A code that was never chosen is dead. Where the quantizer has a posterior q(c | x), the information that codes carry of
+the data is less than their entropy, since a token does not settle its code:
+
+.. math:: I_q(x; c) = H(q(c)) - \mathbb{E}_x H(q(c \mid x))
+
 Counts are streamed: statistics of batches would not do, since a code that is rare in each batch may be common in none,
 and the mean perplexity of batches is not the perplexity of their union.
 """
@@ -16,11 +21,13 @@ and the mean perplexity of batches is not the perplexity of their union.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from gmvq.distributed import sum_over_ranks
+from gmvq.metrics.information import MixtureInformation
 
 
 class CodebookStatistics:
@@ -40,6 +47,8 @@ class CodebookStatistics:
         >>> statistics.update(torch.tensor([[0, 0, 2, 2]]))
         >>> statistics.used, statistics.usage, round(statistics.perplexity, 6)
         (2, 0.5, 2.0)
+        >>> statistics.dead_codes
+        tensor([1, 3])
     """
 
     def __init__(self, codebook_size: int) -> None:
@@ -47,17 +56,27 @@ class CodebookStatistics:
             raise ValueError(f"'codebook_size' must be at least 1, got {codebook_size}. Give the number of codes.")
         self.codebook_size = codebook_size
         self.counts = torch.zeros(codebook_size, dtype=torch.int64)
+        self.information = MixtureInformation(codebook_size)
 
-    def update(self, codes: Tensor, mask: Tensor | None = None) -> None:
+    def update(self, codes: Tensor, mask: Tensor | None = None, responsibilities: Tensor | None = None) -> None:
         """Count codes.
 
         Args:
             codes: Integers in [0, K), any shape ``(*)``. The code -1 marks a masked place and is left out.
             mask: Booleans ``(*)``; where False the code is left out. All count without it.
+            responsibilities: q(c | x) of a quantizer with a posterior, ``(*, K)``, for the mutual information.
 
         Raises:
-            ValueError: If codes are not integers, lie outside of the codebook, or the mask does not fit.
+            ValueError: If codes are not integers, lie outside of the codebook, or mask or responsibilities do not fit.
         """
+        if responsibilities is not None:
+            if responsibilities.shape[:-1] != codes.shape:
+                raise ValueError(
+                    f"'responsibilities' must have the shape {tuple(codes.shape)} of 'codes' and K last, got "
+                    f"{tuple(responsibilities.shape)}. Give posterior(latents).responsibilities of the same latents."
+                )
+            counted = codes != -1 if mask is None else mask & (codes != -1)
+            self.information.update(responsibilities, counted)
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise ValueError(f"'codes' must be integers, got {codes.dtype}. Give the indices that encode() returns.")
         if mask is not None:
@@ -86,6 +105,7 @@ class CodebookStatistics:
         """
         merged = CodebookStatistics(self.codebook_size)
         merged.counts = sum_over_ranks(self.counts).clone()
+        merged.information = self.information.merged()
         return merged
 
     @property
@@ -102,6 +122,11 @@ class CodebookStatistics:
     def usage(self) -> float:
         """Fraction of the codebook that was chosen at least once, in [0, 1]."""
         return self.used / self.codebook_size
+
+    @property
+    def dead_codes(self) -> Tensor:
+        """Codes that were never chosen, int64 in ascending order."""
+        return (self.counts == 0).nonzero()[:, 0]
 
     @property
     def entropy(self) -> float:
@@ -125,7 +150,73 @@ class CodebookStatistics:
         """
         return math.exp(self.entropy)
 
+    @property
+    def mutual_information(self) -> float:
+        """Information of the codes about the data in nats, in [0, log K].
 
-def in_float64(values: Tensor) -> Tensor:
-    """The values in float64, on their device if it has that type (Apple's MPS has not) and on the CPU otherwise."""
-    return values.cpu().double() if values.device.type == "mps" else values.double()
+        Of the posterior where responsibilities were given; otherwise the :attr:`entropy`, since a hard code is a
+        function of its token.
+
+        Raises:
+            ValueError: If no code was counted.
+        """
+        return self.information.mutual_information if self.information.tokens else self.entropy
+
+
+class CompositeStatistics:
+    """Codebook statistics of a quantizer whose latents have several codes, one for each place.
+
+    Args:
+        codebook_sizes: Number of codes of each place, as ``quantizer.codebook_sizes``.
+
+    Attributes:
+        places: The :class:`CodebookStatistics` of each place.
+
+    Example:
+        >>> statistics = CompositeStatistics([4, 2])
+        >>> statistics.update(torch.tensor([[0, 0], [1, 0], [2, 1], [3, 1]]))
+        >>> statistics.usage, round(statistics.bits_per_token, 6)
+        (1.0, 3.0)
+    """
+
+    def __init__(self, codebook_sizes: Sequence[int]) -> None:
+        self.places = [CodebookStatistics(size) for size in codebook_sizes]
+
+    def update(self, codes: Tensor, mask: Tensor | None = None) -> None:
+        """Count codes.
+
+        Args:
+            codes: Integers ``(*, P)``, -1 where masked. Flatten places of more than one axis first.
+            mask: Booleans ``(*)``; where False a token is left out.
+
+        Raises:
+            ValueError: If the last axis is not P, or codes do not fit their codebook.
+        """
+        if codes.ndim < 1 or codes.shape[-1] != len(self.places):
+            raise ValueError(
+                f"The last axis of 'codes' must have {len(self.places)} places, got shape {tuple(codes.shape)}. "
+                "Flatten the axes of code_shape with codes.flatten(-len(code_shape))."
+            )
+        for place, place_codes in zip(self.places, codes.unbind(-1), strict=True):
+            place.update(place_codes, mask)
+
+    def merged(self) -> CompositeStatistics:
+        """Sum the counts over all ranks into new statistics. A collective: every rank must call it."""
+        merged = CompositeStatistics([])
+        merged.places = [place.merged() for place in self.places]
+        return merged
+
+    @property
+    def usage(self) -> float:
+        """Fraction of all codes of all codebooks that were chosen at least once, in [0, 1]."""
+        return sum(place.used for place in self.places) / sum(place.codebook_size for place in self.places)
+
+    @property
+    def perplexities(self) -> tuple[float, ...]:
+        """Perplexity of each place."""
+        return tuple(place.perplexity for place in self.places)
+
+    @property
+    def bits_per_token(self) -> float:
+        """Entropy of all places taken one by one, in bits: what an entropy coder without context needs."""
+        return sum(place.entropy for place in self.places) / math.log(2)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from gmvq.distributed import sum_over_ranks
-from gmvq.metrics.codes import in_float64
+from gmvq.metrics.precision import in_float64
 
 PSNR_CAP = 100.0
 """Most decibels with which an image enters the mean PSNR, so that one identical image leaves the mean finite."""

@@ -28,8 +28,7 @@ import math
 import torch
 from torch import Tensor
 
-from gmvq.distributed import sum_over_ranks
-from gmvq.metrics.codes import in_float64
+from gmvq.metrics.precision import distributions, in_float64
 
 
 def evidence_lower_bound(log_likelihood: Tensor, divergence: Tensor) -> Tensor:
@@ -109,7 +108,7 @@ def categorical_divergence(probabilities: Tensor, log_prior: Tensor) -> Tensor:
     Raises:
         ValueError: If ``probabilities`` is no distribution or its K is not that of ``log_prior``.
     """
-    probabilities, log_prior = _distributions("probabilities", probabilities), in_float64(log_prior)
+    probabilities, log_prior = distributions("probabilities", probabilities), in_float64(log_prior)
     if log_prior.shape != probabilities.shape[-1:] or log_prior.isnan().any():
         raise ValueError(
             f"'log_prior' must hold log p(c) of each of {probabilities.shape[-1]} codes without NaN, "
@@ -144,118 +143,6 @@ def bits_per_dimension(nats: Tensor | float, dimensions: float) -> float:
     return -total / (dimensions * math.log(2))
 
 
-class MixtureInformation:
-    r"""What the codes of a mixture tell of the data, streamed over tokens.
-
-    From the responsibilities q(c | x) of each token, with the aggregated posterior q(c) = E_x q(c | x):
-
-    .. math:: I_q(x; c) = H(q(c)) - \mathbb{E}_x H(q(c | x)) \in [0, \log K]
-
-    A one-hot posterior spread over all codes gives log K; a posterior that does not look at the data gives 0. The
-    figures are those of the tokens that this process has seen. Under ``torch.distributed`` take them from
-    :meth:`merged`, which every rank must call.
-
-    Args:
-        codebook_size: Number of components K.
-
-    Raises:
-        ValueError: If ``codebook_size`` is less than 1.
-
-    Example:
-        >>> information = MixtureInformation(4)
-        >>> information.update(torch.eye(4))
-        >>> information.posterior_entropy, round(math.exp(information.mutual_information), 6)
-        (0.0, 4.0)
-    """
-
-    def __init__(self, codebook_size: int) -> None:
-        if codebook_size < 1:
-            raise ValueError(f"'codebook_size' must be at least 1, got {codebook_size}. Give the number of components.")
-        self.codebook_size = codebook_size
-        self._sums = torch.zeros(codebook_size + 2, dtype=torch.float64)  # q(c) of each code, entropy, tokens
-
-    def update(self, responsibilities: Tensor, mask: Tensor | None = None) -> None:
-        """Add tokens.
-
-        Args:
-            responsibilities: q(c | x), sums to 1 over the last axis, ``(*, K)``.
-            mask: Booleans ``(*)``; where False the token is left out. All count without it.
-
-        Raises:
-            ValueError: If the responsibilities are no distributions over K codes, or the mask does not fit.
-        """
-        if responsibilities.ndim < 1 or responsibilities.shape[-1] != self.codebook_size:
-            raise ValueError(
-                f"The last axis of 'responsibilities' must have {self.codebook_size} components, "
-                f"got shape {tuple(responsibilities.shape)}. Give the responsibilities of posterior()."
-            )
-        if mask is not None:
-            if mask.dtype != torch.bool or mask.shape != responsibilities.shape[:-1]:
-                raise ValueError(
-                    f"'mask' must be boolean with the shape {tuple(responsibilities.shape[:-1])} of the tokens, "
-                    f"got {mask.dtype} {tuple(mask.shape)}. Convert it with .bool()."
-                )
-            responsibilities = responsibilities[mask]
-        rows = _distributions("responsibilities", responsibilities.reshape(-1, self.codebook_size))
-        entropies = torch.special.entr(rows).sum()
-        self._sums += torch.cat([rows.sum(dim=0), entropies[None], entropies.new_tensor([len(rows)])]).cpu()
-
-    def merged(self) -> MixtureInformation:
-        """Sum over all ranks into a new accumulator; without a process group it is a copy.
-
-        A collective: when a process group exists at the call, every rank must call it.
-        """
-        merged = MixtureInformation(self.codebook_size)
-        merged._sums = sum_over_ranks(self._sums).clone()
-        return merged
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens seen."""
-        return int(self._sums[-1])
-
-    @property
-    def aggregated_posterior(self) -> Tensor:
-        """q(c), the mean of q(c | x) over tokens, float64 ``(K,)``.
-
-        Raises:
-            ValueError: If no token was seen.
-        """
-        if self.tokens == 0:
-            raise ValueError("The aggregated posterior needs at least 1 token, got 0. Call update() first.")
-        return self._sums[:-2] / self._sums[:-2].sum()
-
-    @property
-    def posterior_entropy(self) -> float:
-        """Mean over tokens of the entropy of q(c | x) in nats, in [0, log K].
-
-        Raises:
-            ValueError: If no token was seen.
-        """
-        if self.tokens == 0:
-            raise ValueError("The posterior entropy needs at least 1 token, got 0. Call update() first.")
-        return min(float(self._sums[-2] / self._sums[-1]), math.log(self.codebook_size))
-
-    @property
-    def aggregated_posterior_entropy(self) -> float:
-        """Entropy of q(c) in nats, in [0, log K].
-
-        Raises:
-            ValueError: If no token was seen.
-        """
-        entropy = float(torch.special.entr(self.aggregated_posterior).sum())
-        return min(entropy, math.log(self.codebook_size))  # rounding may lift it above its bound by an ulp
-
-    @property
-    def mutual_information(self) -> float:
-        """I_q(x; c) in nats, in [0, log K]: :attr:`aggregated_posterior_entropy` less :attr:`posterior_entropy`.
-
-        Raises:
-            ValueError: If no token was seen.
-        """
-        return max(self.aggregated_posterior_entropy - self.posterior_entropy, 0.0)
-
-
 def _draws(name: str, nats: Tensor, shape: torch.Size | None = None) -> Tensor:
     """Figures of draws ``(S, B)`` in float64."""
     if nats.ndim != 2 or len(nats) == 0 or (shape is not None and nats.shape != shape):
@@ -282,16 +169,3 @@ def _finite(name: str, nats: Tensor) -> Tensor:
         wrong = nats[~nats.isfinite()].flatten()[0]
         raise ValueError(f"'{name}' must be finite, got {float(wrong)}. Check the model's weights and likelihood.")
     return in_float64(nats)
-
-
-def _distributions(name: str, probabilities: Tensor) -> Tensor:
-    """Rows in float64 that sum to 1 exactly, after a check that they nearly do."""
-    rows = in_float64(probabilities)
-    sums = rows.sum(dim=-1, keepdim=True)
-    # Half precision is off by up to 1e-2. Written so that NaN fails, too.
-    if not ((rows >= 0).all() and ((sums - 1).abs() <= 1e-2).all()):
-        raise ValueError(
-            f"'{name}' must be at least 0 and sum to 1 over the last axis, got sums from {float(sums.min()):g} "
-            f"to {float(sums.max()):g}. Apply .softmax(-1) to logits."
-        )
-    return rows / sums
