@@ -31,8 +31,8 @@ from gmvq.metrics import (
     evidence_lower_bound,
     importance_weighted_bound,
 )
-from gmvq.metrics.precision import in_float64
 from gmvq.metrics.distortion import PSNR_CAP
+from gmvq.metrics.precision import in_float64
 from gmvq.models import Autoencoder
 from gmvq.quantizers import AbstractBottleneck, GaussianMixtureQuantizer
 from gmvq.types import PosteriorSample

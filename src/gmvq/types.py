@@ -33,7 +33,8 @@ class Quantized(NamedTuple):
 
     Attributes:
         values: What the decoder sees, shape ``(*, dim)``.
-        codes: Index of the chosen code, int64 ``(*)``; -1 where masked. A continuous bottleneck has its means here.
+        codes: Index of the chosen code, int64 ``(*, *code_shape)``; -1 where masked. A continuous bottleneck has its
+            means here.
         loss: What to add to the reconstruction loss, shape ``()``: a squared error of the latents, or nats for
             each token for a continuous bottleneck.
         terms: Parts of the loss and figures to log, detached, each of shape ``()``.
@@ -65,14 +66,15 @@ class Posterior(NamedTuple):
     """What a mixture says of each latent.
 
     Attributes:
-        responsibilities: q(c | x), sums to 1 over the last axis, shape ``(*, K)``.
-        entropy: Entropy of q(c | x) in nats, shape ``(*)``.
-        log_density: Logarithm of the mixture's density at the latent in nats, shape ``(*)``.
+        responsibilities: q(c | x), sums to 1 over the last axis, shape ``(*, *code_shape, K)``.
+        entropy: Entropy of q(c | x) in nats, of all codes of a token together, shape ``(*)``.
+        log_density: Logarithm of the mixture's density at the latent in nats, shape ``(*)``; None where the model says
+            nothing of the density of latents.
     """
 
     responsibilities: Tensor
     entropy: Tensor
-    log_density: Tensor
+    log_density: Tensor | None
 
 
 class PosteriorSample(NamedTuple):

@@ -1,99 +1,51 @@
 """One list of members, one test for each law (style.md, 8)."""
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
+from exceptions import EXCEPTIONS
+from members import BLENDS, BOTTLENECKS, DIM, QUANTIZERS, SIZE, latents, trained
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gmvq.quantizers import (
     ALBO,
     AbstractBottleneck,
-    AbstractQuantizer,
-    Affine,
-    DiVeQ,
-    Diversity,
-    GaussianBottleneck,
     GaussianMixtureQuantizer,
-    GumbelSoftmax,
-    InPlaceStep,
     NoPosteriorError,
-    Orthogonal,
-    Rotation,
-    StraightThrough,
-    VectorQuantizer,
 )
 
-DIM, SIZE = 6, 16
 
-QUANTIZERS: dict[str, Callable[[], AbstractQuantizer]] = {
-    "vector": lambda: VectorQuantizer(DIM, SIZE, decay=None),
-    "vector-random-start": lambda: VectorQuantizer(DIM, SIZE, decay=None, kmeans_start=False),
-    "vector-ema": lambda: VectorQuantizer(DIM, SIZE, decay=0.9),
-    "vector-ema-revival": lambda: VectorQuantizer(DIM, SIZE, decay=0.9, revive_below=1.0),
-    "vector-cosine": lambda: VectorQuantizer(DIM, SIZE, cosine=True),
-    "vector-rotation": lambda: VectorQuantizer(DIM, SIZE, estimator=Rotation()),
-    "vector-diveq": lambda: VectorQuantizer(DIM, SIZE, decay=None, estimator=DiVeQ()),
-    "vector-synchronized": lambda: VectorQuantizer(DIM, SIZE, decay=None, estimator=StraightThrough(0.5)),
-    "vector-gumbel": lambda: VectorQuantizer(DIM, SIZE, decay=None, estimator=GumbelSoftmax(0.5, hard=True)),
-    "vector-affine": lambda: VectorQuantizer(DIM, SIZE, decay=None, parts=[Affine()]),
-    "vector-affine-ema": lambda: VectorQuantizer(DIM, SIZE, decay=0.9, parts=[Affine(0.9)]),
-    "vector-huh": lambda: VectorQuantizer(
-        DIM, SIZE, decay=None, cosine=True, revive_below=1.0, parts=[Affine(), InPlaceStep(4.0, steps=2)]
-    ),
-    "vector-spread": lambda: VectorQuantizer(DIM, SIZE, decay=None, parts=[Orthogonal(), Diversity()]),
-    "vector-projected": lambda: VectorQuantizer(DIM, SIZE, codebook_dim=3),
-    "mixture": lambda: GaussianMixtureQuantizer(DIM, SIZE),
-    "mixture-elbo": lambda: GaussianMixtureQuantizer(DIM, SIZE, objective="elbo"),
-    "mixture-fixed": lambda: GaussianMixtureQuantizer(DIM, SIZE, variance=0.5),
-    "mixture-feature": lambda: GaussianMixtureQuantizer(DIM, SIZE, variance="feature", learned=("feature_weights",)),
-    "mixture-code": lambda: GaussianMixtureQuantizer(DIM, SIZE, variance="code"),
-    "mixture-weights": lambda: GaussianMixtureQuantizer(DIM, SIZE, learned=("mixture_weights",)),
-    "mixture-gradient": lambda: GaussianMixtureQuantizer(DIM, SIZE, learned=("codebook",)),
-    "mixture-full-dim": lambda: GaussianMixtureQuantizer(DIM, SIZE, codebook_dim=DIM),
-}
-PAPER: dict[str, Callable[[], AbstractQuantizer]] = {
-    "mixture-gumbel": lambda: GaussianMixtureQuantizer(DIM, SIZE, estimator=GumbelSoftmax(0.5)),
-    "mixture-paper": lambda: GaussianMixtureQuantizer(
-        DIM, SIZE, estimator=GumbelSoftmax(), noise=1.0, learned=("codebook",)
-    ),
-}
-BOTTLENECKS: dict[str, Callable[[], AbstractBottleneck]] = {
-    **QUANTIZERS,
-    **PAPER,
-    "gaussian": lambda: GaussianBottleneck(DIM),
-    "gaussian-projected": lambda: GaussianBottleneck(DIM, 2),
-}
+def members(makes, law: str):
+    """Parametrizes over members but those that the law does not hold for."""
+    kept = {name: make for name, make in makes.items() if name not in EXCEPTIONS.get(law, {})}
+    return pytest.mark.parametrize("make", kept.values(), ids=kept.keys())
+
 
 quantizers = pytest.mark.parametrize("make", QUANTIZERS.values(), ids=QUANTIZERS.keys())
 bottlenecks = pytest.mark.parametrize("make", BOTTLENECKS.values(), ids=BOTTLENECKS.keys())
 
 
-def latents(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, DIM, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def trained(make: Callable[[], AbstractBottleneck], steps: int = 3) -> AbstractBottleneck:
-    torch.manual_seed(0)
-    bottleneck = make()
-    for step in range(steps):
-        bottleneck(latents(200, seed=step))
-    return bottleneck
-
-
-@quantizers
+@members(QUANTIZERS, "round trip")
 def test_codes_of_decoded_codes_are_the_codes(make):
     quantizer = trained(make).eval()
-    codes = torch.arange(SIZE)
+    each = [torch.arange(size) for size in quantizer.codebook_sizes]
+    codes = each[0] if not quantizer.code_shape else torch.cartesian_prod(*each).reshape(-1, *quantizer.code_shape)
     assert torch.equal(quantizer.encode(quantizer.decode(codes)), codes)
 
 
-@quantizers
-@pytest.mark.parametrize("training", [True, False])
-def test_values_equal_decoded_codes(make, training):
+@members({**QUANTIZERS, **BLENDS}, "one value")
+def test_values_equal_decoded_codes_in_training(make):
+    check_values(make, True)
+
+
+@pytest.mark.parametrize("make", [*QUANTIZERS.values(), *BLENDS.values()], ids=[*QUANTIZERS, *BLENDS])
+def test_values_equal_decoded_codes_in_evaluation(make):
+    check_values(make, False)
+
+
+def check_values(make, training):
     quantizer = trained(make).train(training)
     out = quantizer(latents(50, seed=9))
     assert torch.equal(out.values, quantizer.decode(out.codes))
@@ -132,7 +84,7 @@ def test_batched_equals_single(make):
     torch.testing.assert_close(bottleneck.encode(rows), singles)
 
 
-@bottlenecks
+@members(BOTTLENECKS, "masks")
 def test_a_mask_equals_a_shorter_input(make):
     torch.manual_seed(0)
     full, short = make(), make()
@@ -147,14 +99,12 @@ def test_a_mask_equals_a_shorter_input(make):
         expected = short(rows[mask])
     if full.codebook_size is not None:
         assert (out.codes[~mask] == -1).all()
-        if not isinstance(getattr(full, "estimator", None), GumbelSoftmax):  # its noise depends on the shape
-            torch.testing.assert_close(out.values[mask], expected.values)
+        torch.testing.assert_close(out.values[mask], expected.values)
         assert torch.equal(out.codes[mask], expected.codes)
     assert (out.values[~mask] == 0).all()
     torch.testing.assert_close(out.loss, expected.loss)
     for name, tensor in full.state_dict().items():
-        if name != "revivals":
-            torch.testing.assert_close(tensor, short.state_dict()[name], msg=name)
+        torch.testing.assert_close(tensor, short.state_dict()[name], msg=name)
 
 
 @bottlenecks
@@ -178,12 +128,13 @@ def test_float64_stays_float64(make):
     assert out.values.dtype == out.loss.dtype == torch.float64
 
 
-@bottlenecks
+@members(BOTTLENECKS, "gradients")
 def test_gradient_reaches_the_latents_and_all_parameters(make):
     bottleneck = trained(make)
     rows = latents(100, seed=4).requires_grad_()
     out = bottleneck(rows)
-    (out.values.square().sum() + out.loss).backward()
+    # a linear form: a square would have no gradient at values of 0
+    ((out.values * latents(100, seed=5)).sum() + out.loss).backward()
     assert rows.grad is not None
     assert (rows.grad.abs().sum(-1) > 0).all()
     for name, parameter in bottleneck.named_parameters():
@@ -296,18 +247,19 @@ def test_a_latent_that_is_not_finite_marks_its_own_row_only(make, bad):
     broken = rows.clone()
     broken[7, 2] = bad
     kept = torch.arange(40) != 7
-    for _ in range(2):
+    for seed in range(2):
+        torch.manual_seed(seed)
         out = spoiled(broken)
+        torch.manual_seed(seed)
         clean(rows[kept])
     assert out.values[7].isnan().all()
     assert out.values[kept].isfinite().all()
     assert out.loss.isfinite()
     if spoiled.codebook_size is not None:
-        assert out.codes[7] == -1
-        assert spoiled.encode(broken)[7] == -1
+        assert (out.codes[7] == -1).all()
+        assert (spoiled.encode(broken)[7] == -1).all()
     for name, tensor in spoiled.state_dict().items():
-        if name != "revivals":
-            torch.testing.assert_close(tensor, clean.state_dict()[name], msg=name)
+        torch.testing.assert_close(tensor, clean.state_dict()[name], msg=name)
 
 
 @bottlenecks
@@ -326,12 +278,13 @@ def test_bad_input_gets_a_reason(make):
 @quantizers
 def test_decode_refuses_what_is_no_code(make):
     quantizer = make()
-    for codes in (torch.tensor([SIZE]), torch.tensor([-2])):
+    shape = quantizer.code_shape
+    for code in (quantizer.codebook_size, -2):
         with pytest.raises(ValueError, match="must lie in"):
-            quantizer.decode(codes)
+            quantizer.decode(torch.full((1, *shape), code))
     with pytest.raises(ValueError, match="must be integers"):
-        quantizer.decode(torch.tensor([0.0]))
-    assert (quantizer.decode(torch.tensor([-1])) == 0).all()
+        quantizer.decode(torch.zeros(1, *shape))
+    assert (quantizer.decode(torch.full((1, *shape), -1)) == 0).all()
 
 
 @bottlenecks
@@ -342,9 +295,11 @@ def test_posterior_or_a_plain_error(make):
             bottleneck.posterior(latents(3))
         return
     responsibilities, entropy, log_density = bottleneck.posterior(latents(5, 3))
-    assert responsibilities.shape == (5, 3, SIZE)
-    assert log_density.shape == entropy.shape == (5, 3)
-    torch.testing.assert_close(responsibilities.sum(-1), torch.ones(5, 3))
+    shape = (5, 3, *bottleneck.code_shape)
+    assert responsibilities.shape == (*shape, SIZE)
+    assert entropy.shape == (5, 3)
+    assert log_density is None or log_density.shape == (5, 3)
+    torch.testing.assert_close(responsibilities.sum(-1), torch.ones(shape))
     assert torch.equal(responsibilities.argmax(-1), bottleneck.encode(latents(5, 3)))
 
 
@@ -360,7 +315,7 @@ def test_sample_posterior_is_reproducible_and_consistent(make):
     draws = bottleneck.sample_posterior(many, torch.Generator().manual_seed(6))
     estimate = (draws.log_posterior - draws.log_prior).mean().item()
     exact = bottleneck.divergence(rows)[0, 0].item()
-    tolerance = 4 * (draws.log_posterior - draws.log_prior).std().item() / 4000**0.5 + 1e-4
+    tolerance = 4 * (draws.log_posterior - draws.log_prior).std().item() / 4000**0.5 + 1e-3  # of float32
     assert estimate <= exact + tolerance
     if not (isinstance(bottleneck, GaussianMixtureQuantizer) and bottleneck.noise):
         assert estimate == pytest.approx(exact, abs=tolerance)

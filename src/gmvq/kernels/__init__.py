@@ -3,6 +3,12 @@
 :mod:`gmvq.kernels.reference` is the definition of right in plain PyTorch.
 """
 
-from gmvq.kernels.reference import code_sums, nearest_code, squared_distances
+from gmvq.kernels.reference import (
+    code_sums,
+    in_blocks,
+    nearest_code,
+    squared_distances,
+    weighted_squared_distances,
+)
 
-__all__ = ["code_sums", "nearest_code", "squared_distances"]
+__all__ = ["code_sums", "in_blocks", "nearest_code", "squared_distances", "weighted_squared_distances"]

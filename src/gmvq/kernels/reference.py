@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 BLOCK_ELEMENTS = 1 << 22
-"""Number of distances held at a time by :func:`nearest_code` (16 MiB in float32)."""
+"""Number of distances held at a time where only the best code is asked for (16 MiB in float32)."""
+
+
+def in_blocks(rows: Tensor, codebook_size: int, elements: int | None = None) -> tuple[Tensor, ...]:
+    """Rows ``(N, *)`` in parts with ``elements`` distances to all K codes, :data:`BLOCK_ELEMENTS` by default."""
+    # an exported graph is for any number of rows, and cannot count its blocks; torch 2.6 cannot tell it from compiling
+    if getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)():
+        return (rows,)
+    return rows.split(max(1, (BLOCK_ELEMENTS if elements is None else elements) // codebook_size))
 
 
 def squared_distances(latents: Tensor, codebook: Tensor) -> Tensor:
@@ -31,6 +39,27 @@ def squared_distances(latents: Tensor, codebook: Tensor) -> Tensor:
     return torch.addmm(squares, latents, codebook.T, alpha=-2).clamp_min(0)
 
 
+def weighted_squared_distances(latents: Tensor, codebook: Tensor, weights: Tensor) -> Tensor:
+    r"""Squared distances whose features weigh differently for each latent, in memory O(N K).
+
+    .. math:: d_{nc} = \sum_l w_{nl} (z_{nl} - \mu_{cl})^2
+
+    Args:
+        latents: Rows ``(N, L)``.
+        codebook: Codes ``(K, L)``.
+        weights: At least 0, ``(N, L)``.
+
+    Returns:
+        Distances ``(N, K)``, never negative.
+    """
+    center = codebook.detach().mean(0)
+    latents, codebook = latents - center, codebook - center
+    weighted = weights * latents
+    squares = (weighted * latents).sum(-1, keepdim=True)
+    rows, columns = torch.cat([weighted, weights], dim=-1), torch.cat([-2 * codebook, codebook.square()], dim=-1)
+    return torch.addmm(squares, rows, columns.T).clamp_min(0)
+
+
 @torch.no_grad()
 def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest code of each latent, ties to the lowest index, in memory O(N + K).
@@ -45,10 +74,9 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     center = codebook.mean(0)
     latents, codebook = latents - center, codebook - center
     half_norms = codebook.square().sum(-1) / 2
-    rows = max(1, BLOCK_ELEMENTS // len(codebook))
     # |z|^2 is the same for all codes of a row, so the order needs only |mu|^2 / 2 - z.mu
-    blocks = [torch.addmm(half_norms, block, codebook.T, alpha=-1).argmin(-1) for block in latents.split(rows)]
-    return torch.cat(blocks)
+    blocks = in_blocks(latents, len(codebook))
+    return torch.cat([torch.addmm(half_norms, block, codebook.T, alpha=-1).argmin(-1) for block in blocks])
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ class MixtureInformation:
                     f"got {mask.dtype} {tuple(mask.shape)}. Convert it with .bool()."
                 )
             responsibilities = responsibilities[mask]
-        rows = distributions("responsibilities", responsibilities.reshape(-1, self.codebook_size))
+        rows = distributions("responsibilities", responsibilities.detach().reshape(-1, self.codebook_size))
         entropies = torch.special.entr(rows).sum()
         self._sums += torch.cat([rows.sum(dim=0), entropies[None], entropies.new_tensor([len(rows)])]).cpu()
 

@@ -78,13 +78,15 @@ class AbstractBottleneck(nn.Module, ABC):
     Attributes:
         citations: Keys of its sources in the bibliography.
         has_posterior: True if :meth:`posterior` gives a distribution over codes.
+        loss_in_nats: True if the loss is in nats for each token, False if it is a squared error of the latents.
         updates_itself: True if a forward in training begins with :meth:`update`. A trainer that calls it after each
             optimizer step sets this to False, so that all forwards of a step see one codebook.
         frozen: True after :meth:`freeze`.
     """
 
-    citations: ClassVar[tuple[str, ...]] = ()
+    citations: tuple[str, ...] = ()
     has_posterior: ClassVar[bool] = False
+    loss_in_nats: ClassVar[bool] = False
     updates_itself: bool = True
     frozen: bool = False
 
@@ -210,13 +212,15 @@ class AbstractBottleneck(nn.Module, ABC):
     def posterior_mean(self, latents: Tensor) -> Tensor:
         """Soft decoding, E_q[z] for each latent: ``(*, dim)`` -> ``(*, dim)``."""
         rows, _ = self._rows(latents)
-        return self._outside(self._posterior_mean_rows(rows)).to(latents.dtype).reshape(latents.shape)
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._outside(self._posterior_mean_rows(rows)).to(latents.dtype).reshape(latents.shape)
 
     @torch.no_grad()
     def sample_posterior(self, latents: Tensor, generator: torch.Generator | None = None) -> PosteriorSample:
         """Draws z from q(z | x), with log p(z) and log q(z | x) of the draw in nats for each token."""
         rows, _ = self._rows(latents)
-        values, log_prior, log_posterior = self._sample_rows(rows, generator)
+        with torch.autocast(latents.device.type, enabled=False):
+            values, log_prior, log_posterior = self._sample_rows(rows, generator)
         shape = latents.shape[:-1]
         values = self._outside(values).to(latents.dtype).reshape(latents.shape)
         return PosteriorSample(values, log_prior.reshape(shape), log_posterior.reshape(shape))
@@ -225,7 +229,8 @@ class AbstractBottleneck(nn.Module, ABC):
     def divergence(self, latents: Tensor) -> Tensor:
         """KL divergence of the posterior from the prior, in nats for each token: ``(*, dim)`` -> ``(*)``."""
         rows, _ = self._rows(latents)
-        return self._divergence_rows(rows).reshape(latents.shape[:-1])
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._divergence_rows(rows).reshape(latents.shape[:-1])
 
     def posterior(self, latents: Tensor) -> Posterior:
         """Distribution over codes for each latent.
@@ -242,8 +247,9 @@ class AbstractBottleneck(nn.Module, ABC):
             squared_error_weight: Derivative of the likelihood's loss with respect to the mean squared error, ``()``.
             tokens_per_dimension: Tokens over data dimensions.
         """
-        del tokens_per_dimension
-        return squared_error_weight  # the loss is a squared error, and counts as one of the data
+        if self.loss_in_nats:
+            return torch.full_like(squared_error_weight, tokens_per_dimension)
+        return squared_error_weight  # a squared error of the latents counts as one of the data
 
     def update(self) -> None:
         """Folds the statistics of past forwards into the codebook; nothing to do for a bottleneck without any."""
@@ -383,7 +389,7 @@ class AbstractQuantizer(AbstractBottleneck):
         return torch.full(rows.shape[:1], math.log(self.codebook_size), dtype=rows.dtype, device=rows.device)
 
     def _sample_rows(self, rows: Tensor, generator: torch.Generator | None) -> PosteriorSample:
-        log_posterior = rows.new_zeros(len(rows))
+        log_posterior = rows.new_zeros(rows.shape[0])
         return PosteriorSample(
             self._posterior_mean_rows(rows), log_posterior - math.log(self.codebook_size), log_posterior
         )

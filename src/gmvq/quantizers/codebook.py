@@ -88,6 +88,31 @@ def random_rows(rows: Tensor, kept: Tensor, number: int) -> tuple[Tensor, Tensor
     return sum_over_ranks(torch.where(here[:, None], padded[own.clamp(0, len(rows))], 0)), total > 0
 
 
+@torch.library.custom_op("gmvq::snapshot", mutates_args=())
+def _snapshot(values: Tensor) -> Tensor:
+    return values.clone()
+
+
+@_snapshot.register_fake
+def _(values: Tensor) -> Tensor:
+    return torch.empty_like(values)
+
+
+def snapshot(values: Tensor, training: bool) -> Tensor:
+    """A copy, in training, of what statistics say, for all that has a gradient.
+
+    Statistics change in place before autograd has used them. A compiled step needs an operator that is never computed
+    again: it would take a plain copy from the statistics anew in the backward pass, when they have changed.
+
+    Args:
+        values: Statistics or what is computed from them, without a gradient.
+        training: False where nothing changes: the values themselves.
+    """
+    if not training:
+        return values
+    return _snapshot(values.detach()) if torch.compiler.is_compiling() else values.detach().clone()
+
+
 def in_backward() -> bool:
     """True while autograd runs a backward pass, where activation checkpointing repeats forwards."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -22,9 +22,11 @@ class AbstractEstimator(ABC):
 
     Attributes:
         citations: Keys of its sources in the bibliography.
+        trains_codebook: True if the task's gradient alone is meant to train the codes, without a codebook loss.
     """
 
     citations: ClassVar[tuple[str, ...]] = ()
+    trains_codebook: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, latents: Tensor, values: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ class StraightThrough(AbstractEstimator):
     def __post_init__(self) -> None:
         if not 0 <= self.synchronization < float("inf"):
             raise ValueError(
-                f"'synchronization' must be a finite number of at least 0, got {self.synchronization}. Use 0.0 for none."
+                f"'synchronization' must be a finite number of at least 0, got {self.synchronization}. Use 0.0."
             )
 
     def __call__(self, latents: Tensor, values: Tensor) -> Tensor:  # noqa: D102
@@ -130,8 +132,8 @@ class DiVeQ(AbstractEstimator):
     .. math:: \mu_c \approx z + |z - \mu_c|\, \mathrm{sg}\left[\frac{v}{|v|}\right], \quad
               v = \mu_c - z + s\, |\mu_c - z|\, \epsilon
 
-    The distance carries a gradient to the latent and to a codebook that learns by gradient. The values are the codes
-    themselves, not the moved latents, so that they stay what :meth:`decode` gives.
+    The distance carries a gradient to the latent and to a codebook that learns by gradient, which then has no loss of
+    its own. The values are the codes themselves, not the moved latents, so that they stay what :meth:`decode` gives.
 
     Args:
         deviation: s, how far the direction strays, as a share of the distance.
@@ -154,6 +156,7 @@ class DiVeQ(AbstractEstimator):
     """
 
     citations: ClassVar[tuple[str, ...]] = ("diveq_vali2025",)
+    trains_codebook: ClassVar[bool] = True
     deviation: float = 0.03
 
     def __post_init__(self) -> None:
@@ -223,6 +226,7 @@ class GumbelSoftmax:
     """
 
     citations: ClassVar[tuple[str, ...]] = ("gumbel_jang2016",)
+    trains_codebook: ClassVar[bool] = False
     temperature: float | Schedule = 1.0
     hard: bool = False
 

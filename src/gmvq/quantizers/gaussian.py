@@ -6,6 +6,7 @@ r"""The continuous bottleneck of the variational autoencoder.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +31,21 @@ class GaussianBottleneck(AbstractBottleneck):
     Shape:
         latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*, L)``, loss ``()`` in nats for each token.
 
+    Raises:
+        ValueError: If ``codebook_dim`` is more than ``dim``, or the last axis of the latents is not ``dim``.
+
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2013), https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> bottleneck = GaussianBottleneck(dim=8, codebook_dim=3)
+        >>> values, means, loss, terms = bottleneck(torch.randn(2, 10, 8))
+        >>> values.shape, means.shape
+        (torch.Size([2, 10, 8]), torch.Size([2, 10, 3]))
     """
+
+    loss_in_nats: ClassVar[bool] = True
+    citations: tuple[str, ...] = ("vae_kingma2013",)
 
     def __init__(self, dim: int, codebook_dim: int | None = None) -> None:
         super().__init__(dim, codebook_dim)
@@ -54,10 +67,6 @@ class GaussianBottleneck(AbstractBottleneck):
                 f"got {codes.dtype} of shape {tuple(codes.shape)}. Pass what encode() returned."
             )
         return self._outside(codes.reshape(-1, self.codebook_dim)).reshape(*codes.shape[:-1], self.dim)
-
-    def loss_weight(self, squared_error_weight: Tensor, tokens_per_dimension: float) -> Tensor:
-        """The loss is in nats for each token and counts for each token, whatever the likelihood."""
-        return torch.full_like(squared_error_weight, tokens_per_dimension)
 
     def _moments(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = nn.functional.linear(

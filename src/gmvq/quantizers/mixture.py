@@ -30,9 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.distributed import logsumexp_over_ranks, sum_over_ranks
-from gmvq.kernels import code_sums, squared_distances
+from gmvq.kernels import code_sums, in_blocks, squared_distances
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.codebook import MovingAverageCodebook
+from gmvq.quantizers.codebook import MovingAverageCodebook, snapshot
 from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough
 from gmvq.quantizers.objectives import AbstractObjective, Assignment, as_objective, latent_divergence, variance_ratio
 from gmvq.quantizers.schedules import Schedule, as_schedule
@@ -41,9 +41,6 @@ from gmvq.types import Posterior, PosteriorSample, Quantized
 
 DEFAULT_CODE_DIM = 4
 """In few dimensions the posterior stays soft and all codes live; at 64 it is one-hot from the start and most die."""
-
-BLOCK_ELEMENTS = 1 << 22
-"""Number of distances held at a time by ``encode``."""
 
 LATENT_WEIGHT = 0.25
 """Weight of the latents' squared error against that of the data, as of the VQ-VAE's commitment. It does not need
@@ -88,7 +85,11 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
 
     References:
         Gaussian Mixture Vector Quantization with Aggregated Categorical Posterior (Yan et al., 2024),
-        https://arxiv.org/abs/2410.10180
+        https://arxiv.org/abs/2410.10180;
+        running sums: On-line Expectation-Maximization Algorithm for Latent Data Models (Cappé and Moulines, 2009),
+        https://arxiv.org/abs/0712.4273;
+        hard M-step: A Classification EM Algorithm for Clustering and Two Stochastic Versions (Celeux and Govaert,
+        1992), https://doi.org/10.1016/0167-9473(92)90042-E
 
     Example:
         >>> quantizer = GaussianMixtureQuantizer(dim=64, codebook_size=128)
@@ -99,7 +100,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         torch.Size([5, 128])
     """
 
-    citations: ClassVar[tuple[str, ...]] = ("gmvq_yan2024", "emonline_cappe2009", "cem_celeux1992")
+    citations: tuple[str, ...] = ("gmvq_yan2024", "emonline_cappe2009", "cem_celeux1992")
     has_posterior: ClassVar[bool] = True
 
     def __init__(
@@ -135,7 +136,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
 
     @property
     def code_vectors(self) -> Tensor:  # noqa: D102
-        return self.moving.codes if self.learned_codes is None else self.learned_codes
+        return snapshot(self.moving.codes, self.training) if self.learned_codes is None else self.learned_codes
 
     @property
     def feature_weights(self) -> Tensor:
@@ -151,7 +152,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
             return self.moving.codes.new_full((self.codebook_size,), -math.log(self.codebook_size))
         # one latent in a thousand batches for each code: a prior of exactly 0 could never be left again
         counts = self.moving.counts + 1e-3
-        return (counts / counts.sum()).log()
+        return snapshot((counts / counts.sum()).log(), self.training)
 
     def update(self) -> None:
         """Folds the collected statistics into codebook and variances: the M-step."""
@@ -203,7 +204,8 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
     def _scales(self) -> Tensor:
         """Square roots of the precisions w_l / sigma^2, ``(1 or K, L)``."""
         sharpening = self.sharpening(self.training_progress)
-        return (self.feature_weights / self.variance.value(self.code_vectors.detach())).sqrt() / sharpening
+        variance = snapshot(self.variance.value(self.code_vectors.detach()), self.training)
+        return (self.feature_weights / variance).sqrt() / sharpening
 
     def _energies(self, rows: Tensor) -> Tensor:
         """d_c / 2 sigma^2 in nats, ``(N, K)``."""
@@ -230,7 +232,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
             self._start(rows, kept)
         assignment = self._assign(rows, kept)
         codes = assignment.log_posterior.argmax(-1)
-        codebook = self.code_vectors.to(rows.dtype).clone()  # the next update changes the moving averages in place
+        codebook = self.code_vectors.to(rows.dtype)
         if self.learning:
             self._collect(rows.detach(), codes, assignment)
         values, codes = self._values(rows, codes, codebook, assignment) if self.training else (codebook[codes], codes)
@@ -260,9 +262,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         exact = log_joint.detach() - peaks + log_posterior.detach().amax(-1, keepdim=True)
         return Assignment(energies, exact, log_posterior, log_posterior.exp(), self.log_prior.to(rows.dtype), kept)
 
-    def _values(
-        self, rows: Tensor, codes: Tensor, codebook: Tensor, assignment: Assignment
-    ) -> tuple[Tensor, Tensor]:
+    def _values(self, rows: Tensor, codes: Tensor, codebook: Tensor, assignment: Assignment) -> tuple[Tensor, Tensor]:
         if isinstance(self.estimator, GumbelSoftmax):
             values, codes, y = self.estimator(assignment.log_posterior, codebook, self.training_progress)  # (6)
             energies = (y * assignment.energies).sum(-1, keepdim=True)
@@ -345,7 +345,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         return self.code_vectors[codes]
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
-        blocks = rows.split(max(1, BLOCK_ELEMENTS // self.codebook_size))
+        blocks = in_blocks(rows, self.codebook_size)
         return torch.cat([self._log_joint(block, self._energies(block)).argmax(-1) for block in blocks])
 
     def _posterior_mean_rows(self, rows: Tensor) -> Tensor:

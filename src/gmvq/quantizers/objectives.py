@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,7 +64,13 @@ class Assignment(NamedTuple):
 
 
 class AbstractObjective(ABC):
-    """A loss of an assignment."""
+    """A loss of an assignment.
+
+    Attributes:
+        citations: Keys of its sources in the bibliography.
+    """
+
+    citations: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def terms(self, assignment: Assignment, noise: float, code_dim: int) -> dict[str, Tensor]:
@@ -79,13 +85,32 @@ class AbstractObjective(ABC):
 
 @dataclass(frozen=True)
 class ALBO(AbstractObjective):
-    """Equation (7).
+    r"""The aggregated categorical posterior's bound, equation (7).
+
+    .. math:: \gamma\, E_{q(c \mid x)}[e_c] + \beta\, \mathrm{KL}(q_B(c) \,\|\, p(c))
 
     Args:
         distance_weight: gamma, on E[d_c / 2 sigma^2]. 1 follows from the model.
         prior_weight: beta, on KL(q_B || p). 1 follows from the model.
+
+    Shape:
+        energies and probabilities ``(N, K)`` -> terms ``()``, in nats for each token.
+
+    Raises:
+        ValueError: If a weight is not a finite number of at least 0.
+
+    References:
+        Gaussian Mixture Vector Quantization with Aggregated Categorical Posterior (Yan et al., 2024),
+        https://arxiv.org/abs/2410.10180
+
+    Example:
+        >>> from gmvq import GaussianMixtureQuantizer
+        >>> quantizer = GaussianMixtureQuantizer(8, 32, objective=ALBO(prior_weight=0.1))
+        >>> sorted(quantizer(torch.randn(100, 8)).terms)
+        ['aggregated_divergence', 'distance', 'posterior_entropy', 'sigma']
     """
 
+    citations: ClassVar[tuple[str, ...]] = ("gmvq_yan2024",)
     distance_weight: float = 1.0
     prior_weight: float = 1.0
 
@@ -105,7 +130,26 @@ class ALBO(AbstractObjective):
 
 @dataclass(frozen=True)
 class ELBO(AbstractObjective):
-    """Equation (8)."""
+    r"""The evidence lower bound of the mixture, equation (8).
+
+    .. math:: E_{q(c \mid x)} \mathrm{KL}(q(z \mid x, c) \,\|\, p(z \mid c)) + \mathrm{KL}(q(c \mid x) \,\|\, p(c))
+
+    Shape:
+        energies and probabilities ``(N, K)`` -> terms ``()``, in nats for each token.
+
+    References:
+        Auto-Encoding Variational Bayes (Kingma and Welling, 2013), https://arxiv.org/abs/1312.6114;
+        for the mixture: Gaussian Mixture Vector Quantization with Aggregated Categorical Posterior (Yan et al., 2024),
+        https://arxiv.org/abs/2410.10180
+
+    Example:
+        >>> from gmvq import GaussianMixtureQuantizer
+        >>> quantizer = GaussianMixtureQuantizer(8, 32, objective=ELBO())
+        >>> sorted(quantizer(torch.randn(100, 8)).terms)
+        ['code_divergence', 'posterior_entropy', 'sigma']
+    """
+
+    citations: ClassVar[tuple[str, ...]] = ("vae_kingma2013", "gmvq_yan2024")
 
     def terms(self, assignment: Assignment, noise: float, code_dim: int) -> dict[str, Tensor]:  # noqa: D102
         terms = {"code_divergence": assignment.mean(assignment.divergence())}

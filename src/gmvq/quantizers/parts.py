@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gmvq.distributed import broadcast, sum_over_ranks
 from gmvq.kernels import squared_distances
+from gmvq.quantizers.codebook import snapshot
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class Diversity(AbstractRegularizer):
         number = sum_over_ranks(kept.sum().to(rows.dtype))
         mean = totals / number.clamp_min(1)
         # xlogy would have an infinite gradient at 0
-        divergence = (mean * mean.clamp_min(1e-30).log()).sum() + math.log(len(codebook)) * (number > 0)
+        divergence = (mean * mean.clamp_min(1e-30).log()).sum() + math.log(len(codebook)) * (number > 0).to(mean.dtype)
         return self.weight * divergence.clamp_min(0)
 
 
@@ -236,7 +237,10 @@ class AffineCodebook(nn.Module):
 
     def forward(self, free_codes: Tensor) -> Tensor:
         """Takes free codes ``(K, L)`` to codes ``(K, L)``."""
-        return self.latents_mean + self.scale * (free_codes - self.codes_mean)
+        offset, scale, center = (
+            snapshot(moment, self.training) for moment in (self.latents_mean, self.scale, self.codes_mean)
+        )
+        return offset + scale * (free_codes - center)
 
     def inverse(self, codes: Tensor) -> Tensor:
         """Takes codes, or latents, ``(N, L)`` to where the free codes are."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gmvq.kernels import code_sums, nearest_code, squared_distances
 from gmvq.quantizers.base import AbstractQuantizer, mean_square
-from gmvq.quantizers.codebook import MovingAverageCodebook, random_rows
+from gmvq.quantizers.codebook import MovingAverageCodebook, random_rows, snapshot
 from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough
 from gmvq.quantizers.parts import AbstractRegularizer, Affine, AffineCodebook, InPlaceStep, Part
 from gmvq.types import Quantized
@@ -69,7 +69,7 @@ class VectorQuantizer(AbstractQuantizer):
         (torch.Size([2, 10, 8]), torch.Size([2, 10]))
     """
 
-    citations: ClassVar[tuple[str, ...]] = ("vqvae_oord2017",)
+    citations: tuple[str, ...] = ("vqvae_oord2017", "improved_vqgan_yu2021", "jukebox_dhariwal2020")
 
     def __init__(
         self,
@@ -95,6 +95,8 @@ class VectorQuantizer(AbstractQuantizer):
         self.kmeans_start = kmeans_start
         self.revive_below = revive_below
         self.estimator = StraightThrough() if estimator is None else estimator
+        unused = {"improved_vqgan_yu2021": not cosine, "jukebox_dhariwal2020": revive_below == 0}
+        self.citations = tuple(key for key in type(self).citations if not unused.get(key))
         self._take_parts(parts, decay)
         self.moving = MovingAverageCodebook(codebook_size, self.codebook_dim, COUNT_DECAY if decay is None else decay)
         # of the paper's size where a gradient moves them; k-means replaces them by default
@@ -113,12 +115,12 @@ class VectorQuantizer(AbstractQuantizer):
         self.regularizers = tuple(part for part in parts if isinstance(part, AbstractRegularizer))
         if len(parts) != len(self.regularizers) + (affine is not None) + (self.in_place is not None):
             raise ValueError(
-                f"'parts' must be Affine, InPlaceStep, Orthogonal or Diversity, one of a kind, got {parts!r}. Leave it out."
+                f"'parts' must be Affine, InPlaceStep, Orthogonal or Diversity, one of a kind, got {parts!r}. Use ()."
             )
         if decay is not None and (self.in_place is not None or self.regularizers):
             raise ValueError(
-                "InPlaceStep, Orthogonal and Diversity need a codebook that learns by gradient, got moving averages with "
-                f"'decay' = {decay}. Set decay=None."
+                "InPlaceStep, Orthogonal and Diversity need a codebook that learns by gradient, got moving averages "
+                f"with 'decay' = {decay}. Set decay=None."
             )
         self.affine = None if affine is None else AffineCodebook(affine, self.codebook_dim)
 
@@ -129,7 +131,8 @@ class VectorQuantizer(AbstractQuantizer):
 
     @property
     def code_vectors(self) -> Tensor:  # noqa: D102
-        codes = self.free_codes if self.affine is None else self.affine(self.free_codes)
+        codes = self.free_codes if self.learned is not None else snapshot(self.free_codes, self.training)
+        codes = codes if self.affine is None else self.affine(codes)
         return F.normalize(codes, dim=-1) if self.cosine else codes
 
     def update(self) -> None:
@@ -170,20 +173,21 @@ class VectorQuantizer(AbstractQuantizer):
         rows = F.normalize(rows, dim=-1) if self.cosine else rows
         if self.learning:
             self._start(rows, kept)
-        # a copy, since the next update changes the moving averages in place before autograd may have used them
         codebook = self.code_vectors.to(rows.dtype)
-        codebook = codebook.clone() if self.learned is None else codebook
         values, codes = self._chosen(rows, codebook)
         nearest = codebook[codes]
         commitment = mean_square(rows - nearest.detach(), kept)
         loss, terms = self.commitment_weight * commitment, {"commitment": commitment.detach()}
-        if self.learned is not None:
+        if self.learned is not None and not self.estimator.trains_codebook:
             loss = loss + mean_square(rows.detach() - nearest, kept)
         for regularizer in self.regularizers:
             value = regularizer(codebook, rows, kept)
             loss, terms[regularizer.name] = loss + value, value.detach()
         if self.learning:
             self._collect(rows.detach(), codes, kept)
+        elif self.training and not self.frozen and self.revivals is not None:
+            # a repeated forward draws as many numbers as the first, for the sake of all that draw after it
+            torch.rand(self.codebook_size, dtype=torch.float64, device=rows.device)
         return Quantized(values, codes, loss, terms)
 
     def _chosen(self, rows: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:

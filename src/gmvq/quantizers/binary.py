@@ -1,0 +1,395 @@
+r"""Binary quantization: a code is the signs of L features, so the codebook has :math:`K = 2^L` codes and no entry.
+
+With latents x of L features, bits :math:`b_l = [x_l > 0]` and the half width s,
+
+.. math::
+    c = \sum_{l=1}^{L} b_l 2^{L-l}, \qquad \mu_c = s\,(2 b - 1), \qquad
+    q(c \mid x) \propto \exp(-|x - \mu_c|^2 / \tau) = \prod_l q_l(b_l), \qquad q_l(1) = \sigma(4 s x_l / \tau)
+
+so the first feature is the most significant bit, and the posterior over all K codes is a product of L coins. Training
+wants each latent sure of its code and all codes in use:
+
+.. math::
+    \mathcal{L} = w\, \big( E_x H(q(c \mid x)) + \gamma\, \mathrm{KL}(q_B(c) \,\|\, \mathrm{uniform}) \big) +
+                  \beta\, |x - \mathrm{sg}[\mu_c]|^2, \qquad q_B(c) = E_x\, q(c \mid x)
+
+The papers write :math:`-\gamma H(q_B)` where :math:`\gamma (\log K - H(q_B))` stands here. The gradient is the same,
+but the loss is never negative, and its entropy part is 0 when every latent is sure and all codes equally frequent.
+
+Nothing needs N x K numbers. The entropy of a product is the sum of the entropies of its factors, exactly. And the mean
+of products is a product of matrices: with the bits cut into a first half a and a second half b,
+:math:`q_B(a, b) = \frac1N \sum_n q_n(a)\, q_n(b)`, from matrices N x :math:`\sqrt K`. Where K itself is too large, the
+bits are cut into groups whose distributions are taken as independent; the sum of their divergences is a lower bound on
+the whole one, by the subadditivity of the entropy. Groups of one bit are the factorized form of BSQ.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gmvq.distributed import sum_over_ranks
+from gmvq.quantizers.base import AbstractQuantizer, mean_square, positive_integer
+from gmvq.quantizers.estimators import StraightThrough
+from gmvq.quantizers.schedules import Schedule, as_schedule
+from gmvq.types import Posterior, PosteriorSample, Quantized
+
+MOST_BITS = 62
+"""A code is an int64."""
+
+MOST_ENUMERATED_BITS = 24
+"""Largest L for which :meth:`posterior` writes out all :math:`2^L` responsibilities of a latent."""
+
+
+def code_of_bits(bits: Tensor) -> Tensor:
+    """Numbers whose binary digits are the bits, the first the most significant: ``(*, L)`` -> int64 ``(*)``."""
+    return (bits.long() << torch.arange(bits.shape[-1] - 1, -1, -1, device=bits.device)).sum(-1)
+
+
+def bits_of_code(codes: Tensor, bits: int) -> Tensor:
+    """Binary digits of numbers, the most significant first: int64 ``(*)`` -> booleans ``(*, L)``."""
+    return (codes[..., None] >> torch.arange(bits - 1, -1, -1, device=codes.device) & 1).bool()
+
+
+def coins_entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of coins that show 1 with probability sigmoid(logits), element by element."""
+    distance = logits.abs()  # both terms are small where the coin is sure: no difference of large numbers
+    return F.softplus(-distance) + distance * torch.sigmoid(-distance)
+
+
+def product_distribution(coins: Tensor) -> Tensor:
+    """Probabilities of all outcomes of independent coins, the first the most significant.
+
+    Args:
+        coins: Probabilities of 0 and 1 for each coin, ``(*, L, 2)``.
+
+    Returns:
+        ``(*, 2^L)``.
+    """
+    joint = coins.new_ones(*coins.shape[:-2], 1)
+    for coin in coins.unbind(-2):
+        joint = (joint[..., :, None] * coin[..., None, :]).flatten(-2)
+    return joint
+
+
+class AbstractBinaryQuantizer(AbstractQuantizer):
+    """Signs of latents, with the entropy loss.
+
+    Args:
+        dim: Features of a latent, L by default.
+        codebook_size: Number of codes K, a power of 2; :math:`2^{dim}` by default.
+        codebook_scale: Size of the codes.
+        entropy_weight: w.
+        diversity_gamma: gamma.
+        commitment_weight: beta.
+        temperature: tau, in units of a squared distance: a number above 0 or a schedule.
+        group_bits: Most bits whose joint distribution over the batch is enumerated.
+    """
+
+    has_posterior: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        dim: int | None,
+        codebook_size: int | None,
+        codebook_scale: float,
+        entropy_weight: float,
+        diversity_gamma: float,
+        commitment_weight: float,
+        temperature: float | Schedule,
+        group_bits: int,
+    ) -> None:
+        dim, bits = _dim_and_bits(dim, codebook_size)
+        super().__init__(dim, 2**bits, bits)
+        if not (math.isfinite(codebook_scale) and codebook_scale > 0):
+            raise ValueError(f"'codebook_scale' must be a finite number above 0, got {codebook_scale}. Use 1.0.")
+        weights = {
+            "entropy_weight": entropy_weight,
+            "diversity_gamma": diversity_gamma,
+            "commitment_weight": commitment_weight,
+        }
+        for name, weight in weights.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"'{name}' must be a finite number of at least 0, got {weight}. Use 0.0 for none.")
+        self.codebook_scale = codebook_scale
+        self.entropy_weight = entropy_weight
+        self.diversity_gamma = diversity_gamma
+        self.commitment_weight = commitment_weight
+        self.temperature = as_schedule(temperature, "temperature")
+        self.group_bits = positive_integer("group_bits", group_bits)
+
+    @property
+    @abstractmethod
+    def half_width(self) -> float:
+        """s: codes have features -s and s."""
+
+    @abstractmethod
+    def _placed(self, rows: Tensor) -> Tensor:
+        """Where rows are compared with codes, the x of the equations, for rows ``(N, L)``."""
+
+    def bit_probabilities(self, latents: Tensor) -> Tensor:
+        """The posterior by its factors: probability that each bit is 1, ``(*, dim)`` -> ``(*, L)``, for any L."""
+        rows, _ = self._rows(latents)
+        return self._logits(self._placed(rows)).sigmoid().reshape(*latents.shape[:-1], self.codebook_dim)
+
+    def posterior(self, latents: Tensor) -> Posterior:
+        """Responsibilities of all codes and their entropy.
+
+        Args:
+            latents: Shape ``(*, dim)``.
+
+        Returns:
+            Responsibilities ``(*, K)``, entropy ``(*)`` in nats; no log-density, since nothing models the latents.
+
+        Raises:
+            ValueError: If K is more than 2^24.
+        """
+        if self.codebook_dim > MOST_ENUMERATED_BITS:
+            raise ValueError(
+                f"'codebook_size' must be at most 2**{MOST_ENUMERATED_BITS} to write out all responsibilities, "
+                f"got 2**{self.codebook_dim}. Use bit_probabilities(), whose product they are."
+            )
+        rows, _ = self._rows(latents)
+        logits = self._logits(self._placed(rows))
+        shape = latents.shape[:-1]
+        responsibilities = product_distribution(_coins(logits)).reshape(*shape, self.codebook_size)
+        return Posterior(responsibilities, coins_entropy(logits).sum(-1).reshape(shape), None)
+
+    def _logits(self, placed: Tensor) -> Tensor:
+        """Log-odds of the bits, ``(N, L)``."""
+        return 4 * self.half_width * placed / self.temperature(self.training_progress)
+
+    def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
+        placed = self._placed(rows)
+        codes = self._encode_rows(rows)
+        nearest = self._decode_rows(codes).to(rows.dtype)
+        commitment = mean_square(placed - nearest, kept)
+        logits = self._logits(placed)
+        weights = kept.to(rows.dtype) / kept.sum().clamp_min(1)
+        entropy = (coins_entropy(logits).sum(-1) * weights).sum()
+        loss = self.commitment_weight * commitment + self.entropy_weight * entropy
+        terms = {"commitment": commitment.detach(), "posterior_entropy": entropy.detach()}
+        if self.entropy_weight * self.diversity_gamma > 0:
+            divergence = self._aggregated_divergence(logits, kept)
+            loss = loss + self.entropy_weight * self.diversity_gamma * divergence
+            terms["aggregated_divergence"] = divergence.detach()
+        return Quantized(StraightThrough()(placed, nearest), codes, loss, terms)
+
+    def _aggregated_divergence(self, logits: Tensor, kept: Tensor) -> Tensor:
+        """KL(q_B || uniform) in nats over all ranks, a sum over groups of bits, ``()``."""
+        groups = math.ceil(self.codebook_dim / self.group_bits)
+        size = math.ceil(self.codebook_dim / groups)
+        first = math.ceil(size / 2)
+        coins = _coins(logits)
+        # bits that are always 0 fill the last group: they add nothing to an entropy
+        fill = coins.new_tensor([1.0, 0.0]).expand(coins.shape[0], groups * size - self.codebook_dim, 2)
+        coins = torch.cat([coins, fill], 1).unflatten(1, (groups, size))
+        one, other = product_distribution(coins[:, :, :first]), product_distribution(coins[:, :, first:])
+        one = one * kept[:, None, None].to(one.dtype)
+        joint = sum_over_ranks(torch.einsum("nga,ngb->gab", one, other))
+        number = sum_over_ranks(kept.sum().to(joint.dtype))
+        aggregated = joint / number.clamp_min(1)
+        # xlogy takes 0 log 0 for 0, but its gradient there is infinite
+        negative_entropy = (aggregated * aggregated.clamp_min(1e-30).log()).sum()
+        divergence = (negative_entropy + self.codebook_dim * math.log(2)).clamp_min(0)
+        return torch.where(number > 0, divergence, 0)
+
+    def _encode_rows(self, rows: Tensor) -> Tensor:
+        return code_of_bits(rows > 0)
+
+    def _decode_rows(self, codes: Tensor) -> Tensor:
+        return self._values(bits_of_code(codes, self.codebook_dim))
+
+    def _values(self, bits: Tensor) -> Tensor:
+        width = torch.full_like(self.training_progress, self.half_width)
+        return torch.where(bits, width, -width)
+
+    def _posterior_mean_rows(self, rows: Tensor) -> Tensor:
+        return self.half_width * torch.tanh(self._logits(self._placed(rows)) / 2)
+
+    def _divergence_rows(self, rows: Tensor) -> Tensor:
+        return self.codebook_dim * math.log(2) - coins_entropy(self._logits(self._placed(rows))).sum(-1)
+
+    def _sample_rows(self, rows: Tensor, generator: torch.Generator | None) -> PosteriorSample:
+        logits = self._logits(self._placed(rows))
+        uniform = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
+        bits = uniform < logits.sigmoid()
+        log_posterior = F.logsigmoid(torch.where(bits, logits, -logits)).sum(-1)
+        log_prior = torch.full_like(log_posterior, -self.codebook_dim * math.log(2))
+        return PosteriorSample(self._values(bits).to(rows.dtype), log_prior, log_posterior)
+
+
+class LookupFreeQuantizer(AbstractBinaryQuantizer):
+    r"""Keeps the sign of each feature: codes at the corners of a cube.
+
+    .. math:: \mu_c = s\, \mathrm{sign}(x)
+
+    The loss keeps latents sure of their codes and codes in use (the module's equation); a sign of 0 counts as -1. For
+    up to 18 bits the distribution over the batch is exact; beyond, it is that of independent groups of bits, which
+    bounds its divergence from below.
+
+    Args:
+        dim: Features of a latent, L by default; more puts a learned projection around the signs.
+        codebook_size: Number of codes :math:`K = 2^L`; :math:`2^{dim}` by default. One of the two is needed.
+        codebook_scale: s.
+        entropy_weight: w, of both parts of the entropy loss, which are in nats for each token.
+        diversity_gamma: gamma, of the divergence of the batch's distribution from the uniform one.
+        commitment_weight: beta.
+        temperature: tau of the posterior, in units of a squared distance: a number above 0 or a schedule. At 0.01 a
+            feature 0.02 from 0 is almost sure of its bit.
+        group_bits: Most bits whose joint distribution over the batch is enumerated.
+
+    Shape:
+        latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*)``, loss ``()``, at least 0.
+
+    Raises:
+        ValueError: If an argument is out of range, or the last axis of the latents is not ``dim``.
+
+    References:
+        Language Model Beats Diffusion: Tokenizer is Key to Visual Generation (Yu et al., 2023),
+        https://arxiv.org/abs/2310.05737
+
+    Example:
+        >>> quantizer = LookupFreeQuantizer(codebook_size=256)
+        >>> quantizer.encode(torch.tensor([-1.0, -1.0, -1.0, -1.0, -1.0, -1.0, 1.0, -1.0]))
+        tensor(2)
+        >>> values, codes, loss, terms = quantizer(torch.randn(2, 10, 8))
+        >>> values.shape, codes.shape, bool(loss >= 0)
+        (torch.Size([2, 10, 8]), torch.Size([2, 10]), True)
+    """
+
+    citations: tuple[str, ...] = ("lfq_yu2023",)
+
+    def __init__(
+        self,
+        dim: int | None = None,
+        codebook_size: int | None = None,
+        *,
+        codebook_scale: float = 1.0,
+        entropy_weight: float = 0.1,
+        diversity_gamma: float = 1.0,
+        commitment_weight: float = 0.25,
+        temperature: float | Schedule = 0.01,
+        group_bits: int = 18,
+    ) -> None:
+        super().__init__(
+            dim,
+            codebook_size,
+            codebook_scale,
+            entropy_weight,
+            diversity_gamma,
+            commitment_weight,
+            temperature,
+            group_bits,
+        )
+
+    @property
+    def half_width(self) -> float:
+        """s: codes have features -s and s."""
+        return self.codebook_scale
+
+    def _placed(self, rows: Tensor) -> Tensor:
+        return rows
+
+
+class BinarySphericalQuantizer(AbstractBinaryQuantizer):
+    r"""Projects latents onto a sphere and keeps the sign of each feature: codes at the corners of an inscribed cube.
+
+    .. math:: x = r \frac{z}{|z|}, \qquad \mu_c = \frac{r}{\sqrt L}\, \mathrm{sign}(x)
+
+    No latent is far from its code, so the loss needs no commitment. The distribution over the batch is taken as
+    independent from bit to bit by default, as in the paper, which bounds its divergence from below and costs only L
+    numbers; ``group_bits`` makes it joint over groups.
+
+    Args:
+        dim: Features of a latent, L by default; more puts a learned projection around the sphere.
+        codebook_size: Number of codes :math:`K = 2^L`; :math:`2^{dim}` by default. One of the two is needed.
+        codebook_scale: r, the radius.
+        entropy_weight: w, of both parts of the entropy loss, which are in nats for each token.
+        diversity_gamma: gamma, of the divergence of the batch's distribution from the uniform one.
+        commitment_weight: beta.
+        temperature: tau of the posterior, in units of a squared distance: a number above 0 or a schedule. The
+            paper's factor on the scalar product of latent and code is 2 / tau.
+        group_bits: Most bits whose joint distribution over the batch is enumerated.
+
+    Shape:
+        latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*)``, loss ``()``, at least 0.
+
+    Raises:
+        ValueError: If an argument is out of range, or the last axis of the latents is not ``dim``.
+
+    References:
+        Image and Video Tokenization with Binary Spherical Quantization (Zhao et al., 2024),
+        https://arxiv.org/abs/2406.07548
+
+    Example:
+        >>> quantizer = BinarySphericalQuantizer(codebook_size=2**36)
+        >>> values, codes, loss, terms = quantizer(torch.randn(2, 10, 36))
+        >>> values.square().sum(-1).allclose(torch.ones(2, 10)), torch.equal(quantizer.encode(values), codes)
+        (True, True)
+    """
+
+    citations: tuple[str, ...] = ("bsq_zhao2024",)
+
+    def __init__(
+        self,
+        dim: int | None = None,
+        codebook_size: int | None = None,
+        *,
+        codebook_scale: float = 1.0,
+        entropy_weight: float = 0.1,
+        diversity_gamma: float = 1.0,
+        commitment_weight: float = 0.0,
+        temperature: float | Schedule = 0.01,
+        group_bits: int = 1,
+    ) -> None:
+        super().__init__(
+            dim,
+            codebook_size,
+            codebook_scale,
+            entropy_weight,
+            diversity_gamma,
+            commitment_weight,
+            temperature,
+            group_bits,
+        )
+
+    @property
+    def half_width(self) -> float:
+        """s: codes have features -s and s."""
+        return self.codebook_scale / math.sqrt(self.codebook_dim)
+
+    def _placed(self, rows: Tensor) -> Tensor:
+        return self.codebook_scale * F.normalize(rows, dim=-1)
+
+
+def _coins(logits: Tensor) -> Tensor:
+    """Probabilities of 0 and 1, ``(*, L, 2)``."""
+    return torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], -1)
+
+
+def _dim_and_bits(dim: int | None, codebook_size: int | None) -> tuple[int, int]:
+    if dim is None and codebook_size is None:
+        raise ValueError("'dim' or 'codebook_size' must be given, got neither. Give for example codebook_size=2**18.")
+    if codebook_size is None:
+        bits = positive_integer("dim", dim if dim is not None else 0)
+    else:
+        bits = positive_integer("codebook_size", codebook_size).bit_length() - 1
+        if bits < 1 or codebook_size != 2**bits:
+            raise ValueError(
+                f"'codebook_size' must be a power of 2, of at least 2, got {codebook_size}. "
+                f"Use {2 ** max(1, (codebook_size - 1).bit_length())}."
+            )
+    if bits > MOST_BITS:
+        raise ValueError(f"'codebook_size' must be at most 2**{MOST_BITS}, got 2**{bits}. Use Product for more bits.")
+    if dim is not None and isinstance(dim, int) and 0 < dim < bits:
+        raise ValueError(
+            f"'dim' must be at least log2 of 'codebook_size', {bits}, got {dim}. "
+            "Widen the latents with a linear layer before the quantizer, or take fewer codes."
+        )
+    return bits if dim is None else dim, bits

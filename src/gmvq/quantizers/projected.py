@@ -1,0 +1,166 @@
+r"""A quantizer in another space: in lower dimension, on the sphere, or behind any two maps.
+
+.. math:: v = \mathrm{out}\big(\mathrm{quantize}(\mathrm{in}(x))\big)
+
+In few dimensions the codes lie dense against the latents, and all of them are used; on the sphere the choice is by the
+angle alone.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gmvq.quantizers.base import AbstractQuantizer
+from gmvq.quantizers.composite import AbstractComposite
+from gmvq.types import Posterior, PosteriorSample, Quantized
+
+
+class Projected(AbstractComposite):
+    r"""Puts maps around a quantizer, which sees and gives latents of its own dimension.
+
+    .. math:: z = \mathrm{in}(x) \;\; \big(z / |z| \text{ with } \texttt{normalize}\big), \qquad
+              v = \mathrm{out}(\mathrm{quantize}(z))
+
+    Tied, the way out is :math:`z D^T + b` and the way in its pseudo-inverse :math:`(x - b) D (D^T D)^{-1}`: the codes
+    of decoded codes are the codes. Two linear maps that know nothing of each other do not keep that law.
+
+    Args:
+        quantizer: The quantizer inside, of any dimension.
+        dim: Features of a latent outside.
+        normalize: Scale latents to length 1 before they are quantized: for quantizers whose codes lie on the sphere.
+        tied: True for a linear map and its pseudo-inverse, to a dimension of at most ``dim``; False for two separate
+            ``nn.Linear``.
+        project_in: Any module ``(N, dim)`` -> ``(N, quantizer.dim)`` instead, together with ``project_out``.
+        project_out: Any module ``(N, quantizer.dim)`` -> ``(N, dim)`` instead.
+
+    Shape:
+        latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*, *quantizer.code_shape)``, loss ``()`` of the quantizer,
+        in its own space.
+
+    Raises:
+        ValueError: If tied to a dimension above ``dim``, only one of two modules is given, or the last axis of the
+            latents is not ``dim``.
+
+    References:
+        Vector-quantized Image Modeling with Improved VQGAN (Yu et al., 2021), https://arxiv.org/abs/2110.04627
+
+    Example:
+        >>> from gmvq.quantizers.vector import VectorQuantizer
+        >>> quantizer = Projected(VectorQuantizer(dim=4, codebook_size=64, cosine=True), dim=32, normalize=True)
+        >>> quantizer(torch.randn(2, 10, 32)).values.shape
+        torch.Size([2, 10, 32])
+        >>> quantizer.codebook.shape
+        torch.Size([64, 32])
+    """
+
+    citations: tuple[str, ...] = ("improved_vqgan_yu2021",)
+
+    def __init__(
+        self,
+        quantizer: AbstractQuantizer,
+        dim: int,
+        *,
+        normalize: bool = False,
+        tied: bool = True,
+        project_in: nn.Module | None = None,
+        project_out: nn.Module | None = None,
+    ) -> None:
+        if (project_in is None) != (project_out is None):
+            raise ValueError(
+                "'project_in' and 'project_out' must be given together, got one of them. Use nn.Identity() for none."
+            )
+        is_linear_pair = project_in is None and not tied
+        if tied and project_in is None and quantizer.dim > dim:
+            raise ValueError(
+                f"'dim' must be at least {quantizer.dim}, that of the quantizer, where the maps are tied, got {dim}. "
+                "Set tied=False."
+            )
+        super().__init__(dim, [quantizer], quantizer.dim if tied and project_in is None else None)
+        self.codebook_dim = quantizer.dim
+        self.normalize = normalize
+        self.project_in = nn.Linear(dim, quantizer.dim) if is_linear_pair else project_in
+        self.project_out = nn.Linear(quantizer.dim, dim) if is_linear_pair else project_out
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """Axes of the codes of one latent: the quantizer's."""
+        return self.places[0].code_shape
+
+    @property
+    def code_vectors(self) -> Tensor:
+        """The quantizer's codebook, ``(K, quantizer.dim)``.
+
+        Raises:
+            TypeError: If the quantizer is a composite.
+        """
+        return self.places[0].codebook
+
+    @property
+    def codebook(self) -> Tensor:
+        """What the decoder sees for each code, ``(K, dim)``.
+
+        Raises:
+            TypeError: If the quantizer is a composite.
+        """
+        return self._outside(self.code_vectors)
+
+    @property
+    def has_posterior(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """True if the quantizer has a posterior."""
+        return self.places[0].has_posterior
+
+    def posterior(self, latents: Tensor) -> Posterior:
+        """Distribution over the quantizer's codes for each latent ``(*, dim)``; densities are in its own space.
+
+        Raises:
+            NoPosteriorError: If the quantizer has no mixture reading.
+        """
+        if not self.has_posterior:
+            return super().posterior(latents)
+        rows, _ = self._rows(latents)
+        responsibilities, entropy, log_density = self.places[0].posterior(rows)
+        shape = latents.shape[:-1]
+        return Posterior(
+            responsibilities.reshape(shape + responsibilities.shape[1:]),
+            entropy.reshape(shape),
+            None if log_density is None else log_density.reshape(shape),
+        )
+
+    def _inside(self, rows: Tensor, kept: Tensor) -> Tensor:
+        rows = _through(self.project_in, super()._inside(rows, kept))
+        return F.normalize(rows, dim=-1) if self.normalize else rows
+
+    def _outside(self, values: Tensor) -> Tensor:
+        with torch.autocast(values.device.type, enabled=False):
+            return _through(self.project_out, super()._outside(values))
+
+    def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
+        return self.places[0](rows, kept)
+
+    def _encode_rows(self, rows: Tensor) -> Tensor:
+        return self.places[0].encode(rows)
+
+    def _decode_rows(self, codes: Tensor) -> Tensor:
+        return self.places[0].decode(codes)
+
+    def _posterior_mean_rows(self, rows: Tensor) -> Tensor:
+        return self.places[0].posterior_mean(rows)
+
+    def _divergence_rows(self, rows: Tensor) -> Tensor:
+        return self.places[0].divergence(rows)
+
+    def _sample_rows(self, rows: Tensor, generator: torch.Generator | None) -> PosteriorSample:
+        return self.places[0].sample_posterior(rows, generator)
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        return self._members_fit(shape)
+
+
+def _through(module: nn.Module | None, rows: Tensor) -> Tensor:
+    """Rows through a module in the module's own precision, given back in theirs."""
+    if module is None:
+        return rows
+    dtype = next((parameter.dtype for parameter in module.parameters()), rows.dtype)
+    return module(rows.to(dtype)).to(rows.dtype)

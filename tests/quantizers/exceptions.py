@@ -1,0 +1,47 @@
+"""Which law does not hold for which member, and why; docs/laws.md shows this table."""
+
+DRAWS = "draws a random number for each row in training, so a row that is left out changes the draws of the others"
+BLEND = "shows the decoder a blend of codes in training; holds with a hard draw or another estimator"
+GREEDY = "each level takes its best, and another sum of codes may lie as near"
+
+EXCEPTIONS: dict[str, dict[str, str]] = {
+    "round trip": {
+        "finite-scalar": "tanh pulls the outer levels inward a second time; holds for levels of 3 and 5, with "
+        'bound="clamp", and for preimage(codes) in place of decode(codes)',
+        "index-plain": "a longer code has the larger dot product; holds with cosine=True",
+        "residual": GREEDY,
+        "residual-shared": GREEDY,
+        "residual-sizes": GREEDY,
+        "residual-dropout": GREEDY,
+        "residual-dropout-shared": GREEDY,
+        "residual-beam": GREEDY,
+        "residual-of-product": GREEDY,
+        "product-of-residual": GREEDY,
+        "projected-residual": GREEDY,
+        "implicit": GREEDY,
+        "projected-untied": "the way in is not the inverse of the way out; holds with tied=True",
+    },
+    "one value": {
+        "mixture-gumbel": BLEND,
+        "mixture-paper": BLEND,
+        "stochastic-paper": BLEND,
+        "gaussian-codes": "shows the decoder a draw of the VAE in training; holds with hard=True",
+        "finite-scalar-noise": "shows the decoder noise in place of rounding in some of the training forwards",
+    },
+    "gradients": {
+        "finite-scalar-clamp": "no gradient passes the clamp where a latent lies outside [-1, 1]",
+    },
+    "masks": {
+        "vector-diveq": DRAWS,
+        "vector-gumbel": DRAWS,
+        "mixture-gumbel": DRAWS,
+        "mixture-gumbel-hard": DRAWS,
+        "mixture-paper": DRAWS,
+        "stochastic": DRAWS,
+        "stochastic-paper": DRAWS,
+        "finite-scalar-noise": DRAWS,
+        "gaussian-codes": DRAWS,
+        "gaussian": DRAWS,
+        "gaussian-projected": DRAWS,
+    },
+}
