@@ -22,7 +22,7 @@ from rich.table import Table
 
 from gmvq import hub, recipes
 from gmvq.data import Data, fingerprint
-from gmvq.models.autoencoder import QuantizerName
+from gmvq.models.bottlenecks import QuantizerName
 from gmvq.recipes import Run
 from gmvq.training import NonFiniteLossError, provenance
 

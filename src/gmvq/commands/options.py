@@ -15,7 +15,7 @@ import tyro
 from gmvq import recipes
 from gmvq.comparison import QUANTIZERS
 from gmvq.models import AutoencoderConfig
-from gmvq.models.autoencoder import QuantizerName
+from gmvq.models.bottlenecks import QuantizerName
 from gmvq.recipes import DataConfig, Run
 from gmvq.training import Training
 

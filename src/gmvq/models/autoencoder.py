@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +22,10 @@ from torch import Tensor, nn
 
 from gmvq.losses import make_likelihood
 from gmvq.losses.reconstruction import LikelihoodName
+from gmvq.models.bottlenecks import QuantizerName, latent_dim, make_bottleneck
 from gmvq.networks import Decoder, Encoder
 from gmvq.networks.layers import Normalization
-from gmvq.quantizers import AbstractBottleneck, GaussianBottleneck, GaussianMixtureQuantizer, VectorQuantizer
 from gmvq.types import Reconstruction
-
-QuantizerName = Literal["gaussian-mixture", "vector", "vector-kmeans", "vector-ema", "none"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,13 @@ class AutoencoderConfig:
     Args:
         quantizer: ``gaussian-mixture`` (GM-VQ), ``vector`` (VQ-VAE as published: codebook by gradient from a small
             random start), ``vector-kmeans`` (the same from k-means of the first batch), ``vector-ema`` (moving
-            averages from k-means, with revival of dead codes) or ``none`` (VAE).
+            averages from k-means, with revival of dead codes), ``vector-affine`` (affine codes of length 1 with steps
+            in place and revival), ``finite-scalar`` (FSQ), ``lookup-free`` (LFQ), ``binary-spherical`` (BSQ),
+            ``simvq``, ``index-backpropagation`` (IBQ), ``stochastic`` (SQ-VAE), ``optimal-transport`` (OptVQ),
+            ``gaussian-codes`` (Gaussian Quant) or ``none`` (VAE).
         channels: Channels of the images.
         codebook_size: Number of codes.
-        code_dim: Features of a code.
+        code_dim: Features of a latent; FSQ, LFQ and BSQ take as many as their codebook needs instead.
         width: Channels of the networks.
         downsampling: Pixels of a token's side, a power of two.
         blocks: Residual blocks of encoder and of decoder.
@@ -71,26 +71,6 @@ class AutoencoderConfig:
             )
 
 
-def make_bottleneck(config: AutoencoderConfig) -> AbstractBottleneck:
-    """The bottleneck that a configuration names.
-
-    Raises:
-        ValueError: If there is none of that name.
-    """
-    dim, size = config.code_dim, config.codebook_size
-    if config.quantizer == "gaussian-mixture":
-        return GaussianMixtureQuantizer(dim, size, codebook_dim=dim)
-    if config.quantizer == "vector":
-        return VectorQuantizer(dim, size, decay=None, kmeans_start=False)
-    if config.quantizer == "vector-kmeans":
-        return VectorQuantizer(dim, size, decay=None)
-    if config.quantizer == "vector-ema":
-        return VectorQuantizer(dim, size, decay=0.99, revive_below=1.0)
-    if config.quantizer == "none":
-        return GaussianBottleneck(dim)
-    raise ValueError(f"'quantizer' must be one of {', '.join(get_args(QuantizerName))}, got {config.quantizer!r}.")
-
-
 class Autoencoder(nn.Module):
     """A tokenizer for images.
 
@@ -102,9 +82,10 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config = config
         widths = (config.width,) * (config.downsampling.bit_length() - 1)
-        self.encoder = Encoder(config.channels, config.code_dim, widths, config.blocks, config.normalization)
-        self.bottleneck = make_bottleneck(config)
-        self.decoder = Decoder(config.channels, config.code_dim, widths, config.blocks, config.normalization)
+        dim = latent_dim(config.quantizer, config.code_dim, config.codebook_size)
+        self.encoder = Encoder(config.channels, dim, widths, config.blocks, config.normalization)
+        self.bottleneck = make_bottleneck(config.quantizer, dim, config.codebook_size)
+        self.decoder = Decoder(config.channels, dim, widths, config.blocks, config.normalization)
         self.likelihood = make_likelihood(config.likelihood)
 
     @property
