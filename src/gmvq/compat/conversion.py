@@ -1,0 +1,103 @@
+"""From a module of vector-quantize-pytorch to our quantizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from gmvq.compat.binary import LFQ, binary_options
+from gmvq.compat.dropin import AbstractDropIn
+from gmvq.compat.linear import SimVQ, linear_options
+from gmvq.compat.residual import GroupedResidualVQ, ResidualVQ
+from gmvq.compat.residual_options import residual_options
+from gmvq.compat.scalar import FSQ, ResidualFSQ, residual_scalar_options, scalar_options
+from gmvq.compat.vector import VectorQuantize
+from gmvq.compat.vector_options import vector_options
+from gmvq.quantizers.base import AbstractQuantizer
+from gmvq.quantizers.layouts import ChannelFirst
+
+Reader = Callable[[Any, bool], Any]
+
+KINDS: dict[str, tuple[type[AbstractDropIn], Reader]] = {
+    "VectorQuantize": (VectorQuantize, vector_options),
+    "ResidualVQ": (ResidualVQ, residual_options),
+    "FSQ": (FSQ, scalar_options),
+    "ResidualFSQ": (ResidualFSQ, residual_scalar_options),
+    "LFQ": (LFQ, binary_options),
+    "SimVQ": (SimVQ, linear_options),
+}
+"""Class of the same name, and how to read the options of a module."""
+
+
+def convert(module: nn.Module, training: bool = True) -> AbstractQuantizer | ChannelFirst:
+    """Makes our quantizer out of a module of vector-quantize-pytorch, with the same codes, values and statistics.
+
+    It is our own quantizer with our own interface, on latents ``(*, dim)``, or ``(B, dim, *spatial)`` where the module
+    takes channels second::
+
+        quantizer = convert(vector_quantize_pytorch.VectorQuantize(dim=256, codebook_size=512, codebook_dim=16))
+        values, codes, loss, terms = quantizer(latents)
+
+    Args:
+        module: A ``VectorQuantize``, ``ResidualVQ``, ``GroupedResidualVQ``, ``FSQ``, ``ResidualFSQ``, ``LFQ`` or
+            ``SimVQ``, known by the name of its class.
+        training: False leaves out options that change nothing in evaluation, instead of refusing those without a
+            meaning here.
+
+    Returns:
+        A quantizer, or a composition of some, that shares no memory with the module.
+
+    Raises:
+        ValueError: If the module is none of these, or has an option without a meaning here.
+    """
+    dropin = dropin_of(module, training)
+    quantizer = ChannelFirst(dropin.quantizer) if dropin.channels_first else dropin.quantizer
+    return quantizer.train(module.training)
+
+
+def dropin_of(module: nn.Module, training: bool = True) -> AbstractDropIn:
+    """The class of the same name, with the options and the state of a module of vector-quantize-pytorch.
+
+    Args:
+        module: The module.
+        training: As for :func:`convert`.
+
+    Raises:
+        ValueError: If the module is of no class known here, or has an option without a meaning here.
+    """
+    dropin = _empty(module, training)
+    state = module.state_dict()
+    dropin.load_state_dict(state)
+    floats = [tensor for tensor in state.values() if tensor.is_floating_point()]
+    if floats:
+        dropin.to(device=floats[0].device)
+        if floats[0].dtype == torch.float64:
+            dropin.double()
+            dropin.load_state_dict(state)  # what was rounded on the way
+    return dropin.train(module.training)
+
+
+def _empty(module: Any, training: bool) -> AbstractDropIn:  # noqa: ANN401
+    names = [kind.__name__ for kind in type(module).__mro__]
+    if "GroupedResidualVQ" in names:
+        options = _arguments(residual_options(module.rvqs[0], training)) | {"dim": module.dim}
+        return GroupedResidualVQ(groups=module.groups, **options)
+    for name, (kind, reader) in KINDS.items():
+        if name in names:
+            return kind(**_arguments(reader(module, training)))
+    raise ValueError(
+        f"'module' must be one of GroupedResidualVQ, {', '.join(KINDS)}, got {type(module).__name__}. Build the "
+        "quantizer from gmvq's own and copy its codes."
+    )
+
+
+def _arguments(options: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Keyword arguments that give these options again; what is handed to levels stands beside the others."""
+    found = {each.name: getattr(options, each.name) for each in fields(options)}
+    for handed in ("vector", "scalar"):
+        found |= found.pop(handed, None) or {}
+    return found

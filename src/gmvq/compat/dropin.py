@@ -1,0 +1,93 @@
+"""What all drop-in classes share: layout, masks, freezing for one call, and loading the other library's state.
+
+::
+
+    x --channels last--> latents --quantizer--> Quantized --channels back--> tuple
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gmvq.compat.states import Translation
+from gmvq.quantizers.base import AbstractQuantizer
+from gmvq.types import Quantized
+
+
+class AbstractDropIn(nn.Module, ABC):
+    """Calls one of our quantizers as another library calls its own.
+
+    ``load_state_dict`` takes the other library's state dict as well as ours; ``state_dict`` gives ours.
+
+    Attributes:
+        quantizer: The quantizer that does the work, on latents ``(*, dim)``.
+    """
+
+    quantizer: AbstractQuantizer
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(_translated)
+
+    @property
+    def dim(self) -> int:
+        """Features of a latent."""
+        return self.quantizer.dim
+
+    @property
+    @abstractmethod
+    def channels_first(self) -> bool:
+        """Whether features are the second axis of every x."""
+
+    def update(self) -> None:
+        """Folds the last forward's statistics into the codebooks; the next forward in training does it by itself."""
+        self.quantizer.update()
+
+    def _quantize(self, x: Tensor, channels_first: bool, mask: Tensor | None = None) -> Quantized:
+        """Quantizes ``x`` in its own layout; values come back in it, codes with channels last."""
+        values, codes, loss, terms = self.quantizer(x.movedim(1, -1) if channels_first else x, mask=mask)
+        return Quantized(values.movedim(-1, 1) if channels_first else values, codes, loss, terms)
+
+    @contextmanager
+    def _frozen(self, members: list[AbstractQuantizer], frozen: bool | None) -> Iterator[None]:
+        """Freezes, or unfreezes, members for one call; None leaves them as they are."""
+        if frozen is None:
+            yield
+            return
+        before = [(member, member.frozen, [p.requires_grad for p in member.parameters()]) for member in members]
+        for member in members:
+            member.freeze() if frozen else member.unfreeze()
+        try:
+            yield
+        finally:
+            for member, was_frozen, required in before:
+                member.freeze() if was_frozen else member.unfreeze()
+                for parameter, requires_grad in zip(member.parameters(), required, strict=True):
+                    parameter.requires_grad_(requires_grad)
+
+    @abstractmethod
+    def _is_theirs(self, names: list[str]) -> bool:
+        """Whether names of a state dict, without the module's prefix, are the other library's."""
+
+    @abstractmethod
+    def _translate(self, translation: Translation) -> None:
+        """Puts their tensors in the places of ours."""
+
+
+def _translated(module: AbstractDropIn, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    names = [name[len(prefix) :] for name in state_dict if name.startswith(prefix)]
+    if module._is_theirs(names):
+        translation = Translation(module, state_dict, prefix)
+        module._translate(translation)
+        translation.finish()
+
+
+def mean_term(terms: dict[str, Tensor], name: str) -> Tensor:
+    """Mean over members of a term, whose names end in it, ``()``."""
+    return torch.stack([term for key, term in terms.items() if key.rpartition(".")[2] == name]).mean()

@@ -1,0 +1,137 @@
+"""State dicts of other libraries, in our names.
+
+::
+
+    their state dict --take(name)--> tensor --put(our tensor, value)--> our state dict
+
+Names of ours are found by the tensor itself, so that a translation says *which* buffer gets a value and not where a
+composition has put it. What no translation gives keeps the value that the module has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gmvq.quantizers.parts import AffineCodebook
+from gmvq.quantizers.vector import VectorQuantizer
+
+
+class Translation:
+    """Takes tensors out of another library's state dict and puts them under our names.
+
+    Args:
+        module: Our module that loads the state.
+        state: The state dict, changed in place by :meth:`finish`.
+        prefix: Where the module's names begin.
+    """
+
+    def __init__(self, module: nn.Module, state: dict[str, Any], prefix: str = "") -> None:
+        self._module = module
+        self._state = state
+        self._prefix = prefix
+        self._taken: set[str] = set()
+        self._values: dict[int, Tensor] = {}
+        self._missing: set[int] = set()
+
+    def has(self, name: str) -> bool:
+        """Whether their state has a name."""
+        return self._prefix + name in self._state
+
+    def take(self, name: str) -> Tensor | None:
+        """Their tensor of a name, or None."""
+        self._taken.add(self._prefix + name)
+        return self._state.get(self._prefix + name)
+
+    def put(self, ours: Tensor | None, value: Tensor | None) -> None:
+        """Gives one of our parameters or buffers a value; without one the loading reports it as missing."""
+        if ours is not None and value is not None:
+            self._values[id(ours)] = value
+        elif ours is not None:
+            self._missing.add(id(ours))
+
+    def finish(self) -> None:
+        """Replaces their names by ours in the state dict."""
+        ours = self._module.state_dict(keep_vars=True)
+        for name in self._taken:
+            self._state.pop(name, None)
+        for name, tensor in ours.items():
+            if id(tensor) in self._missing:
+                continue
+            self._state[self._prefix + name] = self._values.get(id(tensor), tensor.detach())
+
+    def layer(self, ours: nn.Module, name: str) -> None:
+        """Loads a layer with a weight and perhaps a bias."""
+        for part, parameter in ours.named_parameters():
+            self.put(parameter, self.take(f"{name}.{part}"))
+
+    def codebook(self, ours: VectorQuantizer, name: str, head: int = 0) -> None:
+        """Loads one head of their ``Codebook``: codes, counts, sums, whether it has started, affine moments."""
+        embed = self._head(f"{name}embed", head)
+        self.put(ours.learned, embed)
+        self.put(ours.moving.codes, embed)
+        self.put(ours.moving.counts, self._head(f"{name}cluster_size", head))
+        self.put(ours.moving.sums, self._head(f"{name}embed_avg", head))
+        for pending in (ours.moving.pending_counts, ours.moving.pending_sums, ours.moving.pending_fresh):
+            self.put(pending, torch.zeros_like(pending))
+        started = self.flag(f"{name}initted")
+        if started is not None and ours.affine is not None:
+            started = started & self.has(f"{name}batch_mean")
+        self.put(ours.moving.started, started)
+        if ours.affine is not None:
+            self._affine(ours.affine, name, head)
+
+    def flag(self, name: str) -> Tensor | None:
+        """Their boolean of a name, which older versions have as a float of shape (1,), or None."""
+        value = self.take(name)
+        return None if value is None else value.bool().reshape(())
+
+    def _affine(self, ours: AffineCodebook, name: str, head: int) -> None:
+        for flag in ("codebook_mean_needs_init", "codebook_variance_needs_init"):
+            self.take(name + flag)
+        theirs = {part: self._head(name + part, head) for part in ("batch_mean", "batch_variance")}
+        theirs |= {part: self._head(name + part, head) for part in ("codebook_mean", "codebook_variance")}
+        # before its first batch the other library has no moments of latents, and memory as it found it for the codes'
+        if theirs["batch_mean"] is None:
+            return
+        for part, values in theirs.items():
+            mine = part.replace("batch", "latents").replace("codebook", "codes")
+            self.put(getattr(ours, mine), None if values is None else values.reshape(-1))
+
+    def _head(self, name: str, head: int) -> Tensor | None:
+        values = self.take(name)
+        if values is None:
+            return None
+        without_heads = {"embed": 2, "embed_avg": 2, "cluster_size": 1}.get(name.rpartition(".")[2])
+        return values if values.ndim == without_heads else values[head]
+
+
+def below(state: Mapping[str, Tensor], prefix: str, needed: str) -> dict[str, Tensor]:
+    """The part of a state dict whose names begin with a prefix, without it.
+
+    Raises:
+        ValueError: If a needed name is not there.
+    """
+    part = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    if needed not in part:
+        raise ValueError(
+            f"'state_dict' must have {prefix + needed!r}, got {sorted(state)[:8]} among {len(state)} names. Pass the "
+            "prefix of the quantizer's names, for example prefix='quantize.'."
+        )
+    return part
+
+
+@torch.no_grad()
+def started_codebook(
+    member: VectorQuantizer, codes: Tensor, counts: Tensor | None = None, sums: Tensor | None = None
+) -> VectorQuantizer:
+    """Starts a quantizer at codes ``(K, L)``, with counts ``(K,)`` and sums ``(K, L)`` if there are."""
+    member.moving.place(codes, member.moving.counts if counts is None else counts)
+    if sums is not None:
+        member.moving.sums.copy_(sums)
+    if member.learned is not None:
+        member.learned.copy_(codes)
+    return member

@@ -1,0 +1,212 @@
+r"""Coming from taming-transformers: the quantizers of VQGAN checkpoints, made ours.
+
+The names, as its ``taming/modules/vqvae/quantize.py`` has them, in a checkpoint below ``quantize.``:
+
+- ``embedding.weight`` ``(K, L)``: ``VectorQuantizer`` and ``VectorQuantizer2``, whose codes learn by gradient;
+- ``embedding.weight``, ``embedding.cluster_size``, ``embedding.embed_avg``: ``EMAVectorQuantizer``, whose codes are
+  moving averages;
+- ``proj.weight`` ``(K, C, 1, 1)``, ``proj.bias``, ``embed.weight`` ``(K, L)``: ``GumbelQuantize``, which chooses by a
+  linear map of the latent and not by distance: :class:`GumbelQuantizer`.
+
+Its ``VectorQuantizer`` weighs the wrong part of the loss by beta, and ``VectorQuantizer2`` does so too unless
+``legacy=False``:
+
+.. math:: |z - \mathrm{sg}[\mu_c]|^2 + \beta\, |\mathrm{sg}[z] - \mu_c|^2
+
+Here the codes' part always weighs 1, which an optimizer that divides by the size of the gradient, as Adam does, cannot
+tell from beta; the latents' part weighs as there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gmvq.compat.states import below, started_codebook
+from gmvq.quantizers.base import AbstractQuantizer
+from gmvq.quantizers.estimators import GumbelSoftmax
+from gmvq.quantizers.layouts import ChannelFirst
+from gmvq.quantizers.schedules import Schedule
+from gmvq.quantizers.vector import VectorQuantizer
+from gmvq.types import Posterior, PosteriorSample, Quantized
+
+BLOCK_ELEMENTS = 1 << 22
+"""Number of logits held at a time where no gradient keeps them."""
+
+
+class GumbelQuantizer(AbstractQuantizer):
+    r"""Draws a code out of a softmax of learned logits of the latent: the quantizer of the discrete VAE.
+
+    .. math:: q(c \mid x) = \mathrm{softmax}_c(x \cdot w_c + b_c), \qquad
+              \mathcal{L} = w\, \mathrm{KL}\big(q(c \mid x) \,\|\, \mathrm{uniform}\big)
+
+    In training the code is drawn, with the gradient of a relaxed draw; in evaluation it is the most likely one. The
+    logits know nothing of the codes, so a decoded code may have another code.
+
+    Args:
+        dim: Features of a latent and of a code.
+        codebook_size: Number of codes K.
+        divergence_weight: w, for each nat.
+        temperature: Of the relaxed draw: a number above 0 or a schedule.
+
+    Shape:
+        latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*)``, loss ``()``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    References:
+        Categorical Reparameterization with Gumbel-Softmax (Jang et al., 2016), https://arxiv.org/abs/1611.01144
+
+    Example:
+        >>> quantizer = GumbelQuantizer(dim=8, codebook_size=32)
+        >>> values, codes, loss, terms = quantizer(torch.randn(2, 10, 8))
+        >>> torch.equal(values, quantizer.decode(codes))
+        True
+    """
+
+    citations: tuple[str, ...] = ("gumbel_jang2016",)
+    has_posterior: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        divergence_weight: float = 5e-4,
+        temperature: float | Schedule = 1.0,
+    ) -> None:
+        super().__init__(dim, codebook_size)
+        if not (math.isfinite(divergence_weight) and divergence_weight >= 0):
+            raise ValueError(f"'divergence_weight' must be at least 0, got {divergence_weight}. Use for example 5e-4.")
+        self.divergence_weight = divergence_weight
+        self.estimator = GumbelSoftmax(temperature, hard=True)
+        self.logits = nn.Linear(dim, codebook_size)
+        self.learned = nn.Parameter(torch.randn(codebook_size, dim))
+
+    @property
+    def code_vectors(self) -> Tensor:  # noqa: D102
+        return self.learned
+
+    def posterior(self, latents: Tensor) -> Posterior:
+        """Responsibilities ``(*, K)`` and their entropy ``(*)`` in nats; the logits are no density."""
+        rows, _ = self._rows(latents)
+        log_posterior, shape = self._log_posterior(rows), latents.shape[:-1]
+        entropy = -(log_posterior.exp() * log_posterior).sum(-1)
+        return Posterior(log_posterior.exp().reshape(*shape, -1), entropy.reshape(shape), None)
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        return F.linear(rows, self.logits.weight.to(rows.dtype), self.logits.bias.to(rows.dtype))
+
+    def _log_posterior(self, rows: Tensor) -> Tensor:
+        return self._logits(rows).log_softmax(-1)
+
+    def _divergences(self, log_posterior: Tensor) -> Tensor:
+        return (log_posterior.exp() * log_posterior).sum(-1) + math.log(self.codebook_size)
+
+    def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
+        log_posterior, codebook = self._log_posterior(rows), self.learned.to(rows.dtype)
+        weights = kept.to(rows.dtype) / kept.sum().clamp_min(1)
+        divergence = (self._divergences(log_posterior) * weights).sum()
+        if self.training:
+            values, codes, _ = self.estimator(log_posterior, codebook, self.training_progress)
+        else:
+            codes = log_posterior.argmax(-1)
+            values = codebook[codes]
+        return Quantized(values, codes, self.divergence_weight * divergence, {"divergence": divergence.detach()})
+
+    def _encode_rows(self, rows: Tensor) -> Tensor:
+        block = max(1, BLOCK_ELEMENTS // self.codebook_size)
+        return torch.cat([self._logits(part).argmax(-1) for part in rows.split(block)])
+
+    def _decode_rows(self, codes: Tensor) -> Tensor:
+        return self.learned[codes]
+
+    def _posterior_mean_rows(self, rows: Tensor) -> Tensor:
+        return self._log_posterior(rows).exp() @ self.learned.to(rows.dtype)
+
+    def _divergence_rows(self, rows: Tensor) -> Tensor:
+        return self._divergences(self._log_posterior(rows))
+
+    def _sample_rows(self, rows: Tensor, generator: torch.Generator | None) -> PosteriorSample:
+        log_posterior = self._log_posterior(rows)
+        uniform = torch.rand(len(rows), 1, generator=generator, dtype=rows.dtype, device=rows.device)
+        codes = (log_posterior.exp().cumsum(-1) < uniform).sum(-1).clamp_max(self.codebook_size - 1)
+        log_prior = torch.full_like(log_posterior[:, 0], -math.log(self.codebook_size))
+        return PosteriorSample(
+            self.learned[codes].to(rows.dtype), log_prior, log_posterior.take_along_dim(codes[:, None], 1)[:, 0]
+        )
+
+
+def from_state_dict(
+    state_dict: Mapping[str, Tensor],
+    *,
+    prefix: str = "",
+    beta: float = 0.25,
+    legacy: bool = True,
+    decay: float = 0.99,
+    kl_weight: float = 5e-4,
+    channels_first: bool = True,
+) -> AbstractQuantizer | ChannelFirst:
+    """Makes our quantizer out of the state of a VQGAN's.
+
+    Args:
+        state_dict: State of the quantizer, or of a checkpoint that contains it.
+        prefix: Where the quantizer's names begin: ``"quantize."`` in a checkpoint.
+        beta: Its ``beta``; for moving averages the weight of the latents' part.
+        legacy: Its ``legacy``: whether beta weighs the codes' part of the loss.
+        decay: Of moving averages.
+        kl_weight: Its ``kl_weight``, of a ``GumbelQuantize``.
+        channels_first: Whether features are the second axis, as in images ``(B, C, H, W)``.
+
+    Returns:
+        A quantizer for latents ``(B, dim, *spatial)``, or ``(*, dim)``.
+
+    Raises:
+        ValueError: If the state is of none of these, or its codes have other features than its latents.
+
+    References:
+        Taming Transformers for High-Resolution Image Synthesis (Esser et al., 2020), https://arxiv.org/abs/2012.09841
+
+    Example:
+        >>> checkpoint = {"quantize.embedding.weight": torch.randn(32, 8)}
+        >>> quantizer = from_state_dict(checkpoint, prefix="quantize.")
+        >>> quantizer(torch.randn(2, 8, 4, 4)).codes.shape
+        torch.Size([2, 4, 4])
+    """
+    is_gumbel = f"{prefix}proj.weight" in state_dict
+    state = below(state_dict, prefix, "embed.weight" if is_gumbel else "embedding.weight")
+    if is_gumbel:
+        quantizer: AbstractQuantizer = _gumbel(state, kl_weight)
+    else:
+        codes = state["embedding.weight"].float()
+        has_averages = "embedding.embed_avg" in state
+        member = VectorQuantizer(
+            codes.shape[1],
+            len(codes),
+            decay=decay if has_averages else None,
+            commitment_weight=beta if has_averages or not legacy else 1.0,
+        )
+        counts, sums = state.get("embedding.cluster_size"), state.get("embedding.embed_avg")
+        quantizer = started_codebook(member, codes, counts, sums)
+    return ChannelFirst(quantizer) if channels_first else quantizer
+
+
+def _gumbel(state: Mapping[str, Tensor], kl_weight: float) -> GumbelQuantizer:
+    codes, weight = state["embed.weight"].float(), state["proj.weight"].float().flatten(1)
+    if codes.shape != weight.shape:
+        raise ValueError(
+            f"'embed.weight' must have the features of the latents, {weight.shape[1]}, for {len(weight)} codes, got "
+            f"shape {tuple(codes.shape)}. Put a linear layer after the quantizer."
+        )
+    quantizer = GumbelQuantizer(codes.shape[1], len(codes), divergence_weight=kl_weight)
+    with torch.no_grad():
+        quantizer.learned.copy_(codes)
+        quantizer.logits.weight.copy_(weight)
+        quantizer.logits.bias.copy_(state["proj.bias"])
+    return quantizer

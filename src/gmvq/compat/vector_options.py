@@ -1,0 +1,271 @@
+"""Options of vector-quantize-pytorch's ``VectorQuantize``, and the quantizer of ours that they ask for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+from gmvq.compat.options import Rule, check, defaults, read
+from gmvq.compat.projections import projected
+from gmvq.quantizers.base import AbstractQuantizer
+from gmvq.quantizers.composite import Product
+from gmvq.quantizers.estimators import AbstractEstimator, DiVeQ, NoGradient, Rotation, StraightThrough
+from gmvq.quantizers.parts import Affine, Diversity, InPlaceStep, Orthogonal, Part
+from gmvq.quantizers.vector import VectorQuantizer
+
+RULES = (
+    Rule("eps", (1e-5,), "Counts are not smoothed here: a code without latents stays where it is. Leave it out."),
+    Rule("kmeans_iters", (10,), "Leave it out: ten rounds are taken."),
+    Rule("sync_kmeans", (True,), "Leave it out: ranks start from the k-means of all their latents."),
+    Rule("sync_codebook", (None, True), "Leave it out: statistics are summed over ranks."),
+    Rule("commitment_use_cross_entropy_loss", (False,), "Use gmvq.IndexBackpropagationQuantizer."),
+    Rule("orthogonal_reg_active_codes_only", (False,), "Leave it out, or take orthogonal_reg_max_codes=128."),
+    Rule("stochastic_sample_codes", (False,), "Use gmvq.StochasticQuantizer."),
+    Rule("straight_through", (False,), "Use gmvq.VectorQuantizer(..., estimator=gmvq.GumbelSoftmax(hard=True))."),
+    Rule("sample_codebook_temp", (1.0, 1), "It belongs to stochastic_sample_codes. Leave it out."),
+    Rule("vq_bridge", (None,), "Use gmvq.SimVQ(transform=...).", training_only=False),
+    Rule("manual_ema_update", (False,), "Set .quantizer.updates_itself = False and call .update()."),
+    Rule("manual_in_place_optimizer_update", (False,), "Set .quantizer.updates_itself = False and call .update()."),
+)
+
+
+@dataclass(frozen=True)
+class VectorOptions:
+    """Keyword arguments of ``VectorQuantize``, in its order and with its defaults.
+
+    Raises:
+        ValueError: If an option has no meaning here, or two contradict each other.
+    """
+
+    dim: int
+    codebook_size: int
+    codebook_dim: int | None = None
+    heads: int = 1
+    separate_codebook_per_head: bool = False
+    decay: float = 0.8
+    eps: float = 1e-5
+    freeze_codebook: bool = False
+    kmeans_init: bool = False
+    kmeans_iters: int = 10
+    sync_kmeans: bool = True
+    use_cosine_sim: bool = False
+    layernorm_after_project_in: bool = False
+    threshold_ema_dead_code: float = 0
+    channel_last: bool = True
+    accept_image_fmap: bool = False
+    accept_3d_fmap: bool = False
+    commitment_weight: float = 1.0
+    commitment_use_cross_entropy_loss: bool = False
+    orthogonal_reg_weight: float = 0.0
+    orthogonal_reg_active_codes_only: bool = False
+    orthogonal_reg_max_codes: int | None = None
+    codebook_diversity_loss_weight: float = 0.0
+    codebook_diversity_temperature: float = 100.0
+    stochastic_sample_codes: bool = False
+    sample_codebook_temp: float = 1.0
+    straight_through: bool = False
+    rotation_trick: bool | None = None
+    directional_reparam: bool = False
+    directional_reparam_variance: float = 5e-3
+    sync_codebook: bool | None = None
+    sync_affine_param: bool = False
+    ema_update: bool | None = None
+    vq_bridge: nn.Module | None = None
+    manual_ema_update: bool = False
+    learnable_codebook: bool | None = None
+    in_place_codebook_optimizer: Callable[..., Optimizer] | None = None
+    manual_in_place_optimizer_update: bool = False
+    affine_param: bool = False
+    affine_param_batch_decay: float = 0.99
+    affine_param_codebook_decay: float = 0.9
+    sync_update_v: float = 0.0
+    return_zeros_for_masked_padding: bool = True
+    route_gradients_to_input: bool = True
+
+    def __post_init__(self) -> None:
+        check(self, RULES)
+        if self.averages and self.learns:
+            raise ValueError(
+                "'ema_update' must be False where 'learnable_codebook' moves the codes by gradient, got both. "
+                "Set ema_update=False."
+            )
+        if self.averages and (self.orthogonal_reg_weight > 0 or self.codebook_diversity_loss_weight > 0):
+            raise ValueError(
+                "'orthogonal_reg_weight' and 'codebook_diversity_loss_weight' must be 0 for moving averages, which "
+                f"overwrite what a loss moves, got {self.orthogonal_reg_weight} and "
+                f"{self.codebook_diversity_loss_weight}. Set learnable_codebook=True and ema_update=False."
+            )
+        if self.sync_update_v > 0 and (self.rotates or not self.learns):
+            raise ValueError(
+                "'sync_update_v' must be 0 but for a straight-through gradient, of which learning codes get a share, "
+                f"got {self.sync_update_v}. Set rotation_trick=False, learnable_codebook=True and ema_update=False."
+            )
+        if self.in_place_codebook_optimizer is not None and not self.learns:
+            raise ValueError(
+                "'in_place_codebook_optimizer' must be None but for codes that learn by gradient, got one. Set "
+                "learnable_codebook=True and ema_update=False."
+            )
+        if self.directional_reparam and self.rotation_trick:
+            raise ValueError(
+                "'rotation_trick' must be False where 'directional_reparam' passes the gradient, got both. "
+                "Leave one out."
+            )
+        if not (self.averages or self.learns) and self.threshold_ema_dead_code > 0:
+            raise ValueError(
+                f"'threshold_ema_dead_code' must be 0 for codes that do not learn, got {self.threshold_ema_dead_code}. "
+                "Set learnable_codebook=True or leave ema_update on."
+            )
+        if self.learns and not self.route_gradients_to_input:
+            raise ValueError(
+                "'route_gradients_to_input' must be True where the codebook learns by gradient, got False. "
+                "Detach the encoder's output instead."
+            )
+
+    @property
+    def code_dim(self) -> int:
+        """Features of a code."""
+        return self.dim if self.codebook_dim is None else self.codebook_dim
+
+    @property
+    def averages(self) -> bool:
+        """Whether codes are moving averages."""
+        return not self.directional_reparam if self.ema_update is None else self.ema_update
+
+    @property
+    def learns(self) -> bool:
+        """Whether codes learn by gradient."""
+        return self.directional_reparam if self.learnable_codebook is None else self.learnable_codebook
+
+    @property
+    def rotates(self) -> bool:
+        """Whether the gradient goes by the rotation trick."""
+        default = not self.directional_reparam and self.dim > 1
+        return default if self.rotation_trick is None else self.rotation_trick
+
+    @property
+    def channels_first(self) -> bool:
+        """Whether features are the second axis of what comes in."""
+        return not self.channel_last or self.accept_image_fmap or self.accept_3d_fmap
+
+    def estimator(self) -> AbstractEstimator:
+        """How the gradient passes the choice of a code."""
+        if not self.route_gradients_to_input:
+            return NoGradient()
+        if self.directional_reparam:
+            return DiVeQ(math.sqrt(self.directional_reparam_variance))
+        return Rotation() if self.rotates else StraightThrough(self.sync_update_v)
+
+    def parts(self) -> list[Part]:
+        """What goes beside the codebook."""
+        parts: list[Part] = []
+        if self.affine_param:
+            parts.append(Affine(self.affine_param_batch_decay, self.affine_param_codebook_decay))
+        if self.in_place_codebook_optimizer is not None:
+            parts.append(InPlaceStep(_learning_rate(self.in_place_codebook_optimizer)))
+        if self.orthogonal_reg_weight > 0:
+            parts.append(Orthogonal(self.orthogonal_reg_weight, self.orthogonal_reg_max_codes))
+        if self.codebook_diversity_loss_weight > 0:
+            parts.append(Diversity(self.codebook_diversity_loss_weight, self.codebook_diversity_temperature))
+        return parts
+
+    def member(self) -> VectorQuantizer:
+        """One codebook, inside the projection."""
+        member = VectorQuantizer(
+            self.code_dim,
+            self.codebook_size,
+            decay=self.decay if self.averages else None,
+            commitment_weight=0.0 if self.directional_reparam else self.commitment_weight,
+            cosine=self.use_cosine_sim,
+            kmeans_start=self.kmeans_init,
+            revive_below=float(self.threshold_ema_dead_code),
+            estimator=self.estimator(),
+            parts=self.parts(),
+        )
+        _place_uniformly(member)
+        if self.freeze_codebook or not (self.averages or self.learns):
+            member.freeze()
+        return member
+
+    def quantizer(self) -> AbstractQuantizer:
+        """The whole of it, on latents ``(*, dim)``."""
+        if self.heads == 1:
+            inner: AbstractQuantizer = self.member()
+        elif self.separate_codebook_per_head:
+            inner = Product([self.member() for _ in range(self.heads)])
+        else:
+            inner = Product(self.member(), heads=self.heads)
+        # the other library normalizes only where it projects
+        normalizes = self.layernorm_after_project_in and inner.dim != self.dim
+        return projected(inner, self.dim, then=nn.LayerNorm(inner.dim) if normalizes else None)
+
+
+def vector_options(module: Any, training: bool, **known: Any) -> VectorOptions:  # noqa: ANN401
+    """Options of a ``VectorQuantize`` of the other library.
+
+    Args:
+        module: The module.
+        training: False leaves out options that matter in training only.
+        **known: Options that the caller knows better.
+    """
+    codebook = module._codebook
+    names = [field.name for field in fields(VectorOptions)]
+    found: dict[str, Any] = read(codebook, names) | read(module, names)
+    for name in ("sync_codebook", "sync_kmeans"):  # how its process was set up, not what a user asked for
+        found.pop(name, None)
+    drawing: Mapping[str, Any] = getattr(codebook.gumbel_sample, "keywords", {})
+    found |= {
+        "codebook_dim": codebook.embed.shape[-1],
+        "kmeans_init": not bool(codebook.initted),
+        "layernorm_after_project_in": isinstance(module.project_in, nn.Sequential),
+        "stochastic_sample_codes": drawing.get("stochastic", False),
+        "straight_through": drawing.get("straight_through", False),
+        "learnable_codebook": module.learnable_codebook,
+    }
+    found |= known
+    if not training:
+        found |= _EVALUATION
+    return VectorOptions(**found)
+
+
+_EVALUATION: dict[str, Any] = {
+    **defaults(RULES),
+    "orthogonal_reg_weight": 0.0,
+    "codebook_diversity_loss_weight": 0.0,
+    "sync_update_v": 0.0,
+    "threshold_ema_dead_code": 0,
+    "in_place_codebook_optimizer": None,
+    "route_gradients_to_input": True,
+}
+"""Options that matter in training only, at values that are accepted."""
+
+
+def _learning_rate(optimizer: Callable[..., Optimizer] | Optimizer) -> float:
+    """Learning rate of plain gradient descent.
+
+    Raises:
+        ValueError: If the optimizer is another one.
+    """
+    if not isinstance(optimizer, Optimizer):
+        optimizer = optimizer([nn.Parameter(torch.zeros(1))])
+    group = optimizer.param_groups[0]
+    plain = isinstance(optimizer, SGD) and not any(group[name] for name in ("momentum", "weight_decay", "maximize"))
+    if not plain:
+        raise ValueError(
+            f"'in_place_codebook_optimizer' must be plain gradient descent here, got {type(optimizer).__name__}. "
+            "Pass lambda parameters: torch.optim.SGD(parameters, lr=...)."
+        )
+    return float(group["lr"])
+
+
+@torch.no_grad()
+def _place_uniformly(member: VectorQuantizer) -> None:
+    """Puts the codes where the other library starts: uniform, of standard deviation sqrt(2 / (K L))."""
+    codes = member.moving.codes if member.learned is None else member.learned
+    bound = math.sqrt(6 / codes.numel())
+    codes.uniform_(-bound, bound)

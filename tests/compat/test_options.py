@@ -1,0 +1,197 @@
+"""What means nothing here is refused, with the parameter, the rule, the value and a remedy."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from gmvq.compat import vector_quantize_pytorch as ours
+
+LEARNED = {"learnable_codebook": True, "ema_update": False}
+VECTOR = {"dim": 8, "codebook_size": 16}
+RESIDUAL = {**VECTOR, "num_quantizers": 3}
+SCALAR = {"levels": [5, 4, 3]}
+LEVELS = {"levels": [5] * 8, "num_quantizers": 2}
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters)
+
+
+def descent(parameters):
+    return torch.optim.SGD(parameters, lr=1.0)
+
+
+def without_addresses(value):
+    """The same names of tests in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+
+
+REFUSED = [
+    ("VectorQuantize", {**VECTOR, "eps": 1e-3}, "'eps' must be 1e-05 here, got 0.001"),
+    ("VectorQuantize", {**VECTOR, "kmeans_iters": 5}, "'kmeans_iters' must be 10"),
+    ("VectorQuantize", {**VECTOR, "sync_kmeans": False}, "'sync_kmeans' must be True"),
+    ("VectorQuantize", {**VECTOR, "sync_codebook": False}, "'sync_codebook' must be None or True"),
+    ("VectorQuantize", {**VECTOR, "commitment_use_cross_entropy_loss": True}, "'commitment_use_cross_entropy_loss'"),
+    ("VectorQuantize", {**VECTOR, "orthogonal_reg_active_codes_only": True}, "'orthogonal_reg_active_codes_only'"),
+    ("VectorQuantize", {**VECTOR, "stochastic_sample_codes": True}, "StochasticQuantizer"),
+    ("VectorQuantize", {**VECTOR, "straight_through": True}, "GumbelSoftmax"),
+    ("VectorQuantize", {**VECTOR, "sample_codebook_temp": 0.5}, "'sample_codebook_temp'"),
+    ("VectorQuantize", {**VECTOR, "vq_bridge": nn.Linear(8, 8)}, "'vq_bridge' must be None .* gmvq.SimVQ"),
+    ("VectorQuantize", {**VECTOR, "manual_ema_update": True}, r"call .update\(\)"),
+    ("VectorQuantize", {**VECTOR, "manual_in_place_optimizer_update": True}, r"call .update\(\)"),
+    ("VectorQuantize", {**VECTOR, "learnable_codebook": True}, "Set ema_update=False"),
+    ("VectorQuantize", {**VECTOR, "orthogonal_reg_weight": 10.0}, "must be 0 for moving averages"),
+    ("VectorQuantize", {**VECTOR, "codebook_diversity_loss_weight": 1.0}, "must be 0 for moving averages"),
+    ("VectorQuantize", {**VECTOR, **LEARNED, "sync_update_v": 0.5}, "Set rotation_trick=False"),
+    ("VectorQuantize", {**VECTOR, "rotation_trick": False, "sync_update_v": 0.5}, "learnable_codebook=True"),
+    ("VectorQuantize", {**VECTOR, "directional_reparam": True, "rotation_trick": True}, "Leave one out"),
+    (
+        "VectorQuantize",
+        {**VECTOR, "ema_update": False, "threshold_ema_dead_code": 2},
+        "'threshold_ema_dead_code' must",
+    ),
+    (
+        "VectorQuantize",
+        {**VECTOR, **LEARNED, "route_gradients_to_input": False},
+        "'route_gradients_to_input' must",
+    ),
+    (
+        "VectorQuantize",
+        {**VECTOR, "in_place_codebook_optimizer": descent},
+        "'in_place_codebook_optimizer' must",
+    ),
+    ("VectorQuantize", {**VECTOR, **LEARNED, "in_place_codebook_optimizer": adam}, "plain gradient descent"),
+    ("VectorQuantize", {"dim": 8, "codebook_size": 0}, "'codebook_size' must be"),
+    ("ResidualVQ", {**RESIDUAL, "heads": 2}, "'heads' must be 1"),
+    ("ResidualVQ", {**RESIDUAL, "diveq": True}, "'diveq' must be False"),
+    ("ResidualVQ", {**RESIDUAL, "implicit_neural_codebook": True}, "gmvq.ImplicitResidual"),
+    ("ResidualVQ", {**RESIDUAL, "beam_score_quantizer_weights": [1.0, 0.5, 0.1]}, "'beam_score_quantizer_weights'"),
+    ("ResidualVQ", {**RESIDUAL, "quant_grad_frac": 0.5}, "'quant_grad_frac'"),
+    ("ResidualVQ", {**RESIDUAL, "kmeans_iters": 5}, "'kmeans_iters' must be 10"),
+    ("ResidualVQ", VECTOR, "'num_quantizers' must say"),
+    ("ResidualVQ", {"dim": 8, "codebook_size": (4, 8), "num_quantizers": 3}, "'num_quantizers' must be the number"),
+    ("ResidualVQ", {"dim": 8, "codebook_size": (4, 8), "shared_codebook": True}, "'shared_codebook' needs one size"),
+    ("GroupedResidualVQ", {**RESIDUAL, "groups": 3}, "'groups' must divide 'dim' = 8, got 3"),
+    ("GroupedResidualVQ", {**RESIDUAL, "groups": 2, "diveq": True}, "'diveq' must be False"),
+    ("FSQ", {**SCALAR, "scale": 2.0}, "no effect in the other library either"),
+    ("FSQ", {**SCALAR, "force_quantization_f32": False}, "'force_quantization_f32'"),
+    ("FSQ", {**SCALAR, "allowed_dtypes": (torch.float16,)}, "'allowed_dtypes'"),
+    ("FSQ", {**SCALAR, "num_codebooks": 2, "keep_num_codebooks_dim": False}, "'keep_num_codebooks_dim' must be True"),
+    ("FSQ", {"levels": [2, 2]}, "symmetric=True"),
+    ("ResidualFSQ", {**SCALAR, "num_quantizers": 2, "num_codebooks": 2}, "'num_codebooks' must be 1"),
+    ("ResidualFSQ", {**SCALAR, "num_quantizers": 2, "soft_clamp_input_value": 2.0}, "set bound_hard_clamp=False"),
+    ("LFQ", {}, "'dim' or 'codebook_size' must be given"),
+    ("LFQ", {"dim": 4, "frac_per_sample_entropy": 0.5}, "'frac_per_sample_entropy'"),
+    ("LFQ", {"dim": 4, "experimental_softplus_entropy_loss": True}, "at least 0 without it"),
+    ("LFQ", {"dim": 4, "straight_through_activation": nn.Tanh()}, "'straight_through_activation' must be the identity"),
+    ("LFQ", {"dim": 4, "num_codebooks": 2, "keep_num_codebooks_dim": False}, "'keep_num_codebooks_dim' must be True"),
+    ("LFQ", {"dim": 4, "soft_clamp_input_value": 0.5}, "at least 'codebook_scale'"),
+    ("LFQ", {"codebook_size": 15}, "'codebook_size' must be a power of 2"),
+    ("SimVQ", {"dim": 8, "codebook_size": 16, "codebook_transform": nn.Linear(8, 4)}, "'transform' must take"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "message"), REFUSED, ids=without_addresses)
+def test_says_what_means_nothing_here(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(ours, kind)(**options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("VectorQuantize", VECTOR),
+        ("ResidualVQ", RESIDUAL),
+        ("GroupedResidualVQ", RESIDUAL),
+        ("FSQ", SCALAR),
+        ("ResidualFSQ", {**SCALAR, "num_quantizers": 2}),
+        ("LFQ", {"dim": 4}),
+        ("SimVQ", VECTOR),
+    ],
+)
+def test_unknown_options_are_no_options(kind, options):
+    with pytest.raises(TypeError, match="codebok_size"):
+        getattr(ours, kind)(**options, codebok_size=16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "call", "message"),
+    [
+        ("VectorQuantize", VECTOR, {"topk": 2}, "'topk' must be left out"),
+        ("VectorQuantize", VECTOR, {"ema_update_weight": torch.ones(1)}, "'ema_update_weight' must be left out"),
+        ("VectorQuantize", VECTOR, {"indices": torch.zeros(2, 10)}, "cross_entropy"),
+        ("VectorQuantize", VECTOR, {"mask": torch.ones(2, 10)}, "'mask' must be boolean"),
+        ("ResidualVQ", RESIDUAL, {"beam_size": 2}, "where you make the module"),
+        ("ResidualVQ", RESIDUAL, {"indices": torch.zeros(2, 10, 3)}, "cross_entropy"),
+        ("GroupedResidualVQ", RESIDUAL, {"indices": torch.zeros(1, 2, 10, 3)}, "'indices' must be None"),
+        ("LFQ", {"dim": 8}, {"inv_temperature": 10.0}, "LookupFreeQuantizer"),
+        (
+            "ResidualFSQ",
+            {"levels": [5] * 8, "num_quantizers": 2},
+            {"rand_quantize_dropout_fixed_seed": 1},
+            "manual_seed",
+        ),
+    ],
+)
+def test_says_what_a_call_cannot_do(kind, options, call, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(ours, kind)(**options)(torch.randn(2, 10, 8), **call)
+
+
+def test_arguments_of_a_call_at_rest_are_accepted():
+    x = torch.randn(2, 10, 8)
+    assert len(ours.VectorQuantize(**VECTOR)(x, topk=None, accum_ema_update=False)) == 3
+    assert len(ours.ResidualVQ(**RESIDUAL)(x, beam_size=None)) == 3
+    with pytest.raises(TypeError, match="no argument 'top'"):
+        ours.VectorQuantize(**VECTOR)(x, top=2)
+
+
+def test_arguments_go_by_place_as_in_theirs():
+    assert ours.VectorQuantize(8, 16, 4, 2).heads == 2
+    assert ours.FSQ([5, 5], 8).dim == 8
+    assert ours.SimVQ(8, 16).codebook_size == 16
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("VectorQuantize", {**VECTOR, "eps": 1e-3, "kmeans_iters": 5}),
+        ("VectorQuantize", {**VECTOR, "stochastic_sample_codes": True, "sample_codebook_temp": 0.5}),
+        ("VectorQuantize", {**VECTOR, "rotation_trick": False, "straight_through": True}),
+        ("VectorQuantize", {**VECTOR, "orthogonal_reg_weight": 10.0, "commitment_use_cross_entropy_loss": True}),
+        ("VectorQuantize", {**VECTOR, **LEARNED, "sync_update_v": 0.5}),
+        ("VectorQuantize", {**VECTOR, **LEARNED, "in_place_codebook_optimizer": adam}),
+        ("VectorQuantize", {**VECTOR, "manual_ema_update": True}),
+        ("ResidualVQ", {**RESIDUAL, "quant_grad_frac": 0.5, "stochastic_sample_codes": True}),
+        ("LFQ", {"dim": 8, "frac_per_sample_entropy": 0.5, "straight_through_activation": nn.Tanh()}),
+        ("FSQ", {"levels": [5] * 8, "force_quantization_f32": False}),
+    ],
+)
+def test_convert_for_evaluation_leaves_training_out(kind, options):
+    theirs = pytest.importorskip("vector_quantize_pytorch")
+    torch.manual_seed(0)
+    module = getattr(theirs, kind)(**options).eval()
+    with pytest.raises(ValueError, match="must"):
+        ours.convert(module)
+    x = torch.randn(2, 10, 8)
+    values, codes, _, _ = ours.convert(module, training=False)(x)
+    with torch.no_grad():
+        expected = module(x)
+    torch.testing.assert_close(values, expected[0])
+    assert torch.equal(codes, expected[1].long())
+
+
+def test_convert_knows_its_modules():
+    with pytest.raises(ValueError, match=r"'module' must be one of GroupedResidualVQ, VectorQuantize, .* got Linear"):
+        ours.convert(nn.Linear(2, 2))
+
+
+def test_convert_knows_subclasses():
+    theirs = pytest.importorskip("vector_quantize_pytorch")
+
+    class Mine(theirs.VectorQuantize):
+        pass
+
+    assert ours.convert(Mine(dim=8, codebook_size=16)).codebook_size == 16
