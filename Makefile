@@ -5,14 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-done
 
-.PHONY: setup demo test lint compare clean
+.PHONY: setup demo test test-slow lint docs compare clean
 
 setup: $(SETUP)
 
 $(SETUP): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gmvq needs Python 3.11 or newer: make setup PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,tensorboard]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,docs,tensorboard]'
 	@touch $@
 
 demo: setup
@@ -20,13 +20,22 @@ demo: setup
 	@echo "Open runs/photos/report.html"
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term --cov-fail-under=90 $(ARGS)
+
+# Every layout, mask and precision compiled, for each member in each composition: an hour on two cores.
+test-slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 lint: setup
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
+
+# The pages in docs/_build/html. Warnings are errors, as in CI.
+docs: setup
+	$(BIN)/python -m sphinx -b html -W -E --keep-going --quiet docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
 
 # The tables of docs/results.md: an hour on two cores. DATA is where CIFAR-10 and Fashion-MNIST are.
 DATA ?= ../shared/data
@@ -35,4 +44,4 @@ compare: setup
 	$(BIN)/python benchmarks/drop_in.py --out runs/drop_in.json
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache .hypothesis .coverage*

@@ -40,6 +40,7 @@ def test_the_python_runs(folder):
     assert names["codes"].shape == (8, 256)
     assert names["entropy"].shape == (8, 256)
     assert names["images"].shape == (1, 3, 512, 512)
+    assert names["feature_maps"].shape == (2, 64, 16, 16)
 
 
 def test_the_commands_run(folder, capsys):
