@@ -122,6 +122,20 @@ def test_information_equals_the_posterior_of_all_tokens():
     assert metrics["mutual_information"] == pytest.approx(entropy - float(posterior.entropy.mean()), abs=1e-4)
 
 
+@pytest.mark.parametrize("codebook_size", [2**25, 2**36])
+@pytest.mark.parametrize("quantizer", ["binary-spherical", "lookup-free"])
+def test_codebooks_too_large_to_list(quantizer, codebook_size):
+    model, images = make_model(quantizer, codebook_size=codebook_size), make_images()
+    codes = model.encode(floats(images))
+    result = evaluate(model, images, samples=2)
+    assert result.metrics["used_codes"] == len(codes.unique())
+    assert result.metrics["usage"] == len(codes.unique()) / codebook_size
+    assert result.metrics["bits_per_token"] == math.log2(codebook_size)
+    assert {name for name, value in result.metrics.items() if value is None} == MIXTURE_ONLY
+    assert torch.equal(result.statistics.counts.indices()[0], codes.unique())
+    assert result.metrics["elbo_bits_per_dim"] is not None
+
+
 def bits(nats, images):
     return -nats / (images.images.numel() * math.log(2))
 

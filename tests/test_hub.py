@@ -1,10 +1,15 @@
+import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import gmvq
 from gmvq import hub
+
+OLD_MODELS = sorted((Path(__file__).parent / "golden/models").iterdir())
 
 
 @pytest.fixture
@@ -100,3 +105,32 @@ def test_golden_description(tmp_path, model):
     assert description["version"] == 1
     assert description["config"]["codebook_size"] == 12
     assert len(description["fingerprint"]) == 64
+
+
+@pytest.mark.parametrize("run", OLD_MODELS, ids=lambda run: run.name)
+def test_old_runs_load(tmp_path, run):
+    expected = load_file(run / "expected.safetensors")
+    model = gmvq.load(run)
+    codes = model.encode(expected["images"])
+    if run.name == "none":
+        torch.testing.assert_close(codes, expected["codes"], atol=1e-4, rtol=1e-4)
+    else:
+        assert torch.equal(codes, expected["codes"])
+    torch.testing.assert_close(model.decode(expected["codes"]), expected["reconstruction"], atol=1e-4, rtol=1e-4)
+    # codes written with the old model name it by its fingerprint: it stays, and that of a copy saved anew is the same
+    described = json.loads((run / "config.json").read_text())["fingerprint"]
+    assert hub.fingerprint(model) == hub.fingerprint(copy.deepcopy(model)) == described
+    gmvq.save(model, tmp_path)
+    assert hub.fingerprint(gmvq.load(tmp_path)) == described
+
+
+@pytest.mark.parametrize("run", OLD_MODELS, ids=lambda run: run.name)
+def test_old_runs_learn_on(run):
+    model = gmvq.load(run).train()
+    before = hub.fingerprint(model)
+    loss = model(load_file(run / "expected.safetensors")["images"]).loss
+    loss.backward()
+    assert bool(loss.isfinite())
+    assert all(parameter.grad is not None for parameter in model.encoder.parameters())
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert hub.fingerprint(model) != before

@@ -43,6 +43,9 @@ MAX_PIXELS = 1 << 17
 MAX_DISTANCES = 1 << 22
 """Distances of tokens to codes held at a time."""
 
+MOST_ENUMERATED = 1 << 16
+"""Largest codebook whose posterior is written out for each token: beyond it, that would be most of the time."""
+
 BOUND_SIDE = 128
 """Side in pixels of the central crop that stands for a larger image in the bounds."""
 
@@ -146,7 +149,8 @@ def _reconstruct(model: Autoencoder, images: Images, batch_size: int, seed: int)
     size = bottleneck.codebook_size
     hard, soft, sampled = Distortion(), Distortion(structure=False), Distortion(structure=False)
     statistics = None if size is None else CodebookStatistics(size)
-    information = MixtureInformation(size) if size is not None and bottleneck.has_posterior else None
+    enumerated = size is not None and bottleneck.has_posterior and size <= MOST_ENUMERATED
+    information = MixtureInformation(size) if size is not None and enumerated else None
     generator = torch.Generator(device).manual_seed(seed)
     pixels, tokens, seconds = 0, 0, 0.0
     for index, batch in enumerate(_batches(images, batch_size, device)):
@@ -159,14 +163,14 @@ def _reconstruct(model: Autoencoder, images: Images, batch_size: int, seed: int)
         reconstructed = model.decode(codes, shape)
         seconds += _clock(device) - start
         hard.update(reconstructed, batch)
-        means = _by_block(bottleneck.posterior_mean, latents, size)
+        means = _by_block(bottleneck.posterior_mean, latents, bottleneck)
         soft.update(model.likelihood.mean(model.decode_values(means, shape)), batch)
         values = _sample(bottleneck, latents, generator).values
         sampled.update(model.likelihood.mean(model.decode_values(values, shape)), batch)
         if statistics is not None:
             statistics.update(codes)
         if information is not None:
-            for block in _blocks(latents, size):
+            for block in _blocks(latents, bottleneck):
                 information.update(bottleneck.posterior(block).responsibilities)
         pixels += batch.shape[0] * shape[0] * shape[1]
         tokens += latents.shape[:-1].numel()
@@ -183,7 +187,7 @@ def _bound(
     for batch in _batches(images, batch_size, device, side=BOUND_SIDE):
         latents = model.latents(batch)
         log_likelihood, log_prior, log_posterior = _draws(model, batch, latents, samples, generator)
-        divergence = _by_block(bottleneck.divergence, latents, bottleneck.codebook_size)
+        divergence = _by_block(bottleneck.divergence, latents, bottleneck)
         elbo += float(evidence_lower_bound(log_likelihood, _over_tokens(divergence)).sum())
         iwae += float(importance_weighted_bound(log_likelihood, log_prior, log_posterior).sum())
         if isinstance(bottleneck, GaussianMixtureQuantizer) and aggregated is not None:
@@ -222,7 +226,7 @@ def _aggregated_terms(
     bottleneck: GaussianMixtureQuantizer, latents: Tensor, aggregated: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Expected distance and T KL(q_B || p) of each image in nats, both ``(B,)``."""
-    distance = _by_block(lambda rows: bottleneck.expected_distance(rows), latents, bottleneck.codebook_size)
+    distance = _by_block(lambda rows: bottleneck.expected_distance(rows), latents, bottleneck)
     divergence = categorical_divergence(aggregated, bottleneck.log_prior.cpu())
     tokens = latents.shape[1:-1].numel()
     return _over_tokens(distance), (tokens * divergence).expand(len(latents)).to(latents.device)
@@ -322,18 +326,19 @@ def _first(images: Images, number: int) -> Images:
     return images if number >= len(images) else images.subset(range(number))
 
 
-def _blocks(latents: Tensor, codebook_size: int | None) -> tuple[Tensor, ...]:
-    """Rows ``(n, dim)``, few enough that their distances to all codes fit in memory."""
+def _blocks(latents: Tensor, bottleneck: AbstractBottleneck) -> tuple[Tensor, ...]:
+    """Rows ``(n, dim)``, few enough that their posterior over all codes fits in memory; all if there is none."""
+    codebook_size = bottleneck.codebook_size if bottleneck.has_posterior else None
     return latents.flatten(0, -2).split(max(1, MAX_DISTANCES // (codebook_size or 1)))
 
 
-def _by_block(function: Callable[[Tensor], Tensor], latents: Tensor, codebook_size: int | None) -> Tensor:
+def _by_block(function: Callable[[Tensor], Tensor], latents: Tensor, bottleneck: AbstractBottleneck) -> Tensor:
     """The function of all tokens ``(B, h, w, dim)``, a block of rows at a time."""
-    return torch.cat([function(block) for block in _blocks(latents, codebook_size)]).unflatten(0, latents.shape[:-1])
+    return torch.cat([function(block) for block in _blocks(latents, bottleneck)]).unflatten(0, latents.shape[:-1])
 
 
 def _sample(bottleneck: AbstractBottleneck, latents: Tensor, generator: torch.Generator) -> PosteriorSample:
-    blocks = _blocks(latents, bottleneck.codebook_size)
+    blocks = _blocks(latents, bottleneck)
     draws = [bottleneck.sample_posterior(block, generator) for block in blocks]
     return PosteriorSample(*(torch.cat(parts).unflatten(0, latents.shape[:-1]) for parts in zip(*draws, strict=True)))
 

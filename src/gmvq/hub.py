@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
+from torch import Tensor
 
 from gmvq.models import Autoencoder, AutoencoderConfig
 
@@ -30,16 +31,23 @@ FORMAT = "gmvq.autoencoder"
 VERSION = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+RETIRED = "_retired"
+"""Attribute of a loaded model: what its file holds that no module of today has. It is part of what the model is called:
+codes that were written with an old model keep their tokenizer."""
 
 
 def fingerprint(model: Autoencoder) -> str:
     """SHA-256 of a model's configuration and weights, in hexadecimal."""
     digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(_state(model).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # a view as bytes: NumPy has no bfloat16
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _state(model: Autoencoder) -> dict[str, Tensor]:
+    return {**model.state_dict(), **getattr(model, RETIRED, {})}
 
 
 @contextmanager
@@ -84,7 +92,7 @@ def save(model: Autoencoder, folder: str | Path) -> Path:
         The folder.
     """
     folder = Path(folder)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(model).items()}
     mark = fingerprint(model)
     write_atomically(folder / WEIGHTS, save_bytes(weights, {"fingerprint": mark}))
     config = {"format": FORMAT, "version": VERSION, "gmvq": metadata.version("gmvq"), "config": asdict(model.config)}
@@ -112,6 +120,8 @@ def load(folder: str | Path) -> Autoencoder:
         weights = load_bytes(weights_path.read_bytes())
         model = Autoencoder(config)
         model.load_state_dict(weights)
+        state = model.state_dict()
+        setattr(model, RETIRED, {name: tensor for name, tensor in weights.items() if name not in state})
     except SafetensorError as error:
         raise ValueError(f"{weights_path} is damaged ({error}). Copy it again from where it was trained.") from error
     except (TypeError, KeyError, RuntimeError) as error:

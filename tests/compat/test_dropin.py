@@ -306,6 +306,61 @@ def test_scalar_indices_and_values():
         assert torch.equal(levels @ torch.tensor([1, 5, 20]), indices)
 
 
+SIMPLE = (
+    *("num_codebooks", "codebook_dim", "effective_codebook_dim", "codebook_sizes", "shared_codebook"),
+    *("commitment_weight", "use_cosine_sim", "separate_codebook_per_head"),
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("VectorQuantize", {**VECTOR, **SEPARATE, "commitment_weight": 0.3, "use_cosine_sim": True}),
+        ("ResidualVQ", {"dim": 8, "codebook_size": (16, 8), "codebook_dim": 4}),
+        ("ResidualVQ", {**RESIDUAL, "shared_codebook": True}),
+        ("FSQ", {"levels": [5, 4], "dim": 8, "num_codebooks": 2}),
+        ("FSQ", {"levels": [5, 4, 3]}),
+        ("LFQ", {"dim": 8, "codebook_size": 16, "num_codebooks": 3}),
+        ("LFQ", {"dim": 6}),
+        ("SimVQ", {**VECTOR, "commitment_weight": 0.3}),
+    ],
+    ids=str,
+)
+def test_simple_attributes_are_theirs(theirs, kind, options):
+    module, dropin = getattr(theirs, kind)(**options), getattr(ours, kind)(**options)
+    names = [name for name in SIMPLE if hasattr(module, name)]
+    assert {name: getattr(dropin, name) for name in names} == {name: getattr(module, name) for name in names}
+    assert [name for name in SIMPLE if hasattr(dropin, name)] == names
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"preserve_symmetry": True}, {"bound_hard_clamp": True}, {"preserve_symmetry": True, "noise_dropout": 0.5}],
+    ids=str,
+)
+def test_features_round_as_theirs(theirs, options):
+    module, dropin = theirs.FSQ(levels=[8, 5, 4], **options), ours.FSQ(levels=[8, 5, 4], **options)
+    z, weights = 2 * torch.randn(2, 10, 1, 3), torch.randn(2, 10, 1, 3)
+    calls = [("quantize", {}), ("bound", {}), ("bound", {"hard_clamp": True})]
+    for name, arguments in calls:
+        found = []
+        for each in (dropin, module):
+            latents = z.clone().requires_grad_()
+            values = getattr(each, name)(latents, **arguments)
+            found.append((values, *torch.autograd.grad((values * weights).sum(), latents)))
+        torch.testing.assert_close(found[0], found[1])
+    with pytest.raises(ValueError, match=r"'eps' must be 0\.001"):
+        dropin.bound(z, eps=0.1)
+
+
+@pytest.mark.parametrize("options", [{}, {"codebook_scale": 0.5}, {"spherical": True}], ids=str)
+def test_bits_are_codes_as_theirs(theirs, options):
+    module, dropin = theirs.LFQ(codebook_size=16, **options), ours.LFQ(codebook_size=16, **options)
+    bits = torch.rand(3, 5, 4) > 0.5
+    for each in (bits, bits.long(), bits.float()):
+        torch.testing.assert_close(dropin.bits_to_codes(each), module.bits_to_codes(bits.float()))
+
+
 @pytest.mark.parametrize("kind", ours.__all__[:-1])
 def test_attributes_are_theirs(theirs, kind):
     options = {
@@ -317,7 +372,8 @@ def test_attributes_are_theirs(theirs, kind):
     }.get(kind, RESIDUAL)
     module = getattr(theirs, kind)(**options)
     dropin = dropin_of(module)
-    for name in ("dim", "codebook_size", "num_quantizers", "heads", "codebook", "codebooks", "implicit_codebook"):
+    names = ("dim", "codebook_size", "num_quantizers", "heads", "codebook", "codebooks", "implicit_codebook")
+    for name in (*names, *SIMPLE):
         if hasattr(module, name):
             expected, found = getattr(module, name), getattr(dropin, name)
             torch.testing.assert_close(found, expected) if isinstance(expected, torch.Tensor) else None

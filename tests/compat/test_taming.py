@@ -101,5 +101,15 @@ def test_says_what_it_cannot_load(state, message):
 
 
 def test_divergence_weight_is_checked():
-    with pytest.raises(ValueError, match="'divergence_weight' must be at least 0"):
+    with pytest.raises(ValueError, match="'divergence_weight' must be a finite number of at least 0"):
         GumbelQuantizer(4, 16, divergence_weight=-1.0)
+
+
+def test_evaluation_has_the_gradient_of_the_posterior_mean():
+    quantizer = GumbelQuantizer(4, 16).double().eval()
+    rows = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    out = quantizer(rows)
+    assert torch.equal(out.values, quantizer.decode(out.codes))
+    (given,) = torch.autograd.grad(out.values.sum(), rows)
+    mean = quantizer.posterior(rows).responsibilities @ quantizer.learned
+    torch.testing.assert_close(given, torch.autograd.grad(mean.sum(), rows)[0])

@@ -196,3 +196,32 @@ def test_quantizer_dropout_leaves_as_many_levels():
         module(x)
         seen = {int((module(x)[1][0, 0] >= 0).sum()) for _ in range(60)}
         assert seen == {2, 4, 6}
+
+
+@pytest.mark.parametrize("kind", ["VectorQuantize", "ResidualVQ"])
+def test_directional_reparametrization_trains_by_the_task_alone(kind):
+    options = {
+        "dim": 8,
+        "codebook_size": 16,
+        "commitment_weight": 0.5,
+        **({"num_quantizers": 2} if kind == "ResidualVQ" else {}),
+    }
+    # almost no draw in the direction, and no code that is dead
+    still = {"directional_reparam_variance": 1e-12, "threshold_ema_dead_code": 1e-9}
+    module = getattr(theirs, kind)(**options, **still, directional_reparam=True)
+    dropin = dropin_of(module)
+    x, weights = torch.randn(4, 50, 8), torch.randn(4, 50, 8)
+    found = []
+    for each in (dropin, module):
+        latents = x.clone().requires_grad_()
+        values, codes, loss = each(latents)[:3]
+        assert not loss.any()
+        learned = [p for p in each.parameters() if p.requires_grad]
+        if loss.requires_grad:  # a zero of the latents
+            of_loss = torch.autograd.grad(loss.sum(), [latents, *learned], allow_unused=True, retain_graph=True)
+            assert not any(gradient is not None and gradient.any() for gradient in of_loss)
+        gradients_of_task = torch.autograd.grad((values * weights).sum(), [latents, *learned])
+        found.append((codes, gradients_of_task[0], torch.cat([each.reshape(-1, 8) for each in gradients_of_task[1:]])))
+    assert torch.equal(found[0][0], found[1][0])
+    if kind == "VectorQuantize":  # of levels, theirs has the gradient as many times as there are
+        torch.testing.assert_close(found[0][1:], found[1][1:], atol=1e-4, rtol=1e-4)

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import distributed as dist
 
+import gmvq
 from gmvq.metrics.codes import CodebookStatistics, CompositeStatistics
+from gmvq.metrics.information import MixtureInformation
 from gmvq.metrics.precision import in_float64
 
 
@@ -146,15 +148,24 @@ def measured(rows):
     statistics.update(codes[rows])
     distortion.update(images[rows], targets[rows])
     information.update(logits[rows].softmax(-1))
-    return statistics, distortion, information
+    huge, soft = CodebookStatistics(2**62), CodebookStatistics(5)
+    huge.update(codes[rows] << 59)
+    if rows.start:  # only one rank has any
+        soft.update(codes[rows], responsibilities=logits[rows].softmax(-1))
+    return statistics, distortion, information, huge, soft
 # Unequal shares: a mean of the ranks' means would be wrong.
 whole, parts = measured(slice(0, 8)), measured(slice(0, 3) if rank == 0 else slice(3, 8))
-statistics, distortion, information = (part.merged() for part in parts)
+statistics, distortion, information, huge, soft = (part.merged() for part in parts)
 assert torch.equal(statistics.counts, whole[0].counts)
 assert distortion.images == 8
 for name in ("mse", "psnr", "ssim"):
     assert abs(getattr(distortion, name) - getattr(whole[1], name)) < 1e-12, name
 assert abs(information.mutual_information - whole[2].mutual_information) < 1e-12
+assert torch.equal(huge.code_counts.seen, whole[3].code_counts.seen)
+assert torch.equal(huge.code_counts.times, whole[3].code_counts.times)
+assert (huge.used, huge.entropy, huge.information.tokens) == (5, whole[3].entropy, 0)
+assert soft.total == soft.information.tokens == 15
+assert soft.mutual_information > 0
 dist.destroy_process_group()
 """
 
@@ -187,6 +198,45 @@ def test_information_of_soft_codes_by_hand():
         statistics.update(torch.tensor([0, 1]), responsibilities=responsibilities)
 
 
+SURE = torch.eye(4)[:3]
+
+
+@pytest.mark.parametrize(
+    ("codes", "mask", "responsibilities", "message"),
+    [
+        (torch.tensor([0, 1, 2]), torch.ones(2, dtype=torch.bool), SURE, "'mask' must be boolean"),
+        (torch.tensor([0, 1, 2]), torch.ones(3), SURE, "'mask' must be boolean"),
+        (torch.tensor([0, 1, 4]), None, SURE, "lie in"),
+        (torch.tensor([0.0, 1.0, 2.0]), None, SURE, "integers"),
+        (torch.tensor([0, 1, 2]), None, 2 * SURE, "sum to 1"),
+        (torch.tensor([0, 1, 2]), None, SURE[:, :3], "must have 4 components"),
+        (torch.tensor([0, 1, 2]), None, SURE[0], "'responsibilities' must have the shape"),
+    ],
+)
+def test_an_update_counts_all_or_nothing(codes, mask, responsibilities, message):
+    statistics = CodebookStatistics(4)
+    with pytest.raises(ValueError, match=message):
+        statistics.update(codes, mask, responsibilities)
+    assert (statistics.total, statistics.information.tokens) == (0, 0)
+    composite = CompositeStatistics([4, 4])
+    fine = torch.tensor([0, 1, 2]).to(codes.dtype)  # the other place has no fault
+    sure = SURE if responsibilities.shape == SURE.shape else responsibilities
+    both = torch.stack([sure, responsibilities], -2)
+    with pytest.raises(ValueError, match=message if "components" not in message else "'responsibilities'"):
+        composite.update(torch.stack([fine, codes], -1), mask, both)
+    assert [(place.total, place.information.tokens) for place in composite.places] == [(0, 0), (0, 0)]
+
+
+def test_responsibilities_for_some_tokens_only_have_no_information():
+    for parts in ([SURE, None], [None, SURE]):
+        statistics = CodebookStatistics(4)
+        for responsibilities in parts:
+            statistics.update(torch.tensor([0, 1, 2]), responsibilities=responsibilities)
+        assert statistics.perplexity == pytest.approx(3)
+        with pytest.raises(ValueError, match="for all tokens or for none, got them for 3 of 6"):
+            _ = statistics.mutual_information
+
+
 def test_composite_statistics_count_each_place():
     statistics = CompositeStatistics((4, 2))
     statistics.update(torch.tensor([[[0, 1], [1, -1]]]), torch.tensor([[True, True]]))
@@ -196,3 +246,39 @@ def test_composite_statistics_count_each_place():
     assert statistics.merged().bits_per_token == pytest.approx(1.0)
     with pytest.raises(ValueError, match="must have 2 places"):
         statistics.update(torch.zeros(3, dtype=torch.int64))
+
+
+def test_composite_statistics_take_what_products_say():
+    torch.manual_seed(0)
+    latents = torch.randn(30, 6)
+    for quantizer in (
+        gmvq.Product([gmvq.GaussianMixtureQuantizer(3, 8), gmvq.GaussianMixtureQuantizer(3, 5)]),
+        gmvq.GaussianQuantizer(6, 8, group_dim=3),
+    ):
+        quantizer.eval()
+        codes, posterior = quantizer.encode(latents), quantizer.posterior(latents)
+        statistics = CompositeStatistics(quantizer.codebook_sizes)
+        mask = torch.arange(30) < 20
+        statistics.update(codes, mask, posterior.responsibilities)
+        for place, size in enumerate(quantizer.codebook_sizes):
+            information = MixtureInformation(size)
+            information.update(posterior.responsibilities[:20, place, :size])
+            assert statistics.mutual_informations[place] == information.mutual_information
+        with pytest.raises(ValueError, match="'responsibilities' must have the shape"):
+            statistics.update(codes, mask, posterior.responsibilities[..., :4])
+
+
+def test_a_place_that_was_always_dropped_needs_no_bits():
+    statistics = CompositeStatistics([4, 4])
+    for figure in ("bits_per_token", "perplexities", "mutual_informations"):
+        with pytest.raises(ValueError, match="at least 1 counted code"):
+            getattr(statistics, figure)
+    statistics.update(torch.tensor([[0, -1], [1, -1]]))
+    assert statistics.bits_per_token == pytest.approx(1)
+    assert statistics.perplexities == pytest.approx((2, 1))
+    assert statistics.mutual_informations == pytest.approx((math.log(2), 0))
+
+
+def test_composite_statistics_need_a_place():
+    with pytest.raises(ValueError, match="at least 1 size"):
+        CompositeStatistics([])

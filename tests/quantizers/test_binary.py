@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gmvq.quantizers import NoPosteriorError
 from gmvq.quantizers.binary import (
     BinarySphericalQuantizer,
     LookupFreeQuantizer,
@@ -137,7 +138,7 @@ def test_groups_add_their_divergences_and_bound_the_whole_from_below(group_bits)
 
 @members
 def test_issues_92_130_the_loss_is_never_negative(member):
-    quantizer = member(4, group_bits=4).double()
+    quantizer = member(4, group_bits=4, temperature=0.01).double()
     corners = quantizer.codebook
     assert quantizer(corners).loss.item() == pytest.approx(0.0, abs=1e-6)  # sure of each code, and all alike
     for scale in (1e-3, 0.1, 1.0, 30.0):
@@ -184,8 +185,37 @@ def test_60_bits_train(member):
     assert (rows.grad.abs().sum(-1) > 0).all()
     assert torch.equal(quantizer.decode(out.codes), out.values)
     assert quantizer.bit_probabilities(rows).shape == (100, 60)
-    with pytest.raises(ValueError, match="bit_probabilities"):
+    assert not quantizer.has_posterior
+    with pytest.raises(NoPosteriorError, match=r"no posterior .* bit_probabilities\(\)"):
         quantizer.posterior(rows)
+    for attribute in ("codebook", "code_vectors"):
+        with pytest.raises(ValueError, match=r"at most 2.* to write out all codes"):
+            getattr(quantizer, attribute)
+
+
+@members
+def test_bit_probabilities_are_the_same_under_autocast(member):
+    quantizer, rows = member(9, 32, temperature=1.0), latents(20, 9, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        given = quantizer.bit_probabilities(rows)
+    assert torch.equal(given, quantizer.bit_probabilities(rows))
+    assert quantizer.has_posterior
+
+
+@pytest.mark.parametrize("group_bits", [1, 2, 3, 4, 5])
+def test_groups_that_do_not_divide_the_bits_measure_their_own(group_bits):
+    quantizer = LookupFreeQuantizer(5, group_bits=group_bits, temperature=1.0).double()
+    rows = latents(30, 5)
+    aggregated = softmax_over_codes(quantizer, rows).mean(0).reshape([2] * 5)
+    groups = math.ceil(5 / group_bits)
+    parts = torch.arange(groups * math.ceil(5 / groups)).reshape(groups, -1)
+    expected = 0.0
+    for part in parts:
+        own = [bit for bit in part.tolist() if bit < 5]
+        others = [bit for bit in range(5) if bit not in own]
+        joint = aggregated.sum(others) if others else aggregated
+        expected += len(own) * math.log(2) - entropy(joint.flatten()).item()
+    assert quantizer(rows).terms["aggregated_divergence"].item() == pytest.approx(expected)
 
 
 @members

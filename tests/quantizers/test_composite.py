@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from gmvq.quantizers import (
+    GaussianBottleneck,
     GaussianMixtureQuantizer,
+    Hierarchical,
+    ImplicitResidual,
     LookupFreeQuantizer,
     NoPosteriorError,
     Product,
     Projected,
     Residual,
+    StochasticQuantizer,
     VectorQuantizer,
 )
 
@@ -98,6 +102,44 @@ def test_posteriors_of_independent_groups_multiply():
     torch.testing.assert_close(shared.divergence(latents), member.divergence(latents.unflatten(-1, (2, 3))).sum(-1))
 
 
+def test_a_posterior_of_no_latents_and_under_autocast():
+    for make in (
+        lambda: Product([GaussianMixtureQuantizer(3, 16), GaussianMixtureQuantizer(3, 4)]),
+        lambda: Product(GaussianMixtureQuantizer(3, 16), heads=2),
+        lambda: Projected(Product(GaussianMixtureQuantizer(2, 16), heads=2), 6),
+        lambda: Projected(GaussianMixtureQuantizer(6, 16), 6, tied=False),
+    ):
+        quantizer, latents = started(make()).eval(), rows(2, 5, 6)
+        expected = quantizer.posterior(latents)
+        assert expected.responsibilities.shape == (2, 5, *quantizer.code_shape, 16)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            given = quantizer.posterior(latents)
+        for one, other in zip(given, expected, strict=True):
+            assert torch.equal(one, other)
+        for shape in ((0,), (2, 0), ()):
+            one = quantizer.posterior(rows(*shape, 6))
+            assert one.responsibilities.shape == (*shape, *quantizer.code_shape, 16)
+            assert one.entropy.shape == one.log_density.shape == shape
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Residual([VectorQuantizer(6, 16, codebook_dim=3) for _ in range(3)]),
+        lambda: Product([Projected(VectorQuantizer(2, 16), 3, tied=False) for _ in range(2)]),
+        lambda: Projected(Residual(VectorQuantizer(3, 16), 2), 6),
+        lambda: ImplicitResidual([VectorQuantizer(6, 16) for _ in range(3)], hidden_dim=16),
+    ],
+)
+def test_values_are_decoded_codes_under_autocast(make):
+    quantizer, latents = started(make()).eval(), rows(50, 6)
+    expected = quantizer(latents)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values, codes, _, _ = quantizer(latents)
+        assert torch.equal(values, quantizer.decode(codes))
+    assert torch.equal(values, expected.values)
+
+
 def test_a_composite_without_a_posterior_says_whom_to_ask():
     for quantizer in (
         Product([GaussianMixtureQuantizer(3, 4), VectorQuantizer(3, 4)]),
@@ -161,7 +203,12 @@ def test_decode_checks_each_place_and_the_shape():
 def test_members_that_do_not_fit_get_a_reason():
     member = VectorQuantizer(4, 8)
     for make, reason in (
-        (lambda: Product([]), "must be a quantizer or a list"),
+        (lambda: Product([]), "must be a quantizer or a list of at least one, got a list of nothing"),
+        (lambda: Product("ab"), "must be a quantizer or a list of at least one, got 'ab'"),
+        (lambda: Product([VectorQuantizer]), "got a list of the class VectorQuantizer"),
+        (lambda: Product(GaussianBottleneck(4), heads=2), "at least one, got GaussianBottleneck"),
+        (lambda: Product([member], heads=True), "'heads' must be the length of the list"),
+        (lambda: Product([VectorQuantizer(4, 8), StochasticQuantizer(4, 8)]), "losses of one unit"),
         (lambda: Product([torch.nn.Linear(2, 2)]), "must be a quantizer or a list"),
         (lambda: Product(None), "must be a quantizer or a list"),
         (lambda: Product(member), "'heads' must say"),
@@ -173,6 +220,22 @@ def test_members_that_do_not_fit_get_a_reason():
     ):
         with pytest.raises(ValueError, match=reason):
             make()
+
+
+def test_a_quantizer_of_maps_has_no_place_inside():
+    inner = Hierarchical(VectorQuantizer(4, 8), (1, 1.0))
+    for make in (
+        lambda: Residual([inner]),
+        lambda: Residual(inner, 2),
+        lambda: Product(inner, heads=2),
+        lambda: Projected(inner, 6),
+        lambda: Projected(inner, 6, tied=False),
+        lambda: ImplicitResidual([inner]),
+        lambda: Hierarchical(inner, (1, 1.0)),
+    ):
+        with pytest.raises(ValueError, match="must quantize each latent by itself, got a Hierarchical"):
+            make()
+    assert inner.updates_itself
 
 
 def test_members_are_updated_once_by_the_composite():
@@ -194,6 +257,17 @@ def test_members_are_updated_once_by_the_composite():
     assert calls == leaves[1:]  # each once, but the frozen one
     changed = [not torch.equal(member.codebook, old) for member, old in zip(leaves, before, strict=True)]
     assert changed == [False, True, True]
+
+
+def test_members_of_a_refused_composite_update_themselves():
+    for members in (
+        [VectorQuantizer(3, 8), Residual(VectorQuantizer(3, 8), 2)],
+        [VectorQuantizer(3, 8), StochasticQuantizer(3, 8)],
+        [VectorQuantizer(3, 8), Hierarchical(VectorQuantizer(3, 8), (1, 1.0))],
+    ):
+        with pytest.raises(ValueError, match="'quantizers' must"):
+            Product(members)
+        assert all(member.updates_itself for member in members)
 
 
 def test_progress_and_freezing_reach_all_members():

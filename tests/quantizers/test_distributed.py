@@ -19,11 +19,14 @@ def run(name, rank=None):
     losses, codes = [], []
     for step in range(5):
         batch = latents(64, seed=step, dim=quantizer.dim)
+        # of the first rank's half all count, of the second one's a few
+        mask = torch.arange(64) < (64 if step % 2 else 40)
         # ranks draw from other states of their generators, and still take part alike
         torch.manual_seed(100 + step if rank == 1 else step)
-        batch = (batch if rank is None else batch.chunk(2)[rank]).clone().requires_grad_()
+        batch, mask = (batch, mask) if rank is None else (batch.chunk(2)[rank], mask.chunk(2)[rank])
+        batch = batch.clone().requires_grad_()
         quantizer.zero_grad()
-        out = quantizer(batch)
+        out = quantizer(batch, mask)
         (out.loss + out.values.square().mean()).backward()
         losses.append(out.loss.detach())
         codes.append(out.codes)

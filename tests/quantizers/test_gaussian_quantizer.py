@@ -269,3 +269,49 @@ def test_bad_arguments_get_a_reason():
     ):
         with pytest.raises(ValueError, match=match):
             GaussianQuantizer(6, 8, **options)
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_an_encoder_learns_behind_it_in_evaluation(hard):
+    torch.manual_seed(0)
+    quantizer = randomized(GaussianQuantizer(6, 16, group_dim=3, hard=hard)).eval()
+    rows = torch.randn(20, 6, requires_grad=True)
+    out = quantizer(rows)
+    assert torch.equal(out.values, quantizer.decode(out.codes))
+    (given,) = torch.autograd.grad((out.values * out.values.detach()).sum(), rows)
+    hard_out = quantizer.train()(rows)
+    if hard:
+        torch.testing.assert_close(
+            given, torch.autograd.grad((hard_out.values * hard_out.values.detach()).sum(), rows)[0]
+        )
+    assert (given.abs().sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_terms_are_no_views_of_the_state(training):
+    quantizer = GaussianQuantizer(6, 16).train(training)
+    out = quantizer(torch.randn(20, 6))
+    before = out.terms["divergence_weight"].item()
+    quantizer.divergence_weights.fill_(7.0)
+    assert out.terms["divergence_weight"].item() == before
+    out.terms["divergence_weight"].zero_()
+    assert (quantizer.divergence_weights == 7.0).all()
+
+
+def test_rates_are_the_same_under_autocast_and_of_any_shape():
+    torch.manual_seed(0)
+    quantizer = randomized(GaussianQuantizer(6, 16, group_dim=3)).eval()
+    rows = torch.randn(20, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rates, posterior = quantizer.group_divergences(rows), quantizer.posterior(rows)
+    assert torch.equal(rates, quantizer.group_divergences(rows))
+    assert torch.equal(posterior.responsibilities, quantizer.posterior(rows).responsibilities)
+    assert quantizer.group_divergences(rows[:0].reshape(2, 0, 6)).shape == (2, 0, 2)
+    assert quantizer.posterior(rows[:0].reshape(2, 0, 6)).responsibilities.shape == (2, 0, 2, 16)
+
+
+def test_a_frozen_constraint_stays():
+    quantizer = GaussianQuantizer(6, 16)
+    quantizer(10 * torch.randn(20, 6))
+    quantizer.freeze().update()
+    assert (quantizer.divergence_weights == 1).all()

@@ -17,6 +17,7 @@ from gmvq.quantizers import (
     NoPosteriorError,
     Product,
     Residual,
+    StochasticQuantizer,
     VectorQuantizer,
 )
 from gmvq.quantizers.hierarchical import Hierarchical
@@ -128,7 +129,7 @@ def test_full_grids_alone_are_a_residual_quantizer():
 def test_one_full_scale_is_its_member():
     quantizer = trained(MAKE["one"])
     member = copy.deepcopy(quantizer.places[0])
-    member.updates_itself = True
+    member.updates_itself = True  # the composite's update was its
     z = maps(3, 6, 5, seed=7)
     out, expected = quantizer(z), member(z)
     assert torch.equal(out.values, expected.values)
@@ -171,6 +172,50 @@ def test_a_shared_codebook_starts_from_all_scales():
     out = quantizer(maps(2, 16, 16))
     # two maps have two places of the coarsest scale; a start from those alone leaves all codes at two points
     assert len(out.codes.unique()) > 48
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("make", [VectorQuantizer, GaussianMixtureQuantizer])
+def test_the_first_batch_counts_once(make, compiled):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    member = make(DIM, 8)
+    quantizer = Hierarchical(member, (1, 2, 1.0))
+    forward = torch.compile(quantizer, fullgraph=True, backend="eager") if compiled else quantizer
+    out = forward(maps(3, 4, 4))
+    # a mixture feeds codes that starve with a little more
+    assert member.moving.pending_counts.sum().item() == pytest.approx(out.codes.numel(), abs=2)  # 63
+    if isinstance(member, VectorQuantizer):
+        assert torch.equal(member.moving.pending_counts, out.codes.flatten().bincount(minlength=8).float())
+    state = {name: tensor.clone() for name, tensor in member.moving.state_dict().items()}
+    quantizer.update()
+    assert not torch.equal(member.moving.codes, state["codes"])
+
+
+def test_the_first_batch_of_nested_levels_counts_once():
+    torch.manual_seed(0)
+    member = Residual([VectorQuantizer(DIM, 8) for _ in range(2)], quantizer_dropout=True)
+    Hierarchical(member, (1, 2, 1.0))(maps(3, 4, 4))
+    assert [part.moving.pending_counts.sum().item() for part in member.members] == [63, 63]
+    assert member.pending_start
+
+
+def test_the_commitment_is_the_members_own():
+    z = maps(3, 6, 4)
+    own = trained(lambda: Hierarchical([VectorQuantizer(DIM, 8, commitment_weight=b) for b in (0.3, 0.1)], (0.5, 1.0)))
+    out = own.eval()(z)
+    first, second = (own.places[scale].commitment_weight * out.terms[f"{scale}.commitment"] for scale in (0, 1))
+    torch.testing.assert_close(out.loss, first + second + 0.1 * out.terms["commitment"])
+    given = Hierarchical(list(own.places), (0.5, 1.0), commitment_weight=0.7).eval()
+    torch.testing.assert_close(given(z).loss, first + second + 0.7 * out.terms["commitment"])
+    assert MAKE["finite-scalar"]()(z).loss == 0
+    torch.manual_seed(0)
+    nats = Hierarchical([StochasticQuantizer(DIM, 8) for _ in range(2)], (0.5, 1.0)).eval()
+    coarse = F.interpolate(z.movedim(-1, 1), size=(3, 2), mode="area").movedim(1, -1)
+    rest = z - nats.decode(nats.encode(z), (6, 4), scales=1)
+    torch.testing.assert_close(nats(z).loss, nats.places[0](coarse).loss + nats.places[1](rest).loss)
+    with pytest.raises(ValueError, match="whose loss is in nats"):
+        Hierarchical(StochasticQuantizer(DIM, 8), (0.5, 1.0), commitment_weight=0.25)
 
 
 # codes
@@ -572,6 +617,15 @@ def test_two_ranks_equal_one(tmp_path):
         ({"scales": (True, 1.0)}, "'scales' must be integers"),
         ({"scales": ((1, 0.0), 1.0)}, "'scales' must be integers"),
         ({"scales": ((), 1.0)}, "'scales' must have at least one"),
+        ({"scales": (4, 2, 1.0)}, "from coarse to fine"),
+        ({"scales": (0.5, 0.25, 1.0)}, "from coarse to fine"),
+        ({"scales": (1.0, 0.5)}, "from coarse to fine"),
+        ({"scales": (4, 0.5, 2, 8)}, "from coarse to fine"),
+        ({"scales": (2, (4, 1), 8)}, "from coarse to fine"),
+        ({"scales": ((2, 0.5), (4, 0.25), 1.0)}, "from coarse to fine"),
+        ({"scales": ((1, 1), (2, 2, 2), 1.0)}, "one number of axes"),
+        ({"scales": (1, 0.5)}, "must end with the full grid"),
+        ({"scales": (1, (4, 0.5))}, "must end with the full grid"),
         ({"interpolation": "nearest"}, "'interpolation'"),
         ({"commitment_weight": -1.0}, "'commitment_weight'"),
         ({"quantizers": [VectorQuantizer(DIM, 8)]}, "one for each of the 2 scales"),
@@ -581,8 +635,15 @@ def test_two_ranks_equal_one(tmp_path):
     ],
 )
 def test_bad_arguments_get_a_reason(arguments, reason):
+    member = VectorQuantizer(DIM, 8)
     with pytest.raises(ValueError, match=reason):
-        Hierarchical(**{"quantizers": VectorQuantizer(DIM, 8), "scales": (1, 1.0), **arguments})
+        Hierarchical(**{"quantizers": member, "scales": (1, 1.0), **arguments})
+    assert member.updates_itself
+
+
+@pytest.mark.parametrize("scales", [(1, 1, 1.0), (1.0, 1.0), (0.5, 4, 1.0), (4, 0.5, 8), (1.0, 4), ((1, 0.5), 1.0)])
+def test_scales_that_may_be_coarse_to_fine_are_taken(scales):
+    assert Hierarchical(VectorQuantizer(DIM, 8), scales).scales == scales
 
 
 def test_bad_input_gets_a_reason():

@@ -10,10 +10,13 @@ from gmvq.quantizers import (
     DiVeQ,
     FiniteScalarQuantizer,
     GaussianMixtureQuantizer,
+    GaussianQuantizer,
     GumbelSoftmax,
     Product,
+    Projected,
     Residual,
     Rotation,
+    StochasticQuantizer,
     VectorQuantizer,
     implicit,
 )
@@ -297,6 +300,59 @@ def test_gradient_reaches_the_latents_and_what_makes_codes(make):
     assert (z.grad.abs().sum(-1) > 0).all()
     for name, parameter in quantizer.named_parameters():
         assert parameter.grad.abs().sum() > 0, name
+
+
+PARTIAL = {
+    "stochastic": (lambda: StochasticQuantizer(DIM, SIZE, variance="token"), {"learned_codes"}),
+    "gaussian": (lambda: GaussianQuantizer(DIM, SIZE, hard=True), set()),
+    "untied": (
+        lambda: Projected(VectorQuantizer(2, SIZE, decay=None), DIM, tied=False),
+        {"members.0.learned", "project_out.weight", "project_out.bias"},
+    ),
+    "feature-weights": (lambda: GaussianMixtureQuantizer(DIM, SIZE, learned=("feature_weights",)), set()),
+    "whole": (lambda: VectorQuantizer(DIM, SIZE, decay=None, codebook_dim=2), None),
+}
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_parameters_beside_the_codebook_have_no_gradient_to_wait_for(name):
+    make, names = PARTIAL[name]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        member = make()
+        every = {key for key, _ in member.named_parameters()}
+        quantizer = ImplicitResidual([member, make()], hidden_dim=5)
+    learned = {key for key, parameter in member.named_parameters() if parameter.requires_grad}
+    assert learned == (every if names is None else names)
+    out = quantizer(rows(100).requires_grad_())
+    (out.values.square().sum() + out.loss).backward()
+    for key, parameter in quantizer.named_parameters():  # what data parallel training asks for
+        assert (parameter.grad is not None) == parameter.requires_grad, key
+    before = {key: parameter.requires_grad for key, parameter in quantizer.named_parameters()}
+    quantizer.freeze().unfreeze()
+    assert {key: parameter.requires_grad for key, parameter in quantizer.named_parameters()} == before
+
+
+def test_the_loss_is_a_squared_error_whatever_the_members():
+    torch.manual_seed(0)
+    quantizer = ImplicitResidual([VectorQuantizer(DIM, SIZE), StochasticQuantizer(DIM, SIZE)], hidden_dim=5)
+    assert not quantizer.loss_in_nats
+    assert not ImplicitResidual(StochasticQuantizer(DIM, SIZE), 2).loss_in_nats
+    weight = torch.tensor(3.0)
+    assert quantizer.loss_weight(weight, 0.1) == weight
+    z = rows(40)
+    out = quantizer(z)
+    errors = [(z - quantizer.decode(out.codes[:, :number])).square().mean() for number in (1, 2)]
+    torch.testing.assert_close(out.loss, 1.25 * sum(errors))
+
+
+def test_a_refused_composite_leaves_its_members_as_they_are():
+    for options in ({"hidden_dim": 0}, {"blocks": -1}, {"commitment_weight": -1.0}, {"estimator": GumbelSoftmax()}):
+        members = [StochasticQuantizer(DIM, SIZE) for _ in range(2)]
+        with pytest.raises(ValueError, match=next(iter(options))):
+            ImplicitResidual(members, **options)
+        assert all(member.updates_itself for member in members)
+        assert all(parameter.requires_grad for member in members for parameter in member.parameters())
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -1,6 +1,7 @@
 """One list of members, one test for each law (style.md, 8)."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -140,6 +141,27 @@ def test_gradient_reaches_the_latents_and_all_parameters(make):
     for name, parameter in bottleneck.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+@members(BOTTLENECKS, "gradients")
+def test_gradient_reaches_the_latents_in_evaluation(make):
+    """So that an encoder is tuned behind a quantizer that stays."""
+    bottleneck = trained(make).eval()
+    rows = latents(100, seed=4).requires_grad_()
+    (bottleneck(rows).values * latents(100, seed=5)).sum().backward()
+    assert rows.grad is not None
+    assert (rows.grad.abs().sum(-1) > 0).all()
+
+
+@bottlenecks
+def test_a_pickled_copy_goes_on_as_the_first(make):
+    bottleneck = trained(make)
+    other = pickle.loads(pickle.dumps(bottleneck))
+    for each in (bottleneck, other):
+        torch.manual_seed(3)
+        each(latents(30))
+    for name, tensor in bottleneck.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
 
 
 @bottlenecks
@@ -301,6 +323,9 @@ def test_posterior_or_a_plain_error(make):
     assert log_density is None or log_density.shape == (5, 3)
     torch.testing.assert_close(responsibilities.sum(-1), torch.ones(shape))
     assert torch.equal(responsibilities.argmax(-1), bottleneck.encode(latents(5, 3)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(bottleneck.posterior(latents(5, 3)).responsibilities, responsibilities)
+    assert bottleneck.posterior(latents(2, 0)).entropy.shape == (2, 0)
 
 
 @bottlenecks

@@ -7,6 +7,7 @@ from gmvq.quantizers import (
     ChannelFirst,
     GaussianBottleneck,
     GaussianMixtureQuantizer,
+    Hierarchical,
     Product,
     Residual,
     VectorQuantizer,
@@ -91,6 +92,35 @@ def test_the_verbs_of_a_mixture():
     one, other = (q.sample_posterior(x, torch.Generator().manual_seed(0)) for q, x in ((first, given), (last, latents)))
     assert torch.equal(one.values.movedim(1, -1), other.values)
     assert torch.equal(one.log_prior, other.log_prior)
+
+
+def test_maps_of_scales_decode_with_their_size():
+    torch.manual_seed(0)
+    last = Hierarchical([VectorQuantizer(6, 8), VectorQuantizer(6, 16)], (0.5, 1.0))
+    last(rows(4, 4, 6, 6))
+    first, latents = ChannelFirst(last.eval()), rows(2, 4, 6, 6)
+    out = first(latents.movedim(-1, 1))
+    assert out.codes.shape == (2, 2 * 3 + 4 * 6)
+    assert torch.equal(first.decode(out.codes, (4, 6)), out.values)
+    for options in ({"size": (4, 6), "scales": 1}, {"size": (4, 6)}):
+        given = first.decode(out.codes, **options)
+        assert torch.equal(given.movedim(1, -1), last.decode(out.codes, **options))
+    with pytest.raises(ValueError, match="'size' must be given"):
+        first.decode(out.codes)
+    with pytest.raises(TypeError, match="size"):
+        ChannelFirst(VectorQuantizer(6, 16)).decode(torch.zeros(2, 3, dtype=torch.int64), 3)
+
+
+def test_its_codebook_is_that_of_the_quantizer():
+    last = trained(QUANTIZERS["projected"])
+    assert torch.equal(ChannelFirst(last).codebook, last.codebook)
+    assert ChannelFirst(last).codebook_sizes == (16,)
+    assert ChannelFirst(QUANTIZERS["residual"]()).codebook_sizes == (16, 16, 16)
+    with pytest.raises(TypeError, match="a codebook for each member"):
+        ChannelFirst(QUANTIZERS["residual"]()).codebook  # noqa: B018
+    for name in ("codebook", "codebook_sizes"):
+        with pytest.raises(TypeError, match=f"GaussianBottleneck is continuous and has no {name}"):
+            getattr(ChannelFirst(GaussianBottleneck(6)), name)
 
 
 def test_a_trainer_can_hold_it():

@@ -12,6 +12,7 @@ from gmvq.quantizers import (
     Geometric,
     GumbelSoftmax,
     Linear,
+    Rotation,
     VectorQuantizer,
 )
 from gmvq.quantizers.mixture import LATENT_WEIGHT
@@ -192,3 +193,24 @@ def test_bad_arguments_get_a_reason(options, reason):
         GaussianMixtureQuantizer(8, 4, **options)
     with pytest.raises(ValueError, match="'codebook_size'"):
         GaussianMixtureQuantizer(8, 0)
+
+
+@pytest.mark.parametrize("estimator", [None, Rotation(), GumbelSoftmax(), GumbelSoftmax(hard=True)])
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_an_encoder_learns_behind_a_mixture_in_evaluation(rows, estimator, noise):
+    quantizer = fitted(rows, estimator=estimator, noise=noise)
+    encoder = torch.nn.Linear(3, 3).double()
+    out = quantizer(encoder(rows))
+    assert torch.equal(out.values, quantizer.decode(out.codes))
+    out.values.square().sum().backward()
+    assert encoder.weight.grad.abs().sum() > 0
+
+
+def test_the_expected_distance_is_the_same_under_autocast(rows):
+    quantizer, rows = fitted(rows.float()), rows.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        distance, posterior = quantizer.expected_distance(rows), quantizer.posterior(rows)
+    assert torch.equal(distance, quantizer.expected_distance(rows))
+    assert torch.equal(posterior.responsibilities, quantizer.posterior(rows).responsibilities)
+    assert quantizer.expected_distance(rows[:0].reshape(2, 0, 3)).shape == (2, 0)
+    assert quantizer.posterior(rows[:0].reshape(2, 0, 3)).responsibilities.shape == (2, 0, 5)

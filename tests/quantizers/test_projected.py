@@ -7,6 +7,7 @@ from torch import nn
 from gmvq.quantizers import (
     BinarySphericalQuantizer,
     ChannelFirst,
+    GaussianBottleneck,
     GaussianMixtureQuantizer,
     Projected,
     Residual,
@@ -108,6 +109,44 @@ def test_normalized_latents_lie_on_the_sphere():
     assert torch.equal(first.codes, second.codes)
     sphere = trained(Projected(BinarySphericalQuantizer(8, 16), 8, normalize=True))
     assert torch.equal(sphere.encode(rows(20, 8)), sphere.encode(rows(20, 8) * 5))
+
+
+def test_a_latent_of_zero_has_a_gradient_of_bounded_size():
+    for tied in (True, False):
+        quantizer = trained(Projected(VectorQuantizer(3, 16), 8, normalize=True, tied=tied))
+        latents = rows(5, 8)
+        latents[0] = 0
+        if not tied:
+            quantizer.project_in.bias.data.zero_()
+        out = quantizer(latents.requires_grad_())
+        (out.loss + out.values.square().mean()).backward()
+        assert latents.grad.isfinite().all()
+        assert latents.grad[0].abs().max() < 1e5  # 1 / 1e-4 and a derivative of about 1
+
+
+def test_tied_to_as_many_features_there_is_no_map():
+    quantizer = Projected(VectorQuantizer(8, 16), 8)
+    assert [name for name, _ in quantizer.named_parameters()] == []
+    alone = VectorQuantizer(8, 16)
+    assert torch.equal(quantizer(rows(50, 8)).values, alone(rows(50, 8)).values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("x", 8), "'quantizer' must be a quantizer, got 'x'"),
+        ((VectorQuantizer, 8), "'quantizer' must be a quantizer, got the class VectorQuantizer"),
+        ((GaussianBottleneck(3), 8), "'quantizer' must be a quantizer, got GaussianBottleneck"),
+        (([VectorQuantizer(3, 16)], 8), "'quantizer' must be a quantizer, got"),
+        ((VectorQuantizer(3, 16), "8"), "'dim' must be an integer"),
+        ((VectorQuantizer(3, 16), 0), "'dim' must be an integer"),
+    ],
+)
+def test_bad_arguments_get_a_reason(arguments, reason):
+    with pytest.raises(ValueError, match=reason):
+        Projected(*arguments)
+    with pytest.raises(ValueError, match="'project_in' must be a module, got 'x'"):
+        Projected(VectorQuantizer(3, 16), 8, project_in="x", project_out=nn.Identity())
 
 
 def test_maps_may_be_any_modules():

@@ -8,11 +8,15 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from gmvq.quantizers import (
+    FiniteScalarQuantizer,
     GaussianMixtureQuantizer,
     GumbelSoftmax,
+    OptimalTransportQuantizer,
     Product,
+    Projected,
     Residual,
     Rotation,
+    StochasticQuantizer,
     VectorQuantizer,
 )
 from gmvq.quantizers.residual import _beam_search
@@ -104,8 +108,10 @@ def test_one_level_is_its_member(name, training, options):
         (first, gradient, gradients), (second, given, others) = outs
         assert torch.equal(first.values, second.values)
         assert torch.equal(first.codes, second.codes[:, :, 0])
-        if not ("beam_size" in options and not quantizer.training):  # whose loss is the commitment alone
+        searched = "beam_size" in options and not quantizer.training
+        if not searched or name in ("average", "mixture"):  # whose loss is their commitment, or needs no choice
             assert torch.equal(first.loss, second.loss)
+        if not searched:
             assert torch.equal(gradient, given)
             for one, other in zip(gradients, others, strict=True):
                 assert (one is None and other is None) or torch.equal(one, other)
@@ -289,11 +295,115 @@ def test_beam_search_is_for_evaluation():
     out = quantizer(given, mask)
     assert torch.equal(out.codes, quantizer.encode(latents, mask))
     assert torch.equal(out.values, quantizer.decode(out.codes))
-    partial = [quantizer.decode(out.codes[:, :n]) for n in (1, 2, 3)]
-    torch.testing.assert_close(out.loss, 0.5 * sum((latents - sums)[:30].square().mean() for sums in partial))
+    errors = [(latents - quantizer.decode(out.codes[:, :n]))[:30].square().mean() for n in (1, 2, 3)]
+    torch.testing.assert_close(out.loss, 0.25 * sum(errors) + 0.5 * sum(errors[1:]))
+    torch.testing.assert_close(out.terms["commitment"], sum(errors[1:]))
     out.values.sum().backward()
     torch.testing.assert_close(given.grad, mask[:, None].expand(50, 6).float())
     assert quantizer.encode(rows(0, 6)).shape == (0, 3)
+
+
+def test_the_loss_of_beam_search_is_the_loss_where_it_finds_the_members_choice():
+    quantizer = trained(Residual([VectorQuantizer(6, 16, commitment_weight=beta) for beta in (0.1, 0.2, 0.4)])).eval()
+    latents = rows(300, 6)
+    chosen = quantizer.encode(latents)
+    quantizer.beam_size = 2
+    latents = latents[(quantizer.encode(latents) == chosen).all(-1)]
+    assert len(latents) > 100
+    losses, gradients = [], []
+    for quantizer.beam_size in (1, 2):
+        given = latents.clone().requires_grad_()
+        losses.append(quantizer(given).loss)
+        gradients.append(torch.autograd.grad(losses[-1], given)[0])
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_loss_of_beam_search_has_nats_of_members_whose_loss_needs_no_choice():
+    torch.manual_seed(0)
+    members = [StochasticQuantizer(6, 16) for _ in range(2)]
+    quantizer, latents = Residual(members, beam_size=4).eval(), rows(50, 6)
+    out = quantizer(latents)
+    left = latents - members[0].decode(out.codes[:, 0])
+    torch.testing.assert_close(out.loss, members[0](latents).loss + members[1](left).loss)
+    assert out.loss > 0
+
+
+def commitment_of(member):
+    """What the composite adds in its second level, as a share of the squared error that this leaves."""
+    torch.manual_seed(0)
+    quantizer, latents = Residual(member, 2), rows(100, 6)
+    trained(quantizer)
+    torch.manual_seed(9)
+    first = quantizer.eval()(latents)
+    left = latents - member.decode(first.codes[:, 0])
+    losses = member(latents).loss + member(left).loss
+    return ((first.loss - losses) / first.terms["commitment"]).item()
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: VectorQuantizer(6, 16, commitment_weight=0.7), 0.7),
+        (lambda: VectorQuantizer(6, 16, commitment_weight=0.0), 0.0),
+        (lambda: OptimalTransportQuantizer(6, 16), 1.0),
+        (lambda: FiniteScalarQuantizer((4, 4), dim=6), 0.0),
+        (lambda: StochasticQuantizer(6, 16), 0.0),
+        (lambda: Projected(VectorQuantizer(3, 16, commitment_weight=0.7), 6), 0.7),
+        (lambda: Product([VectorQuantizer(4, 16, commitment_weight=0.3), VectorQuantizer(2, 8)]), (4 * 0.3 + 0.5) / 6),
+        (lambda: Residual(VectorQuantizer(6, 16), 2, commitment_weight=0.5), 0.5),
+        (lambda: Residual(VectorQuantizer(6, 16, commitment_weight=0.6), 2), 0.6),
+    ],
+)
+def test_the_commitment_is_the_members_own(make, expected):
+    assert commitment_of(make()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_each_level_has_its_own_commitment():
+    quantizer = trained(Residual([VectorQuantizer(6, 16, commitment_weight=beta) for beta in (0.5, 0.1, 0.2)])).eval()
+    latents = rows(50, 6)
+    out = quantizer(latents)
+    first, second, third = ((latents - quantizer.decode(out.codes[:, :n])).square().mean() for n in (1, 2, 3))
+    torch.testing.assert_close(out.loss, 0.5 * first + 2 * 0.1 * second + 2 * 0.2 * third)
+    torch.testing.assert_close(out.terms["commitment"], second + third)
+
+
+def test_no_squared_error_is_added_to_nats():
+    members = [StochasticQuantizer(6, 16) for _ in range(2)]
+    with pytest.raises(ValueError, match="whose loss is in nats"):
+        Residual(members, commitment_weight=0.25)
+    assert Residual(members, commitment_weight=0.0).loss_in_nats
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quantizer_dropout": 2},
+        {"dropout_cutoff": 9},
+        {"dropout_multiple_of": 0},
+        {"beam_size": 0},
+        {"commitment_weight": -1.0},
+    ],
+)
+def test_a_refused_composite_leaves_its_members_learning(options):
+    members = [VectorQuantizer(6, 16) for _ in range(2)]
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Residual(members, **options)
+    assert all(member.updates_itself for member in members)
+    for seed in range(2):
+        members[0](rows(50, 6, seed=seed))
+    before = members[0].codebook.clone()
+    members[0](rows(50, 6))
+    assert not torch.equal(members[0].codebook, before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_frozen_quantizer_drops_no_level(training):
+    quantizer = trained(separate(4, quantizer_dropout=1.0)).freeze().train(training)
+    for seed in range(10):
+        assert (quantizer(rows(20, 6, seed=seed)).codes >= 0).all()
+    dropped = [(quantizer.unfreeze().train()(rows(20, 6)).codes < 0).any() for _ in range(10)]
+    assert any(dropped)
 
 
 def test_levels_freeze():

@@ -264,3 +264,11 @@ def test_codes_start_as_those_of_vector_quantize_pytorch(levels):
 def test_bad_arguments_of_the_latent_quantizer_get_a_reason(options, reason):
     with pytest.raises(ValueError, match=reason):
         LatentQuantizer(**options)
+
+
+@pytest.mark.parametrize("make", [lambda: FiniteScalarQuantizer([8] * 20), lambda: LatentQuantizer([8] * 20)])
+def test_a_codebook_of_too_many_codes_is_not_written_out(make):
+    quantizer = make()
+    with pytest.raises(ValueError, match=r"at most 2\*\*24 to write out all codes"):
+        _ = quantizer.codebook
+    assert quantizer.decode(torch.tensor([8**20 - 1])).shape == (1, 20)

@@ -290,3 +290,30 @@ def test_bad_arguments_get_a_reason():
     ):
         with pytest.raises(ValueError, match=match):
             StochasticQuantizer(4, 8, **options)
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_variances_are_the_same_under_autocast_and_of_any_shape(variance):
+    torch.manual_seed(0)
+    quantizer = StochasticQuantizer(6, 8, codebook_dim=3, variance=variance).eval()
+    if quantizer.variance_head is not None:
+        nn.init.normal_(quantizer.variance_head.weight)
+    latents = torch.randn(4, 5, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        variances, posterior = quantizer.variances(latents), quantizer.posterior(latents)
+    assert torch.equal(variances, quantizer.variances(latents))
+    assert torch.equal(posterior.responsibilities, quantizer.posterior(latents).responsibilities)
+    features = 3 if variance == "feature" else 1
+    assert quantizer.variances(latents[:, :0]).shape == (4, 0, features)
+    assert quantizer.posterior(latents[:, :0]).responsibilities.shape == (4, 0, 8)
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "von-mises-fisher"])
+def test_an_encoder_learns_behind_it_in_evaluation(distribution):
+    torch.manual_seed(0)
+    quantizer = StochasticQuantizer(4, 8, distribution=distribution).eval()
+    rows = torch.randn(20, 4, requires_grad=True)
+    out = quantizer(rows)
+    assert torch.equal(out.values, quantizer.decode(out.codes))
+    (out.values * torch.randn(20, 4)).sum().backward()
+    assert (rows.grad.abs().sum(-1) > 0).all()

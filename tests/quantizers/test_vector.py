@@ -3,7 +3,17 @@ import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
 
-from gmvq.quantizers import NoGradient, Rotation, StraightThrough, VectorQuantizer
+from gmvq.quantizers import (
+    GaussianMixtureQuantizer,
+    GumbelSoftmax,
+    NoGradient,
+    Orthogonal,
+    Residual,
+    Rotation,
+    SimVQ,
+    StraightThrough,
+    VectorQuantizer,
+)
 from gmvq.quantizers.codebook import MovingAverageCodebook, k_means
 
 
@@ -123,3 +133,45 @@ def test_an_empty_first_batch_leaves_the_start_to_the_next():
 def test_bad_arguments_get_a_reason(options, reason):
     with pytest.raises(ValueError, match=reason):
         VectorQuantizer(4, 8, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"cosine": True}, {"parts": [Orthogonal()]}, {"estimator": GumbelSoftmax(hard=True)}], ids=str
+)
+def test_two_forwards_before_a_backward_while_codes_are_revived(options):
+    quantizer = VectorQuantizer(4, 16, decay=None, revive_below=5.0, **options)
+    outs = [quantizer(torch.randn(50, 4, requires_grad=True)) for _ in range(3)]
+    sum(out.values.sum() + out.loss for out in outs).backward()
+    assert quantizer.learned.grad.isfinite().all()
+
+
+def test_a_frozen_codebook_stays_whatever_is_pending():
+    for quantizer in (VectorQuantizer(4, 8, decay=0.5), GaussianMixtureQuantizer(4, 8)):
+        quantizer(torch.randn(50, 4))
+        before = quantizer.freeze().codebook.clone()
+        quantizer.update()
+        assert torch.equal(quantizer.codebook, before)
+
+
+def test_unfreezing_leaves_alone_what_was_frozen_before():
+    transform = torch.nn.Linear(4, 4, bias=False).requires_grad_(False)
+    assert not SimVQ(4, 8, transform=transform).freeze().unfreeze().transform.weight.requires_grad
+    residual = Residual([VectorQuantizer(4, 8, decay=None) for _ in range(2)])
+    residual.freeze_levels(0)
+    residual.freeze().unfreeze()
+    assert [member.frozen for member in residual.members] == [True, False]
+    assert [member.learned.requires_grad for member in residual.members] == [False, True]
+
+
+def test_a_zero_latent_has_a_gradient_of_reasonable_size():
+    quantizer = VectorQuantizer(4, 8, cosine=True)
+    rows = torch.cat([torch.zeros(1, 4), torch.randn(30, 4)]).requires_grad_()
+    quantizer(rows).values.sum().backward()
+    assert rows.grad[0].abs().max() < 1e5
+
+
+def test_old_state_dicts_load():
+    quantizer = VectorQuantizer(4, 8)
+    state = {**quantizer.state_dict(), "revivals": torch.zeros(8, 4)}
+    VectorQuantizer(4, 8).load_state_dict(state)
+    assert "revivals" in state

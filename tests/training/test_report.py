@@ -283,3 +283,27 @@ def test_curves_of_the_log(tmp_path):
 def test_training_time_comes_from_the_log_if_need_be(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1, "seconds": 7521.0, "loss": 1.0}')
     assert "2:05 h" in report(tmp_path, autoencoder(), photographs().subset([2])).text
+
+
+def test_huge_codebooks_show_the_codes_in_use(tmp_path, monkeypatch):
+    config = AutoencoderConfig("binary-spherical", 3, codebook_size=2**36, width=8, blocks=1)
+    torch.manual_seed(0)
+    model, images = Autoencoder(config), photographs()
+    with exhibits.evaluating(model):
+        counts = exhibits.count_codes(model, images)
+        expected, times = torch.cat([model.encode(images[i][None]).flatten() for i in range(3)]).unique(
+            return_counts=True
+        )
+        assert torch.equal(counts.indices()[0], expected)
+        assert torch.equal(counts.values(), times)
+        monkeypatch.setattr(exhibits, "DECODED", 20)
+        codebook = exhibits.decode_codebook(model, counts)
+        assert len(codebook.codes) == len(codebook.tiles) == 20
+        assert codebook.counts.tolist() == [int(times[expected == code]) for code in codebook.codes]
+        assert codebook.counts.min() >= times.sort(descending=True).values[19]
+        assert codebook.places(codebook.codes).tolist() == list(range(20))
+        assert codebook.colours[codebook.places(torch.tensor([-1, 2**36 - 1]))].tolist() == [[128] * 3] * 2
+    page = report(write_run(tmp_path), model, images, counts=counts)
+    assert f"{len(expected):,} (0.0 %)" in page.text
+    assert "The 20 most used of 68,719,476,736 codes" in page.text
+    assert "are gray" in page.text

@@ -403,6 +403,19 @@ class TestWindow:
         with pytest.raises(NonFiniteLossError, match="gradient norm"):
             window.check()
 
+    @pytest.mark.parametrize("codebook_size", [4, 2**36])
+    def test_goes_on_from_what_it_gave(self, accelerator, codebook_size):
+        window, again = Window(accelerator, codebook_size), Window(accelerator, codebook_size)
+        self.fill(window, [1.0, 3.0])
+        again.load({name: tensor.clone() for name, tensor in window.tensors().items()}, 2)
+        for each in (window, again):
+            self.fill(each, [2.0])
+        figures = again.take()
+        assert figures == window.take()
+        assert (figures["used_codes"], figures["gradient_norm"]) == (2, 2.0)
+        assert figures["perplexity"] == pytest.approx(2)
+        assert again.tensors()["counts"].sum() == 0
+
     def test_finds_the_first_step(self, accelerator):
         window = Window(accelerator, None)
         self.fill(window, [1.0, 1.0])
@@ -412,6 +425,14 @@ class TestWindow:
         with pytest.raises(NonFiniteLossError) as caught:
             window.check()
         assert (caught.value.step, caught.value.terms) == (4, ("loss",))
+
+
+def test_codebooks_too_large_to_list(data, make_model, make_training, tmp_path):
+    model = make_model("binary-spherical", codebook_size=2**36)
+    train(model, data, make_training(checkpoint_every=5), tmp_path)
+    log = read_log(tmp_path)
+    assert any(entry["used_codes"] > 1 for entry in log if entry["kind"] == "train")
+    assert any(0 < entry["usage"] < 1e-6 for entry in log if entry["kind"] == "evaluation")
 
 
 @pytest.mark.parametrize("kind", ["vector", "vector-ema"])

@@ -199,6 +199,20 @@ class LFQ(AbstractDropIn):
         return self.options.size
 
     @property
+    def num_codebooks(self) -> int:
+        """Number of codebooks."""
+        return self.options.num_codebooks
+
+    @property
+    def codebook_dim(self) -> int:
+        """Bits of a code of one codebook."""
+        return self.options.size.bit_length() - 1
+
+    def bits_to_codes(self, bits: Tensor) -> Tensor:
+        """Codes of bits before they are put on the sphere, ``(*, L)``: 0 gives ``-codebook_scale``, 1 its opposite."""
+        return (2 * bits.to(self.quantizer.training_progress) - 1) * self.options.codebook_scale
+
+    @property
     def codebook(self) -> Tensor:
         """Codes before they are put on the sphere, ``(K, L)``."""
         signs = LookupFreeQuantizer(codebook_size=self.options.size, codebook_scale=self.options.codebook_scale)
@@ -245,7 +259,7 @@ class LFQ(AbstractDropIn):
         return (answer, self._breakdown(out.terms)) if return_loss_breakdown else answer
 
     def _breakdown(self, terms: dict[str, Tensor]) -> LossBreakdown:
-        bits = self.options.size.bit_length() - 1
+        bits = self.codebook_dim
         names = {name.rpartition(".")[2] for name in terms}
         zero = torch.zeros_like(mean_term(terms, "commitment"))
         divergence = mean_term(terms, "aggregated_divergence") if "aggregated_divergence" in names else zero

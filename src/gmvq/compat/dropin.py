@@ -67,6 +67,8 @@ class AbstractDropIn(nn.Module, ABC):
             yield
         finally:
             for member, was_frozen, required in before:
+                if was_frozen:
+                    member.update()  # what this call has collected: a frozen codebook folds nothing in
                 member.freeze() if was_frozen else member.unfreeze()
                 for parameter, requires_grad in zip(member.parameters(), required, strict=True):
                     parameter.requires_grad_(requires_grad)

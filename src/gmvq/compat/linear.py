@@ -95,6 +95,11 @@ class SimVQ(AbstractDropIn):
         return self.options.codebook_size
 
     @property
+    def commitment_weight(self) -> float:
+        """What the loss weighs."""
+        return self.options.commitment_weight
+
+    @property
     def codebook(self) -> Tensor:
         """Codes, ``(K, dim)``."""
         return self.quantizer.code_vectors

@@ -88,6 +88,21 @@ class ResidualVQ(AbstractDropIn):
         return self.options.codebook_sizes[0]
 
     @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codes of each level."""
+        return self.options.codebook_sizes
+
+    @property
+    def codebook_dim(self) -> int:
+        """Features of a code."""
+        return self.options.code_dim
+
+    @property
+    def shared_codebook(self) -> bool:
+        """Whether all levels have one codebook."""
+        return self.options.shared_codebook
+
+    @property
     def codebooks(self) -> Tensor | tuple[Tensor, ...]:
         """Code vectors of each level inside the projection, ``(levels, K, L)``; a tuple where sizes differ."""
         vectors = tuple(member.code_vectors for member in levels_of(self.quantizer))

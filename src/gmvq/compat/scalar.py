@@ -26,7 +26,7 @@ from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.composite import Product
 from gmvq.quantizers.projected import Projected
 from gmvq.quantizers.residual import Residual
-from gmvq.quantizers.scalar import FiniteScalarQuantizer, Grid
+from gmvq.quantizers.scalar import SLACK, FiniteScalarQuantizer, Grid
 
 RULES = (
     Rule("scale", (None,), "It has no effect in the other library either. Leave it out.", training_only=False),
@@ -137,6 +137,21 @@ class FSQ(AbstractDropIn):
         return self.quantizer.codebook_size
 
     @property
+    def num_codebooks(self) -> int:
+        """Number of codebooks."""
+        return self.options.num_codebooks
+
+    @property
+    def codebook_dim(self) -> int:
+        """Features of a code of one codebook."""
+        return len(self.options.levels)
+
+    @property
+    def effective_codebook_dim(self) -> int:
+        """Features of the codes of all codebooks."""
+        return self.num_codebooks * self.codebook_dim
+
+    @property
     def implicit_codebook(self) -> Tensor:
         """Values of all codes of a codebook, ``(K, L)``."""
         return self.options.grid().codebook.to(self.quantizer.training_progress)
@@ -146,6 +161,26 @@ class FSQ(AbstractDropIn):
         values = self.quantizer.decode(indices)
         are_spatial = indices.ndim >= 3 + self.options.keeps_axis
         return values.movedim(-1, 1) if are_spatial or self.options.channel_first else values
+
+    def bound(self, z: Tensor, eps: float = SLACK, hard_clamp: bool = False) -> Tensor:
+        """Rounds features as a codebook that is not symmetric, ``(*, L)`` -> ``(*, L)``.
+
+        Args:
+            z: Latents inside the projection.
+            eps: As it is.
+            hard_clamp: Cut latents off at -1 and 1, instead of tanh.
+
+        Raises:
+            ValueError: If ``eps`` is another one.
+        """
+        if eps != SLACK:
+            raise ValueError(f"'eps' must be {SLACK} here, got {eps}. Leave it out.")
+        grid = FiniteScalarQuantizer(list(self.options.levels), bound="clamp" if hard_clamp else "tanh")
+        return grid.to(z.device).eval()(z).values
+
+    def quantize(self, z: Tensor) -> Tensor:
+        """Rounds features as a codebook does, without noise, ``(*, L)`` -> ``(*, L)``."""
+        return self.options.grid().to(z.device).eval()(z).values
 
     def codes_to_indices(self, codes: Tensor) -> Tensor:
         """Indices of values as a codebook has them, ``(*, L)`` -> int64 ``(*)``."""

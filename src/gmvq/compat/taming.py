@@ -28,8 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.compat.states import below, started_codebook
-from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.estimators import GumbelSoftmax
+from gmvq.quantizers.base import AbstractQuantizer, row_mean
+from gmvq.quantizers.checks import non_negative
+from gmvq.quantizers.estimators import GumbelSoftmax, with_gradient_of
 from gmvq.quantizers.layouts import ChannelFirst
 from gmvq.quantizers.schedules import Schedule
 from gmvq.quantizers.vector import VectorQuantizer
@@ -82,9 +83,7 @@ class GumbelQuantizer(AbstractQuantizer):
         temperature: float | Schedule = 1.0,
     ) -> None:
         super().__init__(dim, codebook_size)
-        if not (math.isfinite(divergence_weight) and divergence_weight >= 0):
-            raise ValueError(f"'divergence_weight' must be at least 0, got {divergence_weight}. Use for example 5e-4.")
-        self.divergence_weight = divergence_weight
+        self.divergence_weight = non_negative("divergence_weight", divergence_weight)
         self.estimator = GumbelSoftmax(temperature, hard=True)
         self.logits = nn.Linear(dim, codebook_size)
         self.learned = nn.Parameter(torch.randn(codebook_size, dim))
@@ -93,12 +92,10 @@ class GumbelQuantizer(AbstractQuantizer):
     def code_vectors(self) -> Tensor:  # noqa: D102
         return self.learned
 
-    def posterior(self, latents: Tensor) -> Posterior:
-        """Responsibilities ``(*, K)`` and their entropy ``(*)`` in nats; the logits are no density."""
-        rows, _ = self._rows(latents)
-        log_posterior, shape = self._log_posterior(rows), latents.shape[:-1]
-        entropy = -(log_posterior.exp() * log_posterior).sum(-1)
-        return Posterior(log_posterior.exp().reshape(*shape, -1), entropy.reshape(shape), None)
+    def _posterior_rows(self, rows: Tensor) -> Posterior:
+        log_posterior = self._log_posterior(rows)
+        probabilities = log_posterior.exp()
+        return Posterior(probabilities, -(probabilities * log_posterior).sum(-1), None)  # the logits are no density
 
     def _logits(self, rows: Tensor) -> Tensor:
         return F.linear(rows, self.logits.weight.to(rows.dtype), self.logits.bias.to(rows.dtype))
@@ -111,13 +108,13 @@ class GumbelQuantizer(AbstractQuantizer):
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
         log_posterior, codebook = self._log_posterior(rows), self.learned.to(rows.dtype)
-        weights = kept.to(rows.dtype) / kept.sum().clamp_min(1)
-        divergence = (self._divergences(log_posterior) * weights).sum()
+        divergence = row_mean(self._divergences(log_posterior), kept)
         if self.training:
             values, codes, _ = self.estimator(log_posterior, codebook, self.training_progress)
         else:
             codes = log_posterior.argmax(-1)
-            values = codebook[codes]
+            # not straight through: the latent is not where its code is
+            values = with_gradient_of(codebook[codes], log_posterior.exp() @ codebook)
         return Quantized(values, codes, self.divergence_weight * divergence, {"divergence": divergence.detach()})
 
     def _encode_rows(self, rows: Tensor) -> Tensor:

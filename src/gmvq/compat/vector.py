@@ -102,6 +102,21 @@ class VectorQuantize(AbstractDropIn):
         return self.options.heads
 
     @property
+    def commitment_weight(self) -> float:
+        """What latents pay for their distance from their codes; no part of the loss with ``directional_reparam``."""
+        return self.options.commitment_weight
+
+    @property
+    def use_cosine_sim(self) -> bool:
+        """Whether directions are compared."""
+        return self.options.use_cosine_sim
+
+    @property
+    def separate_codebook_per_head(self) -> bool:
+        """Whether each head has a codebook of its own."""
+        return self.options.separate_codebook_per_head
+
+    @property
     def members(self) -> list[VectorQuantizer]:
         """The codebooks: one, or one for each head."""
         inner = inside(self.quantizer)

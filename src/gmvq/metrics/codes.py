@@ -15,18 +15,20 @@ the data is less than their entropy, since a token does not settle its code:
 .. math:: I_q(x; c) = H(q(c)) - \mathbb{E}_x H(q(c \mid x))
 
 Counts are streamed: statistics of batches would not do, since a code that is rare in each batch may be common in none,
-and the mean perplexity of batches is not the perplexity of their union.
+and the mean perplexity of batches is not the perplexity of their union. The codebook may be of any size: beyond 2^24
+codes only those that were seen take memory.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gmvq.distributed import sum_over_ranks
+from gmvq.metrics.counting import DENSE_CODES, CodeCounts
 from gmvq.metrics.information import MixtureInformation
 
 
@@ -55,48 +57,54 @@ class CodebookStatistics:
         if codebook_size < 1:
             raise ValueError(f"'codebook_size' must be at least 1, got {codebook_size}. Give the number of codes.")
         self.codebook_size = codebook_size
-        self.counts = torch.zeros(codebook_size, dtype=torch.int64)
+        self.code_counts = CodeCounts(codebook_size)
         self.information = MixtureInformation(codebook_size)
 
     def update(self, codes: Tensor, mask: Tensor | None = None, responsibilities: Tensor | None = None) -> None:
-        """Count codes.
+        """Count codes, all of them or, after an error, none.
 
         Args:
             codes: Integers in [0, K), any shape ``(*)``. The code -1 marks a masked place and is left out.
             mask: Booleans ``(*)``; where False the code is left out. All count without it.
-            responsibilities: q(c | x) of a quantizer with a posterior, ``(*, K)``, for the mutual information.
+            responsibilities: q(c | x) of a quantizer with a posterior, ``(*, K)``, for the mutual information: give
+                them in each call or in none.
 
         Raises:
             ValueError: If codes are not integers, lie outside of the codebook, or mask or responsibilities do not fit.
         """
-        if responsibilities is not None:
-            if responsibilities.shape[:-1] != codes.shape:
-                raise ValueError(
-                    f"'responsibilities' must have the shape {tuple(codes.shape)} of 'codes' and K last, got "
-                    f"{tuple(responsibilities.shape)}. Give posterior(latents).responsibilities of the same latents."
-                )
-            counted = codes != -1 if mask is None else mask & (codes != -1)
-            self.information.update(responsibilities, counted)
+        self._count(self._checked(codes, mask, responsibilities))
+
+    def _checked(self, codes: Tensor, mask: Tensor | None, responsibilities: Tensor | None) -> _Tokens:
+        """What counts, with -1 in place of codes that do not."""
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise ValueError(f"'codes' must be integers, got {codes.dtype}. Give the indices that encode() returns.")
-        if mask is not None:
-            if mask.dtype != torch.bool or mask.shape != codes.shape:
-                raise ValueError(
-                    f"'mask' must be boolean with the shape {tuple(codes.shape)} of 'codes', "
-                    f"got {mask.dtype} {tuple(mask.shape)}. Convert it with .bool()."
-                )
-            codes = codes[mask]
-        codes = codes.long()  # before the comparison: as uint8, -1 is 255
-        codes = codes[codes != -1]
-        if codes.numel() == 0:
-            return
-        low, high = int(codes.min()), int(codes.max())
-        if low < 0 or high >= self.codebook_size:
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != codes.shape):
             raise ValueError(
-                f"'codes' must lie in [0, {self.codebook_size}) (-1 where masked), got {low} to {high}. "
-                "Is 'codebook_size' that of the quantizer that made them?"
+                f"'mask' must be boolean with the shape {tuple(codes.shape)} of 'codes', "
+                f"got {mask.dtype} {tuple(mask.shape)}. Convert it with .bool()."
             )
-        self.counts += torch.bincount(codes, minlength=self.codebook_size).cpu()
+        codes = codes.long()  # before the comparison: as uint8, -1 is 255
+        codes = codes if mask is None else codes.masked_fill(~mask, -1)
+        if codes.numel():
+            low, high = (int(bound) for bound in codes.aminmax())
+            if low < -1 or high >= self.codebook_size:
+                raise ValueError(
+                    f"'codes' must lie in [0, {self.codebook_size}) (-1 where masked), got {low} to {high}. "
+                    "Is 'codebook_size' that of the quantizer that made them?"
+                )
+        if responsibilities is None:
+            return _Tokens(codes, None)
+        if responsibilities.shape[:-1] != codes.shape:
+            raise ValueError(
+                f"'responsibilities' must have the shape {tuple(codes.shape)} of 'codes' and K last, got "
+                f"{tuple(responsibilities.shape)}. Give posterior(latents).responsibilities of the same latents."
+            )
+        return _Tokens(codes, self.information.checked(responsibilities, codes != -1))
+
+    def _count(self, tokens: _Tokens) -> None:
+        self.code_counts.add(tokens.codes)
+        if tokens.responsibilities is not None:
+            self.information.add(tokens.responsibilities)
 
     def merged(self) -> CodebookStatistics:
         """Sum the counts over all ranks into new statistics; without a process group they are a copy.
@@ -104,19 +112,24 @@ class CodebookStatistics:
         A collective: when a process group exists at the call, every rank must call it.
         """
         merged = CodebookStatistics(self.codebook_size)
-        merged.counts = sum_over_ranks(self.counts).clone()
+        merged.code_counts = self.code_counts.merged()
         merged.information = self.information.merged()
         return merged
 
     @property
+    def counts(self) -> Tensor:
+        """How often each code was chosen, int64 ``(K,)``: beyond 2^24 codes a sparse tensor of those that were."""
+        return self.code_counts.counts
+
+    @property
     def total(self) -> int:
         """Number of codes counted."""
-        return int(self.counts.sum())
+        return int(self.code_counts.times.sum())
 
     @property
     def used(self) -> int:
         """Number of codes that were chosen at least once."""
-        return int((self.counts > 0).sum())
+        return len(self.code_counts.times)
 
     @property
     def usage(self) -> float:
@@ -125,7 +138,16 @@ class CodebookStatistics:
 
     @property
     def dead_codes(self) -> Tensor:
-        """Codes that were never chosen, int64 in ascending order."""
+        """Codes that were never chosen, int64 in ascending order.
+
+        Raises:
+            ValueError: If there are more than 2^24 codes, which are not listed.
+        """
+        if not self.code_counts.is_dense:
+            raise ValueError(
+                f"Dead codes are listed for at most {DENSE_CODES} codes, got {self.codebook_size}. Take the codes that "
+                "live, code_counts.seen, or the number of dead ones, codebook_size - used."
+            )
         return (self.counts == 0).nonzero()[:, 0]
 
     @property
@@ -135,9 +157,10 @@ class CodebookStatistics:
         Raises:
             ValueError: If no code was counted.
         """
-        if self.total == 0:
+        times = self.code_counts.times
+        if len(times) == 0:
             raise ValueError("The entropy needs at least 1 counted code, got 0. Call update(codes) first.")
-        frequencies = self.counts.double() / self.total
+        frequencies = times.double() / times.sum()
         # Rounding may lift an even codebook above its bound by an ulp.
         return min(float(torch.special.entr(frequencies).sum()), math.log(self.codebook_size))
 
@@ -158,19 +181,43 @@ class CodebookStatistics:
         function of its token.
 
         Raises:
-            ValueError: If no code was counted.
+            ValueError: If no code was counted, or responsibilities were given for some tokens only.
         """
-        return self.information.mutual_information if self.information.tokens else self.entropy
+        tokens, total = self.information.tokens, self.total
+        if tokens not in (0, total):
+            raise ValueError(
+                f"The mutual information needs 'responsibilities' for all tokens or for none, got them for {tokens} of "
+                f"{total}. Give them in each update(), or leave them out."
+            )
+        return self.information.mutual_information if tokens else self.entropy
+
+
+class _Tokens(NamedTuple):
+    """What passed the checks.
+
+    Attributes:
+        codes: int64 ``(*)``, -1 where it does not count.
+        responsibilities: Rows of those that count, float64 ``(N, K)``, or None.
+    """
+
+    codes: Tensor
+    responsibilities: Tensor | None
 
 
 class CompositeStatistics:
     """Codebook statistics of a quantizer whose latents have several codes, one for each place.
+
+    A place that was never used, as a level of a residual quantizer that was always dropped, says nothing: it has an
+    entropy of 0 and a perplexity of 1.
 
     Args:
         codebook_sizes: Number of codes of each place, as ``quantizer.codebook_sizes``.
 
     Attributes:
         places: The :class:`CodebookStatistics` of each place.
+
+    Raises:
+        ValueError: If there is no place, or a size is less than 1.
 
     Example:
         >>> statistics = CompositeStatistics([4, 2])
@@ -180,29 +227,45 @@ class CompositeStatistics:
     """
 
     def __init__(self, codebook_sizes: Sequence[int]) -> None:
+        if len(codebook_sizes) == 0:
+            raise ValueError("'codebook_sizes' must hold at least 1 size, got none. Give quantizer.codebook_sizes.")
         self.places = [CodebookStatistics(size) for size in codebook_sizes]
 
-    def update(self, codes: Tensor, mask: Tensor | None = None) -> None:
-        """Count codes.
+    def update(self, codes: Tensor, mask: Tensor | None = None, responsibilities: Tensor | None = None) -> None:
+        """Count codes, all of them or, after an error, none.
 
         Args:
             codes: Integers ``(*, P)``, -1 where masked. Flatten places of more than one axis first.
             mask: Booleans ``(*)``; where False a token is left out.
+            responsibilities: q(c | x) of each place, ``(*, P, K)`` with the largest K, 0 beyond the codes of a smaller
+                one: what ``posterior(latents)`` of a product gives.
 
         Raises:
-            ValueError: If the last axis is not P, or codes do not fit their codebook.
+            ValueError: If the last axis of codes is not P, codes do not fit their codebook, or mask or responsibilities
+                do not fit.
         """
         if codes.ndim < 1 or codes.shape[-1] != len(self.places):
             raise ValueError(
                 f"The last axis of 'codes' must have {len(self.places)} places, got shape {tuple(codes.shape)}. "
                 "Flatten the axes of code_shape with codes.flatten(-len(code_shape))."
             )
-        for place, place_codes in zip(self.places, codes.unbind(-1), strict=True):
-            place.update(place_codes, mask)
+        largest = max(place.codebook_size for place in self.places)
+        if responsibilities is not None and responsibilities.shape != (*codes.shape, largest):
+            raise ValueError(
+                f"'responsibilities' must have the shape {(*codes.shape, largest)} of 'codes' and K last, got "
+                f"{tuple(responsibilities.shape)}. Give posterior(latents).responsibilities of the same latents."
+            )
+        parts = [None] * len(self.places) if responsibilities is None else responsibilities.unbind(-2)
+        tokens = [
+            place._checked(own, mask, None if part is None else part[..., : place.codebook_size])
+            for place, own, part in zip(self.places, codes.unbind(-1), parts, strict=True)
+        ]
+        for place, own in zip(self.places, tokens, strict=True):
+            place._count(own)
 
     def merged(self) -> CompositeStatistics:
         """Sum the counts over all ranks into new statistics. A collective: every rank must call it."""
-        merged = CompositeStatistics([])
+        merged = CompositeStatistics([place.codebook_size for place in self.places])
         merged.places = [place.merged() for place in self.places]
         return merged
 
@@ -213,10 +276,32 @@ class CompositeStatistics:
 
     @property
     def perplexities(self) -> tuple[float, ...]:
-        """Perplexity of each place."""
-        return tuple(place.perplexity for place in self.places)
+        """Perplexity of each place.
+
+        Raises:
+            ValueError: If no code was counted.
+        """
+        return tuple(place.perplexity if place.used else 1.0 for place in self._counted())
 
     @property
     def bits_per_token(self) -> float:
-        """Entropy of all places taken one by one, in bits: what an entropy coder without context needs."""
-        return sum(place.entropy for place in self.places) / math.log(2)
+        """Entropy of all places taken one by one, in bits: what an entropy coder without context needs.
+
+        Raises:
+            ValueError: If no code was counted.
+        """
+        return sum(place.entropy for place in self._counted() if place.used) / math.log(2)
+
+    @property
+    def mutual_informations(self) -> tuple[float, ...]:
+        """Information of each place about the data in nats, as :attr:`CodebookStatistics.mutual_information`.
+
+        Raises:
+            ValueError: If no code was counted, or responsibilities were given for some tokens only.
+        """
+        return tuple(place.mutual_information if place.used else 0.0 for place in self._counted())
+
+    def _counted(self) -> list[CodebookStatistics]:
+        if not any(place.used for place in self.places):
+            raise ValueError("Figures of the codes need at least 1 counted code, got 0. Call update(codes) first.")
+        return self.places

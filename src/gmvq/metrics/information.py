@@ -39,7 +39,8 @@ class MixtureInformation:
         if codebook_size < 1:
             raise ValueError(f"'codebook_size' must be at least 1, got {codebook_size}. Give the number of components.")
         self.codebook_size = codebook_size
-        self._sums = torch.zeros(codebook_size + 2, dtype=torch.float64)  # q(c) of each code, entropy, tokens
+        # q(c) of each code, entropy, tokens; made when the first come, since a codebook may be huge
+        self._sums: Tensor | None = None
 
     def update(self, responsibilities: Tensor, mask: Tensor | None = None) -> None:
         """Add tokens.
@@ -51,6 +52,10 @@ class MixtureInformation:
         Raises:
             ValueError: If the responsibilities are no distributions over K codes, or the mask does not fit.
         """
+        self.add(self.checked(responsibilities, mask))
+
+    def checked(self, responsibilities: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Distributions of the tokens that count, float64 ``(N, K)``; arguments and errors are those of `update`."""
         if responsibilities.ndim < 1 or responsibilities.shape[-1] != self.codebook_size:
             raise ValueError(
                 f"The last axis of 'responsibilities' must have {self.codebook_size} components, "
@@ -63,9 +68,14 @@ class MixtureInformation:
                     f"got {mask.dtype} {tuple(mask.shape)}. Convert it with .bool()."
                 )
             responsibilities = responsibilities[mask]
-        rows = distributions("responsibilities", responsibilities.detach().reshape(-1, self.codebook_size))
-        entropies = torch.special.entr(rows).sum()
-        self._sums += torch.cat([rows.sum(dim=0), entropies[None], entropies.new_tensor([len(rows)])]).cpu()
+        return distributions("responsibilities", responsibilities.detach().reshape(-1, self.codebook_size))
+
+    def add(self, rows: Tensor) -> None:
+        """Adds what :meth:`checked` gave."""
+        if len(rows):
+            entropies = torch.special.entr(rows).sum()
+            sums = torch.cat([rows.sum(dim=0), entropies[None], entropies.new_tensor([len(rows)])]).cpu()
+            self._sums = sums if self._sums is None else self._sums + sums
 
     def merged(self) -> MixtureInformation:
         """Sum over all ranks into a new accumulator; without a process group it is a copy.
@@ -73,13 +83,15 @@ class MixtureInformation:
         A collective: when a process group exists at the call, every rank must call it.
         """
         merged = MixtureInformation(self.codebook_size)
-        merged._sums = sum_over_ranks(self._sums).clone()
+        if bool(sum_over_ranks(torch.tensor(self._sums is not None, dtype=torch.int64))):
+            own = torch.zeros(self.codebook_size + 2, dtype=torch.float64) if self._sums is None else self._sums
+            merged._sums = sum_over_ranks(own).clone()
         return merged
 
     @property
     def tokens(self) -> int:
         """Number of tokens seen."""
-        return int(self._sums[-1])
+        return 0 if self._sums is None else int(self._sums[-1])
 
     @property
     def aggregated_posterior(self) -> Tensor:
@@ -88,7 +100,7 @@ class MixtureInformation:
         Raises:
             ValueError: If no token was seen.
         """
-        if self.tokens == 0:
+        if self._sums is None:
             raise ValueError("The aggregated posterior needs at least 1 token, got 0. Call update() first.")
         return self._sums[:-2] / self._sums[:-2].sum()
 
@@ -99,7 +111,7 @@ class MixtureInformation:
         Raises:
             ValueError: If no token was seen.
         """
-        if self.tokens == 0:
+        if self._sums is None:
             raise ValueError("The posterior entropy needs at least 1 token, got 0. Call update() first.")
         return min(float(self._sums[-2] / self._sums[-1]), math.log(self.codebook_size))
 

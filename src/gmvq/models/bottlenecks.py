@@ -68,7 +68,11 @@ def make_bottleneck(name: QuantizerName, dim: int, codebook_size: int) -> Abstra
         "lookup-free": lambda: LookupFreeQuantizer(dim, codebook_size),
         "binary-spherical": lambda: BinarySphericalQuantizer(dim, codebook_size),
         "simvq": lambda: SimVQ(dim, codebook_size),
-        "index-backpropagation": lambda: IndexBackpropagationQuantizer(dim, codebook_size),
+        # the authors' weights stand beside perceptual and adversarial losses, and their latents have 256 features;
+        # beside a bare likelihood and in few features one code would take all
+        "index-backpropagation": lambda: IndexBackpropagationQuantizer(
+            dim, codebook_size, cosine=True, temperature=0.1, entropy_weight=1e-3
+        ),
         "stochastic": lambda: StochasticQuantizer(dim, codebook_size),
         "optimal-transport": lambda: OptimalTransportQuantizer(dim, codebook_size),
         "gaussian-codes": lambda: GaussianQuantizer(dim, codebook_size),
@@ -92,7 +96,7 @@ def even_levels(codebook_size: int) -> tuple[int, ...]:
     """Levels whose product is the codebook size, as few and as even as they can be, largest first.
 
     Raises:
-        ValueError: If the size has a prime factor above 8.
+        ValueError: If the size has a prime factor above 8, or needs a feature of less than 3 levels.
 
     Example:
         >>> even_levels(512), even_levels(1000), even_levels(1024)
@@ -103,11 +107,16 @@ def even_levels(codebook_size: int) -> tuple[int, ...]:
         level = next((level for level in range(LARGEST_LEVEL, 1, -1) if rest % level == 0), None)
         if level is None:
             raise ValueError(
-                f"'codebook_size' of a finite scalar quantizer must be a product of numbers up to {LARGEST_LEVEL}, got "
-                f"{codebook_size}. Use for example 512 or 1000."
+                f"'codebook_size' of a finite scalar quantizer must be a product of numbers from 3 to "
+                f"{LARGEST_LEVEL}, got {codebook_size}. Use for example 512 or 1000."
             )
         levels.append(level)
         rest //= level
     while len(levels) > 1 and levels[-1] * 2 < levels[-2] and levels[-2] % 2 == 0:
         levels[-2:] = sorted((levels[-2] // 2, levels[-1] * 2), reverse=True)
+    if min(levels, default=1) < 3:
+        raise ValueError(
+            f"'codebook_size' of a finite scalar quantizer must be a product of numbers from 3 to {LARGEST_LEVEL}, got "
+            f"{codebook_size}. Use for example 512 or 1000."
+        )
     return tuple(sorted(levels, reverse=True))

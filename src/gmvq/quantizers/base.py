@@ -21,6 +21,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from gmvq.distributed import sum_over_ranks, world_size
+from gmvq.quantizers.checks import check_listing
 from gmvq.quantizers.codebook import in_backward
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
@@ -133,16 +135,22 @@ class AbstractBottleneck(nn.Module, ABC):
 
     def freeze(self) -> Self:
         """Stops all learning of this bottleneck: no gradient to its parameters, no statistics."""
-        return self._set_frozen(True)
+        if not self.frozen:
+            self._learned = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
+            self._was_frozen = [bottleneck.frozen for bottleneck in self._bottlenecks()]
+            for bottleneck in self._bottlenecks():
+                bottleneck.frozen = True
+            self.requires_grad_(False)
+        return self
 
     def unfreeze(self) -> Self:
-        """Lets it learn again."""
-        return self._set_frozen(False)
-
-    def _set_frozen(self, frozen: bool) -> Self:
-        for bottleneck in self._bottlenecks():
-            bottleneck.frozen = frozen
-        return self.requires_grad_(not frozen)
+        """Undoes :meth:`freeze`: what was frozen before stays so."""
+        if self.frozen:
+            for bottleneck, frozen in zip(self._bottlenecks(), self._was_frozen, strict=True):
+                bottleneck.frozen = frozen
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(self._learned.get(name, True))
+        return self
 
     def _bottlenecks(self) -> list[AbstractBottleneck]:
         return [module for module in self.modules() if isinstance(module, AbstractBottleneck)]
@@ -235,10 +243,27 @@ class AbstractBottleneck(nn.Module, ABC):
     def posterior(self, latents: Tensor) -> Posterior:
         """Distribution over codes for each latent.
 
+        Args:
+            latents: Shape ``(*, dim)``.
+
+        Returns:
+            Responsibilities ``(*, *code_shape, K)``, their entropy ``(*)`` in nats, and the log-density of the latents
+            ``(*)`` in nats, in the code space, or None where there is none.
+
         Raises:
             NoPosteriorError: If the bottleneck has no mixture reading.
         """
-        raise NoPosteriorError(f"{type(self).__name__} has no posterior over codes. Use GaussianMixtureQuantizer.")
+        if not self.has_posterior:
+            raise NoPosteriorError(f"{type(self).__name__} has no posterior over codes. Use GaussianMixtureQuantizer.")
+        rows, _ = self._rows(latents)
+        with torch.autocast(latents.device.type, enabled=False):
+            responsibilities, entropy, log_density = self._posterior_rows(rows)
+        shape = latents.shape[:-1]
+        return Posterior(
+            responsibilities.reshape(shape + responsibilities.shape[1:]),
+            entropy.reshape(shape),
+            None if log_density is None else log_density.reshape(shape),
+        )
 
     def loss_weight(self, squared_error_weight: Tensor, tokens_per_dimension: float) -> Tensor:
         """What the loss weighs beside a likelihood in nats for each data dimension, ``()``.
@@ -261,6 +286,10 @@ class AbstractBottleneck(nn.Module, ABC):
     @abstractmethod
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
         """Forward on rows ``(N, L)``, of which those with ``kept`` (N,) count."""
+
+    def _posterior_rows(self, rows: Tensor) -> Posterior:
+        """Posterior of rows ``(N, L)``, for a class with ``has_posterior``."""
+        raise NotImplementedError
 
     @abstractmethod
     def _encode_rows(self, rows: Tensor) -> Tensor: ...
@@ -330,6 +359,9 @@ def mask_of_lengths(lengths: Tensor, shape: torch.Size) -> Tensor:
             f"'lengths' must be integers (B,) for latents (B, T, dim), got {lengths.dtype} {tuple(lengths.shape)} for "
             f"{tuple(shape)}. Give a boolean 'mask' for other shapes."
         )
+    on_host = lengths.device.type == "cpu" and not torch.compiler.is_compiling()  # no wait for a GPU
+    if on_host and bool(((lengths < 0) | (lengths > shape[1])).any()):
+        raise ValueError(f"'lengths' must lie in [0, {shape[1]}], the places of a sequence, got {lengths.tolist()}.")
     return torch.arange(shape[1], device=lengths.device) < lengths[:, None]
 
 
@@ -358,7 +390,12 @@ class AbstractQuantizer(AbstractBottleneck):
 
     @property
     def code_vectors(self) -> Tensor:
-        """The codebook inside the projection, ``(K, L)``."""
+        """The codebook inside the projection, ``(K, L)``.
+
+        Raises:
+            ValueError: If K is more than 2^24, and no codebook is stored.
+        """
+        check_listing(self.codebook_size)
         return self._decode_rows(torch.arange(self.codebook_size, device=self.training_progress.device))
 
     @property
@@ -414,10 +451,24 @@ def checked_codes(codes: Tensor, codebook_size: int) -> Tensor:
     return codes
 
 
+def row_weights(kept: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights ``(N,)`` whose weighted sum is the mean over the rows that count, ``kept`` (N,).
+
+    Ranks may have different numbers of them: the mean over ranks of such sums, which data parallel training takes, is
+    the mean over the rows of all ranks.
+    """
+    number = sum_over_ranks(kept.sum().to(dtype)) / world_size()
+    return kept.to(dtype) / number.clamp_min(1 / world_size())
+
+
+def row_mean(values: Tensor, kept: Tensor) -> Tensor:
+    """Mean of ``(N,)`` over the rows that count: ``()``, as :func:`row_weights` says."""
+    return (torch.where(kept, values, 0) * row_weights(kept, values.dtype)).sum()
+
+
 def mean_square(difference: Tensor, kept: Tensor) -> Tensor:
     """Mean over features and over the rows that count, of ``(N, L)`` and ``(N,)``: ``()``."""
-    weights = kept.to(difference.dtype) / kept.sum().clamp_min(1)
-    return (difference.square().mean(-1) * weights).sum()
+    return row_mean(difference.square().mean(-1), kept)
 
 
 def positive_integer(name: str, value: int) -> int:

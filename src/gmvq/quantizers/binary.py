@@ -27,22 +27,30 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gmvq.distributed import sum_over_ranks
-from gmvq.quantizers.base import AbstractQuantizer, mean_square, positive_integer
+from gmvq.quantizers.base import (
+    AbstractQuantizer,
+    NoPosteriorError,
+    mean_square,
+    positive_integer,
+    row_mean,
+    row_weights,
+)
+from gmvq.quantizers.checks import MOST_LISTED_CODES, non_negative
+from gmvq.quantizers.directions import direction
+from gmvq.quantizers.divergences import divergence_from_uniform, mean_over_ranks
 from gmvq.quantizers.estimators import StraightThrough
-from gmvq.quantizers.schedules import Schedule, as_schedule
+from gmvq.quantizers.schedules import Schedule, as_schedule, temperature_at
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 MOST_BITS = 62
 """A code is an int64."""
 
-MOST_ENUMERATED_BITS = 24
+MOST_ENUMERATED_BITS = MOST_LISTED_CODES.bit_length() - 1
 """Largest L for which :meth:`posterior` writes out all :math:`2^L` responsibilities of a latent."""
 
 
@@ -91,8 +99,6 @@ class AbstractBinaryQuantizer(AbstractQuantizer):
         group_bits: Most bits whose joint distribution over the batch is enumerated.
     """
 
-    has_posterior: ClassVar[bool] = True
-
     def __init__(
         self,
         dim: int | None,
@@ -108,20 +114,17 @@ class AbstractBinaryQuantizer(AbstractQuantizer):
         super().__init__(dim, 2**bits, bits)
         if not (math.isfinite(codebook_scale) and codebook_scale > 0):
             raise ValueError(f"'codebook_scale' must be a finite number above 0, got {codebook_scale}. Use 1.0.")
-        weights = {
-            "entropy_weight": entropy_weight,
-            "diversity_gamma": diversity_gamma,
-            "commitment_weight": commitment_weight,
-        }
-        for name, weight in weights.items():
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"'{name}' must be a finite number of at least 0, got {weight}. Use 0.0 for none.")
         self.codebook_scale = codebook_scale
-        self.entropy_weight = entropy_weight
-        self.diversity_gamma = diversity_gamma
-        self.commitment_weight = commitment_weight
+        self.entropy_weight = non_negative("entropy_weight", entropy_weight)
+        self.diversity_gamma = non_negative("diversity_gamma", diversity_gamma)
+        self.commitment_weight = non_negative("commitment_weight", commitment_weight)
         self.temperature = as_schedule(temperature, "temperature")
         self.group_bits = positive_integer("group_bits", group_bits)
+
+    @property
+    def has_posterior(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """True if all responsibilities of a latent can be written out; :meth:`bit_probabilities` has no limit."""
+        return self.codebook_dim <= MOST_ENUMERATED_BITS
 
     @property
     @abstractmethod
@@ -135,34 +138,33 @@ class AbstractBinaryQuantizer(AbstractQuantizer):
     def bit_probabilities(self, latents: Tensor) -> Tensor:
         """The posterior by its factors: probability that each bit is 1, ``(*, dim)`` -> ``(*, L)``, for any L."""
         rows, _ = self._rows(latents)
-        return self._logits(self._placed(rows)).sigmoid().reshape(*latents.shape[:-1], self.codebook_dim)
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._logits(self._placed(rows)).sigmoid().reshape(*latents.shape[:-1], self.codebook_dim)
 
     def posterior(self, latents: Tensor) -> Posterior:
-        """Responsibilities of all codes and their entropy.
+        """Responsibilities of all codes and their entropy; no log-density, since nothing models the latents.
 
         Args:
             latents: Shape ``(*, dim)``.
 
-        Returns:
-            Responsibilities ``(*, K)``, entropy ``(*)`` in nats; no log-density, since nothing models the latents.
-
         Raises:
-            ValueError: If K is more than 2^24.
+            NoPosteriorError: If K is more than 2^24.
         """
-        if self.codebook_dim > MOST_ENUMERATED_BITS:
-            raise ValueError(
-                f"'codebook_size' must be at most 2**{MOST_ENUMERATED_BITS} to write out all responsibilities, "
-                f"got 2**{self.codebook_dim}. Use bit_probabilities(), whose product they are."
+        if not self.has_posterior:
+            raise NoPosteriorError(
+                f"{type(self).__name__} has no posterior that can be written out over more than "
+                f"2**{MOST_ENUMERATED_BITS} codes, got 2**{self.codebook_dim}. Use bit_probabilities(), whose product "
+                "it is."
             )
-        rows, _ = self._rows(latents)
+        return super().posterior(latents)
+
+    def _posterior_rows(self, rows: Tensor) -> Posterior:
         logits = self._logits(self._placed(rows))
-        shape = latents.shape[:-1]
-        responsibilities = product_distribution(_coins(logits)).reshape(*shape, self.codebook_size)
-        return Posterior(responsibilities, coins_entropy(logits).sum(-1).reshape(shape), None)
+        return Posterior(product_distribution(_coins(logits)), coins_entropy(logits).sum(-1), None)
 
     def _logits(self, placed: Tensor) -> Tensor:
         """Log-odds of the bits, ``(N, L)``."""
-        return 4 * self.half_width * placed / self.temperature(self.training_progress)
+        return 4 * self.half_width * placed / temperature_at(self.temperature, self.training_progress)
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
         placed = self._placed(rows)
@@ -170,8 +172,7 @@ class AbstractBinaryQuantizer(AbstractQuantizer):
         nearest = self._decode_rows(codes).to(rows.dtype)
         commitment = mean_square(placed - nearest, kept)
         logits = self._logits(placed)
-        weights = kept.to(rows.dtype) / kept.sum().clamp_min(1)
-        entropy = (coins_entropy(logits).sum(-1) * weights).sum()
+        entropy = row_mean(coins_entropy(logits).sum(-1), kept)
         loss = self.commitment_weight * commitment + self.entropy_weight * entropy
         terms = {"commitment": commitment.detach(), "posterior_entropy": entropy.detach()}
         if self.entropy_weight * self.diversity_gamma > 0:
@@ -190,14 +191,11 @@ class AbstractBinaryQuantizer(AbstractQuantizer):
         fill = coins.new_tensor([1.0, 0.0]).expand(coins.shape[0], groups * size - self.codebook_dim, 2)
         coins = torch.cat([coins, fill], 1).unflatten(1, (groups, size))
         one, other = product_distribution(coins[:, :, :first]), product_distribution(coins[:, :, first:])
-        one = one * kept[:, None, None].to(one.dtype)
-        joint = sum_over_ranks(torch.einsum("nga,ngb->gab", one, other))
-        number = sum_over_ranks(kept.sum().to(joint.dtype))
-        aggregated = joint / number.clamp_min(1)
-        # xlogy takes 0 log 0 for 0, but its gradient there is infinite
-        negative_entropy = (aggregated * aggregated.clamp_min(1e-30).log()).sum()
-        divergence = (negative_entropy + self.codebook_dim * math.log(2)).clamp_min(0)
-        return torch.where(number > 0, divergence, 0)
+        one = one * row_weights(kept, one.dtype)[:, None, None]
+        aggregated = mean_over_ranks(torch.einsum("nga,ngb->gab", one, other)).flatten(1)
+        # each bit that fills the last group is log 2 away from an even coin
+        filled = (groups * size - self.codebook_dim) * math.log(2)
+        return (divergence_from_uniform(aggregated).sum() - filled).clamp_min(0)
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
         return code_of_bits(rows > 0)
@@ -314,7 +312,8 @@ class BinarySphericalQuantizer(AbstractBinaryQuantizer):
         diversity_gamma: gamma, of the divergence of the batch's distribution from the uniform one.
         commitment_weight: beta.
         temperature: tau of the posterior, in units of a squared distance: a number above 0 or a schedule. The
-            paper's factor on the scalar product of latent and code is 2 / tau.
+            paper's factor on the scalar product of latent and code is 2 / tau. At 1, as in the authors' configuration,
+            a bit is never sure, so that its gradient does not vanish.
         group_bits: Most bits whose joint distribution over the batch is enumerated.
 
     Shape:
@@ -345,7 +344,7 @@ class BinarySphericalQuantizer(AbstractBinaryQuantizer):
         entropy_weight: float = 0.1,
         diversity_gamma: float = 1.0,
         commitment_weight: float = 0.0,
-        temperature: float | Schedule = 0.01,
+        temperature: float | Schedule = 1.0,
         group_bits: int = 1,
     ) -> None:
         super().__init__(
@@ -365,7 +364,7 @@ class BinarySphericalQuantizer(AbstractBinaryQuantizer):
         return self.codebook_scale / math.sqrt(self.codebook_dim)
 
     def _placed(self, rows: Tensor) -> Tensor:
-        return self.codebook_scale * F.normalize(rows, dim=-1)
+        return self.codebook_scale * direction(rows)
 
 
 def _coins(logits: Tensor) -> Tensor:

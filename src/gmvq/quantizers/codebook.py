@@ -98,24 +98,37 @@ def _(values: Tensor) -> Tensor:
     return torch.empty_like(values)
 
 
-def snapshot(values: Tensor, training: bool) -> Tensor:
-    """A copy, in training, of what statistics say, for all that has a gradient.
+def _pass_gradient(_: object, gradient: Tensor) -> Tensor:
+    return gradient
 
-    Statistics change in place before autograd has used them. A compiled step needs an operator that is never computed
-    again: it would take a plain copy from the statistics anew in the backward pass, when they have changed.
+
+_snapshot.register_autograd(_pass_gradient)
+
+
+def snapshot(values: Tensor, training: bool) -> Tensor:
+    """A copy, in training, of what changes in place before autograd has used it.
+
+    A compiled step needs an operator that is never computed again: it would take a plain copy from the statistics anew
+    in the backward pass, when they have changed.
 
     Args:
-        values: Statistics or what is computed from them, without a gradient.
+        values: Statistics, what is computed from them, or a parameter that revival writes into.
         training: False where nothing changes: the values themselves.
     """
     if not training:
         return values
-    return _snapshot(values.detach()) if torch.compiler.is_compiling() else values.detach().clone()
+    return _snapshot(values) if torch.compiler.is_compiling() else values.clone()
 
 
 def in_backward() -> bool:
     """True while autograd runs a backward pass, where activation checkpointing repeats forwards."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _recall(module: nn.Module, _: object) -> None:
+    # not a lambda, which could not be pickled
+    if isinstance(module, MovingAverageCodebook):
+        module._has_started = bool(module.started)
 
 
 class MovingAverageCodebook(nn.Module):
@@ -153,10 +166,7 @@ class MovingAverageCodebook(nn.Module):
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         # on the host: reading the buffer in each forward would wait for the GPU
         self._has_started = False
-        self.register_load_state_dict_post_hook(lambda module, _: module._recall())
-
-    def _recall(self) -> None:
-        self._has_started = bool(self.started)
+        self.register_load_state_dict_post_hook(_recall)
 
     @property
     def has_started(self) -> bool:

@@ -18,20 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmvq.quantizers.base import (
-    AbstractBottleneck,
-    AbstractQuantizer,
-    NoPosteriorError,
-    checked_codes,
-    positive_integer,
-)
-from gmvq.quantizers.codebook import MovingAverageCodebook
+from gmvq.quantizers.base import AbstractQuantizer, NoPosteriorError, checked_codes
+from gmvq.quantizers.places import listed, prefixed
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 
@@ -49,13 +43,26 @@ class AbstractComposite(AbstractQuantizer):
 
     Attributes:
         members: The members, each once.
+        adds_losses: True if the loss adds up the members' losses, which must then have one unit.
+        quantizes_rows: True if each latent has codes of its own, wherever it stands: what every place needs of a
+            member.
 
     Raises:
-        ValueError: If there is no member, or members have codes of different shapes.
+        ValueError: If there is no member, one does not quantize rows, members have codes of different shapes, or losses
+            that add up have different units.
     """
+
+    adds_losses: ClassVar[bool] = True
+    quantizes_rows: ClassVar[bool] = True
 
     def __init__(self, dim: int, places: Sequence[AbstractQuantizer], codebook_dim: int | None = None) -> None:
         unique = list(dict.fromkeys(places))
+        for member in unique:
+            if isinstance(member, AbstractComposite) and not member.quantizes_rows:
+                raise ValueError(
+                    f"'quantizers' must quantize each latent by itself, got a {type(member).__name__}, which quantizes "
+                    "whole maps. Make that the outermost one."
+                )
         super().__init__(dim, max((member.codebook_size for member in unique), default=0), codebook_dim)
         shapes = sorted({member.code_shape for member in unique})
         if len(shapes) > 1:
@@ -63,16 +70,17 @@ class AbstractComposite(AbstractQuantizer):
                 f"'quantizers' must all have codes of one shape, got {', '.join(map(str, shapes))} for each latent. "
                 "Give each member the same number of levels or groups."
             )
-        if len({member.loss_in_nats for member in unique}) > 1:
+        if self.adds_losses and len({member.loss_in_nats for member in unique}) > 1:
             names = ", ".join(type(member).__name__ for member in unique)
             raise ValueError(
                 f"'quantizers' must all have losses of one unit, nats or squared errors, got {names}. Take "
                 "StochasticQuantizer and GaussianQuantizer among themselves."
             )
         self.members = nn.ModuleList(unique)
+        self._member_at = tuple(unique.index(member) for member in places)
+        # last, and after all checks of subclasses: the members of a composite that was refused still learn alone
         for member in unique:
             member.updates_itself = False
-        self._member_at = tuple(unique.index(member) for member in places)
 
     @property
     def places(self) -> tuple[AbstractQuantizer, ...]:
@@ -134,20 +142,30 @@ class AbstractComposite(AbstractQuantizer):
                 f"{tuple(codes.shape)}. Pass what encode() returned."
             )
         rows = checked_codes(codes, self.codebook_size).reshape(-1, *shape)
-        values = self._outside(self._decode_rows(rows))
+        with torch.autocast(self.training_progress.device.type, enabled=False):  # as in the forward
+            values = self._outside(self._decode_rows(rows))
         present = (rows >= 0).reshape(rows.shape[0], math.prod(shape)).any(-1)
         return (values * present[:, None]).reshape(*codes.shape[: codes.ndim - axes], self.dim)
 
     def posterior(self, latents: Tensor) -> Posterior:
-        """Not of the codes of all places together.
+        """Distribution over the codes of each latent, where all members have one and places are independent.
+
+        Args:
+            latents: Shape ``(*, dim)``.
+
+        Returns:
+            Responsibilities ``(*, *code_shape, K)``, K the largest member's and 0 where a member has fewer codes;
+            entropy ``(*)`` and log-density ``(*)`` of all places together, in nats.
 
         Raises:
-            NoPosteriorError: Always, unless a subclass has one.
+            NoPosteriorError: If there is none.
         """
-        raise NoPosteriorError(
-            f"{type(self).__name__} has no posterior over the codes of all its places. Ask its members: "
-            ".members[i].posterior(...)."
-        )
+        if not self.has_posterior:
+            raise NoPosteriorError(
+                f"{type(self).__name__} has no posterior over the codes of all its places. Ask its members: "
+                ".members[i].posterior(...)."
+            )
+        return super().posterior(latents)
 
     def _fits(self, shape: tuple[int, ...]) -> bool:
         """Whether the codes of one latent may have this shape, as long as ``code_shape``."""
@@ -222,33 +240,17 @@ class Product(AbstractComposite):
         """True if all members have a posterior."""
         return all(member.has_posterior for member in self.places)
 
-    def posterior(self, latents: Tensor) -> Posterior:
-        """Distribution over the codes of each group, given which the groups are independent.
-
-        Args:
-            latents: Shape ``(*, dim)``.
-
-        Returns:
-            Responsibilities ``(*, groups, *member.code_shape, K)``, K the largest member's and 0 where a member has
-            fewer codes; entropy ``(*)`` and log-density ``(*)`` of all groups together, in nats.
-
-        Raises:
-            NoPosteriorError: If a member has no mixture reading.
-        """
-        if not self.has_posterior:
-            return super().posterior(latents)
-        rows, _ = self._rows(latents)
+    def _posterior_rows(self, rows: Tensor) -> Posterior:
         parts = [member.posterior(group) for member, group in self._groups(rows)]
         padding = [self.codebook_size - part.responsibilities.shape[-1] for part in parts]
         responsibilities = self._side_by_side(
             [F.pad(part.responsibilities, (0, extra)) for part, extra in zip(parts, padding, strict=True)]
         )
         densities = [part.log_density for part in parts if part.log_density is not None]
-        shape = latents.shape[:-1]
         return Posterior(
-            responsibilities.reshape(shape + responsibilities.shape[1:]),
-            self._total([part.entropy for part in parts]).reshape(shape),
-            self._total(densities).reshape(shape) if len(densities) == len(parts) else None,
+            responsibilities,
+            self._total([part.entropy for part in parts]),
+            self._total(densities) if len(densities) == len(parts) else None,
         )
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
@@ -316,66 +318,12 @@ class Product(AbstractComposite):
         return self._side_by_side(parts).sum(1)
 
 
-def prefixed(terms: dict[str, Tensor], place: int) -> dict[str, Tensor]:
-    """Terms of the member at a place, under names of their own: ``{place}.{name}``."""
-    return {f"{place}.{name}": term for name, term in terms.items()}
-
-
-def listed(
-    quantizers: AbstractQuantizer | Sequence[AbstractQuantizer], number: int | None, name: str
-) -> list[AbstractQuantizer]:
-    """The member at each place: a list as it is, or one quantizer at ``number`` places.
-
-    Args:
-        quantizers: What the user gave.
-        number: Number of places that one quantizer serves.
-        name: What the user calls that number.
-
-    Raises:
-        ValueError: If there is no quantizer, one that is none, one at two places of a list, or the number does not fit.
-    """
-    if isinstance(quantizers, AbstractQuantizer):
-        if number is None:
-            raise ValueError(
-                f"'{name}' must say how many places one shared quantizer serves, got None. Set {name}=4, or pass a "
-                "list of quantizers, one for each place."
-            )
-        return [quantizers] * positive_integer(name, number)
-    places = list(quantizers) if isinstance(quantizers, Sequence | nn.ModuleList) else []
-    if not places or not all(isinstance(member, AbstractQuantizer) for member in places):
-        kinds = [type(member).__name__ for member in places] or repr(quantizers)
-        raise ValueError(
-            f"'quantizers' must be a quantizer or a list of at least one, got {kinds}. Pass for example "
-            "[VectorQuantizer(64, 512), VectorQuantizer(64, 512)]."
-        )
-    if number not in (None, len(places)):
-        raise ValueError(
-            f"'{name}' must be the length of the list, {len(places)}, got {number}. Leave it out, or pass one "
-            "quantizer to share its codebook."
-        )
-    seen: set[int] = set()
-    for place, member in enumerate(places):
-        inside = {id(module) for module in member.modules() if isinstance(module, AbstractBottleneck)}
-        if inside & seen:
-            raise ValueError(
-                f"'quantizers' must be separate instances, got the one at place {place} twice. Pass one quantizer with "
-                f"{name}={len(places)} to share a codebook, or make another instance."
-            )
-        seen |= inside
-    return places
-
-
-def has_started(member: AbstractQuantizer) -> bool:
-    """Whether all codebooks of a member that start from data stand."""
-    return all(module.has_started for module in member.modules() if isinstance(module, MovingAverageCodebook))
-
-
-@torch.no_grad()
-def show(member: AbstractQuantizer, rows: Tensor, kept: Tensor) -> None:
-    """Lets a member start from rows ``(*, dim)``, and collect their statistics, without an effect on what follows.
-
-    A repeated forward does not show, so the random numbers drawn here must not shift those that come after.
-    """
-    devices = [rows.device] if rows.is_cuda else []
-    with nullcontext() if torch.compiler.is_compiling() else torch.random.fork_rng(devices):
-        member(rows, kept)
+def commitment_weight_of(member: AbstractQuantizer) -> float:
+    """Weight beta of the commitment in a member's loss: 0 if it has none or is in nats, of groups the mean."""
+    if member.loss_in_nats:
+        return 0.0
+    weight = getattr(member, "commitment_weight", None)
+    if weight is None and isinstance(member, AbstractComposite):
+        weighed = [commitment_weight_of(part) * part.dim for part in member.places]
+        return sum(weighed) / sum(part.dim for part in member.places)
+    return weight or 0.0

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gmvq.quantizers.schedules import Schedule, as_schedule
+from gmvq.quantizers.schedules import Schedule, as_schedule, temperature_at
 
 
 class AbstractEstimator(ABC):
@@ -246,7 +246,7 @@ class GumbelSoftmax:
         Returns:
             Values ``(N, L)``, the most likely code, or with ``hard`` the drawn one, ``(N,)``, and y ``(N, K)``.
         """
-        tau = as_schedule(self.temperature, "temperature")(progress)
+        tau = temperature_at(as_schedule(self.temperature, "temperature"), progress)
         noise = -log_posterior.new_empty(log_posterior.shape).exponential_().clamp_min(1e-30).log()
         y = F.softmax((log_posterior + noise) / tau, dim=-1)  # (6)
         values = y @ codebook

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from gmvq.quantizers.base import AbstractBottleneck
+from gmvq.quantizers.base import AbstractBottleneck, row_mean
 from gmvq.types import PosteriorSample, Quantized
 
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
@@ -76,8 +76,7 @@ class GaussianBottleneck(AbstractBottleneck):
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
         mean, log_variance = self._moments(rows)
-        weights = kept.to(rows.dtype) / kept.sum().clamp_min(1)
-        loss = (self._kl(mean, log_variance) * weights).sum()
+        loss = row_mean(self._kl(mean, log_variance), kept)
         values = mean + (log_variance / 2).exp() * torch.randn_like(mean) if self.training else mean
         return Quantized(values, mean, loss, {"divergence": loss.detach()})
 

@@ -40,7 +40,8 @@ from torch import Tensor
 
 from gmvq.distributed import rank, sum_over_ranks, world_size
 from gmvq.kernels import in_blocks, weighted_squared_distances
-from gmvq.quantizers.base import AbstractQuantizer, checked_codes, positive_integer
+from gmvq.quantizers.base import AbstractQuantizer, checked_codes, positive_integer, row_mean
+from gmvq.quantizers.checks import non_negative
 from gmvq.quantizers.codebook import snapshot
 from gmvq.quantizers.estimators import with_gradient_of
 from gmvq.quantizers.gaussian import LOG_VARIANCE_RANGE, GaussianBottleneck
@@ -130,11 +131,9 @@ class GaussianQuantizer(AbstractQuantizer):
             )
         if not 0 <= prior_weight <= 1:
             raise ValueError(f"'prior_weight' must lie in [0, 1], got {prior_weight}. Use 1.0.")
-        if not (math.isfinite(margin) and margin >= 0):
-            raise ValueError(f"'margin' must be a finite number of at least 0, got {margin}. Use 0.35, half a bit.")
         self.prior_weight = prior_weight
         self.hard = hard
-        self.margin = margin
+        self.margin = non_negative("margin", margin)
         self.moments = GaussianBottleneck(self.codebook_dim).moments  # starts as that of the VAE
         generator = torch.Generator().manual_seed(seed)  # on the CPU, so that all devices and ranks draw the same
         self.register_buffer("noise", torch.randn(codebook_size, self.group_dim, generator=generator))
@@ -228,33 +227,26 @@ class GaussianQuantizer(AbstractQuantizer):
     def group_divergences(self, latents: Tensor) -> Tensor:
         """The rate R of each group (3), which log K should exceed, in nats: ``(*, dim)`` -> ``(*, groups)``."""
         rows, _ = self._rows(latents)
-        return self._rates(*self._moments(rows)).reshape(*latents.shape[:-1], self.groups)
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._rates(*self._moments(rows)).reshape(*latents.shape[:-1], self.groups)
 
-    def posterior(self, latents: Tensor) -> Posterior:
+    def _posterior_rows(self, rows: Tensor) -> Posterior:
         r"""Distribution over the codes of each group: :math:`q(\mu_k \mid x) / p(\mu_k)^\omega`, normalized.
 
         With omega = 1 these are the importance weights that make draws from the prior stand for q(z | x), and for an
-        exact posterior the posterior over codes under a uniform prior.
-
-        Args:
-            latents: Shape ``(*, dim)``.
-
-        Returns:
-            Responsibilities ``(*, *code_shape, K)``, entropy of all groups together ``(*)`` in nats, and None for the
-            log-density: means and variances follow from the latent, so no density of latents is there.
+        exact posterior the posterior over codes under a uniform prior. The entropy is that of all groups together, and
+        the log-density None: means and variances follow from the latent, so no density of latents is there.
         """
-        rows, _ = self._rows(latents)
         log_posterior = self._log_posterior(rows)
         probabilities = log_posterior.exp()
-        shape = latents.shape[:-1]
         entropy = -(probabilities * log_posterior).sum((-2, -1))
-        return Posterior(
-            probabilities.reshape(shape + self.code_shape + probabilities.shape[-1:]), entropy.reshape(shape), None
-        )
+        return Posterior(probabilities.reshape(-1, *self.code_shape, self.codebook_size), entropy, None)
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves the weights of (4) by what past forwards have collected."""
+        """Moves the weights of (4) by what past forwards have collected, unless they are frozen."""
+        if self.frozen:
+            return
         least, total, most = self.pending_excess.unbind()
         up = torch.stack([least >= -self.margin, total > 0, most > self.margin])
         weights = self.divergence_weights * torch.where(up, WEIGHT_STEP, 1 / WEIGHT_STEP).to(least.dtype)
@@ -281,25 +273,24 @@ class GaussianQuantizer(AbstractQuantizer):
         excess = torch.where(kept[:, None], rates.detach() - math.log(self.codebook_size), 0)
         lambda_min, lambda_mean, lambda_max = snapshot(self.divergence_weights, self.training).to(rows.dtype).unbind()
         w = torch.where(excess > self.margin, lambda_max, torch.where(excess < -self.margin, lambda_min, 1.0))
-        weights = kept.to(rows.dtype) / kept.sum().clamp_min(1)
-        loss = lambda_mean * ((w * rates).sum(-1) * weights).sum()  # (4)
+        loss = lambda_mean * row_mean((w * rates).sum(-1), kept)  # (4)
         codes = self._choose(mean, log_variance)
         values = self._decode_rows(codes).to(rows.dtype)
-        if self.training:
-            deviation = (log_variance / 2).exp()
-            # a hard code, too, is m + s epsilon: with the epsilon that leads there, held constant
-            epsilon = (values - mean.detach()) / deviation.detach() if self.hard else torch.randn_like(mean)
-            z = mean + deviation * epsilon
-            values = with_gradient_of(values, z) if self.hard else z
+        draws = self.training and not self.hard
+        deviation = (log_variance / 2).exp()
+        # a code, too, is m + s epsilon: with the epsilon that leads there, held constant
+        epsilon = torch.randn_like(mean) if draws else (values - mean.detach()) / deviation.detach()
+        z = mean + deviation * epsilon
+        values = z if draws else with_gradient_of(values, z)
         if self.learning:
             self._collect(excess, kept)
         # the neutral 0 stands for the target, and for a batch without a row
         least, most = _extremes(excess)
         figures = {
-            "divergence": (rates.detach().sum(-1) * weights).sum(),
+            "divergence": row_mean(rates.detach().sum(-1), kept),
             "least_excess": least,
             "most_excess": most,
-            "divergence_weight": lambda_mean,
+            "divergence_weight": lambda_mean.clone(),  # not a view of the state
         }
         return Quantized(values, codes, loss, figures)
 

@@ -30,21 +30,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gmvq.quantizers.base import LARGEST, AbstractQuantizer, checked_codes, mean_square, rows_dtype
-from gmvq.quantizers.composite import AbstractComposite, has_started, listed, prefixed, show
+from gmvq.quantizers.composite import AbstractComposite, commitment_weight_of
+from gmvq.quantizers.places import checked_commitment_weight, has_started, listed, prefixed, start
+from gmvq.quantizers.resampling import Grid, Interpolation, Scale, average, checked_scales, enlarge, grid_of, resized
 from gmvq.types import PosteriorSample, Quantized
-
-Scale = int | float | tuple[int | float, ...]
-"""Places along each axis: a number of them, or their share of the full grid as a float in (0, 1]; one for all axes, or
-one for each."""
-
-Grid = tuple[int, ...]
 
 
 class Hierarchical(AbstractComposite):
@@ -67,8 +62,8 @@ class Hierarchical(AbstractComposite):
             floats, as ``(0.25, 0.5, 1.0)``, or a last scale ``1.0``, as ``(1, 2, 4, 1.0)``, maps may have any size.
         interpolation: How coarse maps are enlarged: ``"linear"``, or ``"cubic"`` as in VAR; beside a coarse place that
             does not count cubic is linear too.
-        commitment_weight: beta of what the composite gives back of the commitments of scales from 2 on: the weight
-            that the members give theirs, 0 for members that have none.
+        commitment_weight: beta of what the composite gives back of the commitments of scales from 2 on. By default the
+            weight that each member gives its own, 0 for one that has none or a loss in nats.
 
     Shape:
         latents ``(B, *spatial, dim)`` with 1 to 3 spatial axes -> values ``(B, *spatial, dim)``, codes
@@ -76,7 +71,8 @@ class Hierarchical(AbstractComposite):
         coarse place of which no fine place counts has code -1.
 
     Raises:
-        ValueError: If members do not fit together, scales do not fit the latents, or an argument is out of range.
+        ValueError: If members do not fit together, scales do not fit the latents or are not coarse to fine as far as
+            that can be told before, an argument is out of range, or a commitment would add squared errors to nats.
 
     References:
         Visual Autoregressive Modeling: Scalable Image Generation via Next-Scale Prediction (Tian et al., 2024),
@@ -99,16 +95,17 @@ class Hierarchical(AbstractComposite):
     """
 
     citations: tuple[str, ...] = ("var_tian2024", "hqvae_takida2023")
+    quantizes_rows: ClassVar[bool] = False
 
     def __init__(
         self,
         quantizers: AbstractQuantizer | Sequence[AbstractQuantizer],
         scales: Sequence[Scale],
         *,
-        interpolation: Literal["linear", "cubic"] = "linear",
-        commitment_weight: float = 0.25,
+        interpolation: Interpolation = "linear",
+        commitment_weight: float | None = None,
     ) -> None:
-        scales = _checked_scales(scales)
+        scales = checked_scales(scales)
         if isinstance(quantizers, Sequence) and len(quantizers) not in (0, len(scales)):
             raise ValueError(
                 f"'quantizers' must be one, or one for each of the {len(scales)} scales, got {len(quantizers)}. Pass "
@@ -120,11 +117,10 @@ class Hierarchical(AbstractComposite):
             raise ValueError(f"'quantizers' must all have the same 'dim', got {dims}. Wrap others in Projected.")
         if interpolation not in ("linear", "cubic"):
             raise ValueError(f"'interpolation' must be 'linear' or 'cubic', got {interpolation!r}. Use 'linear'.")
-        if not (math.isfinite(commitment_weight) and commitment_weight >= 0):
-            raise ValueError(f"'commitment_weight' must be at least 0, got {commitment_weight}. Use for example 0.25.")
+        commitment_weight = checked_commitment_weight(commitment_weight, places)
         super().__init__(dims[0], places)
         self.scales = scales
-        self.interpolation = interpolation
+        self.interpolation: Interpolation = interpolation
         self.commitment_weight = commitment_weight
 
     @property
@@ -149,7 +145,7 @@ class Hierarchical(AbstractComposite):
         size = (size,) if isinstance(size, int) else tuple(size)
         if not 1 <= len(size) <= 3 or min(size) < 1:
             raise ValueError(f"'size' must have 1 to 3 axes of at least 1 place, got {size}. Pass (16, 16).")
-        grids = tuple(_grid(scale, size) for scale in self.scales)
+        grids = tuple(grid_of(scale, size) for scale in self.scales)
         if any(part > whole for grid in grids for part, whole in zip(grid, size, strict=True)) or grids[-1] != size:
             raise ValueError(
                 f"'scales' must come to the full grid {size}, and none may be finer, got {grids}. Make the last scale "
@@ -210,19 +206,22 @@ class Hierarchical(AbstractComposite):
             self._start(maps, kept, grids)
         residual, total = maps, torch.zeros_like(maps)
         codes, losses, terms, commitment = [], [], {}, maps.new_zeros(())
+        weights = self._commitment_weights()
         for scale, (member, grid) in enumerate(zip(self.places, grids, strict=True)):
-            coarse, counted = _average(residual, kept, grid)
+            coarse, counted = average(residual, kept, grid)
             part = member(coarse, counted)
             if scale:  # the derivative of z - residual, which the member's own commitment lacks
-                given = _average(total, kept, grid)[0]
+                given = average(total, kept, grid)[0]
                 given = coarse.detach() + (given - given.detach())
-                commitment = commitment + mean_square(given - part.values.detach(), counted)
-            enlarged = self._enlarge(part.values, counted, size)
+                error = mean_square(given - part.values.detach(), counted)
+                losses.append(weights[scale] * error)
+                commitment = commitment + error
+            enlarged = enlarge(part.values, counted, size, self.interpolation)
             total, residual = total + enlarged, residual - enlarged
             codes.append(part.codes.flatten(1, len(size)))
             losses.append(part.loss)
             terms |= prefixed(part.terms, scale)
-        loss = torch.stack(losses).sum() + self.commitment_weight * commitment
+        loss = torch.stack(losses).sum()
         values = torch.where(kept[..., None], total, 0)
         return Quantized(values, torch.cat(codes, 1), loss, {"commitment": commitment.detach(), **terms})
 
@@ -233,12 +232,12 @@ class Hierarchical(AbstractComposite):
             return
         rows, counts, residual = [], [], maps
         for grid in grids:
-            coarse, counted = _average(residual, kept, grid)
-            residual = residual - self._enlarge(coarse, counted, grids[-1])
+            coarse, counted = average(residual, kept, grid)
+            residual = residual - enlarge(coarse, counted, grids[-1], self.interpolation)
             rows.append(coarse.flatten(1, -2))
             counts.append(counted.flatten(1))
         # map by map, as ranks hold them: the start is the same on any number of ranks
-        show(self.places[0], torch.cat(rows, 1), torch.cat(counts, 1))
+        start(self.places[0], torch.cat(rows, 1), torch.cat(counts, 1))
 
     @torch.no_grad()
     def encode(self, latents: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
@@ -254,10 +253,10 @@ class Hierarchical(AbstractComposite):
             residual, kept, _ = self._prepared(latents, mask)
             size, codes = tuple(kept.shape[1:]), []
             for member, grid in zip(self.places, self.grids(size), strict=True):
-                coarse, counted = _average(residual, kept, grid)
+                coarse, counted = average(residual, kept, grid)
                 chosen = member.encode(coarse, counted)
                 values = member.decode(chosen).to(residual.dtype)
-                residual = residual - self._enlarge(values, counted, size)
+                residual = residual - enlarge(values, counted, size, self.interpolation)
                 codes.append(chosen.flatten(1, len(size)))
         return torch.cat(codes, 1)
 
@@ -282,11 +281,12 @@ class Hierarchical(AbstractComposite):
         total = self.training_progress.new_zeros(codes.shape[0], *full, self.dim)
         with torch.autocast(total.device.type, enabled=False):
             for member, part in zip(self.places, maps[:scales], strict=False):
-                total = total + self._enlarge(member.decode(part).to(total.dtype), self._counted(part), full)
+                values = member.decode(part).to(total.dtype)
+                total = total + enlarge(values, self._counted(part), full, self.interpolation)
             # without codes of the last scale, what the finest of the others reach is all that tells
             counted = self._counted(maps[-1])
             if len(maps) < len(self.places):
-                counted = _resized(counted[..., None].to(total.dtype), full, "linear")[..., 0] > 0
+                counted = resized(counted[..., None].to(total.dtype), full, "linear")[..., 0] > 0
         return torch.where(counted[..., None], total, 0)
 
     @torch.no_grad()
@@ -329,6 +329,12 @@ class Hierarchical(AbstractComposite):
         # the type of the parameters, in which codes decode: sums of another one would round otherwise
         return maps.to(self.training_progress.dtype), kept, valid
 
+    def _commitment_weights(self) -> list[float]:
+        """The weight of each scale's part of the commitment."""
+        if self.commitment_weight is not None:
+            return [self.commitment_weight] * len(self.scales)
+        return [commitment_weight_of(member) for member in self.places]
+
     def _size(self, size: Sequence[int] | int | None) -> Grid:
         if size is not None:
             return (size,) if isinstance(size, int) else tuple(size)
@@ -345,18 +351,6 @@ class Hierarchical(AbstractComposite):
         present = codes >= 0
         return present.flatten(-len(self.code_shape)).any(-1) if self.code_shape else present
 
-    def _enlarge(self, values: Tensor, counted: Tensor, size: Grid) -> Tensor:
-        """Interpolates ``(B, *grid, dim)`` between the places that count: ``(B, *size, dim)``."""
-        if tuple(counted.shape[1:]) == size:
-            return torch.where(counted[..., None], values, 0)
-        weights = counted[..., None].to(values.dtype)
-        values = torch.where(counted[..., None], values, 0)
-        linear = _resized(values, size, "linear") / _resized(weights, size, "linear").clamp_min(1e-6)
-        if self.interpolation == "linear":
-            return linear
-        complete = _resized(1 - weights, size, "cubic", absolute=True) == 0
-        return torch.where(complete, _resized(values, size, "cubic"), linear)
-
     # the public verbs work on maps, so nothing calls these
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
@@ -367,57 +361,3 @@ class Hierarchical(AbstractComposite):
 
     def _decode_rows(self, codes: Tensor) -> Tensor:
         raise NotImplementedError
-
-
-def _average(maps: Tensor, kept: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Means over areas of the places that count: ``(B, *grid, dim)``, and which have any, ``(B, *grid)``."""
-    maps = torch.where(kept[..., None], maps, 0)
-    if tuple(kept.shape[1:]) == grid:
-        return maps, kept
-    shares = _resized(kept[..., None].to(maps.dtype), grid, "area")
-    # the least share is one place of the largest area, far above rounding
-    return _resized(maps, grid, "area") / torch.where(shares > 0, shares, 1), shares[..., 0] > 0
-
-
-def _resized(maps: Tensor, size: Grid, kind: Literal["area", "linear", "cubic"], absolute: bool = False) -> Tensor:
-    """Maps ``(B, *grid, C)`` on another grid ``(B, *size, C)``, axis by axis; ``absolute`` drops the weights' signs."""
-    for axis, places in enumerate(size, start=1):
-        if maps.shape[axis] != places:
-            weights = _weights(maps.shape[axis], places, kind, maps)
-            weights = weights.abs() if absolute else weights
-            maps = torch.movedim(torch.movedim(maps, axis, -1) @ weights, -1, axis)
-    return maps
-
-
-def _weights(places: int, wanted: int, kind: Literal["area", "linear", "cubic"], like: Tensor) -> Tensor:
-    """What each place of an axis gives to each wanted one, ``(places, wanted)``: torch's resampling of unit vectors."""
-    units = torch.eye(places, dtype=like.dtype, device=like.device)
-    if kind == "cubic":  # which torch has for two axes only
-        return F.interpolate(units[None, :, :, None], size=(wanted, 1), mode="bicubic")[0, :, :, 0]
-    return F.interpolate(units[None], size=wanted, mode=kind)[0]
-
-
-def _grid(scale: Scale, size: Grid) -> Grid:
-    parts = scale if isinstance(scale, tuple) else (scale,) * len(size)
-    if len(parts) != len(size):
-        raise ValueError(f"'scales' must have {len(size)} axes for maps of {size}, got {scale}. Give one number.")
-    return tuple(
-        max(1, round(part * whole)) if isinstance(part, float) else part
-        for part, whole in zip(parts, size, strict=True)
-    )
-
-
-def _checked_scales(scales: Sequence[Scale]) -> tuple[Scale, ...]:
-    checked = tuple(scales) if isinstance(scales, Sequence) and not isinstance(scales, str) else ()
-    checked = tuple(tuple(scale) if isinstance(scale, list) else scale for scale in checked)
-    for scale in checked:
-        for part in scale if isinstance(scale, tuple) else (scale,):
-            whole = isinstance(part, int) and not isinstance(part, bool) and part >= 1
-            if not (whole or (isinstance(part, float) and 0 < part <= 1)):
-                raise ValueError(
-                    f"'scales' must be integers of at least 1 or floats in (0, 1], got {scale!r}. Use for example "
-                    "(1, 2, 4, 1.0)."
-                )
-    if not checked or any(scale == () for scale in checked):
-        raise ValueError(f"'scales' must have at least one grid, got {scales!r}. Use for example (1, 2, 4, 1.0).")
-    return checked

@@ -26,14 +26,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from gmvq.kernels import nearest_code
 from gmvq.quantizers.base import AbstractQuantizer, checked_codes, mean_square, positive_integer
-from gmvq.quantizers.composite import AbstractComposite, has_started, listed, show
+from gmvq.quantizers.composite import AbstractComposite
 from gmvq.quantizers.estimators import AbstractEstimator, StraightThrough
+from gmvq.quantizers.places import has_started, listed, show
 from gmvq.types import Quantized
 
 BLOCK_ELEMENTS = 1 << 22
@@ -90,6 +92,8 @@ class ImplicitResidual(AbstractComposite):
     learns by gradient, as of ``VectorQuantizer(dim, K, decay=None)``, learns from this quantizer's loss through f. In
     training each member is also shown the residuals of its level, so that it starts at their k-means and moving
     averages follow them; what else a member does alone (its choice of a code, its loss, its estimator) has no part.
+    Parameters that only this needs, as a variance or a way in, get no gradient here, which data parallel training takes
+    for an error: their ``requires_grad`` is switched off. The loss is a squared error whatever those of the members.
     The networks and the choice run in the type of the parameters.
 
     Decoding is sequential, and any number of leading codes decodes: ``decode(codes[..., :n])``. The codes of decoded
@@ -127,6 +131,8 @@ class ImplicitResidual(AbstractComposite):
     """
 
     citations: tuple[str, ...] = ("qinco_huijben2024",)
+    adds_losses: ClassVar[bool] = False
+    loss_in_nats: ClassVar[bool] = False  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __init__(
         self,
@@ -148,10 +154,12 @@ class ImplicitResidual(AbstractComposite):
             raise ValueError(
                 f"'estimator' must be an estimator from latents and values, got {estimator!r}. Use StraightThrough()."
             )
+        hidden_dim = positive_integer("hidden_dim", hidden_dim)
         super().__init__(places[0].dim, places)
+        for member in self.places:
+            _switch_off_beside_codebook(member)
         self.commitment_weight = commitment_weight
         self.estimator = StraightThrough() if estimator is None else estimator
-        hidden_dim = positive_integer("hidden_dim", hidden_dim)
         self.width = max(self.dim, hidden_dim if blocks else 0)
         # the first level has nothing to depend on
         self.transforms = nn.ModuleList(CodeTransform(self.dim, hidden_dim, blocks) for _ in places[1:])
@@ -240,3 +248,17 @@ def _check_members(members: Sequence[AbstractQuantizer]) -> None:
                 f"'quantizers' must all have the same 'dim', got {members[0].dim} at level 0 and {member.dim} at level "
                 f"{level}. Wrap those of fewer features in Projected."
             )
+
+
+def _switch_off_beside_codebook(member: AbstractQuantizer) -> None:
+    """Takes the gradient from all parameters that the codebook does not depend on."""
+    learned = [parameter for parameter in member.parameters() if parameter.requires_grad]
+    with torch.enable_grad():
+        total = member.codebook.sum()
+    if learned and total.requires_grad:
+        reached = torch.autograd.grad(total, learned, allow_unused=True)
+    else:
+        reached = [None] * len(learned)
+    for parameter, gradient in zip(learned, reached, strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)

@@ -14,21 +14,19 @@ import math
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmvq.distributed import sum_over_ranks
 from gmvq.kernels import in_blocks
-from gmvq.quantizers.base import AbstractQuantizer, mean_square
+from gmvq.quantizers.base import AbstractQuantizer, mean_square, row_weights
+from gmvq.quantizers.checks import non_negative
+from gmvq.quantizers.directions import direction
+from gmvq.quantizers.divergences import divergence_from_uniform, mean_over_ranks
 from gmvq.quantizers.estimators import with_gradient_of
-from gmvq.quantizers.schedules import Schedule, as_schedule
+from gmvq.quantizers.schedules import Schedule, as_schedule, temperature_at
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 BLOCK_ELEMENTS = 1 << 20
 """Number of logits held at a time where no gradient keeps them."""
-
-SHORTEST = 1e-4
-"""Length below which a latent has less and less of a direction, whose gradient grows as one over the length."""
 
 
 class IndexBackpropagationQuantizer(AbstractQuantizer):
@@ -95,51 +93,30 @@ class IndexBackpropagationQuantizer(AbstractQuantizer):
         entropy_temperature: float | Schedule = 0.01,
     ) -> None:
         super().__init__(dim, codebook_size, codebook_dim)
-        weights = {
-            "index_weight": index_weight,
-            "commitment_weight": commitment_weight,
-            "quantization_weight": quantization_weight,
-            "entropy_weight": entropy_weight,
-        }
-        for name, weight in weights.items():
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"'{name}' must be a finite number of at least 0, got {weight}. Use for example 1.0.")
         self.cosine = cosine
         self.temperature = as_schedule(temperature, "temperature")
         self.entropy_temperature = as_schedule(entropy_temperature, "entropy_temperature")
-        self.index_weight = index_weight
-        self.commitment_weight = commitment_weight
-        self.quantization_weight = quantization_weight
-        self.entropy_weight = entropy_weight
+        self.index_weight = non_negative("index_weight", index_weight)
+        self.commitment_weight = non_negative("commitment_weight", commitment_weight)
+        self.quantization_weight = non_negative("quantization_weight", quantization_weight)
+        self.entropy_weight = non_negative("entropy_weight", entropy_weight)
         # of the paper's size: in the direction of its own code a latent's logit stands out from those of the others
         self.learned = nn.Parameter(torch.randn(codebook_size, self.codebook_dim))
 
     @property
     def code_vectors(self) -> Tensor:  # noqa: D102
-        return F.normalize(self.learned, dim=-1) if self.cosine else self.learned
+        return direction(self.learned) if self.cosine else self.learned
 
-    def posterior(self, latents: Tensor) -> Posterior:
-        """Responsibilities p and their entropy for each latent; the dot products are no density.
-
-        Args:
-            latents: Shape ``(*, dim)``.
-
-        Returns:
-            Responsibilities ``(*, K)``, entropy ``(*)`` in nats, and None.
-        """
-        rows, _ = self._rows(latents)
-        with torch.autocast(latents.device.type, enabled=False):
-            log_posterior = self._log_posterior(rows)
-        probabilities, shape = log_posterior.exp(), latents.shape[:-1]
-        entropy = _entropies(log_posterior)
-        return Posterior(probabilities.reshape(*shape, -1), entropy.reshape(shape), None)
+    def _posterior_rows(self, rows: Tensor) -> Posterior:
+        log_posterior = self._log_posterior(rows)
+        return Posterior(log_posterior.exp(), _entropies(log_posterior), None)  # the dot products are no density
 
     def _scaled(self, rows: Tensor) -> Tensor:
-        return F.normalize(rows, dim=-1, eps=SHORTEST) if self.cosine else rows
+        return direction(rows) if self.cosine else rows
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
         rows, codebook = self._scaled(rows), self.code_vectors.to(rows.dtype)
-        weights = kept.to(rows.dtype)
+        weights = row_weights(kept, rows.dtype)
         blocks = zip(
             self._blocks(rows),
             in_blocks(weights, self.codebook_size, BLOCK_ELEMENTS),
@@ -158,21 +135,22 @@ class IndexBackpropagationQuantizer(AbstractQuantizer):
         loss = loss + self.quantization_weight * mean_square(nearest - rows.detach(), kept)  # (2)
         terms = {"commitment": commitment.detach()}
         if self.entropy_weight > 0:
-            doubt = torch.stack(entropies).sum() / weights.sum().clamp_min(1)
-            unevenness = _divergence_from_uniform(torch.stack(totals).sum(0), weights.sum())
+            doubt = torch.stack(entropies).sum()
+            unevenness = divergence_from_uniform(mean_over_ranks(torch.stack(totals).sum(0)))
             loss = loss + self.entropy_weight * (doubt + unevenness)
             terms |= {"posterior_entropy": doubt.detach(), "aggregated_divergence": unevenness.detach()}
         return Quantized(values, codes, loss, terms)
 
     def _block_choice(self, rows: Tensor, weights: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What (1) and (2) need of N x K logits: codes and expected codes, and sums of entropies and of p over rows."""
+        """What (1) and (2) need of N x K logits: codes and expected codes, and weighted sums of entropies and of p."""
         logits = rows @ codebook.T
         codes, expected = logits.detach().argmax(-1), torch.zeros_like(rows)
         if torch.is_grad_enabled():  # only its gradient is seen
-            expected = (logits / self.temperature(self.training_progress)).softmax(-1) @ codebook.detach()
+            temperature = temperature_at(self.temperature, self.training_progress)
+            expected = (logits / temperature).softmax(-1) @ codebook.detach()
         if self.entropy_weight == 0:
             return codes, expected, rows.new_zeros(()), rows.new_zeros(len(codebook))
-        logits = logits / self.entropy_temperature(self.training_progress)
+        logits = logits / temperature_at(self.entropy_temperature, self.training_progress)
         # probabilities below the least normal float32 are as good as 0, but cost a CPU ten times the time
         log_p = logits.clamp_min(logits.detach().amax(-1, keepdim=True) - 75).log_softmax(-1)
         p = log_p.exp()
@@ -180,7 +158,7 @@ class IndexBackpropagationQuantizer(AbstractQuantizer):
 
     def _log_posterior(self, rows: Tensor) -> Tensor:
         logits = self._scaled(rows) @ self.code_vectors.to(rows.dtype).T
-        return (logits / self.temperature(self.training_progress)).log_softmax(-1)
+        return (logits / temperature_at(self.temperature, self.training_progress)).log_softmax(-1)
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
         codebook = self.code_vectors.to(rows.dtype)
@@ -211,12 +189,3 @@ class IndexBackpropagationQuantizer(AbstractQuantizer):
 def _entropies(log_probabilities: Tensor) -> Tensor:
     """Entropies ``(N,)`` in nats of log-probabilities ``(N, K)``."""
     return -(log_probabilities.exp() * log_probabilities).sum(-1)
-
-
-def _divergence_from_uniform(totals: Tensor, number: Tensor) -> Tensor:
-    """KL(mean of p || uniform) in nats, of this rank's sums of p over rows ``(K,)`` and number of rows ``()``."""
-    number = sum_over_ranks(number)
-    mean = sum_over_ranks(totals) / number.clamp_min(1)
-    # xlogy would have an infinite gradient at 0
-    divergence = (mean * mean.clamp_min(1e-30).log()).sum() + math.log(len(totals)) * (number > 0).to(mean.dtype)
-    return divergence.clamp_min(0)

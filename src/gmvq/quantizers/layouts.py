@@ -7,12 +7,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from gmvq.quantizers.base import AbstractBottleneck
+from gmvq.quantizers.base import AbstractBottleneck, AbstractQuantizer
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 
@@ -26,8 +27,8 @@ class ChannelFirst(nn.Module):
         quantizer: Any bottleneck.
 
     Shape:
-        latents ``(B, dim, *spatial)`` -> values ``(B, dim, *spatial)``, codes ``(B, *spatial, *code_shape)``, loss
-        ``()``; mask ``(B, *spatial)``.
+        latents ``(B, dim, *spatial)`` -> values ``(B, dim, *spatial)``, codes ``(B, *spatial, *code_shape)``, of
+        ``Hierarchical`` ``(B, T, *code_shape)``, loss ``()``; mask ``(B, *spatial)``.
 
     Raises:
         ValueError: If the second axis of the latents is not ``dim``, or mask or lengths do not fit.
@@ -66,9 +67,19 @@ class ChannelFirst(nn.Module):
         """Codes ``(B, *spatial, *code_shape)`` of latents ``(B, dim, *spatial)``, -1 where masked or not finite."""
         return self.quantizer.encode(self._channels_last(latents), mask, lengths)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Values ``(B, dim, *spatial)`` of codes ``(B, *spatial, *code_shape)``; a code of -1 gives 0."""
-        return _channels_first(self.quantizer.decode(codes))
+    def decode(self, codes: Tensor, size: Sequence[int] | int | None = None, scales: int | None = None) -> Tensor:
+        """Values ``(B, dim, *spatial)`` of codes ``(B, *spatial, *code_shape)``; a code of -1 gives 0.
+
+        Args:
+            codes: What encode() returned.
+            size: For ``Hierarchical`` alone: places of the full grid along each spatial axis.
+            scales: For ``Hierarchical`` alone: number of scales to add up.
+
+        Raises:
+            TypeError: If the quantizer inside takes no ``size`` or ``scales``.
+        """
+        options = {name: value for name, value in (("size", size), ("scales", scales)) if value is not None}
+        return _channels_first(self.quantizer.decode(codes, **options))
 
     def posterior(self, latents: Tensor) -> Posterior:
         """Distribution over codes, with the axes of tokens first: responsibilities ``(B, *spatial, K)``."""
@@ -120,6 +131,24 @@ class ChannelFirst(nn.Module):
         return self.quantizer.codebook_size
 
     @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codes of each place of ``code_shape``, flattened.
+
+        Raises:
+            TypeError: If the bottleneck is continuous.
+        """
+        return self._discrete("codebook_sizes").codebook_sizes
+
+    @property
+    def codebook(self) -> Tensor:
+        """What the decoder sees for each code, ``(K, dim)``.
+
+        Raises:
+            TypeError: If the bottleneck is continuous, or a composite with a codebook for each member.
+        """
+        return self._discrete("codebook").codebook
+
+    @property
     def code_shape(self) -> tuple[int, ...]:
         """Axes of the codes of one latent."""
         return self.quantizer.code_shape
@@ -147,6 +176,11 @@ class ChannelFirst(nn.Module):
     @updates_itself.setter
     def updates_itself(self, updates: bool) -> None:
         self.quantizer.updates_itself = updates
+
+    def _discrete(self, name: str) -> AbstractQuantizer:
+        if not isinstance(self.quantizer, AbstractQuantizer):
+            raise TypeError(f"{type(self.quantizer).__name__} is continuous and has no {name}. Take a quantizer.")
+        return self.quantizer
 
     def _channels_last(self, latents: Tensor) -> Tensor:
         if latents.ndim == 0 or latents.shape[min(1, latents.ndim - 1)] != self.dim:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from gmvq.kernels import nearest_code
 from gmvq.quantizers.base import AbstractQuantizer, mean_square, positive_integer
-from gmvq.quantizers.estimators import AbstractEstimator, StraightThrough
+from gmvq.quantizers.checks import checked_estimator, non_negative
+from gmvq.quantizers.estimators import AbstractEstimator
 from gmvq.types import Quantized
 
 
@@ -74,15 +75,12 @@ class SimVQ(AbstractQuantizer):
         estimator: AbstractEstimator | None = None,
     ) -> None:
         super().__init__(dim, codebook_size, codebook_dim)
-        for name, weight in (("commitment_weight", commitment_weight), ("quantization_weight", quantization_weight)):
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"'{name}' must be a finite number of at least 0, got {weight}. Use for example 1.0.")
         frozen_dim = self.codebook_dim
         if frozen_codebook_dim is not None:
             frozen_dim = positive_integer("frozen_codebook_dim", frozen_codebook_dim)
-        self.commitment_weight = commitment_weight
-        self.quantization_weight = quantization_weight
-        self.estimator = StraightThrough() if estimator is None else estimator
+        self.commitment_weight = non_negative("commitment_weight", commitment_weight)
+        self.quantization_weight = non_negative("quantization_weight", quantization_weight)
+        self.estimator = checked_estimator(estimator, allow_gumbel=False)
         self.transform = nn.Linear(frozen_dim, self.codebook_dim, bias=False) if transform is None else transform
         weight = next(self.transform.parameters(), self.training_progress)  # a transform may be on another device
         frozen = torch.randn(codebook_size, frozen_dim) / math.sqrt(frozen_dim)

@@ -32,10 +32,11 @@ from torch import Tensor, nn
 from gmvq.distributed import logsumexp_over_ranks, sum_over_ranks
 from gmvq.kernels import code_sums, in_blocks, squared_distances
 from gmvq.quantizers.base import AbstractQuantizer
+from gmvq.quantizers.checks import checked_estimator, non_negative
 from gmvq.quantizers.codebook import MovingAverageCodebook, snapshot
 from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough
 from gmvq.quantizers.objectives import AbstractObjective, Assignment, as_objective, latent_divergence, variance_ratio
-from gmvq.quantizers.schedules import Schedule, as_schedule
+from gmvq.quantizers.schedules import Schedule, as_schedule, temperature_at
 from gmvq.quantizers.variance import MixtureVariance
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
@@ -102,6 +103,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
 
     citations: tuple[str, ...] = ("gmvq_yan2024", "emonline_cappe2009", "cem_celeux1992")
     has_posterior: ClassVar[bool] = True
+    commitment_weight: ClassVar[float] = LATENT_WEIGHT
 
     def __init__(
         self,
@@ -118,14 +120,12 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         learned: Collection[str] = (),
     ) -> None:
         super().__init__(dim, codebook_size, min(dim, DEFAULT_CODE_DIM) if codebook_dim is None else codebook_dim)
-        if not (math.isfinite(noise) and noise >= 0):
-            raise ValueError(f"'noise' must be a finite number of at least 0, got {noise}. Use 0.0 for none.")
         if isinstance(learned, str) or not set(learned) <= set(LEARNABLE):
             raise ValueError(f"'learned' must be a collection of words out of {LEARNABLE}, got {learned!r}. Use ().")
         self.objective = as_objective(objective)
-        self.estimator = StraightThrough() if estimator is None else estimator
+        self.estimator = checked_estimator(estimator, allow_gumbel=True)
         self.sharpening = as_schedule(sharpening, "sharpening")
-        self.noise = noise
+        self.noise = non_negative("noise", noise)
         self.learned = frozenset(learned)
         self.moving = MovingAverageCodebook(codebook_size, self.codebook_dim, decay)
         self.variance = MixtureVariance(variance, codebook_size, self.codebook_dim, decay)
@@ -155,34 +155,26 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         return snapshot((counts / counts.sum()).log(), self.training)
 
     def update(self) -> None:
-        """Folds the collected statistics into codebook and variances: the M-step."""
+        """Folds the collected statistics into codebook and variances, unless they are frozen: the M-step."""
+        if self.frozen:
+            return
         self.variance.update()
         self.moving.update()
 
-    def posterior(self, latents: Tensor) -> Posterior:
-        """Responsibilities, their entropy and the log-density of each latent, in the code space.
-
-        Args:
-            latents: Shape ``(*, dim)``.
-
-        Returns:
-            Responsibilities ``(*, K)``, entropy ``(*)`` and log-density ``(*)`` in nats.
-        """
-        rows, _ = self._rows(latents)
+    def _posterior_rows(self, rows: Tensor) -> Posterior:
         log_joint = self._log_joint(rows, self._energies(rows))
-        log_density = log_joint.logsumexp(-1) + self._log_normalizer()
         log_posterior = log_joint.log_softmax(-1)
         probabilities = log_posterior.exp()
-        shape = latents.shape[:-1]
         entropy = -(probabilities * log_posterior).sum(-1)
-        return Posterior(probabilities.reshape(*shape, -1), entropy.reshape(shape), log_density.reshape(shape))
+        return Posterior(probabilities, entropy, log_joint.logsumexp(-1) + self._log_normalizer())
 
     @torch.no_grad()
     def expected_distance(self, latents: Tensor) -> Tensor:
         """E_q[d_c / 2 sigma^2] in nats for each token: ``(*, dim)`` -> ``(*)``."""
         rows, _ = self._rows(latents)
-        energies = self._energies(rows)
-        probabilities = self._log_joint(rows, energies).softmax(-1)
+        with torch.autocast(latents.device.type, enabled=False):
+            energies = self._energies(rows)
+            probabilities = self._log_joint(rows, energies).softmax(-1)
         return (probabilities * energies).sum(-1).reshape(latents.shape[:-1])
 
     @torch.no_grad()
@@ -203,7 +195,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
 
     def _scales(self) -> Tensor:
         """Square roots of the precisions w_l / sigma^2, ``(1 or K, L)``."""
-        sharpening = self.sharpening(self.training_progress)
+        sharpening = temperature_at(self.sharpening, self.training_progress)
         variance = snapshot(self.variance.value(self.code_vectors.detach()), self.training)
         return (self.feature_weights / variance).sqrt() / sharpening
 
@@ -235,7 +227,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         codebook = self.code_vectors.to(rows.dtype)
         if self.learning:
             self._collect(rows.detach(), codes, assignment)
-        values, codes = self._values(rows, codes, codebook, assignment) if self.training else (codebook[codes], codes)
+        values, codes = self._values(rows, codes, codebook, assignment)
         terms = self.objective.terms(assignment, self.noise, self.codebook_dim)
         loss = LATENT_WEIGHT * self._squared_error_of_a_nat() * torch.stack(list(terms.values())).sum()
         figures = {name: value.detach() for name, value in terms.items()}
@@ -263,6 +255,10 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         return Assignment(energies, exact, log_posterior, log_posterior.exp(), self.log_prior.to(rows.dtype), kept)
 
     def _values(self, rows: Tensor, codes: Tensor, codebook: Tensor, assignment: Assignment) -> tuple[Tensor, Tensor]:
+        if not self.training:
+            # draws are for training; what is left of them in evaluation is a code like any other
+            estimator = StraightThrough() if isinstance(self.estimator, GumbelSoftmax) else self.estimator
+            return estimator(rows, codebook[codes]), codes
         if isinstance(self.estimator, GumbelSoftmax):
             values, codes, y = self.estimator(assignment.log_posterior, codebook, self.training_progress)  # (6)
             energies = (y * assignment.energies).sum(-1, keepdim=True)

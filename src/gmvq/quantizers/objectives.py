@@ -13,7 +13,6 @@ is not always a bound on log p(x); the true bounds are in :mod:`gmvq.metrics.lik
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -21,7 +20,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from gmvq.distributed import sum_over_ranks
+from gmvq.quantizers.base import row_mean, row_weights
+from gmvq.quantizers.checks import non_negative
+from gmvq.quantizers.divergences import divergence_from, mean_over_ranks
 
 
 class Assignment(NamedTuple):
@@ -44,8 +45,8 @@ class Assignment(NamedTuple):
     kept: Tensor
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of ``(N,)`` over the rows that count."""
-        return torch.where(self.kept, values, 0).sum() / self.kept.sum().clamp_min(1)
+        """Mean of ``(N,)`` over the rows that count, of all ranks."""
+        return row_mean(values, self.kept)
 
     def expectation(self, values: Tensor) -> Tensor:
         """Mean over rows of E_q[values] for ``(N, K)``."""
@@ -53,10 +54,8 @@ class Assignment(NamedTuple):
 
     def aggregated_divergence(self) -> Tensor:
         """KL(q_B(c) || p(c)) in nats, with q_B summed over all ranks."""
-        totals = sum_over_ranks(self.kept.to(self.probabilities.dtype) @ self.probabilities)
-        aggregated = totals / sum_over_ranks(self.kept.sum().to(totals.dtype)).clamp_min(1)
-        # xlogy takes 0 log 0 for 0, but its gradient there is infinite
-        return (aggregated * (aggregated.clamp_min(1e-30).log() - self.log_prior)).sum()
+        weights = row_weights(self.kept, self.probabilities.dtype)
+        return divergence_from(self.log_prior, mean_over_ranks(weights @ self.probabilities))
 
     def divergence(self) -> Tensor:
         """KL(q(c | x) || p(c)) in nats for each row, ``(N,)``."""
@@ -116,9 +115,7 @@ class ALBO(AbstractObjective):
 
     def __post_init__(self) -> None:
         for name in ("distance_weight", "prior_weight"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"'{name}' must be a finite number of at least 0, got {value}. Use 1.0.")
+            non_negative(name, getattr(self, name))
 
     def terms(self, assignment: Assignment, noise: float, code_dim: int) -> dict[str, Tensor]:  # noqa: D102
         distance = assignment.expectation(assignment.energies)

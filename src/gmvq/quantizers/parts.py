@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 from gmvq.distributed import broadcast, sum_over_ranks
 from gmvq.kernels import squared_distances
+from gmvq.quantizers.base import row_weights
+from gmvq.quantizers.checks import non_negative
 from gmvq.quantizers.codebook import snapshot
+from gmvq.quantizers.divergences import divergence_from_uniform, mean_over_ranks
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ class Orthogonal(AbstractRegularizer):
     max_codes: int | None = None
 
     def __post_init__(self) -> None:
-        _check_weight(self.weight)
+        non_negative("weight", self.weight)
         if self.max_codes is not None and self.max_codes < 1:
             raise ValueError(f"'max_codes' must be at least 1, got {self.max_codes}. Leave it out for all codes.")
 
@@ -190,18 +193,13 @@ class Diversity(AbstractRegularizer):
     sharpness: float = 100.0
 
     def __post_init__(self) -> None:
-        _check_weight(self.weight)
-        if not (math.isfinite(self.sharpness) and self.sharpness >= 0):
-            raise ValueError(f"'sharpness' must be a finite number of at least 0, got {self.sharpness}. Use 100.0.")
+        non_negative("weight", self.weight)
+        non_negative("sharpness", self.sharpness)
 
     def __call__(self, codebook: Tensor, rows: Tensor, kept: Tensor) -> Tensor:  # noqa: D102
         probabilities = (-self.sharpness * squared_distances(rows, codebook)).softmax(-1)
-        totals = sum_over_ranks(kept.to(rows.dtype) @ probabilities)
-        number = sum_over_ranks(kept.sum().to(rows.dtype))
-        mean = totals / number.clamp_min(1)
-        # xlogy would have an infinite gradient at 0
-        divergence = (mean * mean.clamp_min(1e-30).log()).sum() + math.log(len(codebook)) * (number > 0).to(mean.dtype)
-        return self.weight * divergence.clamp_min(0)
+        mean = mean_over_ranks(row_weights(kept, rows.dtype) @ probabilities)
+        return self.weight * divergence_from_uniform(mean)
 
 
 Part = Affine | InPlaceStep | AbstractRegularizer
@@ -285,8 +283,3 @@ class AffineCodebook(nn.Module):
         mean = total / number.clamp_min(1)
         variance = (squares / number.clamp_min(1) - mean.square()).clamp_min(0)
         return (number[0] > 0).to(mean.dtype), self.latents_mean + mean, variance
-
-
-def _check_weight(weight: float) -> None:
-    if not (math.isfinite(weight) and weight >= 0):
-        raise ValueError(f"'weight' must be a finite number of at least 0, got {weight}. Use for example 1.0.")

@@ -9,11 +9,12 @@ angle alone.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmvq.quantizers.base import AbstractQuantizer
+from gmvq.quantizers.base import AbstractQuantizer, positive_integer
 from gmvq.quantizers.composite import AbstractComposite
+from gmvq.quantizers.directions import direction
+from gmvq.quantizers.places import kind
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 
@@ -24,14 +25,16 @@ class Projected(AbstractComposite):
               v = \mathrm{out}(\mathrm{quantize}(z))
 
     Tied, the way out is :math:`z D^T + b` and the way in its pseudo-inverse :math:`(x - b) D (D^T D)^{-1}`: the codes
-    of decoded codes are the codes. Two linear maps that know nothing of each other do not keep that law.
+    of decoded codes are the codes. Two linear maps that know nothing of each other do not keep that law. Tied to a
+    quantizer of as many features there is no map at all: latents go in, and values come out, as they are.
 
     Args:
         quantizer: The quantizer inside, of any dimension.
         dim: Features of a latent outside.
-        normalize: Scale latents to length 1 before they are quantized: for quantizers whose codes lie on the sphere.
-        tied: True for a linear map and its pseudo-inverse, to a dimension of at most ``dim``; False for two separate
-            ``nn.Linear``.
+        normalize: Scale latents to length 1 before they are quantized, for a quantizer that does not do so itself as
+            ``cosine=True`` does. One shorter than 1e-4 stays shorter than 1, so that its gradient is bounded.
+        tied: True for a linear map and its pseudo-inverse, to a dimension below ``dim``, and no map to ``dim`` itself;
+            False for two separate ``nn.Linear``.
         project_in: Any module ``(N, dim)`` -> ``(N, quantizer.dim)`` instead, together with ``project_out``.
         project_out: Any module ``(N, quantizer.dim)`` -> ``(N, dim)`` instead.
 
@@ -40,15 +43,15 @@ class Projected(AbstractComposite):
         in its own space.
 
     Raises:
-        ValueError: If tied to a dimension above ``dim``, only one of two modules is given, or the last axis of the
-            latents is not ``dim``.
+        ValueError: If ``quantizer`` is none that quantizes rows, it is tied to a dimension above ``dim``, only one of
+            two modules is given, or the last axis of the latents is not ``dim``.
 
     References:
         Vector-quantized Image Modeling with Improved VQGAN (Yu et al., 2021), https://arxiv.org/abs/2110.04627
 
     Example:
         >>> from gmvq.quantizers.vector import VectorQuantizer
-        >>> quantizer = Projected(VectorQuantizer(dim=4, codebook_size=64, cosine=True), dim=32, normalize=True)
+        >>> quantizer = Projected(VectorQuantizer(dim=4, codebook_size=64), dim=32, normalize=True)
         >>> quantizer(torch.randn(2, 10, 32)).values.shape
         torch.Size([2, 10, 32])
         >>> quantizer.codebook.shape
@@ -67,6 +70,14 @@ class Projected(AbstractComposite):
         project_in: nn.Module | None = None,
         project_out: nn.Module | None = None,
     ) -> None:
+        if not isinstance(quantizer, AbstractQuantizer):
+            raise ValueError(
+                f"'quantizer' must be a quantizer, got {kind(quantizer)}. Pass for example VectorQuantizer(8, 512)."
+            )
+        dim = positive_integer("dim", dim)
+        for name, module in (("project_in", project_in), ("project_out", project_out)):
+            if not isinstance(module, nn.Module | None):
+                raise ValueError(f"'{name}' must be a module, got {kind(module)}. Pass for example nn.Linear(64, 8).")
         if (project_in is None) != (project_out is None):
             raise ValueError(
                 "'project_in' and 'project_out' must be given together, got one of them. Use nn.Identity() for none."
@@ -111,26 +122,9 @@ class Projected(AbstractComposite):
         """True if the quantizer has a posterior."""
         return self.places[0].has_posterior
 
-    def posterior(self, latents: Tensor) -> Posterior:
-        """Distribution over the quantizer's codes for each latent ``(*, dim)``; densities are in its own space.
-
-        Raises:
-            NoPosteriorError: If the quantizer has no mixture reading.
-        """
-        if not self.has_posterior:
-            return super().posterior(latents)
-        rows, _ = self._rows(latents)
-        responsibilities, entropy, log_density = self.places[0].posterior(rows)
-        shape = latents.shape[:-1]
-        return Posterior(
-            responsibilities.reshape(shape + responsibilities.shape[1:]),
-            entropy.reshape(shape),
-            None if log_density is None else log_density.reshape(shape),
-        )
-
     def _inside(self, rows: Tensor, kept: Tensor) -> Tensor:
         rows = _through(self.project_in, super()._inside(rows, kept))
-        return F.normalize(rows, dim=-1) if self.normalize else rows
+        return direction(rows) if self.normalize else rows
 
     def _outside(self, values: Tensor) -> Tensor:
         with torch.autocast(values.device.type, enabled=False):
@@ -138,6 +132,9 @@ class Projected(AbstractComposite):
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
         return self.places[0](rows, kept)
+
+    def _posterior_rows(self, rows: Tensor) -> Posterior:
+        return self.places[0].posterior(rows)
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
         return self.places[0].encode(rows)

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 
 from gmvq.kernels import nearest_code
 from gmvq.quantizers.base import AbstractQuantizer, mean_square
-from gmvq.quantizers.estimators import AbstractEstimator, StraightThrough
+from gmvq.quantizers.checks import checked_estimator
+from gmvq.quantizers.directions import direction
+from gmvq.quantizers.estimators import AbstractEstimator
 from gmvq.types import Quantized
-
-SHORTEST = 1e-4
-"""Length below which a latent, silence for example, has less and less of a direction, whose gradient grows as one over
-the length."""
 
 
 class RandomProjectionQuantizer(AbstractQuantizer):
@@ -81,18 +79,18 @@ class RandomProjectionQuantizer(AbstractQuantizer):
             )
         self.projection = None  # the random one takes the place of the learned one
         self.normalize = normalize
-        self.estimator = StraightThrough() if estimator is None else estimator
+        self.estimator = checked_estimator(estimator, allow_gumbel=False)
         self.register_buffer("random_projection", nn.init.xavier_uniform_(torch.empty(dim, codebook_dim)))
-        self.register_buffer("random_codes", F.normalize(torch.randn(codebook_size, codebook_dim), dim=-1))
+        self.register_buffer("random_codes", direction(torch.randn(codebook_size, codebook_dim)))
 
     @property
     def code_vectors(self) -> Tensor:  # noqa: D102
-        return F.normalize(self.random_codes, dim=-1)
+        return direction(self.random_codes)
 
     def _inside(self, rows: Tensor, kept: Tensor) -> Tensor:
         rows = super()._inside(rows, kept)
         rows = F.layer_norm(rows, (self.dim,)) if self.normalize else rows
-        return F.normalize(rows @ self.random_projection.to(rows.dtype), dim=-1, eps=SHORTEST)
+        return direction(rows @ self.random_projection.to(rows.dtype))
 
     def _outside(self, values: Tensor) -> Tensor:
         with torch.autocast(values.device.type, enabled=False):

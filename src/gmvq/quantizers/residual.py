@@ -16,7 +16,9 @@ which for straight-through members (:math:`J_i = I`) is the identity at any dept
 **The commitment.** By the same law nothing of the losses of levels :math:`i \ge 2` comes through a straight-through
 level to the encoder. So the composite adds the commitment to all partial sums but the first, which its member has:
 
-.. math:: \beta \sum_{i \ge 2} \big| x - \mathrm{sg}\big[\textstyle\sum_{j \le i} v_j\big] \big|^2
+.. math:: \sum_{i \ge 2} \beta_i \big| x - \mathrm{sg}\big[\textstyle\sum_{j \le i} v_j\big] \big|^2
+
+with the members' own weights, 0 for those that have no commitment.
 
 Of members with another estimator a share :math:`(I - J_{i-1}) \cdots (I - J_1)` of their own comes through beside it,
 all of it with ``NoGradient``, where ``commitment_weight=0`` counts it once.
@@ -24,7 +26,6 @@ all of it with ``NoGradient``, where ``commitment_weight=0`` counts it once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Self
 
@@ -35,8 +36,9 @@ from gmvq.distributed import broadcast, sum_over_ranks
 from gmvq.kernels import in_blocks, squared_distances
 from gmvq.quantizers.base import AbstractQuantizer, mean_square, positive_integer
 from gmvq.quantizers.codebook import snapshot
-from gmvq.quantizers.composite import AbstractComposite, listed, prefixed
+from gmvq.quantizers.composite import AbstractComposite, commitment_weight_of
 from gmvq.quantizers.estimators import StraightThrough
+from gmvq.quantizers.places import checked_commitment_weight, listed, prefixed
 from gmvq.types import Quantized
 
 BLOCK_ELEMENTS = 1 << 22
@@ -59,15 +61,18 @@ class Residual(AbstractComposite):
         dropout_multiple_of: The number of levels left is rounded up to a multiple of this.
         beam_size: Number of partial sums that ``encode`` and the forward in evaluation keep at each level, by their
             squared error; 1 takes each member's own choice. The result is never worse than that.
-        commitment_weight: beta, for levels from 2 on; level 1 has its member's.
+        commitment_weight: beta, for levels from 2 on; level 1 has its member's. By default that of each level's member,
+            0 for one that has none or a loss in nats.
 
     Shape:
         latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*, levels, *member.code_shape)``, loss ``()``: the sum of
-        the members' losses and of the commitment. ``decode`` also takes codes of the first levels alone.
+        the members' losses and of the commitment. ``decode`` also takes codes of the first levels alone. In evaluation
+        with beam search no member has chosen: one with a commitment counts by it alone, as its weight times the squared
+        error that the found code leaves, and any other by its loss for what the found codes before have left.
 
     Raises:
-        ValueError: If members do not fit together, an argument is out of range, or beam search has a member without a
-            code vector for each of its codes.
+        ValueError: If members do not fit together, an argument is out of range, beam search has a member without a code
+            vector for each of its codes, or a commitment would add squared errors to nats.
 
     References:
         SoundStream: An End-to-End Neural Audio Codec (Zeghidour et al., 2021), https://arxiv.org/abs/2107.03312;
@@ -97,13 +102,12 @@ class Residual(AbstractComposite):
         dropout_cutoff: int = 1,
         dropout_multiple_of: int = 1,
         beam_size: int = 1,
-        commitment_weight: float = 0.25,
+        commitment_weight: float | None = None,
     ) -> None:
         places = listed(quantizers, num_quantizers, "num_quantizers")
         dims = [member.dim for member in places]
         if len(set(dims)) > 1:
             raise ValueError(f"'quantizers' must all have one 'dim', got {dims}. Wrap those that differ in Projected.")
-        super().__init__(dims[0], places)
         if not 0 <= quantizer_dropout <= 1:
             raise ValueError(f"'quantizer_dropout' must lie in [0, 1], got {quantizer_dropout}. Use True for always.")
         if positive_integer("dropout_cutoff", dropout_cutoff) > len(places):
@@ -115,11 +119,12 @@ class Residual(AbstractComposite):
                 f"'beam_size' above 1 needs members with a vector for each code, got {type(places[0]).__name__} with "
                 f"codes of shape {places[0].code_shape}. Set beam_size=1."
             )
-        if not (math.isfinite(commitment_weight) and commitment_weight >= 0):
-            raise ValueError(f"'commitment_weight' must be at least 0, got {commitment_weight}. Use for example 0.25.")
+        dropout_multiple_of = positive_integer("dropout_multiple_of", dropout_multiple_of)
+        commitment_weight = checked_commitment_weight(commitment_weight, places)
+        super().__init__(dims[0], places)
         self.quantizer_dropout = float(quantizer_dropout)
         self.dropout_cutoff = dropout_cutoff
-        self.dropout_multiple_of = positive_integer("dropout_multiple_of", dropout_multiple_of)
+        self.dropout_multiple_of = dropout_multiple_of
         self.beam_size = beam_size
         self.commitment_weight = commitment_weight
         drops = self.quantizer_dropout > 0
@@ -160,6 +165,7 @@ class Residual(AbstractComposite):
             return self._forward_of_search(rows, kept)
         number = self._number_of_levels(rows)
         values, loss, commitment = rows, rows.new_zeros(()), rows.new_zeros(())
+        weights = self._commitment_weights()
         residual, codes, terms = rows, [], {}
         for level, member in enumerate(self.places):
             active = level < number
@@ -168,11 +174,11 @@ class Residual(AbstractComposite):
             values = values + out.values if level else out.values
             loss = loss + _counted(out.loss, active)
             if level:
-                commitment = commitment + _counted(mean_square(rows - values.detach(), kept), active)
+                error = _counted(mean_square(rows - values.detach(), kept), active)
+                loss, commitment = loss + weights[level] * error, commitment + error
             codes.append(out.codes)
             terms |= prefixed(out.terms, level)
         if self.num_quantizers > 1:
-            loss = loss + self.commitment_weight * commitment
             terms["commitment"] = commitment.detach()
         if self.learning and self.pending_start is not None:
             self.pending_start.logical_or_(sum_over_ranks(kept.sum()) > 0)
@@ -181,7 +187,8 @@ class Residual(AbstractComposite):
     def _number_of_levels(self, rows: Tensor) -> Tensor | int:
         """How many levels take part: a tensor ``()`` where it is drawn, so that nothing waits for it."""
         levels, least, multiple = self.num_quantizers, self.dropout_cutoff, self.dropout_multiple_of
-        if self.all_levels_started is None or not self.training:
+        # not self.learning: a forward that checkpointing repeats must drop the same levels
+        if self.all_levels_started is None or not self.training or self.frozen:
             return levels
         chance, share = broadcast(torch.rand(2, device=rows.device)).unbind()
         number = least + (share * (levels - least + 1)).long()
@@ -191,12 +198,28 @@ class Residual(AbstractComposite):
         )
 
     def _forward_of_search(self, rows: Tensor, kept: Tensor) -> Quantized:
-        """Forward with the codes of beam search, which no member has chosen: its loss is the commitment alone."""
+        """Forward with the codes of beam search, which no member has chosen."""
         codes = self._encode_rows(rows.detach())
-        sums = self._partial_sums(codes)
-        commitment = torch.stack([mean_square(rows - partial.detach().to(rows.dtype), kept) for partial in sums]).sum()
-        values = StraightThrough()(rows, sums[-1].to(rows.dtype))
-        return Quantized(values, codes, self.commitment_weight * commitment, {"commitment": commitment.detach()})
+        sums = [partial.to(rows.dtype) for partial in self._partial_sums(codes)]
+        loss, commitment, weights = rows.new_zeros(()), rows.new_zeros(()), self._commitment_weights()
+        residual = rows
+        for level, (member, total) in enumerate(zip(self.places, sums, strict=True)):
+            left = rows - total.detach()
+            error, own = mean_square(left, kept), commitment_weight_of(member)
+            # a member with a posterior weighs more than the code that was found
+            plain = own > 0 and not member.has_posterior
+            loss = loss + (own * (error.detach() if level else error) if plain else member(residual, kept).loss)
+            if level:
+                loss, commitment = loss + weights[level] * error, commitment + error
+            residual = left.detach()  # as behind a straight-through level
+        values = StraightThrough()(rows, sums[-1])
+        return Quantized(values, codes, loss, {"commitment": commitment.detach()})
+
+    def _commitment_weights(self) -> list[float]:
+        """The weight of each level's part of the commitment."""
+        if self.commitment_weight is not None:
+            return [self.commitment_weight] * self.num_quantizers
+        return [commitment_weight_of(member) for member in self.places]
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
         residual, codes = rows, []

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gmvq.quantizers.base import AbstractQuantizer, checked_codes, mean_square
+from gmvq.quantizers.checks import non_negative
 from gmvq.quantizers.estimators import StraightThrough
 from gmvq.types import Quantized
 
@@ -56,7 +57,25 @@ class Grid(nn.Module):
         return codes[:, None] // self.strides % self.sizes
 
 
-class FiniteScalarQuantizer(AbstractQuantizer):
+class AbstractGridQuantizer(AbstractQuantizer):
+    """A codebook of all combinations of a few values of each feature.
+
+    Args:
+        levels: Number of values of each feature.
+        dim: Features of a latent, ``len(levels)`` if None.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(self, levels: Sequence[int], dim: int | None) -> None:
+        sizes = _checked_levels(levels)
+        super().__init__(_checked_dim(dim, sizes), math.prod(sizes), len(sizes))
+        self.levels = sizes
+        self.grid = Grid(sizes)
+
+
+class FiniteScalarQuantizer(AbstractGridQuantizer):
     r"""Squashes each feature into a fixed range and rounds it to one of a few levels.
 
     .. math::
@@ -128,14 +147,12 @@ class FiniteScalarQuantizer(AbstractQuantizer):
             raise ValueError(f"'noise_dropout' must lie in [0, 1], got {noise_dropout}. Use 0.5, or 0.0 for no noise.")
         if bound not in ("tanh", "clamp"):
             raise ValueError(f"'bound' must be 'tanh' or 'clamp', got {bound!r}. Use 'tanh'.")
-        super().__init__(_checked_dim(dim, sizes), math.prod(sizes), len(sizes))
-        self.levels = sizes
+        super().__init__(levels, dim)
         if not (symmetric or noise_dropout):
             self.citations = ("fsq_mentzer2023",)
         self.symmetric = symmetric
         self.noise_dropout = noise_dropout
         self.bound = bound
-        self.grid = Grid(sizes)
         # in float32, as published models computed them: in float64 some latents would round to another level
         half_range = (self.grid.sizes - 1) * (1 + SLACK) / 2
         offset = torch.where(self.grid.sizes % 2 == 0, 0.5, 0.0) * (not symmetric)
@@ -214,7 +231,7 @@ class FiniteScalarQuantizer(AbstractQuantizer):
         return self._values(self.grid.levels(codes))
 
 
-class LatentQuantizer(AbstractQuantizer):
+class LatentQuantizer(AbstractGridQuantizer):
     r"""Takes each feature to the nearest of its own learned values.
 
     .. math::
@@ -262,17 +279,11 @@ class LatentQuantizer(AbstractQuantizer):
         commitment_weight: float = 0.1,
         quantization_weight: float = 0.1,
     ) -> None:
-        sizes = _checked_levels(levels)
-        for name, weight in (("commitment_weight", commitment_weight), ("quantization_weight", quantization_weight)):
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"'{name}' must be a finite number of at least 0, got {weight}. Use for example 0.1.")
-        super().__init__(_checked_dim(dim, sizes), math.prod(sizes), len(sizes))
-        self.levels = sizes
-        self.commitment_weight = commitment_weight
-        self.quantization_weight = quantization_weight
-        self.grid = Grid(sizes)
+        super().__init__(levels, dim)
+        self.commitment_weight = non_negative("commitment_weight", commitment_weight)
+        self.quantization_weight = non_negative("quantization_weight", quantization_weight)
         # an odd number of values ends at 1/2, an even one a step before: both have a 0
-        values = torch.cat([torch.arange(size) / (size // 2 * 2) - 0.5 for size in sizes])
+        values = torch.cat([torch.arange(size) / (size // 2 * 2) - 0.5 for size in self.levels])
         if quantization_weight > 0:
             self.values = nn.Parameter(values)
         else:

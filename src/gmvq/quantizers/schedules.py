@@ -12,6 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+LEAST_TEMPERATURE = 1e-6
+"""Nothing can be divided by 0, the hard limit where a schedule may end: a softmax at this temperature is as hard."""
+
 
 class Schedule(Protocol):
     """A number for each progress of training."""
@@ -67,7 +70,7 @@ class Geometric:
     def __post_init__(self) -> None:
         if not (self.start > 0 and self.end > 0):
             raise ValueError(
-                f"'start' and 'end' must be above 0, got {self.start} and {self.end}. Use Linear to reach 0."
+                f"'start' and 'end' must be above 0, got {self.start} and {self.end}. Use for example 1.0 and 0.01."
             )
 
     def __call__(self, progress: float | Tensor) -> float | Tensor:  # noqa: D102
@@ -90,6 +93,12 @@ class Cosine:
         angle = math.pi * progress
         cosine = torch.cos(angle) if isinstance(angle, Tensor) else math.cos(angle)
         return self.end + (self.start - self.end) * (1 + cosine) / 2
+
+
+def temperature_at(schedule: Schedule, progress: float | Tensor) -> float | Tensor:
+    """Value of a schedule that something is divided by, at least :data:`LEAST_TEMPERATURE`."""
+    value = schedule(progress)
+    return value.clamp_min(LEAST_TEMPERATURE) if isinstance(value, Tensor) else max(value, LEAST_TEMPERATURE)
 
 
 def as_schedule(value: float | Schedule, name: str) -> Schedule:

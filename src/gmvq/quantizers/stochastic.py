@@ -31,8 +31,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.kernels import in_blocks, squared_distances, weighted_squared_distances
-from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.estimators import GumbelSoftmax
+from gmvq.quantizers.base import AbstractQuantizer, row_mean
+from gmvq.quantizers.directions import direction
+from gmvq.quantizers.estimators import GumbelSoftmax, with_gradient_of
 from gmvq.quantizers.schedules import Geometric
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
@@ -120,6 +121,11 @@ class StochasticQuantizer(AbstractQuantizer):
             raise ValueError("'variance' must not be 'feature' on the sphere, where kappa is one number. Use 'token'.")
         self.variance = variance
         self.estimator = GumbelSoftmax(Geometric(1.0, 0.2)) if estimator is None else estimator
+        if not isinstance(self.estimator, GumbelSoftmax):
+            raise ValueError(
+                f"'estimator' must be a GumbelSoftmax, since training draws codes, got {estimator!r}. "
+                "Use GumbelSoftmax(), with hard=True to show the decoder codes."
+            )
         self.learned_codes = nn.Parameter(torch.randn(codebook_size, self.codebook_dim))
         features = self.codebook_dim if variance == "feature" else 1
         if initial_variance is None:
@@ -132,7 +138,7 @@ class StochasticQuantizer(AbstractQuantizer):
 
     @property
     def code_vectors(self) -> Tensor:  # noqa: D102
-        return F.normalize(self.learned_codes, dim=-1) if self.is_spherical else self.learned_codes
+        return direction(self.learned_codes) if self.is_spherical else self.learned_codes
 
     @torch.no_grad()
     def variances(self, latents: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -142,31 +148,23 @@ class StochasticQuantizer(AbstractQuantizer):
             latents: Shape ``(*, dim)``.
             mask: As in :meth:`forward`: a False place has no part in the mean over its sample.
         """
-        rows, _ = self._rows(latents, mask)
-        return self._parts(rows)[1].exp().reshape(*latents.shape[:-1], -1)
+        rows, _ = self._rows(latents, mask)  # computes them, with autocast off
+        return self._parts(rows)[1].exp().reshape(latents.shape[:-1] + self.variance_offset.shape)
 
-    def posterior(self, latents: Tensor) -> Posterior:
-        """Responsibilities and their entropy, in the code space.
+    def _posterior_rows(self, rows: Tensor) -> Posterior:
+        """The log-density is that of the mixture (1), for the variance ``"shared"``.
 
-        Args:
-            latents: Shape ``(*, dim)``.
-
-        Returns:
-            Responsibilities ``(*, K)``, entropy ``(*)`` in nats, and with the variance ``"shared"`` the log-density
-            ``(*)`` of the mixture (1) in nats. It is None otherwise: a variance that follows from the latent makes no
-            density of latents. It is None on the sphere, whose density is not one over features.
+        It is None otherwise: a variance that follows from the latent makes no density of latents. It is None on the
+        sphere, whose density is not one over features.
         """
-        rows, _ = self._rows(latents)
         log_joint = -self._energies(rows)
         log_posterior = log_joint.log_softmax(-1)
         probabilities = log_posterior.exp()
-        shape = latents.shape[:-1]
         density = None
         if self.variance == "shared" and not self.is_spherical:
             log_volume = self.codebook_dim / 2 * (math.log(2 * math.pi) + self._parts(rows)[1][:, 0])
-            density = (log_joint.logsumexp(-1) - math.log(self.codebook_size) - log_volume).reshape(shape)
-        entropy = -(probabilities * log_posterior).sum(-1)
-        return Posterior(probabilities.reshape(*shape, -1), entropy.reshape(shape), density)
+            density = log_joint.logsumexp(-1) - math.log(self.codebook_size) - log_volume
+        return Posterior(probabilities, -(probabilities * log_posterior).sum(-1), density)
 
     def _check(self, latents: Tensor, mask: Tensor | None, lengths: Tensor | None = None) -> Tensor | None:
         mask = super()._check(latents, mask, lengths)
@@ -178,7 +176,7 @@ class StochasticQuantizer(AbstractQuantizer):
         """Rows as all methods below take them: z and log sigma^2 side by side, ``(N, L + 1)`` or ``(N, 2 L)``."""
         z = super()._inside(rows, kept)
         log_variance = self._log_variance(z, kept)
-        return torch.cat([F.normalize(z, dim=-1) if self.is_spherical else z, log_variance], dim=-1)
+        return torch.cat([direction(z) if self.is_spherical else z, log_variance], dim=-1)
 
     def _parts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return rows[:, : self.codebook_dim], rows[:, self.codebook_dim :]
@@ -218,19 +216,18 @@ class StochasticQuantizer(AbstractQuantizer):
             values, codes, _ = self.estimator(log_posterior, codebook, self.training_progress)
         else:
             codes = energies.argmin(-1)
-            values = codebook[codes]
-        weights = kept.to(rows.dtype) / kept.sum().clamp_min(1)
+            values = with_gradient_of(codebook[codes], self._parts(rows)[0])
         free_energy = math.log(self.codebook_size) - log_joint.logsumexp(-1)  # (3)
         with torch.no_grad():
             probabilities = log_posterior.exp()
             divergence = (probabilities * log_posterior).sum(-1) + math.log(self.codebook_size)
-            log_variance = (self._parts(rows)[1].mean(-1) * weights).sum()
+            log_variance = row_mean(self._parts(rows)[1].mean(-1), kept)
             figures = {
-                "distance": ((probabilities * energies).sum(-1) * weights).sum(),
-                "divergence": (divergence * weights).sum(),
+                "distance": row_mean((probabilities * energies).sum(-1), kept),
+                "divergence": row_mean(divergence, kept),
                 **({"kappa": (-log_variance).exp()} if self.is_spherical else {"sigma": (log_variance / 2).exp()}),
             }
-        return Quantized(values, codes, (free_energy * weights).sum(), figures)
+        return Quantized(values, codes, row_mean(free_energy, kept), figures)
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
         return torch.cat([self._energies(block).argmin(-1) for block in in_blocks(rows, self.codebook_size)])

@@ -13,7 +13,6 @@ prices that make crowded codes dear.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -22,8 +21,9 @@ from torch import Tensor, nn
 from gmvq.distributed import logsumexp_over_ranks, sum_over_ranks
 from gmvq.kernels import in_blocks, nearest_code, squared_distances
 from gmvq.quantizers.base import AbstractQuantizer, mean_square, positive_integer
-from gmvq.quantizers.estimators import AbstractEstimator, StraightThrough
-from gmvq.quantizers.schedules import Schedule, as_schedule
+from gmvq.quantizers.checks import checked_estimator, non_negative
+from gmvq.quantizers.estimators import AbstractEstimator
+from gmvq.quantizers.schedules import Schedule, as_schedule, temperature_at
 from gmvq.types import Quantized
 
 BLOCK_ELEMENTS = 1 << 20
@@ -88,14 +88,11 @@ class OptimalTransportQuantizer(AbstractQuantizer):
         estimator: AbstractEstimator | None = None,
     ) -> None:
         super().__init__(dim, codebook_size, codebook_dim)
-        for name, weight in (("commitment_weight", commitment_weight), ("quantization_weight", quantization_weight)):
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"'{name}' must be a finite number of at least 0, got {weight}. Use for example 1.0.")
         self.temperature = as_schedule(temperature, "temperature")
         self.iterations = positive_integer("iterations", iterations)
-        self.commitment_weight = commitment_weight
-        self.quantization_weight = quantization_weight
-        self.estimator = StraightThrough() if estimator is None else estimator
+        self.commitment_weight = non_negative("commitment_weight", commitment_weight)
+        self.quantization_weight = non_negative("quantization_weight", quantization_weight)
+        self.estimator = checked_estimator(estimator, allow_gumbel=False)
         # of the paper's size: transport needs no start near the latents
         self.learned = nn.Parameter(torch.randn(codebook_size, self.codebook_dim))
 
@@ -119,7 +116,8 @@ class OptimalTransportQuantizer(AbstractQuantizer):
         masks = in_blocks(kept, len(codebook), BLOCK_ELEMENTS)
         costs = [squared_distances(block, codebook).sqrt_() for block in in_blocks(rows, len(codebook), BLOCK_ELEMENTS)]
         normalize_over_ranks(costs, masks)
-        log_kernel = [block.div_(-self.temperature(self.training_progress)) for block in costs]
+        temperature = temperature_at(self.temperature, self.training_progress)
+        log_kernel = [block.div_(-temperature) for block in costs]
         g = code_potentials(log_kernel, masks, self.iterations)
         return torch.cat([_heaviest(block, g) for block in log_kernel])
 

@@ -6,9 +6,8 @@ r"""Vector quantization: each latent becomes the nearest vector of a codebook.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,9 @@ from torch import Tensor, nn
 
 from gmvq.kernels import code_sums, nearest_code, squared_distances
 from gmvq.quantizers.base import AbstractQuantizer, mean_square
+from gmvq.quantizers.checks import checked_estimator, non_negative
 from gmvq.quantizers.codebook import MovingAverageCodebook, random_rows, snapshot
+from gmvq.quantizers.directions import direction
 from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough
 from gmvq.quantizers.parts import AbstractRegularizer, Affine, AffineCodebook, InPlaceStep, Part
 from gmvq.types import Quantized
@@ -86,16 +87,13 @@ class VectorQuantizer(AbstractQuantizer):
         parts: Sequence[Part] = (),
     ) -> None:
         super().__init__(dim, codebook_size, codebook_dim)
-        if not (math.isfinite(commitment_weight) and commitment_weight >= 0):
-            raise ValueError(f"'commitment_weight' must be at least 0, got {commitment_weight}. Use for example 0.25.")
-        if not (math.isfinite(revive_below) and revive_below >= 0):
-            raise ValueError(f"'revive_below' must be at least 0, got {revive_below}. Use 1.0, or 0 for no revival.")
-        self.commitment_weight = commitment_weight
+        self.commitment_weight = non_negative("commitment_weight", commitment_weight)
         self.cosine = cosine
         self.kmeans_start = kmeans_start
-        self.revive_below = revive_below
-        self.estimator = StraightThrough() if estimator is None else estimator
-        unused = {"improved_vqgan_yu2021": not cosine, "jukebox_dhariwal2020": revive_below == 0}
+        self.revive_below = non_negative("revive_below", revive_below)
+        self.estimator = checked_estimator(estimator, allow_gumbel=True)
+        plain = not cosine and self.projection is None
+        unused = {"improved_vqgan_yu2021": plain, "jukebox_dhariwal2020": revive_below == 0}
         self.citations = tuple(key for key in type(self).citations if not unused.get(key))
         self._take_parts(parts, decay)
         self.moving = MovingAverageCodebook(codebook_size, self.codebook_dim, COUNT_DECAY if decay is None else decay)
@@ -105,12 +103,16 @@ class VectorQuantizer(AbstractQuantizer):
         if self.in_place is not None:
             self.moving.codes.copy_(start)
         self.averages = decay is not None
+        if revive_below == 0:
+            self.register_load_state_dict_pre_hook(_without_revivals)
         self.register_buffer("revivals", torch.zeros(codebook_size, self.codebook_dim) if revive_below > 0 else None)
 
     revivals: Tensor | None
     """Latents of the last batch that stand ready to replace dead codes."""
 
     def _take_parts(self, parts: Sequence[Part], decay: float | None) -> None:
+        if not isinstance(parts, Sequence):
+            raise ValueError(f"'parts' must be a sequence, got {parts!r}. Use [{type(parts).__name__}(...)].")
         affine, self.in_place = _only(parts, Affine), _only(parts, InPlaceStep)
         self.regularizers = tuple(part for part in parts if isinstance(part, AbstractRegularizer))
         if len(parts) != len(self.regularizers) + (affine is not None) + (self.in_place is not None):
@@ -131,12 +133,15 @@ class VectorQuantizer(AbstractQuantizer):
 
     @property
     def code_vectors(self) -> Tensor:  # noqa: D102
-        codes = self.free_codes if self.learned is not None else snapshot(self.free_codes, self.training)
+        changes = self.training and (self.learned is None or self.revivals is not None)
+        codes = snapshot(self.free_codes, changes)
         codes = codes if self.affine is None else self.affine(codes)
         return F.normalize(codes, dim=-1) if self.cosine else codes
 
     def update(self) -> None:
-        """Folds what past forwards collected into the codebook and replaces dead codes."""
+        """Folds what past forwards collected into the codebook and replaces dead codes, unless it is frozen."""
+        if self.frozen:
+            return
         if self.in_place is not None:
             self._step(self.in_place)
         if self.averages:
@@ -170,7 +175,7 @@ class VectorQuantizer(AbstractQuantizer):
             self.moving.codes.sub_(step.learning_rate * gradient)
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
-        rows = F.normalize(rows, dim=-1) if self.cosine else rows
+        rows = direction(rows) if self.cosine else rows
         if self.learning:
             self._start(rows, kept)
         codebook = self.code_vectors.to(rows.dtype)
@@ -195,8 +200,8 @@ class VectorQuantizer(AbstractQuantizer):
             log_posterior = (-squared_distances(rows, codebook)).log_softmax(-1)
             return self.estimator(log_posterior, codebook, self.training_progress)[:2]
         codes = nearest_code(rows, codebook)
-        nearest = codebook[codes]
-        return nearest if isinstance(self.estimator, GumbelSoftmax) else self.estimator(rows, nearest), codes
+        estimator = StraightThrough() if isinstance(self.estimator, GumbelSoftmax) else self.estimator
+        return estimator(rows, codebook[codes]), codes
 
     def _start(self, rows: Tensor, kept: Tensor) -> None:
         if self.moving.has_started:
@@ -224,11 +229,16 @@ class VectorQuantizer(AbstractQuantizer):
             self.revivals.copy_(torch.where(any_drawn, drawn, self.revivals))
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
-        rows = F.normalize(rows, dim=-1) if self.cosine else rows
+        rows = direction(rows) if self.cosine else rows
         return nearest_code(rows, self.code_vectors.to(rows.dtype))
 
     def _decode_rows(self, codes: Tensor) -> Tensor:
         return self.code_vectors[codes]
+
+
+def _without_revivals(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: object) -> None:
+    # gmvq 0.1.0 held them in its first runs, whatever the options
+    state_dict.pop(f"{prefix}revivals", None)
 
 
 def _only(parts: Sequence[Part], kind: type[PartType]) -> PartType | None:

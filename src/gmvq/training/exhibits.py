@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gmvq.data.images import Images
+from gmvq.metrics.counting import CodeCounts
 from gmvq.metrics.distortion import psnr
 from gmvq.models.autoencoder import Autoencoder
 from gmvq.training import figures
@@ -33,6 +34,10 @@ DETAIL = 64
 """Pixels: side of the detail of a photograph."""
 TILES = 1024
 """Most codes drawn as tiles."""
+DECODED = 1 << 16
+"""Most codes decoded: of a larger codebook the most used."""
+UNDECODED = (128, 128, 128)
+"""Colour of a code that was not decoded."""
 
 
 class Shown(NamedTuple):
@@ -70,17 +75,27 @@ class Shown(NamedTuple):
 
 
 class Codebook(NamedTuple):
-    """The codes of a model, decoded.
+    """The codes of a model, decoded: all K, or the most used of a large codebook.
 
     Attributes:
-        tiles: What each code looks like among its own kind, ``(K, C, t, t)`` in [0, 1].
-        colours: A colour for each code, uint8 ``(K, 3)``.
-        counts: Held-out tokens of each code ``(K,)``.
+        codes: Those that were decoded, in ascending order ``(D,)``.
+        tiles: What each of them looks like among its own kind, ``(D, C, t, t)`` in [0, 1].
+        colours: A colour for each of them, and one for all other codes, uint8 ``(D + 1, 3)``.
+        counts: Held-out tokens of each of them ``(D,)``.
+        times: Held-out tokens of each code of the codebook that has any ``(U,)``.
+        size: Number of codes K.
     """
 
+    codes: Tensor
     tiles: Tensor
     colours: np.ndarray
     counts: Tensor
+    times: Tensor
+    size: int
+
+    def places(self, codes: Tensor) -> Tensor:
+        """Place of each of some codes in ``codes`` and ``colours``, of the same shape."""
+        return _places(self.codes, codes)
 
 
 @contextmanager
@@ -133,29 +148,59 @@ def _entropy(model: Autoencoder, latents: Tensor) -> Tensor:
 
 
 def count_codes(model: Autoencoder, images: Images) -> Tensor:
-    """Counts the codes of held-out images, as many images as 4 million pixels hold: ``(K,)``."""
+    """Counts the codes of as many held-out images as 4 million pixels hold: ``(K,)``, sparse where K is huge."""
     size = model.bottleneck.codebook_size
     assert size is not None
-    counts, pixels = torch.zeros(size, dtype=torch.int64), 0
+    counts, pixels = CodeCounts(size), 0
     for place in range(len(images)):
         image = _centre(images[place], COUNTED_SIDE)
         pixels += image[0].numel()
         if place and pixels > COUNTED_PIXELS:
             break
-        codes = model.encode(image[None].to(_device(model))).flatten().cpu()
-        counts += codes[codes >= 0].bincount(minlength=size)
-    return counts
+        counts.add(model.encode(image[None].to(_device(model))))
+    return counts.counts
 
 
 def decode_codebook(model: Autoencoder, counts: Tensor) -> Codebook:
-    """Decodes each code repeated on 3 x 3 tokens; its tile is the middle, or all of it if a token is under 4 pixels."""
-    side, codes = model.downsampling, torch.arange(len(counts), device=_device(model))
-    tiles = []
+    """Decodes each code repeated on 3 x 3 tokens; its tile is the middle, or all of it if a token is under 4 pixels.
+
+    Args:
+        model: The model.
+        counts: Held-out tokens of each code ``(K,)``, sparse where K is huge.
+    """
+    side, chosen, counts = model.downsampling, _decoded_codes(counts.cpu()), counts.cpu()
+    codes, tiles = chosen.to(_device(model)), []
     for some in codes.split(64):
         decoded = model.decode(some[:, None, None].expand(-1, 3, 3)).float().clamp(0, 1).cpu()
         tiles.append(decoded[..., side : 2 * side, side : 2 * side] if side >= 4 else decoded)
     tiles = torch.cat(tiles)
-    return Codebook(tiles, figures.code_colours(model.bottleneck.decode(codes), tiles), counts.cpu())
+    seen, times = _seen(counts)
+    colours = np.append(figures.code_colours(model.bottleneck.decode(codes), tiles), [UNDECODED], axis=0)
+    of_chosen = times.new_zeros(len(chosen) + 1).scatter_(0, _places(chosen, seen), times)[:-1]
+    return Codebook(chosen, tiles, colours.astype(np.uint8), of_chosen, times, len(counts))
+
+
+def _places(among: Tensor, codes: Tensor) -> Tensor:
+    """Place of each code among sorted ones; their number for a code that is not there."""
+    places = torch.searchsorted(among, codes)
+    return torch.where(among[places.clamp_max(len(among) - 1)] == codes, places, len(among))
+
+
+def _seen(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes with a count above 0 in ascending order, and their counts."""
+    if counts.is_sparse:
+        return counts.indices()[0], counts.values()
+    seen = counts.nonzero()[:, 0]
+    return seen, counts[seen]
+
+
+def _decoded_codes(counts: Tensor) -> Tensor:
+    """All codes of a small codebook, the most used of a large one, in ascending order."""
+    if len(counts) <= DECODED:
+        return torch.arange(len(counts))
+    seen, times = _seen(counts)
+    kept = seen[times.argsort(descending=True, stable=True)[:DECODED]].sort().values
+    return kept if len(kept) else torch.arange(DECODED)
 
 
 def pairs_section(shown: list[Shown], downsampling: int) -> dict[str, Any]:
@@ -225,7 +270,7 @@ def maps_section(shown: list[Shown], codebook: Codebook | None, downsampling: in
         assert each.codes is not None
         caption = f"{each.codes.unique().numel():,} different codes"
         caption += "" if small else f" in {each.codes.numel():,} tokens"
-        painted = figures.code_map(each.codes, codebook.colours, downsampling, each.size)
+        painted = figures.code_map(codebook.places(each.codes), codebook.colours, downsampling, each.size)
         heat = None
         if each.entropy is not None:
             caption += f" · {each.entropy.mean().item():.2f} nats"
@@ -242,42 +287,47 @@ def maps_section(shown: list[Shown], codebook: Codebook | None, downsampling: in
         )
     has_heat = any(each["entropy"] for each in maps)
     bar = figures.picture(figures.colour_bar(), "Colour bar from sure to unsure") if has_heat else None
-    intro = _maps_intro(len(codebook.counts), has_heat=has_heat) if codebook else ""
+    intro = _maps_intro(codebook, has_heat=has_heat) if codebook else ""
     return {"maps": maps, "maps_intro": intro, "bar": bar, "bar_maximum": f"{maximum:.2f}"}
 
 
-def _maps_intro(codebook_size: int, *, has_heat: bool) -> str:
+def _maps_intro(codebook: Codebook, *, has_heat: bool) -> str:
     intro = (
         "Each token in the colour of its code. The principal axes of the codebook became lightness and the two "
         "opponent colours of a perceptual colour space, so near colours are near codes."
     )
+    if len(codebook.codes) < codebook.size:
+        intro += " Codes that the held-out images use too rarely to be decoded here are gray."
     if has_heat:
         intro += (
             f" The heat map is the entropy of the posterior over codes: 0 nats where one code explains the token, "
-            f"{math.log(codebook_size):.2f} nats where any of the {codebook_size:,} would do."
+            f"{math.log(codebook.size):.2f} nats where any of the {codebook.size:,} would do."
         )
     return intro
 
 
 def codebook_section(codebook: Codebook) -> dict[str, Any]:
     """How often each code is used, and what it looks like."""
-    counts, size = codebook.counts.double(), len(codebook.counts)
-    total, used = counts.sum().item(), int((counts > 0).sum())
-    shares = counts / max(total, 1)
+    counts, size, decoded = codebook.counts.double(), codebook.size, len(codebook.codes)
+    times = codebook.times.double()
+    total, used = times.sum().item(), len(times)
+    shares = times / max(total, 1)
+    greatest = shares.max().item() if used else 0.0
     text = f"Share of tokens of each of the {size} codes, sorted: {used} are used and {size - used} never"
     kept = counts.argsort(descending=True, stable=True)[:TILES].sort().values
     columns = 32 if len(kept) > 128 else 16 if len(kept) > 32 else 8
     sheet = figures.tile_sheet(codebook.tiles[kept], counts[kept] > 0, columns)
-    dead = "" if used == size else ", codes never used faint and last"
-    which = "Each code" if size <= TILES else f"The {TILES:,} most used of {size:,} codes, each"
+    dead = "" if bool((counts[kept] > 0).all()) else ", codes never used faint and last"
+    which = "Each code" if size <= TILES else f"The {len(kept):,} most used of {size:,} codes, each"
     return {
-        "chart": figures.usage_chart(counts, text) if total else "",
+        # a chart has one place for each code
+        "chart": figures.usage_chart(counts, text) if total and decoded == size else "",
         "facts": [
             ("Codes", f"{size:,}"),
             ("Used", f"{used:,} ({100 * used / size:.1f} %)"),
             ("Dead", f"{size - used:,}"),
             ("Perplexity", f"{math.exp(-torch.special.xlogy(shares, shares).sum().item()):,.1f}"),
-            ("Most used code", f"{100 * shares.max().item():.2g} % of tokens"),
+            ("Most used code", f"{100 * greatest:.2g} % of tokens"),
             ("Counted over", f"{total:,.0f} tokens"),
         ],
         "sheet": figures.picture(sheet, f"{len(kept)} codes decoded", lossless=codebook.tiles.shape[-1] <= 9),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gmvq.data import Images
 from gmvq.metrics import CodebookStatistics, Distortion
+from gmvq.metrics.counting import CodeCounts
 from gmvq.models import Autoencoder
 
 HELD_OUT_PIXELS = 1 << 19
@@ -66,21 +67,19 @@ class Window:
 
     def __init__(self, accelerator: Accelerator, codebook_size: int | None, *, allow_overflow: bool = False) -> None:
         self.accelerator = accelerator
-        self.codebook_size = codebook_size
         self.allow_overflow = allow_overflow
         self.names: tuple[str, ...] = ()
         self.rows: list[Tensor] = []
         self.first_step = 1
-        self.counts = torch.zeros(codebook_size or 0, dtype=torch.int64, device=accelerator.device)
+        self.counts = CodeCounts(codebook_size, accelerator.device) if codebook_size else None
 
     def add(self, figures: Figures) -> None:
         """Takes the figures of the next step."""
         self.names = tuple(figures.values)
         self.rows.append(torch.stack([value.detach().float() for value in figures.values.values()]))
-        for codes in figures.codes if self.codebook_size else ():
-            kept = codes >= 0  # -1 stands for a latent that is not finite
-            # not bincount, which waits for the device
-            self.counts.scatter_add_(0, codes.clamp_min(0).flatten(), kept.flatten().long())
+        if self.counts is not None:
+            for codes in figures.codes:
+                self.counts.add(codes)
 
     def check_last(self) -> None:
         """Stops if the last step is not finite on this rank; it waits for the device.
@@ -109,38 +108,43 @@ class Window:
         figures: dict[str, float | None] = dict(zip(self.names, means, strict=True))
         if "mse" in figures:
             figures["psnr"] = decibels(figures["mse"])
-        if self.codebook_size:
-            statistics = CodebookStatistics(self.codebook_size)
-            statistics.counts = self.counts.cpu()
-            statistics = statistics.merged()
+        if self.counts is not None:
+            statistics = CodebookStatistics(self.counts.codebook_size)
+            statistics.code_counts = self.counts.merged()
             figures |= {"perplexity": statistics.perplexity, "used_codes": statistics.used}
         self._begin(self.first_step + len(self.rows))
         return figures
 
     def tensors(self) -> dict[str, Tensor]:
         """What all ranks have collected, for a checkpoint."""
-        counts = self.accelerator.reduce(self.counts, "sum")
-        assert isinstance(counts, Tensor)
+        tensors = self._counted()
         if not self.rows:
-            return {"counts": counts}
+            return tensors
         columns = self._over_ranks().T
         # numbered, since safetensors forgets their order
-        return {"counts": counts, **{f"{i:03d}.{name}": columns[i] for i, name in enumerate(self.names)}}
+        return tensors | {f"{i:03d}.{name}": columns[i] for i, name in enumerate(self.names)}
+
+    def _counted(self) -> dict[str, Tensor]:
+        if self.counts is None:
+            return {"counts": torch.zeros(0, dtype=torch.int64)}
+        merged = self.counts.merged()
+        return {"counts": merged.counts} if merged.is_dense else {"counts": merged.times, "codes": merged.seen}
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Goes on after ``step`` finished steps from what :meth:`tensors` gave."""
-        keys = sorted(key for key in tensors if key != "counts")
+        keys = sorted(key for key in tensors if key not in ("counts", "codes"))
         self.names = tuple(key.split(".", 1)[1] for key in keys)
         rows = torch.stack([tensors[key] for key in keys], dim=1) if keys else torch.empty(0, 0)
         self._begin(step - len(rows) + 1)
         self.rows = list(rows.to(self.accelerator.device))
-        if self.accelerator.is_main_process:  # the counts of all ranks are with the first
-            self.counts.copy_(tensors["counts"])
+        if self.accelerator.is_main_process and self.counts is not None:  # the counts of all ranks are with the first
+            self.counts.place(tensors["counts"], tensors.get("codes"))
 
     def _begin(self, first_step: int) -> None:
         self.first_step = first_step
         self.rows = []
-        self.counts.zero_()
+        if self.counts is not None:
+            self.counts.clear()
 
     def _over_ranks(self) -> Tensor:
         """The rows, averaged over ranks, ``(steps, figures)``: what is not finite on one is not finite here."""

@@ -1,0 +1,73 @@
+"""What constructors of quantizers check alike."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Literal, overload
+
+from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough
+
+MOST_LISTED_CODES = 2**24
+"""Size up to which a codebook that is only a rule is written out, in gigabytes of memory."""
+
+
+def check_listing(codebook_size: int) -> None:
+    """Checks that all codes can be written out.
+
+    Raises:
+        ValueError: If there are too many.
+    """
+    if codebook_size > MOST_LISTED_CODES:
+        raise ValueError(
+            f"'codebook_size' must be at most 2**{MOST_LISTED_CODES.bit_length() - 1} to write out all codes, got "
+            f"{codebook_size}. Use decode() for the codes at hand."
+        )
+
+
+def non_negative(name: str, value: float) -> float:
+    """Checks a weight.
+
+    Raises:
+        ValueError: If the value is not a finite number of at least 0.
+    """
+    if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
+        raise ValueError(f"'{name}' must be a finite number of at least 0, got {value!r}. Give for example {name}=1.0.")
+    return value
+
+
+@overload
+def checked_estimator(
+    estimator: AbstractEstimator | GumbelSoftmax | None, *, allow_gumbel: Literal[False]
+) -> AbstractEstimator: ...
+
+
+@overload
+def checked_estimator(
+    estimator: AbstractEstimator | GumbelSoftmax | None, *, allow_gumbel: bool
+) -> AbstractEstimator | GumbelSoftmax: ...
+
+
+def checked_estimator(
+    estimator: AbstractEstimator | GumbelSoftmax | None, *, allow_gumbel: bool
+) -> AbstractEstimator | GumbelSoftmax:
+    """Takes None for :class:`StraightThrough`.
+
+    Args:
+        estimator: What a constructor was given.
+        allow_gumbel: True for a quantizer that has log-probabilities to draw codes from.
+
+    Raises:
+        ValueError: If it is no estimator, or a ``GumbelSoftmax`` where codes are not drawn.
+    """
+    if estimator is None:
+        return StraightThrough()
+    if isinstance(estimator, AbstractEstimator) or (allow_gumbel and isinstance(estimator, GumbelSoftmax)):
+        return estimator
+    if isinstance(estimator, GumbelSoftmax):
+        rule, remedy = "not draw codes, which this quantizer chooses without probabilities", "Use StraightThrough()."
+    elif isinstance(estimator, type):
+        rule, remedy = "be an object and not a class", f"Use {estimator.__name__}()."
+    else:
+        rule, remedy = "be an estimator", "Use StraightThrough(), or a subclass of AbstractEstimator."
+    raise ValueError(f"'estimator' must {rule}, got {estimator!r}. {remedy}")
