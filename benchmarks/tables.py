@@ -22,11 +22,20 @@ NAMES = {
     "vector": "VQ-VAE as published",
     "vector-kmeans": "VQ-VAE, k-means start",
     "vector-ema": "VQ-VAE, moving averages, revival",
+    "vector-affine": "VQ-VAE, affine codes, steps in place, length 1, revival",
+    "finite-scalar": "FSQ",
+    "lookup-free": "LFQ",
+    "binary-spherical": "BSQ",
+    "simvq": "SimVQ",
+    "index-backpropagation": "IBQ",
+    "stochastic": "SQ-VAE",
+    "optimal-transport": "OptVQ",
+    "gaussian-codes": "Gaussian Quant",
 }
 
 
-def short_table(result: dict[str, Any]) -> str:
-    """PSNR and usage of each quantizer on each recipe."""
+def short_table(result: dict[str, Any], link: str = "[Protocol and all figures](docs/results.md).") -> str:
+    """PSNR and usage of each quantizer on each recipe, with a link to more."""
     recipes = list(result["recipes"])
     lines = [
         f"| PSNR in dB / share of the codebook in use | {' | '.join(recipes)} |",
@@ -37,14 +46,15 @@ def short_table(result: dict[str, Any]) -> str:
         for recipe in recipes:
             entry = next(e for e in result["table"] if (e["recipe"], e["quantizer"]) == (recipe, quantizer))
             psnr, usage = entry["psnr"], entry["usage"]
-            cells.append(f"{psnr['mean']:.2f} ± {psnr['std']:.2f} / {100 * usage['mean']:.0f} %")
+            spread = "" if psnr["std"] is None else f" ± {psnr['std']:.2f}"
+            cells.append(f"{psnr['mean']:.2f}{spread} / {100 * usage['mean']:.0f} %")
         lines.append(f"| {NAMES[quantizer]} | {' | '.join(cells)} |")
     shared = next(iter(result["recipes"].values()))
     lines += [
         "",
         f"K = {shared['codebook_size']}, the same network, likelihood, data and {shared['steps']:,} steps of "
         f"{shared['batch_size']} images for all. {footnote(result['protocol'])} "
-        "[Protocol and all figures](docs/results.md).",
+        f"{link}",
     ]
     return "\n".join(lines)
 
@@ -83,7 +93,10 @@ def pages() -> dict[Path, str]:
     compared = json.loads((RESULTS / "compare.json").read_text())
     dropped = json.loads((RESULTS / "drop_in.json").read_text())
     trials = json.loads((RESULTS / "trials.json").read_text())
-    readme, defaults = (ROOT / "README.md").read_text(), (ROOT / "docs/gm-vq.md").read_text()
+    everyone = json.loads((RESULTS / "quantizers.json").read_text())
+    readme, defaults, guide = (
+        (ROOT / page).read_text() for page in ("README.md", "docs/gm-vq.md", "docs/which-quantizer.md")
+    )
     results = [
         "# Figures",
         "Written by `python benchmarks/tables.py` from `benchmarks/results/*.json`.",
@@ -93,6 +106,11 @@ def pages() -> dict[Path, str]:
         + "; ".join(f"`{key}`: {NAMES[key].strip('*')}" for key in compared["protocol"]["quantizers"])
         + ".",
         markdown(compared).strip(),
+        "## Every quantizer in one network",
+        f"`{everyone['protocol']['command']}`",
+        "; ".join(f"`{key}`: {NAMES[key].strip('*')}" for key in everyone["protocol"]["quantizers"]) + ".",
+        markdown(everyone).strip(),
+        "The runs are of commit a8ca758, those of BSQ and IBQ of 6e2f40f; between them nothing changed that moves the others.",
         "## The layer in somebody else's network",
         " ".join(dropped["protocol"].split("\n\n")[1].split()),
         drop_in_table(dropped),
@@ -101,6 +119,7 @@ def pages() -> dict[Path, str]:
     ]
     return {
         ROOT / "README.md": between_marks(readme, short_table(compared)),
+        ROOT / "docs/which-quantizer.md": between_marks(guide, short_table(everyone, "[All figures](results.md).")),
         ROOT / "docs/gm-vq.md": between_marks(defaults, trials_table(trials)),
         ROOT / "docs/results.md": "\n\n".join(results) + "\n",
     }
