@@ -110,7 +110,8 @@ def pages() -> dict[Path, str]:
         f"`{everyone['protocol']['command']}`",
         "; ".join(f"`{key}`: {NAMES[key].strip('*')}" for key in everyone["protocol"]["quantizers"]) + ".",
         markdown(everyone).strip(),
-        "The runs are of commit a8ca758, those of BSQ and IBQ of 6e2f40f; between them nothing changed that moves the others.",
+        "The runs are of commit a8ca758, those of BSQ and IBQ of 6e2f40f; nothing changed between them that moves the "
+        "others.",
         "## The layer in somebody else's network",
         " ".join(dropped["protocol"].split("\n\n")[1].split()),
         drop_in_table(dropped),
