@@ -28,10 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.compat.states import below, started_codebook
-from gmvq.quantizers.base import AbstractQuantizer, row_mean
+from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.checks import non_negative
 from gmvq.quantizers.estimators import GumbelSoftmax, with_gradient_of
 from gmvq.quantizers.layouts import ChannelFirst
+from gmvq.quantizers.rows import row_mean
 from gmvq.quantizers.schedules import Schedule
 from gmvq.quantizers.vector import VectorQuantizer
 from gmvq.types import Posterior, PosteriorSample, Quantized

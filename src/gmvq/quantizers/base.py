@@ -21,51 +21,15 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from gmvq.distributed import sum_over_ranks, world_size
-from gmvq.quantizers.checks import check_listing
+from gmvq.quantizers.checks import check_listing, checked_codes, positive_integer
 from gmvq.quantizers.codebook import in_backward
+from gmvq.quantizers.projection import Projection
+from gmvq.quantizers.rows import LARGEST, mask_of_lengths, rows_dtype
 from gmvq.types import Posterior, PosteriorSample, Quantized
-
-LARGEST = 1e10
-"""Latents are clamped to this magnitude: their squares, over the smallest variance, still fit in float32."""
 
 
 class NoPosteriorError(TypeError):
     """The quantizer has no mixture reading, so it has no posterior over codes."""
-
-
-def rows_dtype(latents: Tensor) -> torch.dtype:
-    """Float64 stays float64; everything else is computed in float32."""
-    return torch.float64 if latents.dtype == torch.float64 else torch.float32
-
-
-class Projection(nn.Module):
-    r"""A learned linear map to a lower dimension, and back.
-
-    .. math:: z = (x - b) D (D^T D)^{-1}, \qquad x' = z D^T + b
-
-    The way in is the pseudo-inverse of the way out, so that going out and in again changes nothing: the codes of
-    decoded codes are the codes.
-
-    Args:
-        dim: Features outside.
-        code_dim: Features L inside, at most ``dim``.
-    """
-
-    def __init__(self, dim: int, code_dim: int) -> None:
-        super().__init__()
-        self.directions = nn.Parameter(torch.linalg.qr(torch.randn(dim, code_dim)).Q)
-        self.offset = nn.Parameter(torch.zeros(dim))
-
-    def project_in(self, latents: Tensor) -> Tensor:
-        """Takes ``(N, dim)`` to ``(N, L)``."""
-        directions = self.directions.to(latents.dtype)
-        gram = directions.T @ directions
-        return torch.linalg.solve(gram, (latents - self.offset.to(latents.dtype)) @ directions, left=False)
-
-    def project_out(self, values: Tensor) -> Tensor:
-        """Takes ``(N, L)`` to ``(N, dim)``."""
-        return values @ self.directions.to(values.dtype).T + self.offset.to(values.dtype)
 
 
 class AbstractBottleneck(nn.Module, ABC):
@@ -348,23 +312,6 @@ def _marked(codes: Tensor, kept: Tensor) -> Tensor:
     return codes if codes.is_floating_point() else codes.masked_fill(~kept.reshape(-1, *[1] * (codes.ndim - 1)), -1)
 
 
-def mask_of_lengths(lengths: Tensor, shape: torch.Size) -> Tensor:
-    """True in the first ``lengths`` places of each sequence: ``(B,)`` -> ``(B, T)`` for latents ``(B, T, dim)``.
-
-    Raises:
-        ValueError: If the latents are no batch of sequences, or lengths are not integers ``(B,)``.
-    """
-    if len(shape) != 3 or lengths.shape != shape[:1] or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise ValueError(
-            f"'lengths' must be integers (B,) for latents (B, T, dim), got {lengths.dtype} {tuple(lengths.shape)} for "
-            f"{tuple(shape)}. Give a boolean 'mask' for other shapes."
-        )
-    on_host = lengths.device.type == "cpu" and not torch.compiler.is_compiling()  # no wait for a GPU
-    if on_host and bool(((lengths < 0) | (lengths > shape[1])).any()):
-        raise ValueError(f"'lengths' must lie in [0, {shape[1]}], the places of a sequence, got {lengths.tolist()}.")
-    return torch.arange(shape[1], device=lengths.device) < lengths[:, None]
-
-
 class AbstractQuantizer(AbstractBottleneck):
     """A bottleneck with a finite codebook, of which each latent takes one code.
 
@@ -430,53 +377,3 @@ class AbstractQuantizer(AbstractBottleneck):
         return PosteriorSample(
             self._posterior_mean_rows(rows), log_posterior - math.log(self.codebook_size), log_posterior
         )
-
-
-def checked_codes(codes: Tensor, codebook_size: int) -> Tensor:
-    """Codes as int64.
-
-    Raises:
-        ValueError: If they are not integers or lie outside [-1, K).
-    """
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise ValueError(f"'codes' must be integers, got {codes.dtype}. Pass what encode() returned.")
-    codes = codes.long()
-    if codes.numel() and not torch.compiler.is_compiling():
-        low, high = (int(bound) for bound in codes.aminmax())
-        if low < -1 or high >= codebook_size:
-            raise ValueError(
-                f"'codes' must lie in [0, {codebook_size}), or be -1 where masked, got {low} to {high}. "
-                "Check that they come from this tokenizer."
-            )
-    return codes
-
-
-def row_weights(kept: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights ``(N,)`` whose weighted sum is the mean over the rows that count, ``kept`` (N,).
-
-    Ranks may have different numbers of them: the mean over ranks of such sums, which data parallel training takes, is
-    the mean over the rows of all ranks.
-    """
-    number = sum_over_ranks(kept.sum().to(dtype)) / world_size()
-    return kept.to(dtype) / number.clamp_min(1 / world_size())
-
-
-def row_mean(values: Tensor, kept: Tensor) -> Tensor:
-    """Mean of ``(N,)`` over the rows that count: ``()``, as :func:`row_weights` says."""
-    return (torch.where(kept, values, 0) * row_weights(kept, values.dtype)).sum()
-
-
-def mean_square(difference: Tensor, kept: Tensor) -> Tensor:
-    """Mean over features and over the rows that count, of ``(N, L)`` and ``(N,)``: ``()``."""
-    return row_mean(difference.square().mean(-1), kept)
-
-
-def positive_integer(name: str, value: int) -> int:
-    """Checks a size.
-
-    Raises:
-        ValueError: If the value is not an integer of at least 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"'{name}' must be an integer of at least 1, got {value!r}. Give for example {name}=64.")
-    return value

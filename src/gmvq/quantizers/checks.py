@@ -1,10 +1,13 @@
-"""What constructors of quantizers check alike."""
+"""What quantizers check alike: arguments of constructors, and codes."""
 
 from __future__ import annotations
 
 import math
 from numbers import Real
 from typing import Literal, overload
+
+import torch
+from torch import Tensor
 
 from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough
 
@@ -71,3 +74,33 @@ def checked_estimator(
     else:
         rule, remedy = "be an estimator", "Use StraightThrough(), or a subclass of AbstractEstimator."
     raise ValueError(f"'estimator' must {rule}, got {estimator!r}. {remedy}")
+
+
+def checked_codes(codes: Tensor, codebook_size: int) -> Tensor:
+    """Codes as int64.
+
+    Raises:
+        ValueError: If they are not integers or lie outside [-1, K).
+    """
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise ValueError(f"'codes' must be integers, got {codes.dtype}. Pass what encode() returned.")
+    codes = codes.long()
+    if codes.numel() and not torch.compiler.is_compiling():
+        low, high = (int(bound) for bound in codes.aminmax())
+        if low < -1 or high >= codebook_size:
+            raise ValueError(
+                f"'codes' must lie in [0, {codebook_size}), or be -1 where masked, got {low} to {high}. "
+                "Check that they come from this tokenizer."
+            )
+    return codes
+
+
+def positive_integer(name: str, value: int) -> int:
+    """Checks a size.
+
+    Raises:
+        ValueError: If the value is not an integer of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"'{name}' must be an integer of at least 1, got {value!r}. Give for example {name}=64.")
+    return value

@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmvq.quantizers.base import AbstractQuantizer, NoPosteriorError, checked_codes
+from gmvq.quantizers.base import AbstractQuantizer, NoPosteriorError
+from gmvq.quantizers.checks import checked_codes
 from gmvq.quantizers.places import listed, prefixed
 from gmvq.types import Posterior, PosteriorSample, Quantized
 

@@ -35,10 +35,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gmvq.quantizers.base import LARGEST, AbstractQuantizer, checked_codes, mean_square, rows_dtype
+from gmvq.quantizers.base import AbstractQuantizer
+from gmvq.quantizers.checks import checked_codes
 from gmvq.quantizers.composite import AbstractComposite, commitment_weight_of
 from gmvq.quantizers.places import checked_commitment_weight, has_started, listed, prefixed, start
 from gmvq.quantizers.resampling import Grid, Interpolation, Scale, average, checked_scales, enlarge, grid_of, resized
+from gmvq.quantizers.rows import LARGEST, mean_square, rows_dtype
 from gmvq.types import PosteriorSample, Quantized
 
 

@@ -32,10 +32,12 @@ import torch
 from torch import Tensor, nn
 
 from gmvq.kernels import nearest_code
-from gmvq.quantizers.base import AbstractQuantizer, checked_codes, mean_square, positive_integer
+from gmvq.quantizers.base import AbstractQuantizer
+from gmvq.quantizers.checks import checked_codes, positive_integer
 from gmvq.quantizers.composite import AbstractComposite
 from gmvq.quantizers.estimators import AbstractEstimator, StraightThrough
 from gmvq.quantizers.places import has_started, listed, show
+from gmvq.quantizers.rows import mean_square
 from gmvq.types import Quantized
 
 BLOCK_ELEMENTS = 1 << 22

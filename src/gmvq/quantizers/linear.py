@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from gmvq.kernels import nearest_code
-from gmvq.quantizers.base import AbstractQuantizer, mean_square, positive_integer
-from gmvq.quantizers.checks import checked_estimator, non_negative
+from gmvq.quantizers.base import AbstractQuantizer
+from gmvq.quantizers.checks import checked_estimator, non_negative, positive_integer
 from gmvq.quantizers.estimators import AbstractEstimator
+from gmvq.quantizers.rows import mean_square
 from gmvq.types import Quantized
 
 

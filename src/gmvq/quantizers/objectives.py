@@ -20,9 +20,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from gmvq.quantizers.base import row_mean, row_weights
 from gmvq.quantizers.checks import non_negative
 from gmvq.quantizers.divergences import divergence_from, mean_over_ranks
+from gmvq.quantizers.rows import row_mean, row_weights
 
 
 class Assignment(NamedTuple):

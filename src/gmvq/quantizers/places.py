@@ -14,7 +14,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from gmvq.quantizers.base import AbstractBottleneck, AbstractQuantizer, positive_integer
+from gmvq.quantizers.base import AbstractBottleneck, AbstractQuantizer
+from gmvq.quantizers.checks import positive_integer
 from gmvq.quantizers.codebook import MovingAverageCodebook
 
 

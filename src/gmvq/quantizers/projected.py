@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gmvq.quantizers.base import AbstractQuantizer, positive_integer
+from gmvq.quantizers.base import AbstractQuantizer
+from gmvq.quantizers.checks import positive_integer
 from gmvq.quantizers.composite import AbstractComposite
 from gmvq.quantizers.directions import direction
 from gmvq.quantizers.places import kind

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.kernels import nearest_code
-from gmvq.quantizers.base import AbstractQuantizer, mean_square
+from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.checks import checked_estimator
 from gmvq.quantizers.directions import direction
 from gmvq.quantizers.estimators import AbstractEstimator
+from gmvq.quantizers.rows import mean_square
 from gmvq.types import Quantized
 
 

@@ -34,11 +34,13 @@ from torch import Tensor
 
 from gmvq.distributed import broadcast, sum_over_ranks
 from gmvq.kernels import in_blocks, squared_distances
-from gmvq.quantizers.base import AbstractQuantizer, mean_square, positive_integer
+from gmvq.quantizers.base import AbstractQuantizer
+from gmvq.quantizers.checks import positive_integer
 from gmvq.quantizers.codebook import snapshot
 from gmvq.quantizers.composite import AbstractComposite, commitment_weight_of
 from gmvq.quantizers.estimators import StraightThrough
 from gmvq.quantizers.places import checked_commitment_weight, listed, prefixed
+from gmvq.quantizers.rows import mean_square
 from gmvq.types import Quantized
 
 BLOCK_ELEMENTS = 1 << 22

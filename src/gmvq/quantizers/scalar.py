@@ -20,9 +20,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gmvq.quantizers.base import AbstractQuantizer, checked_codes, mean_square
-from gmvq.quantizers.checks import non_negative
+from gmvq.quantizers.base import AbstractQuantizer
+from gmvq.quantizers.checks import checked_codes, non_negative
 from gmvq.quantizers.estimators import StraightThrough
+from gmvq.quantizers.rows import mean_square
 from gmvq.types import Quantized
 
 SLACK = 1e-3

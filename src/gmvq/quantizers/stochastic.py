@@ -31,9 +31,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.kernels import in_blocks, squared_distances, weighted_squared_distances
-from gmvq.quantizers.base import AbstractQuantizer, row_mean
+from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.directions import direction
 from gmvq.quantizers.estimators import GumbelSoftmax, with_gradient_of
+from gmvq.quantizers.rows import row_mean
 from gmvq.quantizers.schedules import Geometric
 from gmvq.types import Posterior, PosteriorSample, Quantized
 

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.kernels import code_sums, nearest_code, squared_distances
-from gmvq.quantizers.base import AbstractQuantizer, mean_square
+from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.checks import checked_estimator, non_negative
 from gmvq.quantizers.codebook import MovingAverageCodebook, random_rows, snapshot
 from gmvq.quantizers.directions import direction
 from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough
 from gmvq.quantizers.parts import AbstractRegularizer, Affine, AffineCodebook, InPlaceStep, Part
+from gmvq.quantizers.rows import mean_square
 from gmvq.types import Quantized
 
 COUNT_DECAY = 0.99

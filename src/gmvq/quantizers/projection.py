@@ -1,0 +1,35 @@
+"""The linear map around codes of a lower dimension."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Projection(nn.Module):
+    r"""A learned linear map to a lower dimension, and back.
+
+    .. math:: z = (x - b) D (D^T D)^{-1}, \qquad x' = z D^T + b
+
+    The way in is the pseudo-inverse of the way out, so that going out and in again changes nothing: the codes of
+    decoded codes are the codes.
+
+    Args:
+        dim: Features outside.
+        code_dim: Features L inside, at most ``dim``.
+    """
+
+    def __init__(self, dim: int, code_dim: int) -> None:
+        super().__init__()
+        self.directions = nn.Parameter(torch.linalg.qr(torch.randn(dim, code_dim)).Q)
+        self.offset = nn.Parameter(torch.zeros(dim))
+
+    def project_in(self, latents: Tensor) -> Tensor:
+        """Takes ``(N, dim)`` to ``(N, L)``."""
+        directions = self.directions.to(latents.dtype)
+        gram = directions.T @ directions
+        return torch.linalg.solve(gram, (latents - self.offset.to(latents.dtype)) @ directions, left=False)
+
+    def project_out(self, values: Tensor) -> Tensor:
+        """Takes ``(N, L)`` to ``(N, dim)``."""
+        return values @ self.directions.to(values.dtype).T + self.offset.to(values.dtype)
