@@ -3,12 +3,23 @@
 :mod:`gmvq.kernels.reference` is the definition of right in plain PyTorch.
 """
 
+from gmvq.kernels.codes import code_sums
+from gmvq.kernels.mixture import mixture_step, random_seed
+from gmvq.kernels.mixture_types import MixtureStep
+from gmvq.kernels.nearest import nearest_code
 from gmvq.kernels.reference import (
-    code_sums,
     in_blocks,
-    nearest_code,
     squared_distances,
     weighted_squared_distances,
 )
 
-__all__ = ["code_sums", "in_blocks", "nearest_code", "squared_distances", "weighted_squared_distances"]
+__all__ = [
+    "MixtureStep",
+    "code_sums",
+    "in_blocks",
+    "mixture_step",
+    "nearest_code",
+    "random_seed",
+    "squared_distances",
+    "weighted_squared_distances",
+]

@@ -11,6 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gmvq.kernels.mixture_types import MixtureStep
+from gmvq.kernels.noise import exponential
+
 BLOCK_ELEMENTS = 1 << 22
 """Number of distances held at a time where only the best code is asked for (16 MiB in float32)."""
 
@@ -97,3 +100,71 @@ def code_sums(latents: Tensor, codes: Tensor, weights: Tensor, codebook_size: in
     counts = latents.new_zeros(codebook_size).index_add_(0, codes, weights)
     sums = latents.new_zeros(codebook_size, latents.shape[-1]).index_add_(0, codes, latents * weights[:, None])
     return counts, sums
+
+
+def mixture_step(
+    latents: Tensor,
+    codebook: Tensor,
+    values: Tensor,
+    precisions: Tensor,
+    biases: Tensor,
+    prices: Tensor,
+    weights: Tensor,
+    temperature: Tensor | None = None,
+    seed: Tensor | None = None,
+    floor: float = 0.0,
+) -> MixtureStep:
+    r"""Posterior of a Gaussian mixture, a relaxed sample of it and its sums, in memory O(N K).
+
+    .. math::
+        e_{nc} = \max(p_c |z_n - \mu_c|^2 / 2, \epsilon), \quad j_{nc} = b_c - e_{nc}, \quad
+        q_n = \mathrm{softmax}_c(j_{nc}), \quad y_n = \mathrm{softmax}_c((j_{nc} + g_{nc}) / \tau)
+
+    A row that is not finite has NaN in all of its own results, and no part in what rows share.
+
+    Args:
+        latents: z, ``(N, L)``.
+        codebook: mu, ``(K, L)``.
+        values: What y mixes, ``(K, V)``.
+        precisions: p, above 0, ``(K,)``.
+        biases: b, ``(K,)``.
+        prices: What a code costs in ``priced``, in nats ``(K,)``.
+        weights: Weight of each row in ``aggregated``, ``(N,)``.
+        temperature: tau ``()``, above 0; None draws nothing.
+        seed: ``()``, int64, at least 0.
+        floor: epsilon, least energy in nats; above 0 asks for ``log_energy``.
+    """
+    finite = latents.isfinite().all(-1)
+    latents = torch.where(finite[:, None], latents, 0.0)
+    squares = latents.square().sum(-1, keepdim=True) + codebook.square().sum(-1)
+    distances = torch.addmm(squares, latents, codebook.T, alpha=-2)
+    energies = (precisions * distances / 2).clamp_min(floor)
+    joint = biases - energies
+    log_posterior = joint.log_softmax(-1)
+    posterior = log_posterior.exp()
+    logarithms = energies.log() if floor > 0 else torch.zeros_like(energies)
+    if temperature is None or seed is None:
+        drawn, relaxed, relaxed_energy = finite.new_empty(0, dtype=torch.int64), values[:0], energies[:0, 0]
+    else:
+        numbers = torch.arange(len(latents), device=latents.device)
+        perturbed = joint - exponential(seed, numbers, len(codebook), joint.dtype).log()
+        relaxation = (perturbed / temperature).softmax(-1)
+        drawn = perturbed.argmax(-1) * finite
+        relaxed = torch.where(finite[:, None], relaxation @ values, torch.nan)
+        relaxed_energy = torch.where(finite, (relaxation * energies).sum(-1), torch.nan)
+
+    def of_finite(value: Tensor) -> Tensor:
+        return torch.where(finite, value, torch.nan)
+
+    return MixtureStep(
+        codes=joint.argmax(-1) * finite,
+        priced=(joint - prices).argmax(-1) * finite,
+        drawn=drawn,
+        energy=of_finite((posterior * energies).sum(-1)),
+        log_energy=of_finite((posterior * logarithms).sum(-1)),
+        entropy=of_finite(-(posterior * log_posterior).sum(-1)),
+        log_density=of_finite(joint.logsumexp(-1)),
+        aggregated=torch.where(finite, weights, 0.0) @ posterior,
+        relaxed=relaxed,
+        relaxed_energy=relaxed_energy,
+    )

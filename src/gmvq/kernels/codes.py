@@ -1,0 +1,75 @@
+r"""Codebook statistics: what the rows of each code sum to.
+
+.. math:: n_c = \sum_{n: c_n = c} w_n, \qquad s_c = \sum_{n: c_n = c} w_n z_n
+
+float32 on the CPU is summed by ``codes.cpp``, in the order of rows and by all threads; on a GPU with Triton by
+:mod:`gmvq.kernels.triton_nearest`; everything else by torch's ``index_add_``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from gmvq.kernels import reference
+from gmvq.kernels.compiled import has_triton, library
+
+
+def code_sums(latents: Tensor, codes: Tensor, weights: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
+    """Weight and weighted sum of the latents of each code, without gradient.
+
+    Args:
+        latents: Rows ``(N, L)``.
+        codes: Code of each row ``(N,)``, int64; rows of weight 0 may hold -1.
+        weights: Weight of each row ``(N,)``, at least 0, or booleans.
+        codebook_size: Number of codes K.
+
+    Returns:
+        Weights ``(K,)`` and sums ``(K, L)`` in the type of the latents.
+
+    Raises:
+        IndexError: If a code is not below K.
+
+    Example:
+        >>> code_sums(torch.tensor([[1.0], [2.0]]), torch.tensor([2, 2]), torch.tensor([1.0, 0.5]), 3)
+        (tensor([0.0000, 0.0000, 1.5000]), tensor([[0.],
+                [0.],
+                [2.]]))
+    """
+    return _code_sums(latents.detach(), codes, weights.detach(), codebook_size)
+
+
+@torch.library.custom_op("gmvq::code_sums", mutates_args=())
+def _code_sums(latents: Tensor, codes: Tensor, weights: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
+    if latents.device.type == "cuda" and has_triton():
+        from gmvq.kernels import triton_nearest  # Triton is imported where a GPU is
+
+        return triton_nearest.code_sums(latents, codes, weights, codebook_size)
+    kernels = library() if latents.device.type == "cpu" and latents.dtype == torch.float32 else None
+    if kernels is None:
+        return reference.code_sums(latents, codes, weights, codebook_size)
+    counts, sums = latents.new_empty(codebook_size), latents.new_empty(codebook_size, latents.shape[1])
+    inputs = (latents.contiguous(), codes.to(torch.int64).contiguous(), weights.to(torch.float32).contiguous())
+    pointers = (tensor.data_ptr() for tensor in (*inputs, counts, sums))
+    sizes = (len(latents), codebook_size, latents.shape[1])
+    failed = _function(kernels)(*pointers, *sizes, torch.get_num_threads())
+    if failed == 1:
+        raise MemoryError(f"No memory to sort {len(latents)} rows by their code.")
+    if failed:
+        raise IndexError(f"'codes' must lie below K = {codebook_size}, got {int(codes.max())}. Raise 'codebook_size'.")
+    return counts, sums
+
+
+@_code_sums.register_fake
+def _(latents: Tensor, codes: Tensor, weights: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
+    return latents.new_empty(codebook_size), latents.new_empty(codebook_size, latents.shape[1])
+
+
+@functools.cache
+def _function(kernels: ctypes.CDLL) -> ctypes._NamedFuncPointer:
+    function = kernels.gmvq_code_sums
+    function.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_size_t] * 3 + [ctypes.c_int]
+    return function

@@ -1,0 +1,297 @@
+// What lies between the matrix products of a mixture step, for a block of rows against all codes, in place of the
+// products: each row is read and written a few times while it is in the cache. gmvq.kernels.reference defines it.
+//
+//   e = max(p (|z|^2 / 2 - z.m) + h, floor),  h = p |m|^2 / 2,   j = b - e,   q = softmax(j),   y = softmax((j + g) / tau)
+//
+// Lanes beyond the last code get the bias -inf: probability 0, so they add nothing.
+#include <cmath>
+#include <limits>
+
+#include "vector_math.hpp"
+
+namespace {
+
+using namespace gmvq;
+
+constexpr float INF = std::numeric_limits<float>::infinity();
+constexpr float MISSING = std::numeric_limits<float>::quiet_NaN();
+
+}  // namespace
+
+extern "C" {
+
+// A block of a mixture step; gmvq.kernels.mixture_blocks mirrors it. Rows (N,), codes (K,), matrices (N, K).
+struct GmvqMixtureBlock {
+  int64_t rows, codes, first_row, seed;
+  float inverse_temperature, floor;
+  int32_t draws, threads;
+  const float *precisions, *half_norms, *biases, *prices;  // (K,): p, h, b
+  const float *half_squares, *weights;                     // (N,): |z|^2 / 2
+  float *products;  // (N, K): z.m on entry; exp(j - max) of the forward, D = p de of the backward on return
+  float *relaxed;   // (N, K): nothing, or gV.v on entry; exp((j + g) / tau - max) of the forward, y of the backward
+  // results of the forward, which the backward reads
+  int64_t *most_likely, *priced, *drawn;
+  float *energy, *log_energy, *entropy, *log_density, *relaxed_energy;
+  float *peak, *normalizer, *relaxed_peak, *relaxed_normalizer;  // logarithms of sums, relative to the peaks
+  float *relaxed_total;  // (N,): sum of `relaxed` over codes
+  float *aggregated;     // (threads, K): sums of weight q, added to
+  // what comes from above to the backward
+  const float *energy_gradient, *log_energy_gradient, *entropy_gradient, *log_density_gradient;
+  const float *relaxed_energy_gradient, *relaxed_expectation;  // (N,): the latter is E_y[gV.v]
+  const float *aggregated_gradient;                            // (K,)
+  float *row_sums;                                             // (N,): sums of D over codes
+  float *code_sums, *bias_gradient, *precision_gradient;       // (threads, K), added to; the last two may be null
+};
+}
+
+namespace {
+
+struct Best {
+  Floats value;
+  Ints index;
+
+  GMVQ_INLINE Best none() { return {all(-INF), counting()}; }
+
+  inline void take(Floats candidates, Ints at) {
+    Ints better = (Ints)(candidates > value);
+    value = select(better, candidates, value);
+    index = select(better, at, index);
+  }
+
+  inline float largest() const {
+    float best = value[0];
+    for (int lane = 1; lane < LANES; lane++) best = value[lane] > best ? value[lane] : best;
+    return best;
+  }
+
+  inline int64_t first() const {
+    const float best = largest();
+    int32_t found = std::numeric_limits<int32_t>::max();
+    for (int lane = 0; lane < LANES; lane++)
+      if (value[lane] == best && index[lane] < found) found = index[lane];
+    return found;
+  }
+};
+
+// energies and log joint of up to 16 codes
+struct Joint {
+  Floats energy, unclamped, log_joint;
+};
+
+GMVQ_INLINE Joint joint_at(const GmvqMixtureBlock &block, const float *products, float half_square, int64_t code,
+                           int64_t count) {
+  Floats precision = load(block.precisions + code, count, 0.0f);
+  Floats unclamped = precision * (half_square - load(products + code, count, 0.0f)) +
+                     load(block.half_norms + code, count, 0.0f);
+  Floats energy = larger(unclamped, all(block.floor));
+  return {energy, unclamped, load(block.biases + code, count, -INF) - energy};
+}
+
+GMVQ_INLINE void add(float *to, Floats values, int64_t count) { store(to, load(to, count, 0.0f) + values, count); }
+
+template <bool draws>
+void forward_row(const GmvqMixtureBlock &block, int64_t row, float *aggregated) {
+  const int64_t codes = block.codes;
+  float *products = block.products + row * codes;
+  float *relaxed = draws ? block.relaxed + row * codes : nullptr;
+  const float half_square = block.half_squares[row];
+
+  if (!std::isfinite(half_square)) {
+    block.most_likely[row] = block.priced[row] = 0;
+    block.peak[row] = block.normalizer[row] = 0;
+    block.energy[row] = block.log_energy[row] = block.entropy[row] = block.log_density[row] = MISSING;
+    std::memset(products, 0, codes * sizeof(float));
+    if (draws) {
+      block.drawn[row] = 0;
+      block.relaxed_peak[row] = block.relaxed_normalizer[row] = 0;
+      block.relaxed_energy[row] = block.relaxed_total[row] = MISSING;
+      std::memset(relaxed, 0, codes * sizeof(float));
+    }
+    return;
+  }
+
+  Best best = Best::none(), best_priced = Best::none(), best_drawn = Best::none();
+  for (int64_t group = 0; group < codes; group += 4 * LANES) {
+    FourWords random;
+    if (draws)
+      random = philox((Words)counting() + (uint32_t)(group / 4), (uint64_t)(block.first_row + row),
+                      (uint64_t)block.seed);
+    for (int word = 0; word < 4; word++) {
+      const int64_t code = group + word * LANES, count = codes - code;
+      if (count <= 0) break;
+      Joint at = joint_at(block, products, half_square, code, count);
+      Ints index = counting() + (int32_t)code;
+      best.take(at.log_joint, index);
+      best_priced.take(at.log_joint - load(block.prices + code, count, 0.0f), index);
+      if (draws) {
+        Floats perturbed = (at.log_joint - log_exponential(random.word[word])) * block.inverse_temperature;
+        best_drawn.take(perturbed, index);
+        store(relaxed + code, perturbed, count);
+      }
+    }
+  }
+
+  const float peak = best.largest(), relaxed_peak = draws ? best_drawn.largest() : 0.0f;
+  Floats total = {}, energies = {}, logarithms = {}, entropies = {}, relaxed_total = {}, relaxed_energies = {};
+  for (int64_t code = 0; code < codes; code += LANES) {
+    const int64_t count = codes - code;
+    Joint at = joint_at(block, products, half_square, code, count);
+    Floats exponent = at.log_joint - peak, posterior = exponential(exponent);
+    total += posterior;
+    energies += posterior * at.energy;
+    // 0 for lanes and codes of probability 0: their exponent may be -inf
+    entropies += select((Ints)(posterior > 0.0f), posterior * exponent, all(0.0f));
+    if (block.floor > 0) logarithms += posterior * logarithm(at.energy);
+    store(products + code, posterior, count);
+    if (draws) {
+      Floats y = exponential(load(relaxed + code, count, -INF) - relaxed_peak);
+      relaxed_total += y;
+      relaxed_energies += y * at.energy;
+      store(relaxed + code, y, count);
+    }
+  }
+
+  const float whole = sum(total), share = block.weights[row] / whole;
+  for (int64_t code = 0; code < codes; code += LANES) {
+    const int64_t count = codes - code;
+    add(aggregated + code, share * load(products + code, count, 0.0f), count);
+  }
+
+  block.most_likely[row] = best.first();
+  block.priced[row] = best_priced.first();
+  block.energy[row] = sum(energies) / whole;
+  block.log_energy[row] = sum(logarithms) / whole;
+  block.peak[row] = peak;
+  block.normalizer[row] = std::log(whole);
+  block.entropy[row] = block.normalizer[row] - sum(entropies) / whole;
+  block.log_density[row] = peak + block.normalizer[row];
+  if (draws) {
+    block.drawn[row] = best_drawn.first();
+    block.relaxed_total[row] = sum(relaxed_total);
+    block.relaxed_energy[row] = sum(relaxed_energies) / sum(relaxed_total);
+    block.relaxed_peak[row] = relaxed_peak;
+    block.relaxed_normalizer[row] = std::log(sum(relaxed_total));
+  }
+}
+
+// what comes from above to q of up to 16 codes, each part relative to its own expectation: a sum of large numbers would
+// leave the small ones no digits
+struct FromAbove {
+  const GmvqMixtureBlock &block;
+  const float energy_gradient, log_energy_gradient, entropy_gradient, energy, log_energy, entropy, weight;
+
+  inline FromAbove(const GmvqMixtureBlock &block, int64_t row)
+      : block(block),
+        energy_gradient(block.energy_gradient[row]),
+        log_energy_gradient(block.floor > 0 ? block.log_energy_gradient[row] : 0.0f),
+        entropy_gradient(block.entropy_gradient[row]),
+        energy(block.energy[row]),
+        log_energy(block.log_energy[row]),
+        entropy(block.entropy[row]),
+        weight(block.weights[row]) {}
+
+  inline __attribute__((always_inline)) Floats operator()(const Joint &at, Floats log_posterior, Floats posterior,
+                                                          int64_t code, int64_t count) const {
+    // 0 for lanes and codes of probability 0, whose logarithm may be -inf
+    Floats surprise = select((Ints)(posterior > 0.0f), log_posterior, all(0.0f));
+    Floats total = energy_gradient * (at.energy - energy) - entropy_gradient * (surprise + entropy) +
+                   weight * load(block.aggregated_gradient + code, count, 0.0f);
+    if (block.floor > 0) total += log_energy_gradient * (logarithm(at.energy) - log_energy);
+    return total;
+  }
+};
+
+template <bool draws>
+void backward_row(const GmvqMixtureBlock &block, int64_t row, int64_t sums_at) {
+  const int64_t codes = block.codes;
+  float *products = block.products + row * codes;
+  float *relaxed = draws ? block.relaxed + row * codes : nullptr;
+  const float half_square = block.half_squares[row];
+
+  if (!std::isfinite(half_square)) {
+    block.row_sums[row] = MISSING;
+    std::memset(products, 0, codes * sizeof(float));
+    if (draws) std::memset(relaxed, 0, codes * sizeof(float));
+    return;
+  }
+
+  const FromAbove from_above(block, row);
+  const float peak = block.peak[row], normalizer = block.normalizer[row];
+  Floats total = {}, expectations = {};
+  for (int64_t code = 0; code < codes; code += LANES) {
+    const int64_t count = codes - code;
+    Joint at = joint_at(block, products, half_square, code, count);
+    Floats log_posterior = at.log_joint - peak - normalizer, posterior = exponential(log_posterior);
+    total += posterior;
+    expectations += posterior * from_above(at, log_posterior, posterior, code, count);
+  }
+
+  const float expectation = sum(expectations) / sum(total) - block.log_density_gradient[row],
+              from_relaxed_energy = draws ? block.relaxed_energy_gradient[row] : 0.0f,
+              relaxed_expectation = draws ? block.relaxed_expectation[row] : 0.0f,
+              relaxed_energy = draws ? block.relaxed_energy[row] : 0.0f,
+              relaxed_peak = draws ? block.relaxed_peak[row] : 0.0f,
+              relaxed_normalizer = draws ? block.relaxed_normalizer[row] : 0.0f;
+  Floats row_sum = {};
+  for (int64_t group = 0; group < codes; group += 4 * LANES) {
+    FourWords random;
+    if (draws)
+      random = philox((Words)counting() + (uint32_t)(group / 4), (uint64_t)(block.first_row + row),
+                      (uint64_t)block.seed);
+    for (int word = 0; word < 4; word++) {
+      const int64_t code = group + word * LANES, count = codes - code;
+      if (count <= 0) break;
+      Joint at = joint_at(block, products, half_square, code, count);
+      Floats log_posterior = at.log_joint - peak - normalizer, posterior = exponential(log_posterior);
+      Floats joint_gradient = posterior * (from_above(at, log_posterior, posterior, code, count) - expectation);
+      Floats energy_gradient = posterior * from_above.energy_gradient;
+      if (block.floor > 0) energy_gradient += posterior * from_above.log_energy_gradient / at.energy;
+      if (draws) {
+        Floats perturbed = (at.log_joint - log_exponential(random.word[word])) * block.inverse_temperature;
+        Floats y = exponential(perturbed - relaxed_peak - relaxed_normalizer);
+        Floats of_y = load(relaxed + code, count, 0.0f) - relaxed_expectation +
+                      from_relaxed_energy * (at.energy - relaxed_energy);
+        joint_gradient += y * of_y * block.inverse_temperature;
+        energy_gradient += y * from_relaxed_energy;
+        store(relaxed + code, y, count);
+      }
+      energy_gradient = select((Ints)(at.unclamped > block.floor), energy_gradient - joint_gradient, all(0.0f));
+      Floats scaled = energy_gradient * load(block.precisions + code, count, 0.0f);
+      row_sum += scaled;
+      store(products + code, scaled, count);
+      add(block.code_sums + sums_at + code, scaled, count);
+      if (block.bias_gradient) {
+        add(block.bias_gradient + sums_at + code, joint_gradient, count);
+        add(block.precision_gradient + sums_at + code, energy_gradient * at.unclamped, count);
+      }
+    }
+  }
+  block.row_sums[row] = sum(row_sum);
+}
+
+// each thread has rows and sums over rows of its own
+template <typename Visit>
+void over_threads(const GmvqMixtureBlock &block, Visit visit) {
+  const int64_t threads = block.threads;
+#pragma omp parallel for num_threads(block.threads) schedule(static)
+  for (int64_t thread = 0; thread < threads; thread++) {
+    const int64_t last = block.rows * (thread + 1) / threads;
+    for (int64_t row = block.rows * thread / threads; row < last; row++) visit(row, thread * block.codes);
+  }
+}
+
+}  // namespace
+
+extern "C" void gmvq_mixture_forward(const GmvqMixtureBlock *block) {
+  if (block->draws)
+    over_threads(*block, [=](int64_t row, int64_t at) { forward_row<true>(*block, row, block->aggregated + at); });
+  else
+    over_threads(*block, [=](int64_t row, int64_t at) { forward_row<false>(*block, row, block->aggregated + at); });
+}
+
+extern "C" void gmvq_mixture_backward(const GmvqMixtureBlock *block) {
+  if (block->draws)
+    over_threads(*block, [=](int64_t row, int64_t at) { backward_row<true>(*block, row, at); });
+  else
+    over_threads(*block, [=](int64_t row, int64_t at) { backward_row<false>(*block, row, at); });
+}

@@ -1,0 +1,259 @@
+"""The mixture step as one operator of torch, with its backward pass as another.
+
+``torch.compile`` and ``torch.export`` see ``gmvq::mixture_step``; which implementation runs is decided at the call, by
+the device of the latents.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gmvq.kernels import mixture_blocks
+from gmvq.kernels.mixture_types import MixtureStep, Needs, Problem, Results, Upstream
+
+PASSED_ON = ("energy", "log_energy", "entropy", "log_density", "aggregated", "relaxed", "relaxed_energy")
+"""Results that pass a gradient on."""
+
+NORMALIZERS = ("peak", "normalizer", "relaxed_peak", "relaxed_normalizer")
+
+Four = (Tensor, Tensor, Tensor, Tensor)
+ResultTensors = tuple[(*Four, *Four, *Four, Tensor, Tensor)]  # type: ignore[valid-type]  # as an operator's schema reads it
+
+SAVED = ("energy", "log_energy", "entropy", "relaxed", "relaxed_energy", *NORMALIZERS)
+"""Results that the backward pass reads."""
+
+
+def mixture_step(
+    latents: Tensor,
+    codebook: Tensor,
+    values: Tensor | None = None,
+    *,
+    precisions: Tensor | None = None,
+    biases: Tensor | None = None,
+    prices: Tensor | None = None,
+    weights: Tensor | None = None,
+    temperature: Tensor | None = None,
+    seed: Tensor | None = None,
+    floor: float = 0.0,
+) -> MixtureStep:
+    r"""Posterior of a Gaussian mixture, a relaxed sample of it and its sums, in memory O(N + K).
+
+    .. math::
+        e_{nc} = \max(p_c |z_n - \mu_c|^2 / 2, \epsilon), \quad j_{nc} = b_c - e_{nc}, \quad
+        q_n = \mathrm{softmax}_c(j_{nc}), \quad y_n = \mathrm{softmax}_c((j_{nc} + g_{nc}) / \tau)
+
+    The backward pass computes q and y again, with the same noise g, instead of storing them. A row that is not finite
+    has NaN in all of its own results and gradients, and no part in what rows share.
+
+    Args:
+        latents: z, ``(N, L)``, float32 or float64.
+        codebook: mu, ``(K, L)``.
+        values: What y mixes, ``(K, V)``; by default the codebook.
+        precisions: p, above 0, ``(K,)``; by default 1.
+        biases: b, in nats ``(K,)``; by default 0.
+        prices: What a code costs in ``priced``, in nats ``(K,)``; by default 0.
+        weights: Weight of each row in ``aggregated``, ``(N,)``; by default 1.
+        temperature: tau ``()``, above 0. Without it there is no relaxed sample.
+        seed: Of the noise ``()``, int64, at least 0, as :func:`gmvq.kernels.random_seed` draws it.
+        floor: epsilon, least energy in nats; above 0 asks for ``log_energy``.
+
+    Returns:
+        Results with gradients to latents, codebook, values, precisions and biases.
+
+    Raises:
+        ValueError: If shapes, precisions or the other arguments do not agree.
+
+    References:
+        Gaussian Mixture Vector Quantization with Aggregated Categorical Posterior (Yan et al., 2024),
+        https://arxiv.org/abs/2410.10180;
+        recomputing in place of storing: FlashAttention (Dao et al., 2022), https://arxiv.org/abs/2205.14135
+
+    Example:
+        >>> step = mixture_step(torch.randn(100, 4), torch.randn(32, 4), temperature=torch.tensor(1.0))
+        >>> step.relaxed.shape, step.aggregated.sum().round().item()
+        (torch.Size([100, 4]), 100.0)
+    """
+    values = codebook if values is None else values
+    _check(latents, codebook, values, temperature, seed, floor)
+    (rows, _), codes = latents.shape, len(codebook)
+    parts = {
+        "precisions": (precisions, codes, 1.0),
+        "biases": (biases, codes, 0.0),
+        "prices": (prices, codes, 0.0),
+        "weights": (weights, rows, 1.0),
+    }
+    whole = []
+    for name, (part, length, default) in parts.items():
+        part = latents.new_full((length,), default) if part is None else part
+        if part.shape != (length,):
+            raise ValueError(
+                f"'{name}' must be of shape ({length},) for {rows} latents and {codes} codes, got "
+                f"{tuple(part.shape)}. Expand it."
+            )
+        whole.append(part.to(latents.dtype))
+    if temperature is not None and seed is None:
+        seed = random_seed(latents.device)
+    results = Results(*_forward(latents, codebook, values, *whole, temperature, seed, floor))
+    return MixtureStep(*(getattr(results, name) for name in MixtureStep._fields))
+
+
+def random_seed(device: torch.device) -> Tensor:
+    """A seed ``()`` from torch's own generator, so that ``torch.manual_seed`` fixes the noise, too."""
+    return torch.randint(2**62, (), device=device)
+
+
+def _check(
+    latents: Tensor, codebook: Tensor, values: Tensor, temperature: Tensor | None, seed: Tensor | None, floor: float
+) -> None:
+    if latents.dim() != 2 or codebook.dim() != 2 or latents.shape[1] != codebook.shape[1] or len(codebook) == 0:
+        raise ValueError(
+            f"'latents' must be (N, L) and 'codebook' (K, L) with K > 0, got {tuple(latents.shape)} and "
+            f"{tuple(codebook.shape)}. Flatten what comes before the features."
+        )
+    if values.dim() != 2 or len(values) != len(codebook):
+        raise ValueError(
+            f"'values' must be (K, V) with a row for each of {len(codebook)} codes, got {tuple(values.shape)}. "
+            "Leave it out for the codebook itself."
+        )
+    dtypes = {latents.dtype, codebook.dtype, values.dtype}
+    if len(dtypes) > 1 or latents.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            "'latents', 'codebook' and 'values' must be of one precision, float32 or float64, got "
+            f"{', '.join(sorted(map(str, dtypes)))}. Use .float()."
+        )
+    if seed is not None and temperature is None:
+        raise ValueError("'seed' needs a 'temperature': without one nothing is drawn, got None. Give both.")
+    if not 0 <= floor < float("inf"):
+        raise ValueError(f"'floor' must be a finite number of at least 0, got {floor}. Use 0.0.")
+
+
+def _implementation(latents: Tensor) -> Any:  # noqa: ANN401  a module
+    if latents.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from gmvq.kernels import triton_mixture
+
+        return triton_mixture
+    return mixture_blocks
+
+
+@torch.library.custom_op("gmvq::mixture_step", mutates_args=())
+def _forward(
+    latents: Tensor,
+    codebook: Tensor,
+    values: Tensor,
+    precisions: Tensor,
+    biases: Tensor,
+    prices: Tensor,
+    weights: Tensor,
+    temperature: Tensor | None,
+    seed: Tensor | None,
+    floor: float,
+) -> ResultTensors:
+    problem = Problem.of(latents, codebook, values, precisions, biases, weights, temperature, seed, floor)
+    return tuple(_implementation(latents).forward(problem, prices.contiguous()))
+
+
+@_forward.register_fake
+def _(
+    latents: Tensor,
+    codebook: Tensor,
+    values: Tensor,
+    precisions: Tensor,
+    biases: Tensor,
+    prices: Tensor,
+    weights: Tensor,
+    temperature: Tensor | None,
+    seed: Tensor | None,
+    floor: float,
+) -> tuple[Tensor, ...]:
+    # a shape and not a length: it may be a symbol, for any number of rows
+    rows = latents.shape[0]
+    drawn = 0 if seed is None else rows
+    codes = (latents.new_empty(count, dtype=torch.int64) for count in (rows, rows, drawn))
+    of_rows = (latents.new_empty(rows) for _ in range(4))
+    relaxed = (latents.new_empty(drawn, values.shape[1]), latents.new_empty(drawn))
+    normalizers = (latents.new_empty(count) for count in (rows, rows, drawn, drawn))
+    return (*codes, *of_rows, torch.empty_like(biases), *relaxed, *normalizers)
+
+
+@torch.library.custom_op("gmvq::mixture_step_backward", mutates_args=())
+def _backward(
+    latents: Tensor,
+    codebook: Tensor,
+    values: Tensor,
+    precisions: Tensor,
+    biases: Tensor,
+    weights: Tensor,
+    temperature: Tensor | None,
+    seed: Tensor | None,
+    floor: float,
+    saved: Sequence[Tensor],
+    upstream: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    problem = Problem.of(latents, codebook, values, precisions, biases, weights, temperature, seed, floor)
+    nothing = dict.fromkeys(Results._fields, latents.new_empty(0))
+    results = Results(**{**nothing, **dict(zip(SAVED, saved, strict=True))})
+    above = Upstream(*(part.contiguous() for part in upstream))
+    if problem.draws:  # the others of these rows: 0 times NaN
+        finite = problem.half_squares.isfinite()[:, None]
+        above = above._replace(relaxed=torch.where(finite, above.relaxed, 0.0))
+    found = _implementation(latents).backward(problem, results, above, Needs(*needs))
+    return tuple(latents.new_empty(0) if part is None else part for part in found)
+
+
+@_backward.register_fake
+def _(
+    latents: Tensor,
+    codebook: Tensor,
+    values: Tensor,
+    precisions: Tensor,
+    biases: Tensor,
+    weights: Tensor,
+    temperature: Tensor | None,
+    seed: Tensor | None,
+    floor: float,
+    saved: Sequence[Tensor],
+    upstream: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    inputs = (latents, codebook, values, precisions, biases)
+    parts = [torch.empty_like(x) if needed else x.new_empty(0) for x, needed in zip(inputs, needs, strict=True)]
+    return tuple(parts)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
+    latents, codebook, values, precisions, biases, _, weights, temperature, seed, ctx.floor = inputs
+    results = Results(*output)
+    ctx.mark_non_differentiable(*(part for name, part in results._asdict().items() if name not in PASSED_ON))
+    saved = (getattr(results, name) for name in SAVED)
+    ctx.save_for_backward(latents, codebook, values, precisions, biases, weights, temperature, seed, *saved)
+
+
+def _of_upstream(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    # read once: activation checkpointing unpacks them at each reading
+    latents, codebook, values, precisions, biases, weights, temperature, seed, *saved = ctx.saved_tensors
+    above = Results(*gradients)
+    needs = [ctx.needs_input_grad[place] for place in range(5)]
+    found = _backward(
+        latents,
+        codebook,
+        values,
+        precisions,
+        biases,
+        weights,
+        temperature,
+        seed,
+        ctx.floor,
+        saved,
+        [getattr(above, name) for name in PASSED_ON],
+        needs,
+    )
+    return (*(part if needed else None for part, needed in zip(found, needs, strict=True)), *[None] * 5)
+
+
+_forward.register_autograd(_of_upstream, setup_context=_setup_context)

@@ -1,0 +1,94 @@
+"""A mixture step in blocks of rows: torch's matrix products, and one sweep of the block for what lies between them.
+
+The sweep is C++ (``mixture.cpp``) for float32 on a CPU, where a compiler is at hand, and torch operations otherwise.
+Both write over the blocks of products, so that the memory is that of two blocks, whatever the number of rows is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from gmvq.kernels import mixture_compiled, mixture_plain
+from gmvq.kernels.compiled import library
+from gmvq.kernels.mixture_types import CodeSums, Gradients, Needs, Problem, Results, Upstream
+
+BLOCK_ELEMENTS = 1 << 20
+"""Elements of a block, rows x codes: 4 MiB in float32, which the caches of today's CPUs hold."""
+
+LEAST_ROWS = 32
+"""Rows of a block at least: with fewer, a matrix product reads the codebook for little."""
+
+
+def forward(problem: Problem, prices: Tensor) -> Results:
+    """The results, in memory O(N + K) and two blocks."""
+    results, sums = Results.empty(problem), _sums(problem)
+    for start, stop, products, relaxed in _blocks(problem):
+        block, own = problem.block(start, stop), results.block(start, stop)
+        torch.mm(block.latents, block.codebook.T, out=products)
+        totals = _sweeps(problem).forward(block, prices, products, relaxed, own, sums.zero_())
+        results.aggregated.add_(sums.sum(0))
+        if relaxed is not None:
+            torch.mm(relaxed, block.values, out=own.relaxed).div_(totals[:, None])
+    return results
+
+
+def backward(problem: Problem, results: Results, upstream: Upstream, needs: Needs) -> Gradients:
+    """The gradients that are needed, in memory O(N + K) and two blocks: what lies in the blocks is computed again."""
+    latents, codebook = (torch.zeros_like(x) for x in (problem.latents, problem.codebook))
+    values = torch.zeros_like(problem.values)
+    shared = needs.precisions or needs.biases
+    sums = CodeSums(_sums(problem), _sums(problem) if shared else None, _sums(problem) if shared else None)
+    totals = [None if part is None else torch.zeros_like(part[0]) for part in sums]
+    for start, stop, products, relaxed in _blocks(problem):
+        block, own, above = problem.block(start, stop), results.block(start, stop), upstream.block(start, stop)
+        torch.mm(block.latents, block.codebook.T, out=products)
+        if relaxed is not None:
+            torch.mm(above.relaxed, block.values.T, out=relaxed)
+        row_sums = _sweeps(problem).backward(block, own, above, products, relaxed, sums)
+        for total, part in zip(totals, sums, strict=True):
+            if total is not None and part is not None:
+                total.add_(part.sum(0))
+                part.zero_()
+        if needs.latents:
+            torch.mm(products, block.codebook, out=latents[start:stop])
+        latents[start:stop].neg_().addcmul_(row_sums[:, None], block.latents)
+        if needs.codebook:
+            codebook.addmm_(products.T, block.latents, alpha=-1)
+        if needs.values and relaxed is not None:
+            values.addmm_(relaxed.T, above.relaxed)
+    scaled, biases, precisions = totals
+    assert scaled is not None
+    return Gradients(
+        latents if needs.latents else None,
+        codebook.addcmul_(scaled[:, None], problem.codebook) if needs.codebook else None,
+        values if needs.values else None,
+        precisions / problem.precisions if precisions is not None and needs.precisions else None,
+        biases if needs.biases else None,
+    )
+
+
+def _sweeps(problem: Problem) -> ModuleType:
+    latents = problem.latents
+    compiled = latents.device.type == "cpu" and latents.dtype == torch.float32 and library() is not None
+    return mixture_compiled if compiled else mixture_plain
+
+
+def _blocks(problem: Problem) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
+    """First row, last row + 1, room for products ``(n, K)``, and for the relaxed sample where there is one."""
+    rows, codes = len(problem.latents), len(problem.codebook)
+    size = min(rows, max(LEAST_ROWS, BLOCK_ELEMENTS // codes))
+    products = problem.latents.new_empty(size, codes)
+    relaxed = torch.empty_like(products) if problem.draws else None
+    for start in range(0, rows, max(1, size)):
+        stop = min(start + size, rows)
+        yield start, stop, products[: stop - start], None if relaxed is None else relaxed[: stop - start]
+
+
+def _sums(problem: Problem) -> Tensor:
+    """Room for sums over rows, ``(threads, K)``: each thread has its own."""
+    threads = torch.get_num_threads() if problem.latents.device.type == "cpu" else 1
+    return problem.latents.new_zeros(threads, len(problem.codebook))
