@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from gmvq.quantizers.checks import check_listing, checked_codes, positive_integer
 from gmvq.quantizers.codebook import in_backward
 from gmvq.quantizers.projection import Projection
-from gmvq.quantizers.rows import LARGEST, mask_of_lengths, rows_dtype
+from gmvq.quantizers.rows import cleaned, mask_of_lengths, rows_dtype
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 
@@ -150,16 +150,18 @@ class AbstractBottleneck(nn.Module, ABC):
         mask = self._check(latents, mask, lengths)
         with torch.autocast(latents.device.type, enabled=False):
             rows = latents.reshape(-1, self.dim).to(rows_dtype(latents))
-            valid = rows.detach().isfinite().all(-1)
-            kept = valid if mask is None else valid & mask.reshape(-1)
+            mask = None if mask is None else mask.reshape(-1)
+            rows, finite, kept, unchanged = cleaned(rows, mask)
             if self.learning and self.updates_itself:
                 self.update()
             values, codes, loss, terms = self._forward_rows(self._inside(rows, kept), kept)
             values = self._outside(values)
-            if mask is not None:
-                values = values * mask.reshape(-1, 1)
-            # a latent that is not finite has no code: its own row says so, and no other
-            values = torch.where((valid if mask is None else valid | ~mask.reshape(-1))[:, None], values, torch.nan)
+            if unchanged:
+                values = values.clone()  # what a caller writes into is nothing that a gradient needs
+            elif mask is not None:
+                values = torch.where((finite | ~mask)[:, None], values * mask[:, None], torch.nan)
+            else:  # a latent that is not finite has no code: its own row says so, and no other
+                values = torch.where(finite[:, None], values, torch.nan)
         shape = latents.shape[:-1]
         codes = _marked(codes, kept)
         return Quantized(
@@ -273,12 +275,11 @@ class AbstractBottleneck(nn.Module, ABC):
         mask = self._check(latents, mask, lengths)
         with torch.autocast(latents.device.type, enabled=False):
             rows = latents.reshape(-1, self.dim).to(rows_dtype(latents))
-            kept = rows.isfinite().all(-1)
-            kept = kept if mask is None else kept & mask.reshape(-1)
-            return self._inside(rows, kept), kept
+            clean = cleaned(rows, None if mask is None else mask.reshape(-1))
+            return self._inside(clean.rows, clean.kept), clean.kept
 
     def _inside(self, rows: Tensor, kept: Tensor) -> Tensor:
-        rows = torch.where(kept[:, None], rows, 0).clamp(-LARGEST, LARGEST)
+        """What members work on, ``(N, L)``, from clean rows ``(N, dim)`` and which of them count ``(N,)``."""
         return rows if self.projection is None else self.projection.project_in(rows)
 
     def _outside(self, values: Tensor) -> Tensor:

@@ -233,6 +233,10 @@ class GumbelSoftmax:
     def __post_init__(self) -> None:
         as_schedule(self.temperature, "temperature")
 
+    def temperature_at(self, progress: float | Tensor) -> float | Tensor:
+        """Tau at a progress of training in [0, 1]."""
+        return temperature_at(as_schedule(self.temperature, "temperature"), progress)
+
     def __call__(
         self, log_posterior: Tensor, codebook: Tensor, progress: float | Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -246,7 +250,7 @@ class GumbelSoftmax:
         Returns:
             Values ``(N, L)``, the most likely code, or with ``hard`` the drawn one, ``(N,)``, and y ``(N, K)``.
         """
-        tau = temperature_at(as_schedule(self.temperature, "temperature"), progress)
+        tau = self.temperature_at(progress)
         noise = -log_posterior.new_empty(log_posterior.shape).exponential_().clamp_min(1e-30).log()
         y = F.softmax((log_posterior + noise) / tau, dim=-1)  # (6)
         values = y @ codebook

@@ -30,12 +30,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.distributed import logsumexp_over_ranks, sum_over_ranks
-from gmvq.kernels import code_sums, in_blocks, squared_distances
+from gmvq.kernels import (
+    MixtureStep,
+    code_sums,
+    in_blocks,
+    nearest_code,
+    random_seed,
+)
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.checks import checked_estimator, non_negative
 from gmvq.quantizers.codebook import MovingAverageCodebook, snapshot
-from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough
-from gmvq.quantizers.objectives import AbstractObjective, Assignment, as_objective, latent_divergence, variance_ratio
+from gmvq.quantizers.components import Components
+from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough, with_gradient_of
+from gmvq.quantizers.objectives import (
+    AbstractObjective,
+    Assignment,
+    as_objective,
+    latent_divergence,
+    least_energy,
+    variance_ratio,
+)
+from gmvq.quantizers.rows import row_weights
 from gmvq.quantizers.schedules import Schedule, as_schedule, temperature_at
 from gmvq.quantizers.variance import MixtureVariance
 from gmvq.types import Posterior, PosteriorSample, Quantized
@@ -162,7 +177,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         self.moving.update()
 
     def _posterior_rows(self, rows: Tensor) -> Posterior:
-        log_joint = self._log_joint(rows, self._energies(rows))
+        log_joint = self._components(rows.dtype).log_joint(rows)
         log_posterior = log_joint.log_softmax(-1)
         probabilities = log_posterior.exp()
         entropy = -(probabilities * log_posterior).sum(-1)
@@ -173,9 +188,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         """E_q[d_c / 2 sigma^2] in nats for each token: ``(*, dim)`` -> ``(*)``."""
         rows, _ = self._rows(latents)
         with torch.autocast(latents.device.type, enabled=False):
-            energies = self._energies(rows)
-            probabilities = self._log_joint(rows, energies).softmax(-1)
-        return (probabilities * energies).sum(-1).reshape(latents.shape[:-1])
+            return self._components(rows.dtype).step(rows).energy.reshape(latents.shape[:-1])
 
     @torch.no_grad()
     def sample(self, *shape: int, generator: torch.Generator | None = None) -> Quantized:
@@ -199,21 +212,16 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         variance = snapshot(self.variance.value(self.code_vectors.detach()), self.training)
         return (self.feature_weights / variance).sqrt() / sharpening
 
-    def _energies(self, rows: Tensor) -> Tensor:
-        """d_c / 2 sigma^2 in nats, ``(N, K)``."""
-        scales, codes = self._scales().to(rows.dtype), self.code_vectors.to(rows.dtype)
+    def _components(self, dtype: torch.dtype) -> Components:
+        """The mixture in units of sigma."""
+        scales, codes, log_prior = (x.to(dtype) for x in (self._scales(), self.code_vectors, self.log_prior))
         if len(scales) == 1:
-            return squared_distances(rows * scales, codes * scales) / 2
-        # a variance for each code: the precision is a factor of the distance
-        weights = self.feature_weights.to(rows.dtype).sqrt()
-        precisions = (scales.square() / weights.square()).mean(-1)
-        return squared_distances(rows * weights, codes * weights) * precisions / 2
-
-    def _log_joint(self, rows: Tensor, energies: Tensor) -> Tensor:
-        """Log p(c) - d_c / 2 sigma^2, and the normalizer where it differs between codes, ``(N, K)``."""
-        log_joint = self.log_prior.to(rows.dtype) - energies  # (4)
-        scales = self._scales().to(rows.dtype)
-        return log_joint if len(scales) == 1 else log_joint + (scales.log().sum(-1) - scales.log().sum(-1).mean())
+            return Components(scales[0], codes * scales, torch.ones_like(log_prior), log_prior)
+        # a variance for each code: the precision is a factor of the distance, and the normalizers differ
+        scale = self.feature_weights.to(dtype).sqrt()
+        log_volumes = scales.log().sum(-1)
+        precisions = (scales / scale).square().mean(-1)
+        return Components(scale, codes * scale, precisions, log_prior + log_volumes - log_volumes.mean())
 
     def _log_normalizer(self) -> Tensor:
         """The part of the log-density that all codes share, ``()``."""
@@ -222,18 +230,18 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
         if self.learning:
             self._start(rows, kept)
-        assignment = self._assign(rows, kept)
-        codes = assignment.log_posterior.argmax(-1)
-        codebook = self.code_vectors.to(rows.dtype)
+        components = self._components(rows.dtype)
+        step = self._step(components, rows, kept)
         if self.learning:
-            self._collect(rows.detach(), codes, assignment)
-        values, codes = self._values(rows, codes, codebook, assignment)
+            self._collect(rows.detach(), kept, components, step)
+        codebook = self.code_vectors.to(rows.dtype)
+        values, codes = self._values(rows, codebook, components, step)
+        log_prior = self.log_prior.to(rows.dtype)
+        assignment = Assignment(step.energy, step.log_energy, step.entropy, step.aggregated, log_prior, kept)
         terms = self.objective.terms(assignment, self.noise, self.codebook_dim)
         loss = LATENT_WEIGHT * self._squared_error_of_a_nat() * torch.stack(list(terms.values())).sum()
         figures = {name: value.detach() for name, value in terms.items()}
-        with torch.no_grad():
-            entropies = -(assignment.probabilities * assignment.log_posterior).sum(-1)
-            figures["posterior_entropy"] = assignment.mean(entropies)
+        figures["posterior_entropy"] = assignment.mean(step.entropy.detach())
         figures["sigma"] = self._scales().detach().log().mean().neg().exp()
         return Quantized(values, codes, loss, figures)
 
@@ -245,31 +253,43 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         """
         return 2 / (self.codebook_dim * self._scales().detach().square().mean())
 
-    def _assign(self, rows: Tensor, kept: Tensor) -> Assignment:
-        energies = self._energies(rows)
-        log_joint = self._log_joint(rows, energies)
-        peaks = log_joint.detach().amax(-1, keepdim=True)
-        # probabilities below the least normal float32 are as good as 0, but cost a CPU ten times the time
-        log_posterior = log_joint.clamp_min(peaks - 75).log_softmax(-1)
-        exact = log_joint.detach() - peaks + log_posterior.detach().amax(-1, keepdim=True)
-        return Assignment(energies, exact, log_posterior, log_posterior.exp(), self.log_prior.to(rows.dtype), kept)
+    def _step(self, components: Components, rows: Tensor, kept: Tensor) -> MixtureStep:
+        temperature = seed = None
+        if self.training and isinstance(self.estimator, GumbelSoftmax):
+            temperature = rows.new_ones(()) * self.estimator.temperature_at(self.training_progress)
+            seed = random_seed(rows.device)
+        return components.step(
+            rows,
+            values=self.code_vectors.to(rows.dtype),
+            prices=self._log_prices().to(rows.dtype),
+            weights=row_weights(kept, rows.dtype),
+            temperature=temperature,
+            seed=seed,
+            floor=least_energy(self.noise, self.codebook_dim),
+        )
 
-    def _values(self, rows: Tensor, codes: Tensor, codebook: Tensor, assignment: Assignment) -> tuple[Tensor, Tensor]:
+    def _values(
+        self, rows: Tensor, codebook: Tensor, components: Components, step: MixtureStep
+    ) -> tuple[Tensor, Tensor]:
         if not self.training:
             # draws are for training; what is left of them in evaluation is a code like any other
+            codes = self._encode_rows(rows)
             estimator = StraightThrough() if isinstance(self.estimator, GumbelSoftmax) else self.estimator
             return estimator(rows, codebook[codes]), codes
         if isinstance(self.estimator, GumbelSoftmax):
-            values, codes, y = self.estimator(assignment.log_posterior, codebook, self.training_progress)  # (6)
-            energies = (y * assignment.energies).sum(-1, keepdim=True)
+            values, codes, energies = step.relaxed, step.codes, step.relaxed_energy  # (6)
+            if self.estimator.hard:
+                codes = step.drawn
+                values = with_gradient_of(codebook[codes], values)
         else:
+            codes = step.codes
             values = self.estimator(rows, codebook[codes])
-            energies = assignment.energies.gather(-1, codes[:, None])
+            energies = components.energies_of(rows, codes)
         if self.noise == 0:
             return values, codes
         scales = self._scales().to(rows.dtype)
-        deviation = variance_ratio(energies, self.noise, self.codebook_dim).sqrt() / scales.mean(0)  # (5)
-        return values + deviation * torch.randn_like(values), codes
+        ratios = variance_ratio(energies, self.noise, self.codebook_dim)
+        return values + ratios.sqrt()[:, None] / scales.mean(0) * torch.randn_like(values), codes  # (5)
 
     def _start(self, rows: Tensor, kept: Tensor) -> None:
         if self.moving.has_started:
@@ -279,17 +299,16 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         if self.learned_codes is not None:
             with torch.no_grad():
                 self.learned_codes.copy_(self.moving.codes)
-        codes = squared_distances(rows.detach(), self.moving.codes.to(rows.dtype)).argmin(-1)
+        codes = nearest_code(rows.detach(), self.moving.codes.to(rows.dtype))
         self.variance.start(*self._squared_residuals(rows.detach(), codes, kept))
 
     @torch.no_grad()
-    def _collect(self, rows: Tensor, codes: Tensor, assignment: Assignment) -> None:
-        priced = (assignment.log_posterior - self._log_prices()).argmax(-1)
-        counts, sums = code_sums(rows, priced, assignment.kept, self.codebook_size)
-        starved, weights, fresh = self._feed_starved(counts, priced, assignment)
+    def _collect(self, rows: Tensor, kept: Tensor, components: Components, step: MixtureStep) -> None:
+        counts, sums = code_sums(rows, step.priced, kept, self.codebook_size)
+        starved, weights, fresh = self._feed_starved(counts, rows, kept, components, step)
         counts = counts.index_copy(0, starved, weights.sum(0))
         self.moving.collect(counts, sums.index_copy(0, starved, weights.T @ rows), fresh)
-        self.variance.collect(*self._squared_residuals(rows, codes, assignment.kept))
+        self.variance.collect(*self._squared_residuals(rows, step.codes, kept))
 
     def _log_prices(self) -> Tensor:
         """log(q_B(c) / p(c)) in nats, ``(K,)``, with q_B by the running counts.
@@ -301,7 +320,9 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         log_share = (counts / counts.sum().clamp_min(1e-20)).clamp_min(LEAST_PRICED_SHARE / len(counts)).log()
         return log_share - self.log_prior
 
-    def _feed_starved(self, counts: Tensor, codes: Tensor, assignment: Assignment) -> tuple[Tensor, Tensor, Tensor]:
+    def _feed_starved(
+        self, counts: Tensor, rows: Tensor, kept: Tensor, components: Components, step: MixtureStep
+    ) -> tuple[Tensor, Tensor, Tensor]:
         r"""Gives each code at least a small share of the responsibility, the least used ones first.
 
         Under the constraint :math:`q_B(c) \ge \epsilon / K` a code that falls short gets its posterior
@@ -313,12 +334,13 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
             Codes ``(M,)``, the responsibilities ``(N, M)`` that they get, and which codes forget their past ``(K,)``.
         """
         totals = sum_over_ranks(counts)
-        share = LEAST_SHARE * sum_over_ranks(assignment.kept.sum().to(totals.dtype)) / len(totals)
+        share = LEAST_SHARE * sum_over_ranks(kept.sum().to(totals.dtype)) / len(totals)
         # a fixed number of them: no wait for the GPU
         total, starved = totals.topk(min(MOST_STARVED, len(totals)), largest=False)
-        logarithms = assignment.exact_log_posterior[:, starved].masked_fill(~assignment.kept[:, None], -torch.inf)
+        logarithms = components.part(starved).log_joint(rows) - step.log_density[:, None]
+        logarithms = logarithms.masked_fill(~kept[:, None], -torch.inf)
         fed = (logarithms - logsumexp_over_ranks(logarithms.logsumexp(0))).exp() * share
-        own = (codes[:, None] == starved) & assignment.kept[:, None]
+        own = (step.priced[:, None] == starved) & kept[:, None]
         hungry = total < share
         fresh = torch.zeros_like(totals, dtype=torch.bool)
         fresh[starved] = hungry & (self.moving.counts[starved] < share)
@@ -341,31 +363,41 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         return self.code_vectors[codes]
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
-        blocks = in_blocks(rows, self.codebook_size)
-        return torch.cat([self._log_joint(block, self._energies(block)).argmax(-1) for block in blocks])
+        components = self._components(rows.dtype)
+        if self.variance.kind == "code":
+            return components.step(rows).codes
+        return nearest_code(rows * components.scale, components.codebook, offsets=components.biases)
 
     def _posterior_mean_rows(self, rows: Tensor) -> Tensor:
-        return self._log_joint(rows, self._energies(rows)).softmax(-1) @ self.code_vectors.to(rows.dtype)
+        return self._components(rows.dtype).log_joint(rows).softmax(-1) @ self.code_vectors.to(rows.dtype)
 
     def _divergence_rows(self, rows: Tensor) -> Tensor:
-        assignment = self._assign(rows, torch.ones(len(rows), dtype=torch.bool, device=rows.device))
-        latent = latent_divergence(assignment.energies, self.noise, self.codebook_dim)
-        return assignment.divergence() + (assignment.probabilities * latent).sum(-1)
+        components, log_prior = self._components(rows.dtype), self.log_prior.to(rows.dtype)
+        floor = least_energy(self.noise, self.codebook_dim)
+        parts = []
+        for block in in_blocks(rows, self.codebook_size):
+            log_joint = components.log_joint(block)
+            log_posterior = log_joint.log_softmax(-1)
+            energies = (components.biases - log_joint).clamp_min(floor)
+            latent = latent_divergence(energies, energies.clamp_min(1e-30).log(), self.noise, self.codebook_dim)
+            parts.append((log_posterior.exp() * (log_posterior - log_prior + latent)).sum(-1))
+        return torch.cat(parts)
 
     def _sample_rows(self, rows: Tensor, generator: torch.Generator | None) -> PosteriorSample:
-        energies = self._energies(rows)
-        log_posterior = self._log_joint(rows, energies).log_softmax(-1)
+        components = self._components(rows.dtype)
+        log_joint = components.log_joint(rows)
+        log_posterior = log_joint.log_softmax(-1)
         codes = self._draw(log_posterior, generator)
         values, log_prior = self.code_vectors.to(rows.dtype)[codes[:, 0]], self.log_prior.to(rows.dtype)
         if self.noise == 0:  # q(z | x, c) and p(z | c) shrink to the code together: z is discrete
             return PosteriorSample(values, log_prior[codes[:, 0]], log_posterior.gather(-1, codes)[:, 0])
         scales = self._scales().to(rows.dtype)
-        ratios = variance_ratio(energies, self.noise, self.codebook_dim)
+        ratios = variance_ratio(components.biases - log_joint, self.noise, self.codebook_dim)
         deviation = ratios.gather(-1, codes).sqrt() / scales.expand(self.codebook_size, -1)[codes[:, 0]]
         noise = torch.randn(values.shape, generator=generator, dtype=rows.dtype, device=rows.device)
         values = values + deviation * noise
         # c is summed out of both densities, so that duplicate codes cost nothing
-        exponents = self._energies(values)
+        exponents = components.biases - components.log_joint(values)
         normalizer = scales.log().sum(-1) - self.codebook_dim / 2 * math.log(2 * math.pi)
         prior = (log_prior + normalizer - exponents).logsumexp(-1)
         log_widths = self.codebook_dim / 2 * ratios.log()

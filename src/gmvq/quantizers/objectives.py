@@ -13,6 +13,7 @@ is not always a bound on log p(x); the true bounds are in :mod:`gmvq.metrics.lik
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -22,25 +23,28 @@ from torch import Tensor
 
 from gmvq.quantizers.checks import non_negative
 from gmvq.quantizers.divergences import divergence_from, mean_over_ranks
-from gmvq.quantizers.rows import row_mean, row_weights
+from gmvq.quantizers.rows import row_mean
+
+LEAST_RATIO = 1e-6
+"""Least variance of q(z | x, c) against that of p(z | c)."""
 
 
 class Assignment(NamedTuple):
-    """How N rows stand to K codes.
+    """How N rows stand to K codes, in sums over the codes.
 
     Attributes:
-        energies: d_c / 2 sigma^2 in nats, ``(N, K)``.
-        exact_log_posterior: log q(c | x) without gradient, ``(N, K)``.
-        log_posterior: The same with gradient, but not much below -75, ``(N, K)``.
-        probabilities: q(c | x), ``(N, K)``.
+        energies: E_q[d_c / 2 sigma^2] in nats, ``(N,)``.
+        log_energies: E_q[log(d_c / 2 sigma^2)], asked for with noise only, ``(N,)``.
+        entropies: Of q(c | x), in nats ``(N,)``.
+        aggregated: Mean of q(c | x) over the rows that count, of this rank, ``(K,)``.
         log_prior: log p(c), ``(K,)``.
         kept: Rows that count, booleans ``(N,)``.
     """
 
     energies: Tensor
-    exact_log_posterior: Tensor
-    log_posterior: Tensor
-    probabilities: Tensor
+    log_energies: Tensor
+    entropies: Tensor
+    aggregated: Tensor
     log_prior: Tensor
     kept: Tensor
 
@@ -48,18 +52,13 @@ class Assignment(NamedTuple):
         """Mean of ``(N,)`` over the rows that count, of all ranks."""
         return row_mean(values, self.kept)
 
-    def expectation(self, values: Tensor) -> Tensor:
-        """Mean over rows of E_q[values] for ``(N, K)``."""
-        return self.mean((self.probabilities * values).sum(-1))
-
     def aggregated_divergence(self) -> Tensor:
         """KL(q_B(c) || p(c)) in nats, with q_B summed over all ranks."""
-        weights = row_weights(self.kept, self.probabilities.dtype)
-        return divergence_from(self.log_prior, mean_over_ranks(weights @ self.probabilities))
+        return divergence_from(self.log_prior, mean_over_ranks(self.aggregated))
 
     def divergence(self) -> Tensor:
-        """KL(q(c | x) || p(c)) in nats for each row, ``(N,)``."""
-        return (self.probabilities * (self.log_posterior - self.log_prior)).sum(-1)
+        """Mean of KL(q(c | x) || p(c)) in nats."""
+        return -self.mean(self.entropies) - self.aggregated @ self.log_prior
 
 
 class AbstractObjective(ABC):
@@ -93,7 +92,7 @@ class ALBO(AbstractObjective):
         prior_weight: beta, on KL(q_B || p). 1 follows from the model.
 
     Shape:
-        energies and probabilities ``(N, K)`` -> terms ``()``, in nats for each token.
+        sums over the codes ``(N,)`` and over the rows ``(K,)`` -> terms ``()``, in nats for each token.
 
     Raises:
         ValueError: If a weight is not a finite number of at least 0.
@@ -118,7 +117,7 @@ class ALBO(AbstractObjective):
             non_negative(name, getattr(self, name))
 
     def terms(self, assignment: Assignment, noise: float, code_dim: int) -> dict[str, Tensor]:  # noqa: D102
-        distance = assignment.expectation(assignment.energies)
+        distance = assignment.mean(assignment.energies)
         return {
             "distance": self.distance_weight * distance,
             "aggregated_divergence": self.prior_weight * assignment.aggregated_divergence(),
@@ -132,7 +131,7 @@ class ELBO(AbstractObjective):
     .. math:: E_{q(c \mid x)} \mathrm{KL}(q(z \mid x, c) \,\|\, p(z \mid c)) + \mathrm{KL}(q(c \mid x) \,\|\, p(c))
 
     Shape:
-        energies and probabilities ``(N, K)`` -> terms ``()``, in nats for each token.
+        sums over the codes ``(N,)`` and over the rows ``(K,)`` -> terms ``()``, in nats for each token.
 
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2013), https://arxiv.org/abs/1312.6114;
@@ -149,27 +148,33 @@ class ELBO(AbstractObjective):
     citations: ClassVar[tuple[str, ...]] = ("vae_kingma2013", "gmvq_yan2024")
 
     def terms(self, assignment: Assignment, noise: float, code_dim: int) -> dict[str, Tensor]:  # noqa: D102
-        terms = {"code_divergence": assignment.mean(assignment.divergence())}
+        terms = {"code_divergence": assignment.divergence()}
         if noise > 0:
-            terms["latent_divergence"] = assignment.expectation(latent_divergence(assignment.energies, noise, code_dim))
+            divergences = latent_divergence(assignment.energies, assignment.log_energies, noise, code_dim)
+            terms["latent_divergence"] = assignment.mean(divergences)
         return terms
 
 
-def latent_divergence(energies: Tensor, noise: float, code_dim: int) -> Tensor:
-    r"""KL(q(z | x, c) || p(z | c)) in nats for each row and code, ``(N, K)``.
+def latent_divergence(energies: Tensor, log_energies: Tensor, noise: float, code_dim: int) -> Tensor:
+    r"""KL(q(z | x, c) || p(z | c)) in nats, of energies and their logarithms, or of the expectations of both.
 
     Both are normal around the code, with variances :math:`s_c^2` and :math:`\sigma^2`; with their ratio r it is
     :math:`\tfrac L2 (r - 1 - \log r)`. Without noise both shrink to their mean together, and it is 0.
     """
     if noise == 0:
         return torch.zeros_like(energies)
-    ratio = variance_ratio(energies, noise, code_dim)
-    return code_dim / 2 * (ratio - 1 - ratio.log())
+    ratio, log_ratio = noise**2 / code_dim * energies, math.log(noise**2 / code_dim) + log_energies
+    return code_dim / 2 * (ratio - 1 - log_ratio)
+
+
+def least_energy(noise: float, code_dim: int) -> float:
+    """The energy in nats at which equation (5) gives the least ratio of variances; 0 without noise."""
+    return LEAST_RATIO * code_dim / noise**2 if noise > 0 else 0.0
 
 
 def variance_ratio(energies: Tensor, noise: float, code_dim: int) -> Tensor:
-    r"""Equation (5) in units of sigma: :math:`s_c^2 / \sigma^2 = \nu^2 d_c / (2 \sigma^2 L)`, at least 1e-6."""
-    return (noise**2 * energies / code_dim).clamp_min(1e-6)
+    r"""Equation (5) in units of sigma: :math:`s_c^2 / \sigma^2 = \nu^2 d_c / (2 \sigma^2 L)`, off 0."""
+    return (noise**2 * energies / code_dim).clamp_min(LEAST_RATIO)
 
 
 def as_objective(objective: str | AbstractObjective) -> AbstractObjective:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gmvq.distributed import sum_over_ranks, world_size
@@ -16,6 +20,39 @@ def rows_dtype(latents: Tensor) -> torch.dtype:
     return torch.float64 if latents.dtype == torch.float64 else torch.float32
 
 
+class CleanRows(NamedTuple):
+    """Rows that no member need fear.
+
+    Attributes:
+        rows: Finite and of at most :data:`LARGEST`, 0 where not kept, ``(N, L)``.
+        finite: Which were finite ``(N,)``.
+        kept: Which of these count ``(N,)``.
+        unchanged: True if it is known that all count and none was changed.
+    """
+
+    rows: Tensor
+    finite: Tensor
+    kept: Tensor
+    unchanged: bool
+
+
+def cleaned(rows: Tensor, mask: Tensor | None) -> CleanRows:
+    """Takes out of rows ``(N, L)`` what must not be computed with, and the rows that a mask ``(N,)`` leaves out."""
+    largest = rows.detach().abs().amax(-1)  # a NaN goes through
+    finite = largest < math.inf
+    kept = finite if mask is None else finite & mask
+    if can_look_at(rows) and bool((kept & (largest <= LARGEST)).all()):
+        # a copy, as of other rows: nothing that a caller gets lies in the memory of the latents
+        return CleanRows(rows.clone(), finite, kept, True)
+    return CleanRows(torch.where(kept[:, None], rows, 0).clamp(-LARGEST, LARGEST), finite, kept, False)
+
+
+def can_look_at(values: Tensor) -> bool:
+    """True if branches may be taken by values: no wait for a GPU, no graph that would hold one branch for good."""
+    in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return values.device.type == "cpu" and not in_graph
+
+
 def mask_of_lengths(lengths: Tensor, shape: torch.Size) -> Tensor:
     """True in the first ``lengths`` places of each sequence: ``(B,)`` -> ``(B, T)`` for latents ``(B, T, dim)``.
 
@@ -27,8 +64,7 @@ def mask_of_lengths(lengths: Tensor, shape: torch.Size) -> Tensor:
             f"'lengths' must be integers (B,) for latents (B, T, dim), got {lengths.dtype} {tuple(lengths.shape)} for "
             f"{tuple(shape)}. Give a boolean 'mask' for other shapes."
         )
-    on_host = lengths.device.type == "cpu" and not torch.compiler.is_compiling()  # no wait for a GPU
-    if on_host and bool(((lengths < 0) | (lengths > shape[1])).any()):
+    if can_look_at(lengths) and bool(((lengths < 0) | (lengths > shape[1])).any()):
         raise ValueError(f"'lengths' must lie in [0, {shape[1]}], the places of a sequence, got {lengths.tolist()}.")
     return torch.arange(shape[1], device=lengths.device) < lengths[:, None]
 
@@ -51,3 +87,8 @@ def row_mean(values: Tensor, kept: Tensor) -> Tensor:
 def mean_square(difference: Tensor, kept: Tensor) -> Tensor:
     """Mean over features and over the rows that count, of ``(N, L)`` and ``(N,)``: ``()``."""
     return row_mean(difference.square().mean(-1), kept)
+
+
+def mean_squared_error(values: Tensor, targets: Tensor, kept: Tensor) -> Tensor:
+    """:func:`mean_square` of a difference of ``(N, L)``, which is never held."""
+    return row_mean(F.mse_loss(values, targets, reduction="none").sum(-1) / values.shape[-1], kept)
