@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-done
 
-.PHONY: setup demo test test-slow lint docs compare clean
+.PHONY: setup demo test test-slow lint docs compare bench profile clean
 
 setup: $(SETUP)
 
@@ -42,6 +42,15 @@ DATA ?= ../shared/data
 compare: setup
 	$(BIN)/gmvq compare photos cifar10 fashion-mnist --data cifar10=$(DATA)/cifar10 --data fashion-mnist=$(DATA)/fashion_mnist --steps 600 --threads 1
 	$(BIN)/python benchmarks/drop_in.py --out runs/drop_in.json
+
+# gmvq beside faiss, vector-quantize-pytorch and plain PyTorch on this machine: half an hour on two cores, runs/bench/bench.md.
+bench: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/gmvq bench $(ARGS)
+
+# Where the time of a training step on CIFAR-10 goes: runs/profile.json.
+profile: setup
+	$(BIN)/python benchmarks/profile_step.py --data $(DATA)/cifar10 $(ARGS)
 
 clean:
 	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache .hypothesis .coverage*

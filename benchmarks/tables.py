@@ -1,8 +1,10 @@
-"""Writes the tables of README.md and docs/results.md from benchmarks/results, so that none is typed by hand.
+"""Writes the tables of README.md and docs from benchmarks/results, so that none is typed by hand.
 
     python benchmarks/tables.py [--check]
 
-With --check nothing is written; the exit status says whether the pages hold what the JSON says.
+With --check nothing is written; the exit status says whether the pages hold what the JSON says. What docs/kernels.md
+shows is from bench.json (`make bench` writes runs/bench/bench.json) and profile.json (`make profile`:
+runs/profile.json).
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gmvq import benchmarking
 from gmvq.comparison import footnote, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-BEGIN, END = "<!-- results: written by benchmarks/tables.py -->", "<!-- /results -->"
+PLOT = ROOT / "docs/images/kernels.png"
 NAMES = {
     "gaussian-mixture": "**GM-VQ**",
     "vector": "VQ-VAE as published",
@@ -82,10 +85,66 @@ def trials_table(trials: dict[str, Any]) -> str:
     return "\n".join([*lines, "", trials["protocol"]])
 
 
-def between_marks(page: str, text: str) -> str:
-    """A page with a text between its marks."""
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+def read(name: str) -> dict[str, Any] | None:
+    """A result, or None if it is not there yet."""
+    path = RESULTS / name
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def bench_texts(result: dict[str, Any] | None) -> dict[str, str]:
+    """What stands between the marks of docs/kernels.md, by name."""
+    marks = {"nearest": ("nearest",), "steps": ("vector-step", "mixture-step"), "k-means": ("k-means",),
+             "memory": ("memory",), "growth": ("growth",)}  # fmt: skip
+    if result is None:
+        return dict.fromkeys([*marks, "bench"], "Not measured yet: `make bench`.")
+    grids = benchmarking.grids(result)
+    texts = {
+        name: "\n\n".join(benchmarking.markdown_grid(grid) for grid in grids if grid.section in sections)
+        for name, sections in marks.items()
+    }
+    if result["sections"].get("growth"):
+        texts["growth"] += (
+            "\n\n![Time over that of the bare product, and peak memory, against the number of codes]"
+            f"({PLOT.relative_to(ROOT / 'docs')})"
+        )
+    texts["bench"] = f"{benchmarking.footnote(result['protocol'])} `{result['protocol']['command']}`"
+    return texts
+
+
+def profile_text(result: dict[str, Any] | None) -> str:
+    """Where the time of a whole training step goes."""
+    if result is None:
+        return "Not measured yet: `make profile`."
+    parts = {"loader": "Waiting for the loader", "encoder": "Encoder", "quantizer": "Quantizer",
+             "decoder": "Decoder, loss", "optimizer": "Optimizer, averages"}  # fmt: skip
+    names = {**NAMES, "vector-quantize-pytorch": "vector-quantize-pytorch"}
+    lines = [
+        f"| | {' | '.join(parts.values())} | Step (ms) | Images a second | over vector-quantize-pytorch's |",
+        f"| --- | {' | '.join(['---'] * len(parts))} | --- | --- | --- |",
+    ]
+    for name, figures in result["subjects"].items():
+        shares = " | ".join(f"{100 * figures['shares'][part]:.1f} %" for part in parts)
+        ratio = f"{result['ratio'][name]:.2f}" if name in result["ratio"] else "-"
+        lines.append(
+            f"| {names[name]} | {shares} | {figures['step_milliseconds']:.0f} | {figures['images_per_second']:.0f} "
+            f"| {ratio} |"
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    commit = f", commit {result['commit'][:12]}" if result["commit"] else ""
+    batch = (
+        f"Batches of {result['batch_size']} images, K = {result['codebook_size']}; medians of {result['rounds']} "
+        f"rounds of {result['steps']} steps. The loader makes a batch in {result['batch_milliseconds']:.1f} ms, ahead "
+        "of the step. "
+        f"{result['hardware']}; {versions}{commit}."
+    )
+    return "\n\n".join([result["protocol"], "\n".join(lines), batch])
+
+
+def between_marks(page: str, text: str, name: str = "results") -> str:
+    """A page with a text between the marks of a name."""
+    begin, end = f"<!-- {name}: written by benchmarks/tables.py -->", f"<!-- /{name} -->"
+    head, rest = page.split(begin)
+    return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def pages() -> dict[Path, str]:
@@ -118,7 +177,11 @@ def pages() -> dict[Path, str]:
         f"{dropped['rows'][0]['steps']:,} steps of 32 crops, K = {dropped['rows'][0]['codebook_size']}, one seed. "
         f"{dropped['hardware']}; torch {dropped['versions']['torch']}.",
     ]
+    kernels = (ROOT / "docs/kernels.md").read_text()
+    for name, text in {**bench_texts(read("bench.json")), "profile": profile_text(read("profile.json"))}.items():
+        kernels = between_marks(kernels, text, name)
     return {
+        ROOT / "docs/kernels.md": kernels,
         ROOT / "README.md": between_marks(readme, short_table(compared)),
         ROOT / "docs/which-quantizer.md": between_marks(guide, short_table(everyone, "[All figures](results.md).")),
         ROOT / "docs/gm-vq.md": between_marks(defaults, trials_table(trials)),
@@ -129,12 +192,19 @@ def pages() -> dict[Path, str]:
 def main() -> int:
     """Writes or checks the pages."""
     stale = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
+    bench = read("bench.json")
+    growth = bench["sections"].get("growth") if bench else None
+    if growth and (not PLOT.exists() or ROOT / "docs/kernels.md" in stale):  # its bytes depend on matplotlib's version
+        stale.append(PLOT)
     if "--check" in sys.argv:
         print(*[f"{path.relative_to(ROOT)} is not what the JSON says" for path in stale], sep="\n")
         return bool(stale)
     for path, text in pages().items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
+    if PLOT in stale and growth:
+        PLOT.parent.mkdir(exist_ok=True)
+        PLOT.write_bytes(benchmarking.plot_growth(growth))
     return 0
 
 

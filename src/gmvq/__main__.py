@@ -28,6 +28,7 @@ VERBS = {
     "detokenize": "Decode a file of codes to images.",
     "info": "Show what is in a run's folder.",
     "compare": "Train several quantizers on the same data and compare them over seeds.",
+    "bench": "Measure time and memory beside other libraries on this machine.",
 }
 _EXAMPLES = (
     ("gmvq train photos", "learn from the bundled photographs"),

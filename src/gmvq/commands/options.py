@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from gmvq import recipes
+from gmvq import benchmarking, recipes
 from gmvq.comparison import QUANTIZERS
 from gmvq.models import AutoencoderConfig
 from gmvq.models.bottlenecks import QuantizerName
@@ -21,6 +21,9 @@ from gmvq.training import Training
 
 RecipeName = Literal["photos", "digits", "cifar10", "fashion-mnist", "folder"]
 Part = Literal["all", "train", "held-out"]
+Section = Literal["nearest", "vector-step", "mixture-step", "k-means", "memory", "growth"]
+Shapes = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NxLxK ...")]
+Peer = Literal["product", "cdist", "vector-quantize-pytorch", "faiss", "naive"]
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 _CONFIG = (tyro.conf.FlagCreatePairsOff,)
 
@@ -192,6 +195,36 @@ class CompareOptions:
     json: bool = False
 
 
+@dataclass(frozen=True)
+class BenchOptions:
+    """Time gmvq's kernels and training steps beside other libraries on this machine, and measure their memory.
+
+    Libraries that are not installed are left out; faiss-cpu and vector-quantize-pytorch come with the extra "bench".
+    What is measured is written after each row, so that Ctrl-C keeps it.
+
+    Args:
+        shapes: Latents x features x codes of the tables of times.
+        only: Which sections to measure.
+        against: Which others take part.
+        rounds: Interleaved rounds, of which the figures are medians.
+        threads: CPU threads of all; by default PyTorch's choice.
+        memory_shapes: Shapes at which peak memory is measured, each call in a process of its own.
+        growth_shapes: Shapes over which time and memory grow with the number of codes.
+        out: Folder of bench.json, bench.md and bench.png, which are replaced.
+        json: Print one JSON object on standard output, and nothing else there.
+    """
+
+    shapes: Shapes = tuple(map(str, benchmarking.SHAPES))
+    only: tuple[Section, ...] = get_args(Section)
+    against: tuple[Peer, ...] = get_args(Peer)
+    rounds: int = 7
+    threads: int | None = None
+    memory_shapes: Shapes = tuple(map(str, benchmarking.MEMORY_SHAPES))
+    growth_shapes: Shapes = tuple(map(str, benchmarking.GROWTH_SHAPES))
+    out: Path = Path("runs/bench")
+    json: bool = False
+
+
 OPTIONS: dict[str, type[Any]] = {
     "train": TrainOptions,
     "evaluate": EvaluateOptions,
@@ -200,6 +233,7 @@ OPTIONS: dict[str, type[Any]] = {
     "detokenize": DetokenizeOptions,
     "info": InfoOptions,
     "compare": CompareOptions,
+    "bench": BenchOptions,
 }
 
 

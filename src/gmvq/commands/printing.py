@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gmvq import benchmarking
 from gmvq.comparison import footnote, tables
 
 _SHOWN = (
@@ -86,6 +87,15 @@ def compare(result: Mapping[str, Any], console: Console) -> None:
     _say(console, f"All figures: {result['markdown']}, {result['json']}")
 
 
+def bench(result: Mapping[str, Any], console: Console) -> None:
+    """A table for each section, and where all figures are."""
+    for table in benchmarking.tables(result):
+        console.print(table)
+    _say(console, benchmarking.footnote(result["protocol"]))
+    pictures = [result["plot"]] if result["plot"] else []
+    _say(console, f"All figures: {', '.join([result['markdown'], result['json'], *pictures])}")
+
+
 PRINTERS: dict[str, Callable[[Mapping[str, Any], Console], None]] = {
     "train": train,
     "evaluate": evaluate,
@@ -94,6 +104,7 @@ PRINTERS: dict[str, Callable[[Mapping[str, Any], Console], None]] = {
     "detokenize": detokenize,
     "info": info,
     "compare": compare,
+    "bench": bench,
 }
 
 

@@ -15,8 +15,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gmvq import hub, recipes, tokenization
+from gmvq import benchmarking, hub, recipes, tokenization
+from gmvq.benchmarking import Shape
 from gmvq.commands.options import (
+    BenchOptions,
     CompareOptions,
     DetokenizeOptions,
     EvaluateOptions,
@@ -145,6 +147,25 @@ def compare_runs(options: CompareOptions, command: str) -> dict[str, Any]:
     )
 
 
+def bench(options: BenchOptions, command: str) -> dict[str, Any]:
+    """Measures; the result has the protocol and the rows of each section."""
+    shapes, memory_shapes, growth_shapes = (
+        [Shape.parse(text) for text in texts]
+        for texts in (options.shapes, options.memory_shapes, options.growth_shapes)
+    )
+    return benchmarking.bench(
+        shapes,
+        sections=options.only,
+        against=options.against,
+        rounds=options.rounds,
+        threads=options.threads,
+        memory_shapes=memory_shapes,
+        growth_shapes=growth_shapes,
+        out=options.out,
+        command=command,
+    )
+
+
 VERBS: dict[str, Callable[[Any, str], dict[str, Any]]] = {
     "train": train,
     "evaluate": evaluate_run,
@@ -153,6 +174,7 @@ VERBS: dict[str, Callable[[Any, str], dict[str, Any]]] = {
     "detokenize": detokenize,
     "info": info,
     "compare": compare_runs,
+    "bench": bench,
 }
 
 

@@ -1,0 +1,66 @@
+"""N latents of L features against K codes: the size of what is measured, and what is drawn of that size."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+
+class Shape(NamedTuple):
+    """A size, written as ``8192x64x1024``.
+
+    Attributes:
+        rows: Number of latents N.
+        features: Features L of a latent and of a code.
+        codes: Number of codes K.
+    """
+
+    rows: int
+    features: int
+    codes: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads a size.
+
+        Raises:
+            ValueError: If it is not three numbers of at least 1.
+
+        Example:
+            >>> Shape.parse("8192x64x1024")
+            Shape(rows=8192, features=64, codes=1024)
+        """
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){2}", text):
+            raise ValueError(
+                f"A shape must be latents x features x codes, each at least 1, got {text!r}. Write, for example, "
+                "8192x64x1024."
+            )
+        return cls(*map(int, text.split("x")))
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.features}x{self.codes}"
+
+
+def generator(seed: int) -> torch.Generator:
+    """Random numbers that are the same in every process."""
+    return torch.Generator().manual_seed(seed)
+
+
+@functools.lru_cache(maxsize=1)
+def drawn(shape: Shape) -> tuple[Tensor, Tensor]:
+    """Latents ``(N, L)`` and codes ``(K, L)``, all normal: codes lie around each latent, none of them on it."""
+    source = generator(0)
+    codes = torch.randn(shape.codes, shape.features, generator=source)
+    return torch.randn(shape.rows, shape.features, generator=source), codes
+
+
+def clustered(shape: Shape) -> Tensor:
+    """Rows ``(N, L)`` around K normal centres, at 0.3 of their spread: what k-means is for."""
+    source = generator(0)
+    centres = torch.randn(shape.codes, shape.features, generator=source)
+    places = torch.randint(shape.codes, (shape.rows,), generator=source)
+    return centres[places] + 0.3 * torch.randn(shape.rows, shape.features, generator=source)
