@@ -78,16 +78,35 @@ struct Joint {
   Floats energy, unclamped, log_joint;
 };
 
+template <typename Lanes>
 GMVQ_INLINE Joint joint_at(const GmvqMixtureBlock &block, const float *products, float half_square, int64_t code,
-                           int64_t count) {
-  Floats precision = load(block.precisions + code, count, 0.0f);
-  Floats unclamped = precision * (half_square - load(products + code, count, 0.0f)) +
-                     load(block.half_norms + code, count, 0.0f);
+                           Lanes lanes) {
+  Floats precision = lanes.load(block.precisions + code, 0.0f);
+  Floats unclamped =
+      precision * (half_square - lanes.load(products + code, 0.0f)) + lanes.load(block.half_norms + code, 0.0f);
   Floats energy = larger(unclamped, all(block.floor));
-  return {energy, unclamped, load(block.biases + code, count, -INF) - energy};
+  return {energy, unclamped, lanes.load(block.biases + code, -INF) - energy};
 }
 
-GMVQ_INLINE void add(float *to, Floats values, int64_t count) { store(to, load(to, count, 0.0f) + values, count); }
+template <typename Lanes>
+GMVQ_INLINE void add(float *to, Floats values, Lanes lanes) {
+  lanes.store(to, lanes.load(to, 0.0f) + values);
+}
+
+// calls visit(code, lanes, random) for the codes of a row; the words are noise where there are draws
+template <bool draws, typename Visit>
+GMVQ_INLINE void over_codes(const GmvqMixtureBlock &block, int64_t row, Visit visit) {
+  for (int64_t group = 0; group < block.codes; group += 4 * LANES) {
+    FourWords random = {};
+    if (draws)
+      random = philox((Words)counting() + (uint32_t)(group / 4), (uint64_t)(block.first_row + row),
+                      (uint64_t)block.seed);
+    const int64_t last = group + 4 * LANES < block.codes ? group + 4 * LANES : block.codes;
+    const Words *words = random.word;
+    over_vectors(group, last, [&](int64_t code, auto lanes)
+                                  __attribute__((always_inline)) { visit(code, lanes, *words++); });
+  }
+}
 
 template <bool draws>
 void forward_row(const GmvqMixtureBlock &block, int64_t row, float *aggregated) {
@@ -111,51 +130,41 @@ void forward_row(const GmvqMixtureBlock &block, int64_t row, float *aggregated) 
   }
 
   Best best = Best::none(), best_priced = Best::none(), best_drawn = Best::none();
-  for (int64_t group = 0; group < codes; group += 4 * LANES) {
-    FourWords random;
-    if (draws)
-      random = philox((Words)counting() + (uint32_t)(group / 4), (uint64_t)(block.first_row + row),
-                      (uint64_t)block.seed);
-    for (int word = 0; word < 4; word++) {
-      const int64_t code = group + word * LANES, count = codes - code;
-      if (count <= 0) break;
-      Joint at = joint_at(block, products, half_square, code, count);
-      Ints index = counting() + (int32_t)code;
-      best.take(at.log_joint, index);
-      best_priced.take(at.log_joint - load(block.prices + code, count, 0.0f), index);
-      if (draws) {
-        Floats perturbed = (at.log_joint - log_exponential(random.word[word])) * block.inverse_temperature;
-        best_drawn.take(perturbed, index);
-        store(relaxed + code, perturbed, count);
-      }
+  over_codes<draws>(block, row, [&](int64_t code, auto lanes, Words random) __attribute__((always_inline)) {
+    Joint at = joint_at(block, products, half_square, code, lanes);
+    Ints index = counting() + (int32_t)code;
+    best.take(at.log_joint, index);
+    best_priced.take(at.log_joint - lanes.load(block.prices + code, 0.0f), index);
+    if (draws) {
+      Floats perturbed = (at.log_joint - log_exponential(random)) * block.inverse_temperature;
+      best_drawn.take(perturbed, index);
+      lanes.store(relaxed + code, perturbed);
     }
-  }
+  });
 
   const float peak = best.largest(), relaxed_peak = draws ? best_drawn.largest() : 0.0f;
   Floats total = {}, energies = {}, logarithms = {}, entropies = {}, relaxed_total = {}, relaxed_energies = {};
-  for (int64_t code = 0; code < codes; code += LANES) {
-    const int64_t count = codes - code;
-    Joint at = joint_at(block, products, half_square, code, count);
+  over_vectors(0, codes, [&](int64_t code, auto lanes) __attribute__((always_inline)) {
+    Joint at = joint_at(block, products, half_square, code, lanes);
     Floats exponent = at.log_joint - peak, posterior = exponential(exponent);
     total += posterior;
     energies += posterior * at.energy;
     // 0 for lanes and codes of probability 0: their exponent may be -inf
     entropies += select((Ints)(posterior > 0.0f), posterior * exponent, all(0.0f));
     if (block.floor > 0) logarithms += posterior * logarithm(at.energy);
-    store(products + code, posterior, count);
+    lanes.store(products + code, posterior);
     if (draws) {
-      Floats y = exponential(load(relaxed + code, count, -INF) - relaxed_peak);
+      Floats y = exponential(lanes.load(relaxed + code, -INF) - relaxed_peak);
       relaxed_total += y;
       relaxed_energies += y * at.energy;
-      store(relaxed + code, y, count);
+      lanes.store(relaxed + code, y);
     }
-  }
+  });
 
   const float whole = sum(total), share = block.weights[row] / whole;
-  for (int64_t code = 0; code < codes; code += LANES) {
-    const int64_t count = codes - code;
-    add(aggregated + code, share * load(products + code, count, 0.0f), count);
-  }
+  over_vectors(0, codes, [&](int64_t code, auto lanes) __attribute__((always_inline)) {
+    add(aggregated + code, share * lanes.load(products + code, 0.0f), lanes);
+  });
 
   block.most_likely[row] = best.first();
   block.priced[row] = best_priced.first();
@@ -190,12 +199,13 @@ struct FromAbove {
         entropy(block.entropy[row]),
         weight(block.weights[row]) {}
 
-  inline __attribute__((always_inline)) Floats operator()(const Joint &at, Floats log_posterior, Floats posterior,
-                                                          int64_t code, int64_t count) const {
+  template <typename Lanes>
+  GMVQ_METHOD Floats operator()(const Joint &at, Floats log_posterior, Floats posterior, int64_t code,
+                                Lanes lanes) const {
     // 0 for lanes and codes of probability 0, whose logarithm may be -inf
     Floats surprise = select((Ints)(posterior > 0.0f), log_posterior, all(0.0f));
     Floats total = energy_gradient * (at.energy - energy) - entropy_gradient * (surprise + entropy) +
-                   weight * load(block.aggregated_gradient + code, count, 0.0f);
+                   weight * lanes.load(block.aggregated_gradient + code, 0.0f);
     if (block.floor > 0) total += log_energy_gradient * (logarithm(at.energy) - log_energy);
     return total;
   }
@@ -218,13 +228,12 @@ void backward_row(const GmvqMixtureBlock &block, int64_t row, int64_t sums_at) {
   const FromAbove from_above(block, row);
   const float peak = block.peak[row], normalizer = block.normalizer[row];
   Floats total = {}, expectations = {};
-  for (int64_t code = 0; code < codes; code += LANES) {
-    const int64_t count = codes - code;
-    Joint at = joint_at(block, products, half_square, code, count);
+  over_vectors(0, codes, [&](int64_t code, auto lanes) __attribute__((always_inline)) {
+    Joint at = joint_at(block, products, half_square, code, lanes);
     Floats log_posterior = at.log_joint - peak - normalizer, posterior = exponential(log_posterior);
     total += posterior;
-    expectations += posterior * from_above(at, log_posterior, posterior, code, count);
-  }
+    expectations += posterior * from_above(at, log_posterior, posterior, code, lanes);
+  });
 
   const float expectation = sum(expectations) / sum(total) - block.log_density_gradient[row],
               from_relaxed_energy = draws ? block.relaxed_energy_gradient[row] : 0.0f,
@@ -233,39 +242,31 @@ void backward_row(const GmvqMixtureBlock &block, int64_t row, int64_t sums_at) {
               relaxed_peak = draws ? block.relaxed_peak[row] : 0.0f,
               relaxed_normalizer = draws ? block.relaxed_normalizer[row] : 0.0f;
   Floats row_sum = {};
-  for (int64_t group = 0; group < codes; group += 4 * LANES) {
-    FourWords random;
-    if (draws)
-      random = philox((Words)counting() + (uint32_t)(group / 4), (uint64_t)(block.first_row + row),
-                      (uint64_t)block.seed);
-    for (int word = 0; word < 4; word++) {
-      const int64_t code = group + word * LANES, count = codes - code;
-      if (count <= 0) break;
-      Joint at = joint_at(block, products, half_square, code, count);
-      Floats log_posterior = at.log_joint - peak - normalizer, posterior = exponential(log_posterior);
-      Floats joint_gradient = posterior * (from_above(at, log_posterior, posterior, code, count) - expectation);
-      Floats energy_gradient = posterior * from_above.energy_gradient;
-      if (block.floor > 0) energy_gradient += posterior * from_above.log_energy_gradient / at.energy;
-      if (draws) {
-        Floats perturbed = (at.log_joint - log_exponential(random.word[word])) * block.inverse_temperature;
-        Floats y = exponential(perturbed - relaxed_peak - relaxed_normalizer);
-        Floats of_y = load(relaxed + code, count, 0.0f) - relaxed_expectation +
-                      from_relaxed_energy * (at.energy - relaxed_energy);
-        joint_gradient += y * of_y * block.inverse_temperature;
-        energy_gradient += y * from_relaxed_energy;
-        store(relaxed + code, y, count);
-      }
-      energy_gradient = select((Ints)(at.unclamped > block.floor), energy_gradient - joint_gradient, all(0.0f));
-      Floats scaled = energy_gradient * load(block.precisions + code, count, 0.0f);
-      row_sum += scaled;
-      store(products + code, scaled, count);
-      add(block.code_sums + sums_at + code, scaled, count);
-      if (block.bias_gradient) {
-        add(block.bias_gradient + sums_at + code, joint_gradient, count);
-        add(block.precision_gradient + sums_at + code, energy_gradient * at.unclamped, count);
-      }
+  over_codes<draws>(block, row, [&](int64_t code, auto lanes, Words random) __attribute__((always_inline)) {
+    Joint at = joint_at(block, products, half_square, code, lanes);
+    Floats log_posterior = at.log_joint - peak - normalizer, posterior = exponential(log_posterior);
+    Floats joint_gradient = posterior * (from_above(at, log_posterior, posterior, code, lanes) - expectation);
+    Floats energy_gradient = posterior * from_above.energy_gradient;
+    if (block.floor > 0) energy_gradient += posterior * from_above.log_energy_gradient / at.energy;
+    if (draws) {
+      Floats perturbed = (at.log_joint - log_exponential(random)) * block.inverse_temperature;
+      Floats y = exponential(perturbed - relaxed_peak - relaxed_normalizer);
+      Floats of_y = lanes.load(relaxed + code, 0.0f) - relaxed_expectation +
+                    from_relaxed_energy * (at.energy - relaxed_energy);
+      joint_gradient += y * of_y * block.inverse_temperature;
+      energy_gradient += y * from_relaxed_energy;
+      lanes.store(relaxed + code, y);
     }
-  }
+    energy_gradient = select((Ints)(at.unclamped > block.floor), energy_gradient - joint_gradient, all(0.0f));
+    Floats scaled = energy_gradient * lanes.load(block.precisions + code, 0.0f);
+    row_sum += scaled;
+    lanes.store(products + code, scaled);
+    add(block.code_sums + sums_at + code, scaled, lanes);
+    if (block.bias_gradient) {
+      add(block.bias_gradient + sums_at + code, joint_gradient, lanes);
+      add(block.precision_gradient + sums_at + code, energy_gradient * at.unclamped, lanes);
+    }
+  });
   block.row_sums[row] = sum(row_sum);
 }
 

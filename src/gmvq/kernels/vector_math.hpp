@@ -18,6 +18,7 @@ typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint64_t WidePairs __attribute__((vector_size(64)));
 
 #define GMVQ_INLINE static inline __attribute__((always_inline))
+#define GMVQ_METHOD inline __attribute__((always_inline))
 
 GMVQ_INLINE Floats load(const float *from) {
   Floats values;
@@ -25,26 +26,41 @@ GMVQ_INLINE Floats load(const float *from) {
   return values;
 }
 
-// the first `count` lanes, and `rest` in the others
-GMVQ_INLINE Floats load(const float *from, int64_t count, float rest) {
-  if (count >= LANES) return load(from);
-  Floats values = {};
-  values += rest;
-  std::memcpy(&values, from, count * sizeof(float));
-  return values;
-}
-
-GMVQ_INLINE void store(float *to, Floats values, int64_t count = LANES) {
-  std::memcpy(to, &values, count >= LANES ? sizeof values : count * sizeof(float));
-}
+GMVQ_INLINE void store(float *to, Floats values) { std::memcpy(to, &values, sizeof values); }
 
 GMVQ_INLINE Floats all(float value) { return Floats{} + value; }
 
-GMVQ_INLINE Floats select(Ints mask, Floats yes, Floats no) { return (Floats)((mask & (Ints)yes) | (~mask & (Ints)no)); }
-GMVQ_INLINE Ints select(Ints mask, Ints yes, Ints no) { return (mask & yes) | (~mask & no); }
+// Which lanes of a vector there are: all of them, or the first ones at the end of a row. A loop is compiled for each, so
+// that what is done for most vectors has no branches.
+struct Whole {
+  GMVQ_METHOD Floats load(const float *from, float) const { return gmvq::load(from); }
+  GMVQ_METHOD void store(float *to, Floats values) const { gmvq::store(to, values); }
+};
+
+struct Part {
+  const int64_t lanes;
+
+  GMVQ_METHOD Floats load(const float *from, float rest) const {
+    Floats values = all(rest);
+    std::memcpy(&values, from, lanes * sizeof(float));
+    return values;
+  }
+  GMVQ_METHOD void store(float *to, Floats values) const { std::memcpy(to, &values, lanes * sizeof(float)); }
+};
+
+// calls visit(code, lanes) for the codes of a row
+template <typename Visit>
+GMVQ_INLINE void over_vectors(int64_t first, int64_t last, Visit visit) {
+  int64_t code = first;
+  for (; code + LANES <= last; code += LANES) visit(code, Whole{});
+  if (code < last) visit(code, Part{last - code});
+}
+
+GMVQ_INLINE Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
+GMVQ_INLINE Ints select(Ints mask, Ints yes, Ints no) { return mask ? yes : no; }
 
 // a NaN among the first gives way to the second
-GMVQ_INLINE Floats larger(Floats first, Floats second) { return select((Ints)(first > second), first, second); }
+GMVQ_INLINE Floats larger(Floats first, Floats second) { return first > second ? first : second; }
 
 GMVQ_INLINE float sum(Floats values) {
   float total = 0;
@@ -54,10 +70,13 @@ GMVQ_INLINE float sum(Floats values) {
 
 GMVQ_INLINE Ints counting() { return Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 
-// e^x to 2 units in the last place for x <= 88, and 0 below the least normal number: what is denormal costs ten times
-// the time. The argument is reduced to |r| <= log(2) / 2 in two steps (Cody and Waite), the rest is its Taylor series.
+// e^x to 2 units in the last place for x <= 88, and 0 below e^-60: products of what is fainter are denormal numbers,
+// which cost ten times the time, here and in the matrix products that follow. The argument is reduced to
+// |r| <= log(2) / 2 in two steps (Cody and Waite), the rest is its Taylor series.
+constexpr float FAINTEST = -60.0f;
+
 GMVQ_INLINE Floats exponential(Floats x) {
-  Floats within = larger(x, all(-87.0f));
+  Floats within = larger(x, all(FAINTEST));
   Floats shifted = within * 1.44269504f + 12582912.0f;  // 1.5 x 2^23: rounds to an integer in the lowest bits
   Floats power = shifted - 12582912.0f;
   Floats r = within - power * 0.693359375f + power * 2.12194440e-4f;
@@ -70,7 +89,7 @@ GMVQ_INLINE Floats exponential(Floats x) {
   series = series * r + 1.0f;
   series = series * r + 1.0f;
   Ints scale = ((Ints)shifted << 23) + 0x3F800000;
-  return select((Ints)(x < -87.0f), all(0.0f), series * (Floats)scale);
+  return select((Ints)(x < FAINTEST), all(0.0f), series * (Floats)scale);
 }
 
 // log(x) of normal x > 0: x = 2^n m with m in [sqrt(1/2), sqrt(2)), log m = 2 artanh(s), s = (m - 1) / (m + 1)

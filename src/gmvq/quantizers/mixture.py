@@ -50,7 +50,7 @@ from gmvq.quantizers.objectives import (
     least_energy,
     variance_ratio,
 )
-from gmvq.quantizers.rows import row_weights
+from gmvq.quantizers.rows import can_look_at, row_weights
 from gmvq.quantizers.schedules import Schedule, as_schedule, temperature_at
 from gmvq.quantizers.variance import MixtureVariance
 from gmvq.types import Posterior, PosteriorSample, Quantized
@@ -70,6 +70,9 @@ LEAST_PRICED_SHARE = 1e-4
 
 MOST_STARVED = 64
 """Number of codes that one M-step lifts to the least share."""
+
+FAINTEST = 60.0
+"""Nats by which a responsibility may fall short of the largest of its code, where a code is fed."""
 
 LEARNABLE = ("codebook", "feature_weights", "mixture_weights")
 
@@ -335,11 +338,16 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         """
         totals = sum_over_ranks(counts)
         share = LEAST_SHARE * sum_over_ranks(kept.sum().to(totals.dtype)) / len(totals)
-        # a fixed number of them: no wait for the GPU
-        total, starved = totals.topk(min(MOST_STARVED, len(totals)), largest=False)
+        number = min(MOST_STARVED, len(totals))
+        if can_look_at(totals):  # elsewhere a fixed number: no wait for the GPU
+            number = min(number, int((totals < share).sum()))
+        total, starved = totals.topk(number, largest=False)
         logarithms = components.part(starved).log_joint(rows) - step.log_density[:, None]
         logarithms = logarithms.masked_fill(~kept[:, None], -torch.inf)
-        fed = (logarithms - logsumexp_over_ranks(logarithms.logsumexp(0))).exp() * share
+        # what is fainter against the nearest row is as good as 0, but denormal numbers cost a CPU ten times the time
+        logarithms = logarithms.clamp_min(logarithms.amax(0) - FAINTEST) if len(rows) else logarithms
+        relative = logarithms - logsumexp_over_ranks(logarithms.logsumexp(0))
+        fed = relative.clamp_min(-FAINTEST).exp() * share * kept[:, None]
         own = (step.priced[:, None] == starved) & kept[:, None]
         hungry = total < share
         fresh = torch.zeros_like(totals, dtype=torch.bool)
