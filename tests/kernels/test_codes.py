@@ -68,3 +68,18 @@ def test_strides_and_other_integers_are_taken():
 
 def test_the_operator_keeps_the_rules_of_torch():
     torch.library.opcheck(codes._code_sums, (torch.randn(9, 4), torch.arange(9) % 3, torch.ones(9), 3))
+
+
+@pytest.mark.parametrize(
+    ("latents", "codes", "weights", "codebook_size", "message"),
+    [
+        (torch.ones(4), torch.zeros(4, dtype=torch.long), torch.ones(4), 2, "'latents' must be floats"),
+        (torch.ones(4, 3), torch.zeros(3, dtype=torch.long), torch.ones(4), 2, "'codes' must be of shape"),
+        (torch.ones(4, 3), torch.zeros(4, dtype=torch.long), torch.ones(1), 2, "'weights' must be of shape"),
+        (torch.ones(4, 3), torch.zeros(4), torch.ones(4), 2, "'codes' must be integers"),
+        (torch.ones(4, 3), torch.zeros(4, dtype=torch.long), torch.ones(4), 0, "'codebook_size' must be"),
+    ],
+)
+def test_wrong_arguments(latents, codes, weights, codebook_size, message):
+    with pytest.raises(ValueError, match=message):
+        code_sums(latents, codes, weights, codebook_size)

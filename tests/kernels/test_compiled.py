@@ -104,7 +104,7 @@ def test_without_openmp_one_thread_computes_the_same(fresh, monkeypatch):
     assert torch.equal(nearest_code(latents, codebook), expected)
 
 
-@pytest.mark.parametrize("reason", ["none found", "not the one named", "broken"])
+@pytest.mark.parametrize("reason", ["none found", "not the one named", "no command", "broken"])
 def test_without_a_compiler_it_says_so_once_and_torch_computes(fresh, monkeypatch, caplog, tmp_path, reason):
     compilers = tmp_path / "bin"
     compilers.mkdir()
@@ -112,24 +112,30 @@ def test_without_a_compiler_it_says_so_once_and_torch_computes(fresh, monkeypatc
     monkeypatch.setenv("PATH", str(compilers))
     if reason == "not the one named":
         monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    elif reason == "no command":
+        monkeypatch.setenv("CXX", 'g++ "-O2')
     elif reason == "broken":
         (compilers / "g++").write_text("#!/bin/sh\necho it is broken >&2\nexit 1\n")
         (compilers / "g++").chmod(0o755)
-    with caplog.at_level(logging.DEBUG, logger="gmvq"):
+    with caplog.at_level(logging.WARNING, logger="gmvq"):
         assert compiled.library() is None
         assert nearest_code(torch.eye(3), torch.eye(3)).tolist() == [0, 1, 2]
         assert compiled.library() is None
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "Install g++" in record.message
-    assert {"none found": "c++, g++, clang++", "not the one named": "no-such-compiler", "broken": "it is broken"}[
-        reason
-    ] in record.message
+    expected = {
+        "none found": "c++, g++, clang++",
+        "not the one named": "no-such-compiler",
+        "no command": "No closing quotation",
+        "broken": "it is broken",
+    }
+    assert expected[reason] in record.message
 
 
 def test_it_can_be_turned_off(fresh, monkeypatch, caplog):
     monkeypatch.setenv("GMVQ_KERNELS", "torch")
-    with caplog.at_level(logging.DEBUG, logger="gmvq"):
+    with caplog.at_level(logging.WARNING, logger="gmvq"):
         assert compiled.library() is None
         assert nearest_code(torch.eye(3), torch.eye(3)).tolist() == [0, 1, 2]
     assert not caplog.records
@@ -145,3 +151,16 @@ def test_processes_that_start_at_once_share_one_build(fresh):
     # each leaves a whole file; those of one compiler are equal, and so is their name
     assert 1 <= len(list(fresh.iterdir())) <= 2
     assert works(compiled.library())
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners of files")
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_others_can_write_is_not_run(fresh, what):
+    assert compiled.library() is not None
+    (kept,) = fresh.glob("*.so")
+    assert kept.stat().st_mode & 0o777 == fresh.stat().st_mode & 0o777 == 0o700
+    before = kept.stat().st_mtime_ns
+    (kept if what == "file" else fresh).chmod(0o777)
+    compiled._library.cache_clear()
+    assert compiled.library() is not None
+    assert kept.stat().st_mtime_ns != before  # built again

@@ -274,6 +274,39 @@ def test_compiles_and_exports_as_one_operator(sweep):
     torch.testing.assert_close(found_gradients, gradients)
 
 
+def test_a_nan_among_the_components_is_not_swallowed(sweep):
+    for name in ("precisions", "biases"):
+        part = torch.ones(9)
+        part[4] = torch.nan
+        step = mixture_step(torch.randn(6, 3), torch.randn(9, 3), **{name: part})
+        assert step.energy.isnan().all(), name
+        assert step.log_density.isnan().all(), name
+
+
+def test_autocast_changes_nothing(sweep):
+    latents, codebook = torch.randn(6, 3, requires_grad=True), torch.randn(9, 3)
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            step = mixture_step(latents, codebook)
+        gradients.append((step.aggregated, *torch.autograd.grad(step.aggregated.square().sum(), latents)))
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, at the first tangent
+def test_function_transforms_go_through_the_definition():
+    latents, codebook = torch.randn(6, 3), torch.randn(9, 3)
+
+    def density(rows: Tensor) -> Tensor:
+        return mixture_step(rows, codebook).log_density.sum()
+
+    expected = torch.autograd.grad(density(latents.requires_grad_()), latents)[0]
+    latents = latents.detach()
+    torch.testing.assert_close(torch.func.grad(density)(latents), expected)
+    tangent = torch.func.jvp(density, (latents,), (torch.ones_like(latents),))[1]
+    torch.testing.assert_close(tangent, expected.sum())
+
+
 def test_what_is_not_asked_for_costs_nothing():
     latents = torch.randn(6, 3, requires_grad=True)
     codebook = torch.randn(9, 3)
@@ -295,6 +328,11 @@ def test_what_is_not_asked_for_costs_nothing():
         ((torch.zeros(4, 3), torch.zeros(2, 3)), {"biases": torch.ones(2, 1)}, "'biases' must be"),
         ((torch.zeros(4, 3), torch.zeros(2, 3)), {"seed": torch.tensor(1)}, "'seed' needs"),
         ((torch.zeros(4, 3), torch.zeros(2, 3)), {"floor": -1.0}, "'floor' must be"),
+        ((torch.zeros(4, 3), torch.zeros(2, 3)), {"temperature": 1.0}, "'temperature' must be"),
+        ((torch.zeros(4, 3), torch.zeros(2, 3)), {"temperature": torch.ones(4, 1)}, "'temperature' must be"),
+        ((torch.zeros(4, 3), torch.zeros(2, 3)), {"temperature": torch.tensor(0.0)}, "'temperature' must be above 0"),
+        ((torch.zeros(4, 3), torch.zeros(2, 3)), {"temperature": torch.ones(()), "seed": torch.ones(())}, "'seed'"),
+        ((torch.zeros(4, 3), torch.zeros(2, 3)), {"biases": torch.zeros(2, device="meta")}, "'biases' must lie on"),
     ],
 )
 def test_wrong_arguments(arguments, options, message):

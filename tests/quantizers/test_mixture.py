@@ -214,3 +214,16 @@ def test_the_expected_distance_is_the_same_under_autocast(rows):
     assert torch.equal(posterior.responsibilities, quantizer.posterior(rows).responsibilities)
     assert quantizer.expected_distance(rows[:0].reshape(2, 0, 3)).shape == (2, 0)
     assert quantizer.posterior(rows[:0].reshape(2, 0, 3)).responsibilities.shape == (2, 0, 5)
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-20, 1e-200])
+@pytest.mark.parametrize("objective", ["albo", "elbo"])
+def test_little_noise_leaves_the_codes_alone(noise, objective):
+    latents = torch.randn(500, 4)
+    quantizer = GaussianMixtureQuantizer(4, 64, noise=noise, objective=objective)
+    quantizer(latents)
+    quantizer.freeze()
+    quantized = quantizer(latents)
+    assert quantized.loss.isfinite()
+    assert torch.equal(quantized.codes, quantizer.encode(latents))
+    assert quantized.codes.unique().numel() > 40

@@ -32,6 +32,7 @@ def code_sums(latents: Tensor, codes: Tensor, weights: Tensor, codebook_size: in
 
     Raises:
         IndexError: If a code is not below K.
+        ValueError: If shapes, types or devices do not fit together.
 
     Example:
         >>> code_sums(torch.tensor([[1.0], [2.0]]), torch.tensor([2, 2]), torch.tensor([1.0, 0.5]), 3)
@@ -39,7 +40,31 @@ def code_sums(latents: Tensor, codes: Tensor, weights: Tensor, codebook_size: in
                 [0.],
                 [2.]]))
     """
+    _check(latents, codes, weights, codebook_size)
     return _code_sums(latents.detach(), codes, weights.detach(), codebook_size)
+
+
+def _check(latents: Tensor, codes: Tensor, weights: Tensor, codebook_size: int) -> None:
+    if latents.ndim != 2 or not latents.is_floating_point():
+        raise ValueError(
+            f"'latents' must be floats of shape (N, L), got {latents.dtype} {tuple(latents.shape)}. "
+            "Use .reshape(-1, dim) and .float()."
+        )
+    if codebook_size < 1:
+        raise ValueError(f"'codebook_size' must be at least 1, got {codebook_size}. Give the number of codes.")
+    for name, tensor in (("codes", codes), ("weights", weights)):
+        if tensor.ndim != 1 or tensor.shape[0] != latents.shape[0]:
+            raise ValueError(
+                f"'{name}' must be of shape (N,) = ({latents.shape[0]},), got {tuple(tensor.shape)}. "
+                "Give one for each latent."
+            )
+        if tensor.device != latents.device:
+            raise ValueError(
+                f"'{name}' must lie on the latents' device, {latents.device}, got {tensor.device}. "
+                f"Use {name}.to(latents.device)."
+            )
+    if codes.is_floating_point() or codes.dtype == torch.bool:
+        raise ValueError(f"'codes' must be integers, got {codes.dtype}. Use .long().")
 
 
 @torch.library.custom_op("gmvq::code_sums", mutates_args=())

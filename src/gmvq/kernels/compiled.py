@@ -21,6 +21,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -80,7 +81,10 @@ def _compiler() -> list[str]:
     Raises:
         RuntimeError: If there is none.
     """
-    named = shlex.split(os.environ.get("CXX", ""))
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise RuntimeError(f"CXX is no command: {error}.") from error
     for command in [named] if named else [[name] for name in COMPILERS]:
         if shutil.which(command[0]):
             return command
@@ -100,6 +104,7 @@ def _kept_or_built(compiler: Sequence[str]) -> ctypes.CDLL:
         if loaded is not None:
             return loaded
     failure = ""
+    LOGGER.info("gmvq builds its C++ kernels: a few seconds, once on this machine.")
     for flags in _ATTEMPTS:
         with tempfile.TemporaryDirectory(prefix="gmvq-", ignore_cleanup_errors=True) as scratch:
             try:
@@ -110,6 +115,12 @@ def _kept_or_built(compiler: Sequence[str]) -> ctypes.CDLL:
             # once loaded, a library needs its file no more; a cache may forbid to run what it holds
             loaded = _loaded(_keep(built, key)) or _loaded(built)
             if loaded is not None:
+                if "-fopenmp" not in flags:
+                    LOGGER.warning(
+                        "gmvq's C++ kernels use one thread: what %s makes of OpenMP does not fit torch's. Name g++ in "
+                        "the environment variable CXX for all threads.",
+                        shlex.join(compiler),
+                    )
                 return loaded
         failure = failure or f"what {shlex.join(compiler)} built with {shlex.join(flags)} does not load."
     raise RuntimeError(failure)
@@ -151,7 +162,12 @@ def _kept(key: str) -> list[Path]:
     """Earlier builds, each a whole file: one that is torn would crash whom it is loaded by, and is thrown away."""
     whole = []
     try:
-        for path in sorted(cache_folder().glob(f"{key}-*.so")):
+        folder = cache_folder()
+        if not _is_own(folder):
+            return []
+        for path in sorted(folder.glob(f"{key}-*.so")):
+            if not _is_own(path):
+                continue
             if path.stem == f"{key}-{_hash(path.read_bytes())}":
                 whole.append(path)
             else:
@@ -161,16 +177,32 @@ def _kept(key: str) -> list[Path]:
     return whole
 
 
+def _is_own(path: Path) -> bool:
+    """True unless somebody else may have put there what would run as this user."""
+    if not hasattr(os, "getuid") or not path.exists():
+        return True
+    status = path.stat()
+    return status.st_uid in (0, os.getuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
 def _keep(built: Path, key: str) -> Path:
     """Copies a build to the cache; where that takes no files, leaves it where it is."""
     try:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # what lies there runs as this user: nobody else may put it there
         kept = folder / f"{key}-{_hash(built.read_bytes())}.so"
         with tempfile.TemporaryDirectory(dir=folder, prefix="new-", ignore_cleanup_errors=True) as scratch:
             # of several processes that build at once, each puts a whole file in the place
-            os.replace(shutil.copy(built, scratch), kept)
-    except (OSError, RuntimeError):
+            copy = Path(shutil.copy(built, scratch))
+            copy.chmod(0o700)
+            os.replace(copy, kept)
+    except (OSError, RuntimeError) as error:
+        LOGGER.warning(
+            "gmvq could not keep its C++ kernels, so that each process builds them again: %s. Name a folder that you "
+            "can write to in the environment variable GMVQ_CACHE.",
+            error,
+        )
         return built
     return kept
 
@@ -193,7 +225,7 @@ def _built(compiler: Sequence[str], flags: Sequence[str], scratch: Path) -> Path
         objects.append(str(scratch / f"{source.stem}.o"))
         running.append(_started([*compiler, *flags, "-c", str(source), "-o", objects[-1]]))
     errors = [_error_of(process) for process in running]
-    error = "".join(errors) or _error_of(_started([*compiler, *_LINK, *objects, "-o", str(target)]))
+    error = next(filter(None, errors), "") or _error_of(_started([*compiler, *_LINK, *objects, "-o", str(target)]))
     if error:
         raise RuntimeError(f"{shlex.join(compiler)} failed with: {error}")
     return target
@@ -211,4 +243,4 @@ def _error_of(process: subprocess.Popen[str]) -> str:
         except subprocess.TimeoutExpired:
             process.kill()
             said = f"no answer within {BUILD_SECONDS:.0f} seconds."
-    return (said.strip()[:500] or f"exit status {process.returncode}.") if process.returncode else ""
+    return f"{said.strip()[:500] or f'exit status {process.returncode}'}." if process.returncode else ""

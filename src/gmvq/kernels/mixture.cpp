@@ -1,7 +1,7 @@
 // What lies between the matrix products of a mixture step, for a block of rows against all codes, in place of the
 // products: each row is read and written a few times while it is in the cache. gmvq.kernels.reference defines it.
 //
-//   e = max(p (|z|^2 / 2 - z.m) + h, floor),  h = p |m|^2 / 2,   j = b - e,   q = softmax(j),   y = softmax((j + g) / tau)
+//   e = max(p (|z|^2 / 2 - z.m) + h, 0),  h = p |m|^2 / 2,  j = b - e,  q = softmax(j),  y = softmax((j + g) / tau)
 //
 // Lanes beyond the last code get the bias -inf: probability 0, so they add nothing.
 #include <cmath>
@@ -14,6 +14,7 @@ namespace {
 using namespace gmvq;
 
 constexpr float INF = std::numeric_limits<float>::infinity();
+constexpr int64_t LEAST_WORK = 1 << 14;  // elements below which a second thread costs more than it saves
 constexpr float MISSING = std::numeric_limits<float>::quiet_NaN();
 
 }  // namespace
@@ -84,8 +85,13 @@ GMVQ_INLINE Joint joint_at(const GmvqMixtureBlock &block, const float *products,
   Floats precision = lanes.load(block.precisions + code, 0.0f);
   Floats unclamped =
       precision * (half_square - lanes.load(products + code, 0.0f)) + lanes.load(block.half_norms + code, 0.0f);
-  Floats energy = larger(unclamped, all(block.floor));
+  // a NaN goes through: the first of the two gives way to the second
+  Floats energy = larger(all(0.0f), unclamped);
   return {energy, unclamped, lanes.load(block.biases + code, -INF) - energy};
+}
+
+GMVQ_INLINE Floats log_energy_of(const GmvqMixtureBlock &block, const Joint &at) {
+  return logarithm(larger(at.energy, all(block.floor)));
 }
 
 template <typename Lanes>
@@ -151,7 +157,7 @@ void forward_row(const GmvqMixtureBlock &block, int64_t row, float *aggregated) 
     energies += posterior * at.energy;
     // 0 for lanes and codes of probability 0: their exponent may be -inf
     entropies += select((Ints)(posterior > 0.0f), posterior * exponent, all(0.0f));
-    if (block.floor > 0) logarithms += posterior * logarithm(at.energy);
+    if (block.floor > 0) logarithms += posterior * log_energy_of(block, at);
     lanes.store(products + code, posterior);
     if (draws) {
       Floats y = exponential(lanes.load(relaxed + code, -INF) - relaxed_peak);
@@ -206,7 +212,7 @@ struct FromAbove {
     Floats surprise = select((Ints)(posterior > 0.0f), log_posterior, all(0.0f));
     Floats total = energy_gradient * (at.energy - energy) - entropy_gradient * (surprise + entropy) +
                    weight * lanes.load(block.aggregated_gradient + code, 0.0f);
-    if (block.floor > 0) total += log_energy_gradient * (logarithm(at.energy) - log_energy);
+    if (block.floor > 0) total += log_energy_gradient * (log_energy_of(block, at) - log_energy);
     return total;
   }
 };
@@ -247,7 +253,9 @@ void backward_row(const GmvqMixtureBlock &block, int64_t row, int64_t sums_at) {
     Floats log_posterior = at.log_joint - peak - normalizer, posterior = exponential(log_posterior);
     Floats joint_gradient = posterior * (from_above(at, log_posterior, posterior, code, lanes) - expectation);
     Floats energy_gradient = posterior * from_above.energy_gradient;
-    if (block.floor > 0) energy_gradient += posterior * from_above.log_energy_gradient / at.energy;
+    if (block.floor > 0)
+      energy_gradient += select((Ints)(at.energy > block.floor),
+                                posterior * from_above.log_energy_gradient / at.energy, all(0.0f));
     if (draws) {
       Floats perturbed = (at.log_joint - log_exponential(random)) * block.inverse_temperature;
       Floats y = exponential(perturbed - relaxed_peak - relaxed_normalizer);
@@ -257,7 +265,7 @@ void backward_row(const GmvqMixtureBlock &block, int64_t row, int64_t sums_at) {
       energy_gradient += y * from_relaxed_energy;
       lanes.store(relaxed + code, y);
     }
-    energy_gradient = select((Ints)(at.unclamped > block.floor), energy_gradient - joint_gradient, all(0.0f));
+    energy_gradient = select((Ints)(at.unclamped > 0.0f), energy_gradient - joint_gradient, all(0.0f));
     Floats scaled = energy_gradient * lanes.load(block.precisions + code, 0.0f);
     row_sum += scaled;
     lanes.store(products + code, scaled);
@@ -274,7 +282,7 @@ void backward_row(const GmvqMixtureBlock &block, int64_t row, int64_t sums_at) {
 template <typename Visit>
 void over_threads(const GmvqMixtureBlock &block, Visit visit) {
   const int64_t threads = block.threads;
-#pragma omp parallel for num_threads(block.threads) schedule(static)
+#pragma omp parallel for num_threads(block.threads) schedule(static) if (block.rows * block.codes > LEAST_WORK)
   for (int64_t thread = 0; thread < threads; thread++) {
     const int64_t last = block.rows * (thread + 1) / threads;
     for (int64_t row = block.rows * thread / threads; row < last; row++) visit(row, thread * block.codes);

@@ -6,14 +6,15 @@ the device of the latents.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from gmvq.kernels import mixture_blocks
+from gmvq.kernels import mixture_blocks, reference
+from gmvq.kernels.compiled import has_triton
 from gmvq.kernels.mixture_types import MixtureStep, Needs, Problem, Results, Upstream
 
 PASSED_ON = ("energy", "log_energy", "entropy", "log_density", "aggregated", "relaxed", "relaxed_energy")
@@ -44,7 +45,7 @@ def mixture_step(
     r"""Posterior of a Gaussian mixture, a relaxed sample of it and its sums, in memory O(N + K).
 
     .. math::
-        e_{nc} = \max(p_c |z_n - \mu_c|^2 / 2, \epsilon), \quad j_{nc} = b_c - e_{nc}, \quad
+        e_{nc} = p_c |z_n - \mu_c|^2 / 2, \quad j_{nc} = b_c - e_{nc}, \quad
         q_n = \mathrm{softmax}_c(j_{nc}), \quad y_n = \mathrm{softmax}_c((j_{nc} + g_{nc}) / \tau)
 
     The backward pass computes q and y again, with the same noise g, instead of storing them. A row that is not finite
@@ -57,13 +58,13 @@ def mixture_step(
         precisions: p, above 0, ``(K,)``; by default 1.
         biases: b, in nats ``(K,)``; by default 0.
         prices: What a code costs in ``priced``, in nats ``(K,)``; by default 0.
-        weights: Weight of each row in ``aggregated``, ``(N,)``; by default 1.
-        temperature: tau ``()``, above 0. Without it there is no relaxed sample.
+        weights: Weight of each row in ``aggregated``, without gradient, ``(N,)``; by default 1.
+        temperature: tau ``()``, above 0, without gradient. Without it there is no relaxed sample.
         seed: Of the noise ``()``, int64, at least 0, as :func:`gmvq.kernels.random_seed` draws it.
-        floor: epsilon, least energy in nats; above 0 asks for ``log_energy``.
+        floor: Least energy in nats that ``log_energy`` takes a logarithm of; above 0 asks for it.
 
     Returns:
-        Results with gradients to latents, codebook, values, precisions and biases.
+        Results with gradients to latents, codebook, values, precisions and biases; no second ones.
 
     Raises:
         ValueError: If shapes, precisions or the other arguments do not agree.
@@ -79,7 +80,8 @@ def mixture_step(
         (torch.Size([100, 4]), 100.0)
     """
     values = codebook if values is None else values
-    _check(latents, codebook, values, temperature, seed, floor)
+    _check(latents, codebook, values, floor)
+    _check_draws(latents, temperature, seed)
     (rows, _), codes = latents.shape, len(codebook)
     parts = {
         "precisions": (precisions, codes, 1.0),
@@ -95,11 +97,22 @@ def mixture_step(
                 f"'{name}' must be of shape ({length},) for {rows} latents and {codes} codes, got "
                 f"{tuple(part.shape)}. Expand it."
             )
+        _check_device(name, part, latents)
         whole.append(part.to(latents.dtype))
     if temperature is not None and seed is None:
         seed = random_seed(latents.device)
-    results = Results(*_forward(latents, codebook, values, *whole, temperature, seed, floor))
+    arguments = (latents, codebook, values, *whole, temperature, seed, floor)
+    if _is_transformed():
+        return reference.mixture_step(*arguments)
+    results = Results(*_forward(*arguments))
     return MixtureStep(*(getattr(results, name) for name in MixtureStep._fields))
+
+
+def _is_transformed() -> bool:
+    """Inside torch.func or forward-mode differentiation, which operators do not take: the definition serves them."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def random_seed(device: torch.device) -> Tensor:
@@ -107,9 +120,7 @@ def random_seed(device: torch.device) -> Tensor:
     return torch.randint(2**62, (), device=device)
 
 
-def _check(
-    latents: Tensor, codebook: Tensor, values: Tensor, temperature: Tensor | None, seed: Tensor | None, floor: float
-) -> None:
+def _check(latents: Tensor, codebook: Tensor, values: Tensor, floor: float) -> None:
     if latents.dim() != 2 or codebook.dim() != 2 or latents.shape[1] != codebook.shape[1] or len(codebook) == 0:
         raise ValueError(
             f"'latents' must be (N, L) and 'codebook' (K, L) with K > 0, got {tuple(latents.shape)} and "
@@ -126,14 +137,37 @@ def _check(
             "'latents', 'codebook' and 'values' must be of one precision, float32 or float64, got "
             f"{', '.join(sorted(map(str, dtypes)))}. Use .float()."
         )
-    if seed is not None and temperature is None:
-        raise ValueError("'seed' needs a 'temperature': without one nothing is drawn, got None. Give both.")
+    _check_device("codebook", codebook, latents)
+    _check_device("values", values, latents)
     if not 0 <= floor < float("inf"):
         raise ValueError(f"'floor' must be a finite number of at least 0, got {floor}. Use 0.0.")
 
 
+def _check_draws(latents: Tensor, temperature: Tensor | None, seed: Tensor | None) -> None:
+    if seed is not None and temperature is None:
+        raise ValueError("'seed' needs a 'temperature': without one nothing is drawn, got None. Give both.")
+    for name, part in (("temperature", temperature), ("seed", seed)):
+        if part is None:
+            continue
+        if not isinstance(part, Tensor) or part.dim() != 0 or part.is_floating_point() != (name == "temperature"):
+            kind = "a float" if name == "temperature" else "an int64"
+            raise ValueError(f"'{name}' must be {kind} tensor of shape (), got {part!r}. Use torch.tensor.")
+        _check_device(name, part, latents)
+    on_host = latents.device.type == "cpu" and not torch.compiler.is_compiling()  # no wait for a GPU
+    if temperature is not None and on_host and type(temperature) is Tensor and not float(temperature) > 0:
+        raise ValueError(f"'temperature' must be above 0, got {float(temperature)}. Use torch.tensor(1.0).")
+
+
+def _check_device(name: str, part: Tensor, latents: Tensor) -> None:
+    if part.device != latents.device:
+        raise ValueError(
+            f"'{name}' must lie on the latents' device, {latents.device}, got {part.device}. "
+            f"Use {name}.to(latents.device)."
+        )
+
+
 def _implementation(latents: Tensor) -> Any:  # noqa: ANN401  a module
-    if latents.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+    if latents.device.type == "cuda" and latents.dtype == torch.float32 and has_triton():
         from gmvq.kernels import triton_mixture
 
         return triton_mixture
@@ -154,7 +188,8 @@ def _forward(
     floor: float,
 ) -> ResultTensors:
     problem = Problem.of(latents, codebook, values, precisions, biases, weights, temperature, seed, floor)
-    return tuple(_implementation(latents).forward(problem, prices.contiguous()))
+    with torch.autocast(latents.device.type, enabled=False):
+        return tuple(_implementation(latents).forward(problem, prices.contiguous()))
 
 
 @_forward.register_fake
@@ -202,7 +237,8 @@ def _backward(
     if problem.draws:  # the others of these rows: 0 times NaN
         finite = problem.half_squares.isfinite()[:, None]
         above = above._replace(relaxed=torch.where(finite, above.relaxed, 0.0))
-    found = _implementation(latents).backward(problem, results, above, Needs(*needs))
+    with torch.autocast(latents.device.type, enabled=False):
+        found = _implementation(latents).backward(problem, results, above, Needs(*needs))
     return tuple(latents.new_empty(0) if part is None else part for part in found)
 
 

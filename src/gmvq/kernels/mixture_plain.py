@@ -10,7 +10,6 @@ from torch import Tensor
 from gmvq.kernels.mixture_types import CodeSums, Problem, Results, Upstream
 from gmvq.kernels.noise import exponential
 
-
 FAINTEST = -60.0
 """Logarithm of the least probability above 0."""
 
@@ -47,7 +46,7 @@ def forward(
     sums = [(posterior * energies).sum(-1), _negative_entropies(posterior, log_posterior).neg_(), log_density]
     outputs = [results.energy, results.entropy, results.log_density]
     if block.floor > 0:
-        sums.append((posterior * energies.log()).sum(-1))
+        sums.append((posterior * energies.clamp_min(block.floor).log()).sum(-1))
         outputs.append(results.log_energy)
     else:
         results.log_energy.copy_(torch.where(finite, 0.0, torch.nan))
@@ -87,8 +86,8 @@ def backward(
     above -= upstream.entropy[:, None] * torch.where(posterior > 0, log_posterior, 0.0)
     direct = upstream.energy[:, None]
     if block.floor > 0:
-        above += upstream.log_energy[:, None] * energies.log()
-        direct = direct + upstream.log_energy[:, None] / energies
+        above += upstream.log_energy[:, None] * energies.clamp_min(block.floor).log()
+        direct = direct + torch.where(energies > block.floor, upstream.log_energy[:, None] / energies, 0.0)
     expectations = (posterior * above).sum(-1, keepdim=True)
     of_joint = posterior * (above - expectations + upstream.log_density[:, None])
     of_energies = posterior * direct
@@ -99,7 +98,7 @@ def backward(
         of_joint += y * (of_y - (y * of_y).sum(-1, keepdim=True)) / block.temperature
         of_energies = of_energies + y * upstream.relaxed_energy[:, None]
         relaxed.copy_(y)
-    of_energies = torch.where(unclamped > block.floor, of_energies - of_joint, 0.0)
+    of_energies = torch.where(unclamped > 0, of_energies - of_joint, 0.0)
     torch.mul(of_energies, block.precisions, out=products)
     sums.scaled[0] += products.sum(0)
     if sums.biases is not None and sums.precisions is not None:
@@ -111,7 +110,7 @@ def backward(
 def _joint(block: Problem, products: Tensor) -> _Joint:
     half_squares = torch.where(block.half_squares.isfinite(), block.half_squares, 0.0)[:, None]
     unclamped = block.precisions * (half_squares - products) + block.half_norms
-    energies = unclamped.clamp_min(block.floor)
+    energies = unclamped.clamp_min(0)
     return _Joint(unclamped, energies, block.biases - energies)
 
 

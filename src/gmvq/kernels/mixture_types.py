@@ -16,7 +16,7 @@ class MixtureStep(NamedTuple):
         priced: The same under the given prices ``(N,)``.
         drawn: A code drawn from the posterior ``(N,)``; empty without a temperature.
         energy: E_q[e] in nats ``(N,)``.
-        log_energy: E_q[log e] ``(N,)``; 0 where no floor keeps e off 0.
+        log_energy: E_q[log max(e, floor)] ``(N,)``; 0 without a floor.
         entropy: Of q, in nats ``(N,)``.
         log_density: Logarithm of the sum of exp(j) over codes ``(N,)``.
         aggregated: Weighted sum of q over rows ``(K,)``.
@@ -52,7 +52,7 @@ class Problem(NamedTuple):
         half_norms: p |mu|^2 / 2, ``(K,)``.
         temperature: tau ``()``; None draws nothing.
         seed: ``()``, int64; None draws nothing.
-        floor: Least energy in nats; above 0 asks for the logarithms of the energies.
+        floor: Least energy in nats that a logarithm is taken of; above 0 asks for these logarithms.
         first_row: Number of the first row, by which its noise is drawn.
     """
 

@@ -45,7 +45,7 @@ def nearest_code(
     Args:
         latents: Rows ``(N, L)``.
         codebook: Codes ``(K, L)``.
-        top: Give so many codes of each latent, the nearest first.
+        top: Give so many codes of each latent, the nearest first; equals come in any order.
         cosine: Compare directions instead of points.
         feature_weights: w, at least 0, ``(L,)``; 1 by default.
         offsets: o, what is added to the score of each code ``(K,)``, as the logarithms of a mixture's weights; 0 by

@@ -117,7 +117,7 @@ def mixture_step(
     r"""Posterior of a Gaussian mixture, a relaxed sample of it and its sums, in memory O(N K).
 
     .. math::
-        e_{nc} = \max(p_c |z_n - \mu_c|^2 / 2, \epsilon), \quad j_{nc} = b_c - e_{nc}, \quad
+        e_{nc} = p_c |z_n - \mu_c|^2 / 2, \quad j_{nc} = b_c - e_{nc}, \quad
         q_n = \mathrm{softmax}_c(j_{nc}), \quad y_n = \mathrm{softmax}_c((j_{nc} + g_{nc}) / \tau)
 
     A row that is not finite has NaN in all of its own results, and no part in what rows share.
@@ -132,17 +132,17 @@ def mixture_step(
         weights: Weight of each row in ``aggregated``, ``(N,)``.
         temperature: tau ``()``, above 0; None draws nothing.
         seed: ``()``, int64, at least 0.
-        floor: epsilon, least energy in nats; above 0 asks for ``log_energy``.
+        floor: Least energy in nats that ``log_energy`` takes a logarithm of; above 0 asks for it.
     """
     finite = latents.isfinite().all(-1)
     latents = torch.where(finite[:, None], latents, 0.0)
     squares = latents.square().sum(-1, keepdim=True) + codebook.square().sum(-1)
     distances = torch.addmm(squares, latents, codebook.T, alpha=-2)
-    energies = (precisions * distances / 2).clamp_min(floor)
+    energies = (precisions * distances / 2).clamp_min(0)
     joint = biases - energies
     log_posterior = joint.log_softmax(-1)
     posterior = log_posterior.exp()
-    logarithms = energies.log() if floor > 0 else torch.zeros_like(energies)
+    logarithms = energies.clamp_min(floor).log() if floor > 0 else torch.zeros_like(energies)
     if temperature is None or seed is None:
         drawn, relaxed, relaxed_energy = finite.new_empty(0, dtype=torch.int64), values[:0], energies[:0, 0]
     else:

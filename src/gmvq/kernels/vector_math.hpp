@@ -76,7 +76,7 @@ GMVQ_INLINE Ints counting() { return Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 
 constexpr float FAINTEST = -60.0f;
 
 GMVQ_INLINE Floats exponential(Floats x) {
-  Floats within = larger(x, all(FAINTEST));
+  Floats within = larger(all(FAINTEST), x);
   Floats shifted = within * 1.44269504f + 12582912.0f;  // 1.5 x 2^23: rounds to an integer in the lowest bits
   Floats power = shifted - 12582912.0f;
   Floats r = within - power * 0.693359375f + power * 2.12194440e-4f;

@@ -386,8 +386,9 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         for block in in_blocks(rows, self.codebook_size):
             log_joint = components.log_joint(block)
             log_posterior = log_joint.log_softmax(-1)
-            energies = (components.biases - log_joint).clamp_min(floor)
-            latent = latent_divergence(energies, energies.clamp_min(1e-30).log(), self.noise, self.codebook_dim)
+            energies = components.biases - log_joint
+            log_energies = energies.clamp_min(max(floor, 1e-30)).log()
+            latent = latent_divergence(energies, log_energies, self.noise, self.codebook_dim)
             parts.append((log_posterior.exp() * (log_posterior - log_prior + latent)).sum(-1))
         return torch.cat(parts)
 

@@ -28,6 +28,9 @@ from gmvq.quantizers.rows import row_mean
 LEAST_RATIO = 1e-6
 """Least variance of q(z | x, c) against that of p(z | c)."""
 
+LEAST_NOISE = 1e-10
+"""Noise below which all ratios are the least one: its square must not vanish."""
+
 
 class Assignment(NamedTuple):
     """How N rows stand to K codes, in sums over the codes.
@@ -163,13 +166,14 @@ def latent_divergence(energies: Tensor, log_energies: Tensor, noise: float, code
     """
     if noise == 0:
         return torch.zeros_like(energies)
-    ratio, log_ratio = noise**2 / code_dim * energies, math.log(noise**2 / code_dim) + log_energies
+    factor = max(noise, LEAST_NOISE) ** 2 / code_dim
+    ratio, log_ratio = factor * energies, math.log(factor) + log_energies
     return code_dim / 2 * (ratio - 1 - log_ratio)
 
 
 def least_energy(noise: float, code_dim: int) -> float:
     """The energy in nats at which equation (5) gives the least ratio of variances; 0 without noise."""
-    return LEAST_RATIO * code_dim / noise**2 if noise > 0 else 0.0
+    return LEAST_RATIO * code_dim / max(noise, LEAST_NOISE) ** 2 if noise > 0 else 0.0
 
 
 def variance_ratio(energies: Tensor, noise: float, code_dim: int) -> Tensor:

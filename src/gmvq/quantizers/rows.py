@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gmvq.distributed import sum_over_ranks, world_size
 
@@ -50,7 +50,11 @@ def cleaned(rows: Tensor, mask: Tensor | None) -> CleanRows:
 def can_look_at(values: Tensor) -> bool:
     """True if branches may be taken by values: no wait for a GPU, no graph that would hold one branch for good."""
     in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    return values.device.type == "cpu" and not in_graph
+    if values.device.type != "cpu" or in_graph:
+        return False
+    # fake tensors and those of torch.func stand for values that are not there, or for many at once
+    plain = type(values) in (Tensor, nn.Parameter)
+    return plain and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def mask_of_lengths(lengths: Tensor, shape: torch.Size) -> Tensor:

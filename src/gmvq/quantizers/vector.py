@@ -202,7 +202,7 @@ class VectorQuantizer(AbstractQuantizer):
             values, codes = self.estimator(log_posterior, codebook, self.training_progress)[:2]
             return values, codes, F.embedding(codes, codebook)
         codes = nearest_code(rows, codebook)
-        nearest = F.embedding(codes, codebook)  # several times faster than codebook[codes], backward too
+        nearest = F.embedding(codes, codebook)  # indexing takes longer, its backward most of all
         estimator = StraightThrough() if isinstance(self.estimator, GumbelSoftmax) else self.estimator
         return estimator(rows, nearest), codes, nearest
 
