@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from gmvq.kernels import mixture_blocks, reference
 from gmvq.kernels.compiled import has_triton
 from gmvq.kernels.mixture_types import MixtureStep, Needs, Problem, Results, Upstream
+from gmvq.kernels.tracing import is_transformed
 
 PASSED_ON = ("energy", "log_energy", "entropy", "log_density", "aggregated", "relaxed", "relaxed_energy")
 """Results that pass a gradient on."""
@@ -82,37 +82,18 @@ def mixture_step(
     values = codebook if values is None else values
     _check(latents, codebook, values, floor)
     _check_draws(latents, temperature, seed)
-    (rows, _), codes = latents.shape, len(codebook)
-    parts = {
-        "precisions": (precisions, codes, 1.0),
-        "biases": (biases, codes, 0.0),
-        "prices": (prices, codes, 0.0),
-        "weights": (weights, rows, 1.0),
-    }
-    whole = []
-    for name, (part, length, default) in parts.items():
-        part = latents.new_full((length,), default) if part is None else part
-        if part.shape != (length,):
-            raise ValueError(
-                f"'{name}' must be of shape ({length},) for {rows} latents and {codes} codes, got "
-                f"{tuple(part.shape)}. Expand it."
-            )
-        _check_device(name, part, latents)
-        whole.append(part.to(latents.dtype))
+    of_codes = (
+        _vector(name, part, latents, codebook.shape[0], default)
+        for name, part, default in (("precisions", precisions, 1.0), ("biases", biases, 0.0), ("prices", prices, 0.0))
+    )
+    of_rows = _vector("weights", weights, latents, latents.shape[0], 1.0)
     if temperature is not None and seed is None:
         seed = random_seed(latents.device)
-    arguments = (latents, codebook, values, *whole, temperature, seed, floor)
-    if _is_transformed():
-        return reference.mixture_step(*arguments)
+    arguments = (latents, codebook, values, *of_codes, of_rows, temperature, seed, floor)
+    if is_transformed():  # an operator takes neither tangents nor batches of batches
+        return reference.mixture_step(*arguments)  # pyright: ignore[reportCallIssue]
     results = Results(*_forward(*arguments))
     return MixtureStep(*(getattr(results, name) for name in MixtureStep._fields))
-
-
-def _is_transformed() -> bool:
-    """Inside torch.func or forward-mode differentiation, which operators do not take: the definition serves them."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def random_seed(device: torch.device) -> Tensor:
@@ -156,6 +137,18 @@ def _check_draws(latents: Tensor, temperature: Tensor | None, seed: Tensor | Non
     on_host = latents.device.type == "cpu" and not torch.compiler.is_compiling()  # no wait for a GPU
     if temperature is not None and on_host and type(temperature) is Tensor and not float(temperature) > 0:
         raise ValueError(f"'temperature' must be above 0, got {float(temperature)}. Use torch.tensor(1.0).")
+
+
+def _vector(name: str, part: Tensor | None, latents: Tensor, length: int, default: float) -> Tensor:
+    if part is None:
+        return latents.new_full((length,), default)
+    if part.shape != (length,):
+        raise ValueError(
+            f"'{name}' must be of shape ({length},), one for each {'latent' if name == 'weights' else 'code'}, got "
+            f"{tuple(part.shape)}. Expand it."
+        )
+    _check_device(name, part, latents)
+    return part.to(latents.dtype)
 
 
 def _check_device(name: str, part: Tensor, latents: Tensor) -> None:
@@ -239,7 +232,9 @@ def _backward(
         above = above._replace(relaxed=torch.where(finite, above.relaxed, 0.0))
     with torch.autocast(latents.device.type, enabled=False):
         found = _implementation(latents).backward(problem, results, above, Needs(*needs))
-    return tuple(latents.new_empty(0) if part is None else part for part in found)
+    empty = latents.new_empty
+    of_latents, of_codebook, of_values, of_precisions, of_biases = (empty(0) if x is None else x for x in found)
+    return of_latents, of_codebook, of_values, of_precisions, of_biases
 
 
 @_backward.register_fake

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.distributed import sum_over_ranks, world_size
+from gmvq.kernels.tracing import is_transformed
 
 LARGEST = 1e10
 """Latents are clamped to this magnitude: their squares, over the smallest variance, still fit in float32."""
@@ -53,8 +54,7 @@ def can_look_at(values: Tensor) -> bool:
     if values.device.type != "cpu" or in_graph:
         return False
     # fake tensors and those of torch.func stand for values that are not there, or for many at once
-    plain = type(values) in (Tensor, nn.Parameter)
-    return plain and torch._C._functorch.peek_interpreter_stack() is None
+    return type(values) in (Tensor, nn.Parameter) and not is_transformed()
 
 
 def mask_of_lengths(lengths: Tensor, shape: torch.Size) -> Tensor:
