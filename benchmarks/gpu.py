@@ -2,12 +2,12 @@
 
     python benchmarks/gpu.py --out benchmarks/results/gpu.json
 
-Rates are of floating-point operations that the task cannot avoid, by medians over rounds of CUDA events, after a warm-up
-that also chooses the kernels' tiles. The machine's rate is the higher of torch.mm in bfloat16 at the task's own shape
-and of 8192 x 8192 matrices. Nearest code counts one product of N x L x K; the GM-VQ step (relaxed sample, posterior
-statistics, aggregated posterior, and backward to latents, codebook, values, biases and precisions) counts seven: two
-forward, five backward, whatever is computed again. float32 inputs are multiplied as float32_matmul_precision says:
-"medium" in bfloat16, "high" in tf32, "highest" exactly.
+Rates are of floating-point operations that the task cannot avoid, by medians over rounds of CUDA events, after a
+warm-up that also chooses the kernels' tiles. The machine's rate is the higher of torch.mm in bfloat16 at the task's own
+shape and of 8192 x 8192 matrices. Nearest code counts one product of N x L x K; the GM-VQ step (relaxed sample,
+posterior statistics, aggregated posterior, and backward to latents, codebook, values, biases and precisions) counts
+seven: two forward, five backward, whatever is computed again. float32 inputs are multiplied as
+float32_matmul_precision says: "medium" in bfloat16, "high" in tf32, "highest" exactly.
 
 Peers hold several numbers for each latent and code, so they are measured at --peer-rows latents, and so are the kernels
 beside them: vector-quantize-pytorch's VectorQuantize, a step and an evaluation, and GM-VQ by plain autograd, which is
@@ -53,7 +53,7 @@ class Shape(NamedTuple):
 
 
 class Case(NamedTuple):
-    """Inputs of a mixture step, float32: latents ``(N, L)``, codes and values ``(K, L)``, precisions, biases ``(K,)``."""
+    """Inputs of a mixture step: latents ``(N, L)``, codes and values ``(K, L)``, precisions and biases ``(K,)``."""
 
     latents: Tensor
     codes: Tensor
@@ -71,7 +71,7 @@ class Case(NamedTuple):
 
 
 def drawn(shape: Shape, device: torch.device) -> Case:
-    """Codes of a normal distribution, and latents around some of them, as soft as in training: a few codes share one."""
+    """Codes of a normal distribution, and latents around some of them."""
     generator = torch.Generator(device).manual_seed(0)
     options = {"generator": generator, "device": device}
     codes = torch.randn(shape.codes, shape.features, **options)
@@ -116,7 +116,9 @@ def peak_megabytes(call: Callable[[], Any], device: torch.device) -> float | Non
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
-def measured(name: str, make: Callable[[], Callable[[], Any]], rounds: int, device: torch.device, **more: object) -> Row:
+def measured(
+    name: str, make: Callable[[], Callable[[], Any]], rounds: int, device: torch.device, **more: object
+) -> Row:
     """Time and memory of a call, or a note where it does not fit or is not installed."""
     row: Row = {"name": name, **more}
     try:
@@ -164,21 +166,37 @@ def product_rates(shape: Shape, rounds: int, device: torch.device, square: int =
     return found
 
 
+def upstream(results: Any) -> list[Tensor]:  # noqa: ANN401
+    """Gradients of the results that pass one on: the same numbers in each precision."""
+    outputs = [getattr(results, name) for name in DIFFERENTIABLE]
+    generator = torch.Generator(outputs[0].device).manual_seed(2)
+    options = {"generator": generator, "device": outputs[0].device}
+    return [torch.randn(output.shape, **options).to(output.dtype) for output in outputs]
+
+
 def stepped(function: Callable[..., Any], case: Case) -> Callable[[], Any]:
-    """A mixture step and its backward pass, with upstream gradients of fixed numbers."""
+    """A mixture step and its backward pass."""
     case = case.to(torch.float32)
     device = case.latents.device
     temperature, seed = torch.ones((), device=device), torch.tensor(1, device=device)
+    above: list[Tensor] = []
 
     def call() -> Any:  # noqa: ANN401
         for part in case:
             part.grad = None
         results = function(case, temperature, seed)
-        outputs = [getattr(results, name) for name in DIFFERENTIABLE]
-        torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+        if not above:
+            above.extend(upstream(results))
+        torch.autograd.backward([getattr(results, name) for name in DIFFERENTIABLE], above)
         return results
 
     return call
+
+
+def nearest_of_halves(case: Case) -> Callable[[], Tensor]:
+    """Nearest code of latents and codes in bfloat16."""
+    latents, codes = case.latents.bfloat16(), case.codes.bfloat16()
+    return lambda: nearest_code(latents, codes)
 
 
 def by_kernels(case: Case, temperature: Tensor, seed: Tensor) -> Any:  # noqa: ANN401
@@ -221,15 +239,15 @@ def agreement(case: Case, precision: str) -> Row:
     device = case.latents.device
     temperature, seed = torch.ones((), device=device), torch.tensor(1, device=device)
     expected, found = by_autograd(exact, temperature.double(), seed), by_kernels(own, temperature, seed)
-    errors = {}
     for results in (expected, found):
-        outputs = [getattr(results, name) for name in DIFFERENTIABLE]
-        torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
-    pairs = {name: (getattr(found, name), getattr(expected, name)) for name in DIFFERENTIABLE}
-    pairs |= {f"gradient of {name}": (one.grad, two.grad) for name, one, two in zip(case._fields, own, exact)}  # noqa: B905
-    for name, (one, two) in pairs.items():
-        errors[name] = float((one.double() - two).norm() / two.norm())
-    same = {name: float((getattr(found, name) == getattr(expected, name)).double().mean()) for name in ("codes", "drawn")}
+        torch.autograd.backward([getattr(results, name) for name in DIFFERENTIABLE], upstream(results))
+    pairs = {name: (getattr(found, name).detach(), getattr(expected, name).detach()) for name in DIFFERENTIABLE}
+    for name, one, two in zip(case._fields, own, exact, strict=True):
+        pairs[f"gradient of {name}"] = one.grad, two.grad
+    errors = {name: float((one.double() - two).norm() / two.norm()) for name, (one, two) in pairs.items()}
+    same = {
+        name: float((getattr(found, name) == getattr(expected, name)).double().mean()) for name in ("codes", "drawn")
+    }
     codes = reference.nearest_code(exact.latents.detach(), exact.codes.detach())
     same["nearest_code"] = float((nearest_code(own.latents, own.codes) == codes).double().mean())
     return {"precision": precision, "share_of_equal_codes": same, "relative_errors": errors}
@@ -241,16 +259,14 @@ def measure(shape: Shape, peer_rows: int, slice_rows: int, rounds: int, device: 
     machine = max(row.get("teraflops", 0.0) for row in products)
     case = drawn(shape, device)
     few, fewer = case.rows(peer_rows), shape._replace(rows=min(peer_rows, shape.rows))
-    halves = case.latents.bfloat16(), case.codes.bfloat16()
     torch.set_float32_matmul_precision("medium")
     kernels = [
         with_rates(
-            measured("nearest code, bfloat16", lambda: lambda: nearest_code(*halves), rounds, device),
+            measured("nearest code, bfloat16", lambda: nearest_of_halves(case), rounds, device),
             shape.operations,
             machine,
         )
     ]
-    del halves
     beside = []
     for precision in ("medium", "high", "highest"):
         torch.set_float32_matmul_precision(precision)
@@ -287,7 +303,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Measures, prints and writes; 2 where there is no GPU."""
     options = parse(arguments)
     if not torch.cuda.is_available():
-        print("benchmarks/gpu.py measures a GPU, and torch sees none: torch.cuda.is_available() is False.", file=sys.stderr)
+        print(
+            "benchmarks/gpu.py measures a GPU, and torch sees none: torch.cuda.is_available() is False.",
+            file=sys.stderr,
+        )
         return 2
     from importlib.metadata import version
 

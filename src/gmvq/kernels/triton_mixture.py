@@ -1,0 +1,303 @@
+"""The mixture step on a GPU: what to launch on which blocks of rows, in which precision and tiles.
+
+Matrix units take products in tf32 or bfloat16, inside the kernels. Exact float32 they have not, and torch's own product
+is the fastest there is: then a block of rows has its products written first, and the kernels read them.
+
+The products of the backward pass are torch's own in any precision, on D and y of a block. (Accumulators of them in the
+kernels, as attention has them, would leave no registers for the noise, and two sweeps would have to draw it.)
+
+Nothing is summed by atomic additions: the same inputs give the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gmvq.kernels.mixture_types import Gradients, Needs, Problem, Results, Upstream
+from gmvq.kernels.triton_mixture_gradients import pair_kernel, row_kernel
+from gmvq.kernels.triton_mixture_kernels import forward_kernel, posterior_kernel
+from gmvq.kernels.triton_mixture_parts import LN2, LOG2E, Operands, noise_of, product, row_parts
+from gmvq.kernels.triton_tiles import MAX_FEATURES, ROWS, Tile, operand, padded, tuned
+
+_FORWARD_TILES = (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 1), Tile(128, 128, 8, 2))
+_POSTERIOR_TILES = (Tile(128, 128, 8, 2), Tile(64, 128, 4, 2), Tile(128, 64, 8, 2), Tile(64, 64, 4, 1))
+_ROW_TILES = (Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Tile(64, 64, 4, 1))
+_PAIR_TILES = (Tile(64, 64, 4, 1), Tile(128, 64, 8, 1), Tile(64, 64, 4, 2))
+_EXACT_TILES = (Tile(32, 64, 4, 2), Tile(64, 64, 4, 2))
+
+_CODES_OF_A_TILE = 64
+"""In the tiles of pairs and in the exact ones: each tile has sums of its own."""
+
+_TERMS = 13
+
+
+def supports(latents: Tensor, values: Tensor) -> bool:
+    """Whether these kernels take latents ``(N, L)`` and values ``(K, V)``: float32, of at most 256 features."""
+    return latents.dtype == torch.float32 and max(latents.shape[1], values.shape[1]) <= MAX_FEATURES
+
+
+def forward(problem: Problem, prices: Tensor) -> Results:
+    """The results, in memory O(N + K), and two blocks where products are exact.
+
+    Args:
+        problem: What :func:`supports` says, on a GPU, or anywhere in the interpreter.
+        prices: What a code costs in ``priced``, in nats ``(K,)``.
+    """
+    results, operands = Results.empty(problem), Operands.of(problem)
+    finite, exact = problem.half_squares.isfinite()[:, None], operands.units.exact
+    prices, weights = padded(prices, operands.codes) * LOG2E, padded(problem.weights, operands.rows)
+    posterior = operands.columns.new_empty(4, operands.rows)
+    sums = operands.columns.new_zeros(operands.codes)
+    for block in operands.blocks(4 if exact else 0):
+        products = product(operands.latents.data[block], operands.codebook.data.T) if exact else posterior
+        _sweep_codes(problem, operands, prices, products, block, results, posterior)
+        of_parts, relaxation = _sweep_rows(problem, operands, weights, products, block, posterior)
+        sums += of_parts.sum(0)
+        if relaxation is not None:
+            own = results.relaxed[block]
+            mixed = product(relaxation, operands.values)[: len(own), : own.shape[1]]
+            own.copy_(torch.where(finite[block], mixed, torch.nan))
+    return results._replace(aggregated=sums[: len(problem.codebook)].clone())
+
+
+class _Above(NamedTuple):
+    """Padded upstream gradients, and the terms of the rows.
+
+    Attributes:
+        shared: Of the aggregate ``(K',)``.
+        relaxed: Of the relaxed sample ``(N', V')``, as products take it.
+        terms: What :func:`row_kernel` writes ``(13, N')``.
+    """
+
+    shared: Tensor
+    relaxed: Tensor
+    terms: Tensor
+
+
+def backward(problem: Problem, results: Results, upstream: Upstream, needs: Needs) -> Gradients:
+    """The gradients that are needed, in memory O(N + K) and two blocks, or four where products are exact.
+
+    Args:
+        problem: As the forward pass had it.
+        results: What the forward pass saved.
+        upstream: Gradients of the results; those of rows that are not finite must be 0 in ``relaxed``.
+        needs: Which gradients to give.
+    """
+    operands = Operands.of(problem)
+    latents, codebook, values = operands.latents.data, operands.codebook.data, operands.values
+    exact, with_values = operands.units.exact, needs.values and problem.draws
+    new = operands.columns.new_zeros
+    above = _Above(
+        padded(upstream.aggregated, operands.codes),
+        operand(upstream.relaxed, ROWS, operands.units).data if problem.draws else values,
+        new(_TERMS, operands.rows),
+    )
+    of_latents = new(latents.shape) if needs.latents else None
+    of_codebook, of_values, of_columns = new(codebook.shape), new(values.shape), new(3, operands.codes)
+    for block in operands.blocks(latents.element_size()):
+        products = product(latents[block], codebook.T) if exact else above.shared
+        _sum_up_rows(problem, operands, results, upstream, above, products, block)
+        scaled, relaxation, of_rows, columns = _pairs(problem, operands, above, products, block, needs)
+        if of_latents is not None:
+            of_latents[block] = latents[block] * of_rows[:, None] - product(scaled, codebook)
+        if needs.codebook:
+            of_codebook -= product(scaled.T, latents[block])
+        if with_values:
+            of_values += product(relaxation.T, above.relaxed[block])
+        of_columns += columns
+    of_codebook += of_columns[0, :, None] * codebook
+    count, features = problem.codebook.shape
+    finite = problem.half_squares.isfinite()[:, None]
+    return Gradients(
+        None if of_latents is None else torch.where(finite, of_latents[: len(finite), :features] * LN2, torch.nan),
+        of_codebook[:count, :features] * LN2 if needs.codebook else None,
+        of_values[:count, : problem.values.shape[1]].clone() if needs.values else None,
+        of_columns[2, :count] * LN2 / problem.precisions if needs.precisions else None,
+        of_columns[1, :count].clone() if needs.biases else None,
+    )
+
+
+def _constants(problem: Problem, operands: Operands) -> dict[str, Any]:
+    return {
+        "L": operands.latents.data.shape[1],
+        "SAMPLED": problem.draws,
+        "FUSED": not operands.units.exact,
+        "PRECISION": operands.units.precision,
+    }
+
+
+def _sweep_codes(
+    problem: Problem,
+    operands: Operands,
+    prices: Tensor,
+    products: Tensor,
+    block: slice,
+    results: Results,
+    posterior: Tensor,
+) -> None:
+    """Writes the results of a block's rows, and the normalizers."""
+    exact, count = operands.units.exact, block.stop - block.start
+    tuned(
+        forward_kernel,
+        _EXACT_TILES if exact else _FORWARD_TILES,
+        ("L", "PADDED_V", "FLOORED", "SAMPLED"),
+        lambda tile: 0 if exact else operands.bytes_of(tile.rows + tile.stages * tile.codes, tile.stages * tile.codes),
+        posterior.device,
+    )(
+        lambda tile: (count // tile["BN"],),
+        *operands.latents,
+        problem.half_squares,
+        operands.codebook.data,
+        operands.values,
+        operands.columns,
+        prices,
+        *noise_of(problem, posterior),
+        products,
+        *(part for name, part in results._asdict().items() if name != "aggregated"),
+        posterior,
+        block.start,
+        len(problem.latents),
+        operands.rows,
+        len(problem.codebook),
+        operands.codes,
+        problem.values.shape[1],
+        problem.first_row,
+        problem.floor * LOG2E,
+        **_constants(problem, operands),
+        PADDED_V=operands.values.shape[1],
+        FLOORED=problem.floor > 0,
+        ROUNDED_BITS=operands.units.rounded_bits,
+    )
+
+
+def _sweep_rows(
+    problem: Problem, operands: Operands, weights: Tensor, products: Tensor, block: slice, posterior: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Sums of a block's posteriors ``(parts, K')`` and, where products are given and y is drawn, y ``(n, K')``."""
+    exact, count = operands.units.exact, block.stop - block.start
+    parts, size = row_parts(count, operands.codes, posterior.device)
+    relaxation = torch.empty_like(products) if exact and problem.draws else None
+    sums = posterior.new_empty(parts, operands.codes)
+    tuned(
+        posterior_kernel,
+        _EXACT_TILES if exact else _POSTERIOR_TILES,
+        ("L", "SAMPLED"),
+        lambda tile: 0 if exact else operands.bytes_of(tile.codes + tile.stages * tile.rows, 0),
+        posterior.device,
+    )(
+        lambda tile: (operands.codes // tile["BK"], parts),
+        *operands.latents,
+        operands.codebook.data,
+        operands.columns,
+        posterior,
+        weights,
+        *noise_of(problem, posterior),
+        products,
+        products if relaxation is None else relaxation,
+        sums,
+        block.start,
+        count,
+        size,
+        operands.rows,
+        operands.codes,
+        problem.first_row,
+        problem.floor * LOG2E,
+        **_constants(problem, operands),
+    )
+    return sums, relaxation
+
+
+def _sum_up_rows(
+    problem: Problem,
+    operands: Operands,
+    results: Results,
+    upstream: Upstream,
+    above: _Above,
+    products: Tensor,
+    block: slice,
+) -> None:
+    """Writes the terms of a block's rows."""
+    exact, count = operands.units.exact, block.stop - block.start
+    tuned(
+        row_kernel,
+        _EXACT_TILES if exact else _ROW_TILES,
+        ("L", "PADDED_V", "SAMPLED"),
+        lambda tile: 0 if exact else operands.bytes_of(tile.rows + tile.stages * tile.codes, 0),
+        products.device,
+    )(
+        lambda tile: (count // tile["BN"],),
+        *operands.latents,
+        problem.half_squares,
+        operands.codebook.data,
+        operands.columns,
+        above.shared,
+        problem.weights,
+        above.relaxed,
+        products,
+        *(results.energy, results.log_energy, results.entropy, results.relaxed, results.relaxed_energy),
+        *(results.peak, results.normalizer, results.relaxed_peak, results.relaxed_normalizer),
+        *(upstream.energy, upstream.log_energy, upstream.entropy, upstream.log_density, upstream.relaxed_energy),
+        above.terms,
+        block.start,
+        len(problem.latents),
+        operands.rows,
+        operands.codes,
+        problem.values.shape[1],
+        problem.floor * LOG2E,
+        **_constants(problem, operands),
+        PADDED_V=operands.values.shape[1],
+    )
+
+
+def _pairs(
+    problem: Problem, operands: Operands, above: _Above, products: Tensor, block: slice, needs: Needs
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """D and y of a block of n rows ``(n, K')``, D summed over codes ``(n)``, and D, dj, de e over rows ``(3, K')``."""
+    exact, count, codes = operands.units.exact, block.stop - block.start, operands.codes
+    with_values = needs.values and problem.draws
+    tangents = product(above.relaxed[block], operands.values.T) if exact and problem.draws else products
+    parts, size = row_parts(count, codes, products.device)
+    scaled = operands.values.new_empty(count, codes)
+    relaxation = torch.empty_like(scaled) if with_values else scaled
+    of_rows = above.terms.new_empty(codes // _CODES_OF_A_TILE, count)
+    of_columns = above.terms.new_zeros(parts, 3, codes)
+    tuned(
+        pair_kernel,
+        _EXACT_TILES if exact else _PAIR_TILES,
+        ("L", "PADDED_V", "FLOORED", "SAMPLED", "VALUES", "COLUMNS"),
+        lambda tile: 0 if exact else operands.bytes_of(*[tile.codes + tile.stages * tile.rows] * 2),
+        products.device,
+    )(
+        lambda tile: (codes // tile["BK"], parts),
+        *operands.latents,
+        operands.codebook.data,
+        operands.values,
+        operands.columns,
+        above.shared,
+        above.relaxed,
+        above.terms,
+        *noise_of(problem, above.shared),
+        products,
+        tangents,
+        scaled,
+        relaxation,
+        of_rows,
+        of_columns,
+        block.start,
+        count,
+        size,
+        operands.rows,
+        codes,
+        problem.first_row,
+        problem.floor * LOG2E,
+        **_constants(problem, operands),
+        PADDED_V=operands.values.shape[1],
+        FLOORED=problem.floor > 0,
+        VALUES=with_values,
+        COLUMNS=needs.precisions or needs.biases,
+        ROUNDED_BITS=operands.units.rounded_bits,
+    )
+    return scaled, relaxation, of_rows.sum(0), of_columns.sum(0)
