@@ -23,12 +23,13 @@ extern "C" {
 
 // A block of a mixture step; gmvq.kernels.mixture_blocks mirrors it. Rows (N,), codes (K,), matrices (N, K).
 struct GmvqMixtureBlock {
-  int64_t rows, codes, first_row, seed;
+  int64_t rows, codes, first_row, seed, features;
   float inverse_temperature, floor;
   int32_t draws, threads;
   const float *precisions, *half_norms, *biases, *prices;  // (K,): p, h, b
   const float *half_squares, *weights;                     // (N,): |z|^2 / 2
-  float *products;  // (N, K): z.m on entry; exp(j - max) of the forward, D = p de of the backward on return
+  const float *latents, *columns;  // (N, L), (L, K): of few features, to make the products here; otherwise null
+  float *products;  // (N, K): z.m on entry, unless made here; exp(j - max) of the forward, D = p de of the backward on return
   float *relaxed;   // (N, K): nothing, or gV.v on entry; exp((j + g) / tau - max) of the forward, y of the backward
   // results of the forward, which the backward reads
   int64_t *most_likely, *priced, *drawn;
@@ -78,6 +79,18 @@ struct Best {
 struct Joint {
   Floats energy, unclamped, log_joint;
 };
+
+// Products of a row with all codes. Of few features they cost less here, in the cache, than a matrix product that
+// writes them to memory.
+inline void multiply(const GmvqMixtureBlock &block, int64_t row, float *products) {
+  const float *latent = block.latents + row * block.features;
+  over_vectors(0, block.codes, [&](int64_t code, auto lanes) __attribute__((always_inline)) {
+    Floats total = {};
+    for (int64_t feature = 0; feature < block.features; feature++)
+      total += latent[feature] * lanes.load(block.columns + feature * block.codes + code, 0.0f);
+    lanes.store(products + code, total);
+  });
+}
 
 template <typename Lanes>
 GMVQ_INLINE Joint joint_at(const GmvqMixtureBlock &block, const float *products, float half_square, int64_t code,
@@ -135,6 +148,7 @@ void forward_row(const GmvqMixtureBlock &block, int64_t row, float *aggregated) 
     return;
   }
 
+  if (block.latents) multiply(block, row, products);
   Best best = Best::none(), best_priced = Best::none(), best_drawn = Best::none();
   over_codes<draws>(block, row, [&](int64_t code, auto lanes, Words random) __attribute__((always_inline)) {
     Joint at = joint_at(block, products, half_square, code, lanes);
@@ -231,6 +245,7 @@ void backward_row(const GmvqMixtureBlock &block, int64_t row, int64_t sums_at) {
     return;
   }
 
+  if (block.latents) multiply(block, row, products);
   const FromAbove from_above(block, row);
   const float peak = block.peak[row], normalizer = block.normalizer[row];
   Floats total = {}, expectations = {};

@@ -25,13 +25,14 @@ LEAST_ROWS = 32
 
 def forward(problem: Problem, prices: Tensor) -> Results:
     """The results, in memory O(N + K) and two blocks."""
-    results, sums = Results.empty(problem), _sums(problem)
+    sweeps, results, sums = _sweeps(problem), Results.empty(problem), _sums(problem)
     # where features are few, products with codes along the second axis of all factors take down to a tenth of the time
     values = problem.values.T.contiguous()
     for start, stop, products, relaxed in _blocks(problem):
         block, own = problem.block(start, stop), results.block(start, stop)
-        torch.mm(block.latents, block.codebook.T, out=products)
-        totals = _sweeps(problem).forward(block, prices, products, relaxed, own, sums.zero_())
+        if not sweeps.makes_products(problem):
+            torch.mm(block.latents, block.columns, out=products)
+        totals = sweeps.forward(block, prices, products, relaxed, own, sums.zero_())
         results.aggregated.add_(sums.sum(0))
         if relaxed is not None:
             torch.div(torch.mm(values, relaxed.T).T, totals[:, None], out=own.relaxed)
@@ -40,26 +41,26 @@ def forward(problem: Problem, prices: Tensor) -> Results:
 
 def backward(problem: Problem, results: Results, upstream: Upstream, needs: Needs) -> Gradients:
     """The gradients that are needed, in memory O(N + K) and two blocks: what lies in the blocks is computed again."""
-    latents = torch.zeros_like(problem.latents)
+    sweeps, latents = _sweeps(problem), torch.zeros_like(problem.latents)
     # (L, K) and (V, K), as in the forward pass
-    of_codes, of_values = (torch.zeros_like(x.T.contiguous()) for x in (problem.codebook, problem.values))
-    codebook = problem.codebook.T.contiguous()
+    of_codes, of_values = torch.zeros_like(problem.columns), torch.zeros_like(problem.values.T.contiguous())
     shared = needs.precisions or needs.biases
     sums = CodeSums(_sums(problem), _sums(problem) if shared else None, _sums(problem) if shared else None)
     totals = [None if part is None else torch.zeros_like(part[0]) for part in sums]
     for start, stop, products, relaxed in _blocks(problem):
         block, own, above = problem.block(start, stop), results.block(start, stop), upstream.block(start, stop)
-        torch.mm(block.latents, block.codebook.T, out=products)
+        if not sweeps.makes_products(problem):
+            torch.mm(block.latents, block.columns, out=products)
         if relaxed is not None:
             torch.mm(above.relaxed, block.values.T, out=relaxed)
-        row_sums = _sweeps(problem).backward(block, own, above, products, relaxed, sums)
+        row_sums = sweeps.backward(block, own, above, products, relaxed, sums)
         for total, part in zip(totals, sums, strict=True):
             if total is not None and part is not None:
                 total.add_(part.sum(0))
                 part.zero_()
         if needs.latents:
             scaled_rows = row_sums[:, None] * block.latents
-            torch.sub(scaled_rows, torch.mm(codebook, products.T).T, out=latents[start:stop])
+            torch.sub(scaled_rows, torch.mm(problem.columns, products.T).T, out=latents[start:stop])
         if needs.codebook:
             of_codes.addmm_(block.latents.T, products, alpha=-1)
         if needs.values and relaxed is not None:
@@ -68,7 +69,7 @@ def backward(problem: Problem, results: Results, upstream: Upstream, needs: Need
     assert scaled is not None
     return Gradients(
         latents if needs.latents else None,
-        of_codes.addcmul_(scaled, codebook).T.contiguous() if needs.codebook else None,
+        of_codes.addcmul_(scaled, problem.columns).T.contiguous() if needs.codebook else None,
         of_values.T.contiguous() if needs.values else None,
         precisions / problem.precisions if precisions is not None and needs.precisions else None,
         biases if needs.biases else None,

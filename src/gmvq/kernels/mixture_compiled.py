@@ -12,7 +12,8 @@ from gmvq.kernels.compiled import library
 from gmvq.kernels.mixture_types import CodeSums, Problem, Results, Upstream
 
 _POINTERS = (
-    *("precisions", "half_norms", "biases", "prices", "half_squares", "weights", "products", "relaxed"),
+    *("precisions", "half_norms", "biases", "prices", "half_squares", "weights"),
+    *("latents", "columns", "products", "relaxed"),
     *("most_likely", "priced", "drawn", "energy", "log_energy", "entropy", "log_density"),
     *("relaxed_energy", "peak", "normalizer", "relaxed_peak", "relaxed_normalizer", "relaxed_total", "aggregated"),
     *("energy_gradient", "log_energy_gradient", "entropy_gradient", "log_density_gradient"),
@@ -21,15 +22,24 @@ _POINTERS = (
 )
 
 
+MOST_FEATURES = 8
+"""Features up to which the sweep makes the products itself: a matrix product would take longer to write them."""
+
+
 class _Block(ctypes.Structure):
     """``GmvqMixtureBlock`` of ``mixture.cpp``."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("rows", "codes", "first_row", "seed")),
+        *((name, ctypes.c_int64) for name in ("rows", "codes", "first_row", "seed", "features")),
         *((name, ctypes.c_float) for name in ("inverse_temperature", "floor")),
         *((name, ctypes.c_int32) for name in ("draws", "threads")),
         *((name, ctypes.c_void_p) for name in _POINTERS),
     )
+
+
+def makes_products(block: Problem) -> bool:
+    """True if the sweep does not read the products but makes them."""
+    return block.latents.shape[1] <= MOST_FEATURES
 
 
 def forward(  # noqa: D103
@@ -75,12 +85,15 @@ def _call(
         **{"most_likely": results.codes, "products": products, "relaxed": relaxed},
         **others,
     }
+    if makes_products(block):
+        pointers |= {"latents": block.latents, "columns": block.columns}
     # the blocks of tensors with one row for each row of latents are slices, the rest was made contiguous before
     assert all(part is None or part.is_contiguous() for part in pointers.values())
     arguments = _Block(
         rows=len(block.latents),
         codes=len(block.codebook),
         first_row=block.first_row,
+        features=block.latents.shape[1],
         seed=0 if block.seed is None else int(block.seed),
         inverse_temperature=0.0 if block.temperature is None else 1 / float(block.temperature),
         floor=block.floor,

@@ -20,6 +20,11 @@ class _Joint(NamedTuple):
     log_joint: Tensor
 
 
+def makes_products(block: Problem) -> bool:
+    """False: the products are read."""
+    return False
+
+
 def forward(
     block: Problem, prices: Tensor, products: Tensor, relaxed: Tensor | None, results: Results, aggregated: Tensor
 ) -> Tensor:

@@ -44,6 +44,7 @@ class Problem(NamedTuple):
     Attributes:
         latents: z, ``(N, L)``.
         codebook: mu, ``(K, L)``.
+        columns: The same as ``(L, K)``.
         values: What y mixes, ``(K, V)``.
         precisions: p, ``(K,)``.
         biases: b, ``(K,)``.
@@ -58,6 +59,7 @@ class Problem(NamedTuple):
 
     latents: Tensor
     codebook: Tensor
+    columns: Tensor
     values: Tensor
     precisions: Tensor
     biases: Tensor
@@ -89,6 +91,7 @@ class Problem(NamedTuple):
         return cls(
             latents=torch.where(half_squares.isfinite()[:, None], latents, 0.0),
             codebook=codebook,
+            columns=codebook.T.contiguous(),
             values=values.contiguous(),
             precisions=precisions.contiguous(),
             biases=biases.contiguous(),
