@@ -1,7 +1,8 @@
 """The mixture step on a GPU: what to launch on which blocks of rows, in which precision and tiles.
 
-Matrix units take products in tf32 or bfloat16, inside the kernels. Exact float32 they have not, and torch's own product
-is the fastest there is: then a block of rows has its products written first, and the kernels read them.
+Matrix units take products in tf32 or bfloat16, inside the kernels. Exact float32 they have not, nor room for more than
+256 features, and torch's own product is the fastest there is: then a block of rows has its products written first, and
+the kernels read them.
 
 The products of the backward pass are torch's own in any precision, on D and y of a block. (Accumulators of them in the
 kernels, as attention has them, would leave no registers for the noise, and two sweeps would have to draw it.)
@@ -20,39 +21,34 @@ from gmvq.kernels.mixture_types import Gradients, Needs, Problem, Results, Upstr
 from gmvq.kernels.triton_mixture_gradients import pair_kernel, row_kernel
 from gmvq.kernels.triton_mixture_kernels import forward_kernel, posterior_kernel
 from gmvq.kernels.triton_mixture_parts import LN2, LOG2E, Operands, noise_of, product, row_parts
-from gmvq.kernels.triton_tiles import MAX_FEATURES, ROWS, Tile, operand, padded, tuned
+from gmvq.kernels.triton_tiles import ROWS, Tile, operand, padded, tuned
 
 _FORWARD_TILES = (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 1), Tile(128, 128, 8, 2))
 _POSTERIOR_TILES = (Tile(128, 128, 8, 2), Tile(64, 128, 4, 2), Tile(128, 64, 8, 2), Tile(64, 64, 4, 1))
 _ROW_TILES = (Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Tile(64, 64, 4, 1))
 _PAIR_TILES = (Tile(64, 64, 4, 1), Tile(128, 64, 8, 1), Tile(64, 64, 4, 2))
-_EXACT_TILES = (Tile(32, 64, 4, 2), Tile(64, 64, 4, 2))
+_GIVEN_TILES = (Tile(32, 64, 4, 2), Tile(64, 64, 4, 2))
 
 _CODES_OF_A_TILE = 64
-"""In the tiles of pairs and in the exact ones: each tile has sums of its own."""
+"""In all tiles of pairs: each has sums of its own."""
 
 _TERMS = 13
 
 
-def supports(latents: Tensor, values: Tensor) -> bool:
-    """Whether these kernels take latents ``(N, L)`` and values ``(K, V)``: float32, of at most 256 features."""
-    return latents.dtype == torch.float32 and max(latents.shape[1], values.shape[1]) <= MAX_FEATURES
-
-
 def forward(problem: Problem, prices: Tensor) -> Results:
-    """The results, in memory O(N + K), and two blocks where products are exact.
+    """The results, in memory O(N + K), and two blocks where products are given.
 
     Args:
-        problem: What :func:`supports` says, on a GPU, or anywhere in the interpreter.
+        problem: In float32, on a GPU, or anywhere in the interpreter.
         prices: What a code costs in ``priced``, in nats ``(K,)``.
     """
     results, operands = Results.empty(problem), Operands.of(problem)
-    finite, exact = problem.half_squares.isfinite()[:, None], operands.units.exact
+    finite, fused = problem.half_squares.isfinite()[:, None], operands.fused
     prices, weights = padded(prices, operands.codes) * LOG2E, padded(problem.weights, operands.rows)
     posterior = operands.columns.new_empty(4, operands.rows)
     sums = operands.columns.new_zeros(operands.codes)
-    for block in operands.blocks(4 if exact else 0):
-        products = product(operands.latents.data[block], operands.codebook.data.T) if exact else posterior
+    for block in operands.blocks(0 if fused else 4):
+        products = posterior if fused else product(operands.latents.data[block], operands.codebook.data.T)
         _sweep_codes(problem, operands, prices, products, block, results, posterior)
         of_parts, relaxation = _sweep_rows(problem, operands, weights, products, block, posterior)
         sums += of_parts.sum(0)
@@ -78,7 +74,7 @@ class _Above(NamedTuple):
 
 
 def backward(problem: Problem, results: Results, upstream: Upstream, needs: Needs) -> Gradients:
-    """The gradients that are needed, in memory O(N + K) and two blocks, or four where products are exact.
+    """The gradients that are needed, in memory O(N + K) and two blocks, or four where products are given.
 
     Args:
         problem: As the forward pass had it.
@@ -88,7 +84,7 @@ def backward(problem: Problem, results: Results, upstream: Upstream, needs: Need
     """
     operands = Operands.of(problem)
     latents, codebook, values = operands.latents.data, operands.codebook.data, operands.values
-    exact, with_values = operands.units.exact, needs.values and problem.draws
+    with_values = needs.values and problem.draws
     new = operands.columns.new_zeros
     above = _Above(
         padded(upstream.aggregated, operands.codes),
@@ -97,8 +93,8 @@ def backward(problem: Problem, results: Results, upstream: Upstream, needs: Need
     )
     of_latents = new(latents.shape) if needs.latents else None
     of_codebook, of_values, of_columns = new(codebook.shape), new(values.shape), new(3, operands.codes)
-    for block in operands.blocks(latents.element_size()):
-        products = product(latents[block], codebook.T) if exact else above.shared
+    for block in operands.blocks(latents.element_size() if operands.fused else 4):
+        products = above.shared if operands.fused else product(latents[block], codebook.T)
         _sum_up_rows(problem, operands, results, upstream, above, products, block)
         scaled, relaxation, of_rows, columns = _pairs(problem, operands, above, products, block, needs)
         if of_latents is not None:
@@ -124,7 +120,7 @@ def _constants(problem: Problem, operands: Operands) -> dict[str, Any]:
     return {
         "L": operands.latents.data.shape[1],
         "SAMPLED": problem.draws,
-        "FUSED": not operands.units.exact,
+        "FUSED": operands.fused,
         "PRECISION": operands.units.precision,
     }
 
@@ -139,12 +135,12 @@ def _sweep_codes(
     posterior: Tensor,
 ) -> None:
     """Writes the results of a block's rows, and the normalizers."""
-    exact, count = operands.units.exact, block.stop - block.start
+    fused, count = operands.fused, block.stop - block.start
     tuned(
         forward_kernel,
-        _EXACT_TILES if exact else _FORWARD_TILES,
+        _FORWARD_TILES if fused else _GIVEN_TILES,
         ("L", "PADDED_V", "FLOORED", "SAMPLED"),
-        lambda tile: 0 if exact else operands.bytes_of(tile.rows + tile.stages * tile.codes, tile.stages * tile.codes),
+        lambda tile: operands.bytes_of(tile.rows + tile.stages * tile.codes, tile.stages * tile.codes) if fused else 0,
         posterior.device,
     )(
         lambda tile: (count // tile["BN"],),
@@ -177,15 +173,15 @@ def _sweep_rows(
     problem: Problem, operands: Operands, weights: Tensor, products: Tensor, block: slice, posterior: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Sums of a block's posteriors ``(parts, K')`` and, where products are given and y is drawn, y ``(n, K')``."""
-    exact, count = operands.units.exact, block.stop - block.start
+    fused, count = operands.fused, block.stop - block.start
     parts, size = row_parts(count, operands.codes, posterior.device)
-    relaxation = torch.empty_like(products) if exact and problem.draws else None
+    relaxation = operands.values.new_empty(products.shape) if problem.draws and not fused else None
     sums = posterior.new_empty(parts, operands.codes)
     tuned(
         posterior_kernel,
-        _EXACT_TILES if exact else _POSTERIOR_TILES,
+        _POSTERIOR_TILES if fused else _GIVEN_TILES,
         ("L", "SAMPLED"),
-        lambda tile: 0 if exact else operands.bytes_of(tile.codes + tile.stages * tile.rows, 0),
+        lambda tile: operands.bytes_of(tile.codes + tile.stages * tile.rows, 0) if fused else 0,
         posterior.device,
     )(
         lambda tile: (operands.codes // tile["BK"], parts),
@@ -204,7 +200,6 @@ def _sweep_rows(
         operands.rows,
         operands.codes,
         problem.first_row,
-        problem.floor * LOG2E,
         **_constants(problem, operands),
     )
     return sums, relaxation
@@ -220,12 +215,12 @@ def _sum_up_rows(
     block: slice,
 ) -> None:
     """Writes the terms of a block's rows."""
-    exact, count = operands.units.exact, block.stop - block.start
+    fused, count = operands.fused, block.stop - block.start
     tuned(
         row_kernel,
-        _EXACT_TILES if exact else _ROW_TILES,
+        _ROW_TILES if fused else _GIVEN_TILES,
         ("L", "PADDED_V", "SAMPLED"),
-        lambda tile: 0 if exact else operands.bytes_of(tile.rows + tile.stages * tile.codes, 0),
+        lambda tile: operands.bytes_of(tile.rows + tile.stages * tile.codes, 0) if fused else 0,
         products.device,
     )(
         lambda tile: (count // tile["BN"],),
@@ -246,7 +241,6 @@ def _sum_up_rows(
         operands.rows,
         operands.codes,
         problem.values.shape[1],
-        problem.floor * LOG2E,
         **_constants(problem, operands),
         PADDED_V=operands.values.shape[1],
     )
@@ -256,9 +250,9 @@ def _pairs(
     problem: Problem, operands: Operands, above: _Above, products: Tensor, block: slice, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """D and y of a block of n rows ``(n, K')``, D summed over codes ``(n)``, and D, dj, de e over rows ``(3, K')``."""
-    exact, count, codes = operands.units.exact, block.stop - block.start, operands.codes
+    fused, count, codes = operands.fused, block.stop - block.start, operands.codes
     with_values = needs.values and problem.draws
-    tangents = product(above.relaxed[block], operands.values.T) if exact and problem.draws else products
+    tangents = products if fused or not problem.draws else product(above.relaxed[block], operands.values.T)
     parts, size = row_parts(count, codes, products.device)
     scaled = operands.values.new_empty(count, codes)
     relaxation = torch.empty_like(scaled) if with_values else scaled
@@ -266,9 +260,9 @@ def _pairs(
     of_columns = above.terms.new_zeros(parts, 3, codes)
     tuned(
         pair_kernel,
-        _EXACT_TILES if exact else _PAIR_TILES,
+        _PAIR_TILES if fused else _GIVEN_TILES,
         ("L", "PADDED_V", "FLOORED", "SAMPLED", "VALUES", "COLUMNS"),
-        lambda tile: 0 if exact else operands.bytes_of(*[tile.codes + tile.stages * tile.rows] * 2),
+        lambda tile: operands.bytes_of(*[tile.codes + tile.stages * tile.rows] * 2) if fused else 0,
         products.device,
     )(
         lambda tile: (codes // tile["BK"], parts),

@@ -5,7 +5,7 @@ other writes D, the gradient of the energies times the precisions, and y for a b
 """
 
 # Triton reads its functions' source in a language of its own: without types, constants in capitals.
-# ruff: noqa: ANN001, ANN201, ANN202, N803
+# ruff: noqa: ANN001, ANN201, ANN202, N803, N806
 # pyright: reportPossiblyUnboundVariable=false, reportCallIssue=false, reportArgumentType=false
 # pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportAssignmentType=false
 # pyright: reportGeneralTypeIssues=false
@@ -28,7 +28,7 @@ def row_kernel(
     z, halves, half_squares, m, columns, shared, weights, g, products,
     energy, log_energy, entropy, relaxed, relaxed_energy, peaks, normalizers, relaxed_peaks, relaxed_normalizers,
     g_energy, g_log_energy, g_entropy, g_log_density, g_relaxed_energy, terms,
-    first, N, padded_rows, padded_codes, V, floor,
+    first, N, padded_rows, padded_codes, V,
     L: tl.constexpr, PADDED_V: tl.constexpr, SAMPLED: tl.constexpr, FUSED: tl.constexpr, PRECISION: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -66,10 +66,13 @@ def row_kernel(
     tl.store(terms + 6 * stride + rows, r)
     tl.store(terms + 7 * stride + rows, rest)
     if SAMPLED:
-        features = tl.arange(0, PADDED_V)
-        inside = good[:, None] & (features < V)[None, :]
-        mix = tl.load(relaxed + rows[:, None] * V + features[None, :], mask=inside, other=0.0)
-        mix *= tl.load(g + rows[:, None] * PADDED_V + features[None, :]).to(tl.float32)
+        WIDTH: tl.constexpr = min(PADDED_V, 256)
+        mix = tl.zeros((BN, WIDTH), tl.float32)
+        for start in tl.static_range(0, PADDED_V, WIDTH):
+            features = start + tl.arange(0, WIDTH)
+            inside = good[:, None] & (features < V)[None, :]
+            part = tl.load(relaxed + rows[:, None] * V + features[None, :], mask=inside, other=0.0)
+            mix += part * tl.load(g + rows[:, None] * PADDED_V + features[None, :]).to(tl.float32)
         tl.store(terms + 8 * stride + rows, tl.load(relaxed_peaks + rows, mask=good, other=1e30) * _LOG2E)
         tl.store(terms + 9 * stride + rows, tl.load(relaxed_normalizers + rows, mask=good, other=0.0) * _LOG2E)
         tl.store(terms + 10 * stride + rows, tl.load(g_relaxed_energy + rows, mask=good, other=0.0))
@@ -98,10 +101,9 @@ def _gradients(
     slope = ge
     if FLOORED:
         gl = tl.load(terms + 4 * stride)[:, None]
-        # of bits to of nats: less the logarithm of the logarithm of 2
-        floored = tl.maximum(e, floor)
-        u += gl * ((log2(floored) - 0.5287663729448977) * _LN2)
-        slope += tl.where(e > floor, gl * _LOG2E / floored, 0.0)
+        nats = tl.maximum(e, floor) * _LN2
+        u += gl * (log2(nats) * _LN2)
+        slope += tl.where(e > floor, gl / nats, 0.0)
     dj = q * u
     de = q * slope
     y = q

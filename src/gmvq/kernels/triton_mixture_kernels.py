@@ -132,7 +132,7 @@ def forward_kernel(
         sum_e = fade * sum_e + sum_in_lanes(w * e, BN, BK, FUSED)
         total = fade * total + sum_in_lanes(w, BN, BK, FUSED)
         if FLOORED:
-            sum_l = fade * sum_l + sum_in_lanes(w * log2(tl.maximum(e, floor)), BN, BK, FUSED)
+            sum_l = fade * sum_l + sum_in_lanes(w * log2(tl.maximum(e, floor) * _LN2), BN, BK, FUSED)
         top = new
         if SAMPLED:
             h = j + gumbel_in_bits(key, first_row + rows, start, BN, BK)
@@ -158,8 +158,7 @@ def forward_kernel(
     tl.store(energy + rows, tl.where(finite, tl.sum(sum_e * fade, 1) / whole * _LN2, float("nan")), mask=inside)
     logarithms = tl.zeros((BN,), tl.float32)
     if FLOORED:
-        # of bits to of nats: less the logarithm of the logarithm of 2
-        logarithms = (tl.sum(sum_l * fade, 1) / whole - 0.5287663729448977) * _LN2
+        logarithms = tl.sum(sum_l * fade, 1) / whole * _LN2
     tl.store(log_energy + rows, tl.where(finite, logarithms, float("nan")), mask=inside)
     normal = tl.log2(whole)
     tl.store(entropy + rows, tl.where(finite, (normal - surprise) * _LN2, float("nan")), mask=inside)
@@ -181,7 +180,7 @@ def forward_kernel(
 @triton.jit
 def posterior_kernel(
     z, halves, m, columns, posterior, weights, seed, temperature, products, relaxation, sums,
-    first, count, size, padded_rows, padded_codes, first_row, floor,
+    first, count, size, padded_rows, padded_codes, first_row,
     L: tl.constexpr, SAMPLED: tl.constexpr, FUSED: tl.constexpr, PRECISION: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip

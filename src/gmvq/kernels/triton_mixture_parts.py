@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from gmvq.kernels.mixture_types import Problem
-from gmvq.kernels.triton_tiles import CODES, ROWS, Operand, Units, matrix_units, operand, padded
+from gmvq.kernels.triton_tiles import CODES, MAX_FEATURES, ROWS, Operand, Units, matrix_units, operand, padded
 
 LN2, LOG2E = math.log(2), math.log2(math.e)
 """Nats of a bit, and bits of a nat."""
@@ -63,6 +63,11 @@ class Operands(NamedTuple):
     def codes(self) -> int:
         """K'."""
         return len(self.codebook.data)
+
+    @property
+    def fused(self) -> bool:
+        """Whether kernels take the products of latents, codebook and values themselves."""
+        return not self.units.exact and max(self.latents.data.shape[1], self.values.shape[1]) <= MAX_FEATURES
 
     def bytes_of(self, latents: int, values: int) -> int:
         """Size of so many latents or codes, and so many values or gradients of them."""
