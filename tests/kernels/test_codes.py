@@ -55,7 +55,7 @@ def test_sums_are_the_same_bits_with_any_number_of_threads():
 
 
 def test_a_code_out_of_range_raises():
-    with pytest.raises((IndexError, RuntimeError)):
+    with pytest.raises(IndexError):
         code_sums(torch.ones(2, 3), torch.tensor([0, 4]), torch.ones(2), 4)
 
 
