@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from gmvq.kernels.mixture_types import Problem
-from gmvq.kernels.triton_tiles import CODES, MAX_FEATURES, ROWS, Operand, Units, matrix_units, operand, padded
+from gmvq.kernels.triton_tiles import CODES, MAX_FEATURES, ROWS, Operand, Units, matrix_units, operand, padded, quotient
 
 LN2, LOG2E = math.log(2), math.log2(math.e)
 """Nats of a bit, and bits of a nat."""
@@ -94,8 +93,8 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 def row_parts(rows: int, codes: int, device: torch.device) -> tuple[int, int]:
     """Parts of the rows that sum by themselves, so that a small codebook keeps all of a GPU busy, and their size."""
     programs = 8 if device.type == "cpu" else 4 * torch.cuda.get_device_properties(device).multi_processor_count
-    size = triton.cdiv(rows, ROWS * max(1, min(programs * 64 // codes, rows // (2 * ROWS)))) * ROWS
-    return triton.cdiv(rows, size), size
+    size = quotient(rows, ROWS * max(1, min(programs * 64 // codes, rows // (2 * ROWS)))) * ROWS
+    return quotient(rows, size), size
 
 
 def noise_of(problem: Problem, nothing: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,17 +65,22 @@ class Operand(NamedTuple):
     halves: Tensor
 
 
+def quotient(count: int, size: int) -> int:
+    """Of a division, rounded up: parts of a size that a count has."""
+    return -(-count // size)
+
+
 def padded_features(features: int) -> int:
     """Features of tiles: a power of two that the matrix units take, or a multiple of :data:`MAX_FEATURES`."""
     if features > MAX_FEATURES:
-        return triton.cdiv(features, MAX_FEATURES) * MAX_FEATURES
-    return max(16, triton.next_power_of_2(features))
+        return quotient(features, MAX_FEATURES) * MAX_FEATURES
+    return max(16, 1 << (features - 1).bit_length())
 
 
 def operand(rows: Tensor, multiple: int, units: Units) -> Operand:
     """Rounds rows ``(N, L)`` and pads them with zeros, to a multiple of rows and to the features of tiles."""
     count, features = rows.shape
-    out = rows.new_empty(triton.cdiv(count, multiple) * multiple, padded_features(features), dtype=units.dtype)
+    out = rows.new_empty(quotient(count, multiple) * multiple, padded_features(features), dtype=units.dtype)
     halves = rows.new_empty(len(out), dtype=torch.float32)
     if len(out):
         width = min(out.shape[1], MAX_FEATURES)
