@@ -15,7 +15,7 @@ from torch import Tensor
 from gmvq.kernels import mixture_blocks, reference
 from gmvq.kernels.compiled import has_triton
 from gmvq.kernels.mixture_types import MixtureStep, Needs, Problem, Results, Upstream
-from gmvq.kernels.tracing import is_transformed
+from gmvq.kernels.tracing import can_look_at, is_transformed
 
 PASSED_ON = ("energy", "log_energy", "entropy", "log_density", "aggregated", "relaxed", "relaxed_energy")
 """Results that pass a gradient on."""
@@ -134,8 +134,7 @@ def _check_draws(latents: Tensor, temperature: Tensor | None, seed: Tensor | Non
             kind = "a float" if name == "temperature" else "an int64"
             raise ValueError(f"'{name}' must be {kind} tensor of shape (), got {part!r}. Use torch.tensor.")
         _check_device(name, part, latents)
-    on_host = latents.device.type == "cpu" and not torch.compiler.is_compiling()  # no wait for a GPU
-    if temperature is not None and on_host and type(temperature) is Tensor and not float(temperature) > 0:
+    if temperature is not None and can_look_at(temperature) and not float(temperature) > 0:
         raise ValueError(f"'temperature' must be above 0, got {float(temperature)}. Use torch.tensor(1.0).")
 
 

@@ -119,6 +119,11 @@ class Problem(NamedTuple):
         )
 
 
+def _of_rows(parts: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+    """Views of what has a place for each row: all but the sums over them."""
+    return {name: part[start:stop] for name, part in parts.items() if name != "aggregated"}
+
+
 class Results(NamedTuple):
     """As :class:`MixtureStep`, and what the backward pass needs beside.
 
@@ -170,8 +175,7 @@ class Results(NamedTuple):
 
     def block(self, start: int, stop: int) -> Results:
         """The rows from ``start`` to ``stop``, as views."""
-        views = {name: part[start:stop] for name, part in self._asdict().items() if name != "aggregated"}
-        return self._replace(**views)
+        return self._replace(**_of_rows(self._asdict(), start, stop))
 
 
 class Upstream(NamedTuple):
@@ -187,8 +191,7 @@ class Upstream(NamedTuple):
 
     def block(self, start: int, stop: int) -> Upstream:
         """The rows from ``start`` to ``stop``, as views."""
-        views = {name: part[start:stop] for name, part in self._asdict().items() if name != "aggregated"}
-        return self._replace(**views)
+        return self._replace(**_of_rows(self._asdict(), start, stop))
 
 
 class Needs(NamedTuple):

@@ -37,6 +37,7 @@ from gmvq.kernels import (
     nearest_code,
     random_seed,
 )
+from gmvq.kernels.tracing import can_look_at
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.checks import checked_estimator, non_negative
 from gmvq.quantizers.codebook import MovingAverageCodebook, snapshot
@@ -50,7 +51,7 @@ from gmvq.quantizers.objectives import (
     least_energy,
     variance_ratio,
 )
-from gmvq.quantizers.rows import can_look_at, row_weights
+from gmvq.quantizers.rows import row_weights
 from gmvq.quantizers.schedules import Schedule, as_schedule, temperature_at
 from gmvq.quantizers.variance import MixtureVariance
 from gmvq.types import Posterior, PosteriorSample, Quantized

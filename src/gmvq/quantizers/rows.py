@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from gmvq.distributed import sum_over_ranks, world_size
-from gmvq.kernels.tracing import is_transformed
+from gmvq.kernels.tracing import can_look_at
 
 LARGEST = 1e10
 """Latents are clamped to this magnitude: their squares, over the smallest variance, still fit in float32."""
@@ -46,15 +46,6 @@ def cleaned(rows: Tensor, mask: Tensor | None) -> CleanRows:
         # a copy, as of other rows: nothing that a caller gets lies in the memory of the latents
         return CleanRows(rows.clone(), finite, kept, True)
     return CleanRows(torch.where(kept[:, None], rows, 0).clamp(-LARGEST, LARGEST), finite, kept, False)
-
-
-def can_look_at(values: Tensor) -> bool:
-    """True if branches may be taken by values: no wait for a GPU, no graph that would hold one branch for good."""
-    in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    if values.device.type != "cpu" or in_graph:
-        return False
-    # fake tensors and those of torch.func stand for values that are not there, or for many at once
-    return type(values) in (Tensor, nn.Parameter) and not is_transformed()
 
 
 def mask_of_lengths(lengths: Tensor, shape: torch.Size) -> Tensor:
