@@ -55,6 +55,18 @@ class TestEveryKind:
             else (part.labels is not None and part.labels.tolist() == [3, 1])
         )
 
+    @pytest.mark.parametrize("indices", [range(1, 4), [2], range(4), [-2, -1], [3, 2], [0, 0]])
+    def test_subset_is_indexing(
+        self, make: Callable[..., Images], indices: list[int], tmp_path: Path, save_image: Save
+    ) -> None:
+        images = make(tmp_path, save_image)
+        part = images.subset(indices)
+        assert part.names == [images.names[i] for i in indices]
+        assert all(torch.equal(part[place], images[i]) for place, i in enumerate(indices))
+        if images.labels is not None:
+            assert part.labels is not None
+            assert part.labels.tolist() == [int(images.labels[i]) for i in indices]
+
     def test_index_past_the_end(self, make: Callable[..., Images], tmp_path: Path, save_image: Save) -> None:
         with pytest.raises(IndexError):
             make(tmp_path, save_image)[4]
@@ -68,6 +80,15 @@ def test_files_are_kept_up_to_the_budget(tmp_path: Path, save_image: Save) -> No
     assert images[1] is not images[1]
     assert torch.equal(images[1], images[1])
     assert images.subset([0])[0] is images[0]
+
+
+def test_neighbours_in_an_array_are_shared_and_others_copied() -> None:
+    images = ArrayImages(torch.zeros(5, 1, 2, 2, dtype=torch.uint8))
+    start = images.images.data_ptr()
+    assert images.subset(range(2, 5)).images.data_ptr() == start + 2 * 4
+    assert images.subset([0, 2]).images.data_ptr() != start
+    with pytest.raises(IndexError):
+        images.subset(range(3, 6))
 
 
 def test_damaged_file_raises_when_drawn(tmp_path: Path) -> None:

@@ -90,10 +90,14 @@ class ArrayImages(Images):
         return [(self.images.shape[2], self.images.shape[3])] * len(self.names)
 
     def subset(self, indices: Iterable[int]) -> ArrayImages:
-        """The images at ``indices``, in that order, copied."""
-        chosen = torch.as_tensor(list(indices), dtype=torch.int64)
-        labels = None if self.labels is None else self.labels[chosen]
-        return ArrayImages(self.images[chosen], labels, [self.names[i] for i in chosen.tolist()])
+        """The images at ``indices``, in that order: a view if they follow each other, else a copy."""
+        chosen = list(indices)
+        names = [self.names[i] for i in chosen]
+        if chosen and chosen[0] >= 0 and chosen == list(range(chosen[0], chosen[0] + len(chosen))):
+            part: slice | Tensor = slice(chosen[0], chosen[0] + len(chosen))
+        else:
+            part = torch.as_tensor(chosen, dtype=torch.int64)
+        return ArrayImages(self.images[part], None if self.labels is None else self.labels[part], names)
 
 
 class MixedImages(Images):

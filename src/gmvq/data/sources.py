@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from pathlib import Path
 
+from gmvq.data.celeba import read_celeba
 from gmvq.data.cifar import read_cifar
 from gmvq.data.decoding import IMAGE_SUFFIXES, check_channels
 from gmvq.data.folders import describe, read_files, read_folder
@@ -23,6 +24,7 @@ def load(
     held_out_fraction: float = 0.1,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     verify: bool = True,
+    face_side: int | None = None,
 ) -> Data:
     """Loads images from a path and splits them.
 
@@ -34,12 +36,18 @@ def load(
     a ``test`` (or ``val``, ``valid``) folder. Otherwise evenly spaced images of the sorted names are held out: the same
     ones on each call.
 
+    With ``face_side`` the path is read as CelebA: a folder with ``img_align_celeba``, its zip or the zip of half the
+    size. Its split is the official one if ``list_eval_partition.txt`` lies beside the images, else the last ones are
+    held out, as its authors do.
+
     Args:
         source: The path; ``~`` is understood.
         channels: 1, 3 or 4 for all images. By default what the data have: 3 if any image is coloured, else 1.
         held_out_fraction: Share held out where the data have no split of their own; at least one image.
         memory_bytes: Budget in bytes for keeping image files decoded.
         verify: Decode each image file once now, so that damaged ones are skipped. Without it they raise when drawn.
+        face_side: Side in pixels to which the centre crops of CelebA's faces are scaled; all are kept in memory. None
+            for other data.
 
     Returns:
         The data set. Files that could not be read are in ``skipped`` and named by one warning.
@@ -57,7 +65,10 @@ def load(
             f"There is nothing at '{path}' (looked from '{Path.cwd()}'). Pass the path of a folder of images, a .npy "
             "or .npz file, or a folder with the files of CIFAR-10 or Fashion-MNIST."
         )
-    parts = _read_arrays(path, channels)
+    if face_side is None:
+        parts = _read_arrays(path, channels)
+    else:
+        parts = read_celeba(path, face_side, channels, held_out_fraction)
     if parts is not None:
         data = _split(_name(path), parts.train, held_out_fraction, parts.skipped, parts.held_out)
     elif path.is_dir():
