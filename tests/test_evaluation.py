@@ -9,13 +9,15 @@ from gmvq.data import ArrayImages, MixedImages
 from gmvq.evaluation import evaluate
 from gmvq.metrics import mse, psnr, ssim
 from gmvq.models import Autoencoder, AutoencoderConfig
+from gmvq.quantizers import GaussianMixtureQuantizer, Joined, Product
 
 QUANTIZERS = ("gaussian-mixture", "vector", "vector-ema", "none")
 MIXTURE_ONLY = {"albo_bits_per_dim", "posterior_entropy", "aggregated_posterior_entropy", "mutual_information"}
+NOT_AT_HAND = {"lpips"}
 CODES_ONLY = {"usage", "used_codes", "perplexity", "code_entropy_bits", "bits_per_token", "bits_per_pixel"}
 REQUIRED = {
     *("psnr", "ssim", "mse", "psnr_soft", "mse_soft", "psnr_sampled", "mse_sampled"),
-    *("elbo_bits_per_dim", "iwae_bits_per_dim", "images", "seconds", "images_per_second", "likelihood_images"),
+    *("lpips", "elbo_bits_per_dim", "iwae_bits_per_dim", "images", "seconds", "images_per_second", "likelihood_images"),
     *CODES_ONLY,
     *MIXTURE_ONLY,
 }
@@ -60,7 +62,7 @@ def comparable(metrics):
 def test_every_figure_is_there_and_finite_or_none(quantizer):
     result = evaluate(make_model(quantizer), make_images(), samples=2)
     assert set(result.metrics) == REQUIRED
-    missing = {name for name, value in result.metrics.items() if value is None}
+    missing = {name for name, value in result.metrics.items() if value is None} - NOT_AT_HAND
     assert missing == {"gaussian-mixture": set(), "none": MIXTURE_ONLY | CODES_ONLY}.get(quantizer, MIXTURE_ONLY)
     assert json.loads(json.dumps(result.metrics, allow_nan=False)) == result.metrics
     assert (result.statistics is None) == (quantizer == "none")
@@ -78,6 +80,37 @@ def test_distortion_is_that_of_the_hard_codes(quantizer):
     assert metrics["mse"] == pytest.approx(float(mse(reconstructed, targets).mean()), rel=1e-5)
     assert metrics["psnr"] == pytest.approx(float(psnr(reconstructed, targets).mean()), rel=1e-5)
     assert metrics["ssim"] == pytest.approx(float(ssim(reconstructed, targets).mean()), rel=1e-4)
+
+
+def far(images, targets):
+    """Stands for LPIPS, which is not a mean over pixels."""
+    return (images - targets).abs().amax((1, 2, 3))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lpips_is_the_mean_over_images_of_the_hard_codes(monkeypatch, channels):
+    monkeypatch.setattr(evaluation, "load_lpips", lambda: far)
+    sizes = [(32, 32), (40, 33), (32, 32), (31, 64), (32, 32)]
+    images = MixedImages([make_images(1, channels, *size).images[0] for size in sizes], list("abcde"))
+    model = make_model("gaussian-mixture", channels=channels)
+    each = [far(model.reconstruct(images[i][None]), images[i][None] / 255) for i in range(5)]
+    result = evaluate(model, images, batch_size=2, likelihood_limit=0)
+    assert result.metrics["lpips"] == pytest.approx(float(torch.cat(each).mean()), rel=1e-5)
+    assert "LPIPS is that of AlexNet" in result.protocol
+
+
+def test_no_lpips_where_it_is_not_at_hand(monkeypatch):
+    monkeypatch.setattr(evaluation, "load_lpips", lambda: None)
+    result = evaluate(make_model("vector"), make_images(height=32, width=32), likelihood_limit=0)
+    assert result.metrics["lpips"] is None
+    assert "LPIPS" not in result.protocol
+
+
+@pytest.mark.parametrize(("channels", "sizes"), [(3, [(32, 32), (30, 32)]), (3, [(30, 32), (32, 32)]), (4, [(32, 32)])])
+def test_no_lpips_of_images_that_it_is_not_defined_for(monkeypatch, channels, sizes):
+    monkeypatch.setattr(evaluation, "load_lpips", lambda: far)
+    images = MixedImages([torch.zeros(channels, *size, dtype=torch.uint8) for size in sizes], ["a", "b"][: len(sizes)])
+    assert evaluate(make_model("vector", channels=channels), images, likelihood_limit=0).metrics["lpips"] is None
 
 
 def test_soft_and_sampled_decoding_stand_apart():
@@ -101,6 +134,23 @@ def test_use_of_the_codebook_is_counted_over_all_images():
     assert result.metrics["used_codes"] == len(codes.unique())
     assert result.metrics["usage"] == len(codes.unique()) / 16
     assert result.metrics["code_entropy_bits"] == pytest.approx(math.log2(result.metrics["perplexity"]))
+
+
+def test_joined_codes_are_one_for_each_token():
+    model, images = make_model("vector"), make_images()
+    torch.manual_seed(0)
+    model.bottleneck = Joined(Product([GaussianMixtureQuantizer(1, 4), GaussianMixtureQuantizer(1, 3)]))
+    for _ in range(3):
+        model.train()(floats(images))
+        model.bottleneck.update()
+    codes = model.eval().encode(floats(images))
+    result = evaluate(model, images, batch_size=2, samples=2)
+    assert result.statistics.counts.tolist() == torch.bincount(codes.flatten(), minlength=12).tolist()
+    assert result.metrics["bits_per_token"] == pytest.approx(math.log2(12))
+    assert {name for name, value in result.metrics.items() if value is None} == {"albo_bits_per_dim"} | NOT_AT_HAND
+    with torch.no_grad():
+        entropy = model.bottleneck.members[0].posterior(model.latents(floats(images))).entropy
+    assert result.metrics["posterior_entropy"] == pytest.approx(float(entropy.mean()), abs=1e-4)
 
 
 def test_bits_per_pixel_count_the_tokens_of_padded_images():
@@ -131,7 +181,7 @@ def test_codebooks_too_large_to_list(quantizer, codebook_size):
     assert result.metrics["used_codes"] == len(codes.unique())
     assert result.metrics["usage"] == len(codes.unique()) / codebook_size
     assert result.metrics["bits_per_token"] == math.log2(codebook_size)
-    assert {name for name, value in result.metrics.items() if value is None} == MIXTURE_ONLY
+    assert {name for name, value in result.metrics.items() if value is None} == MIXTURE_ONLY | NOT_AT_HAND
     assert torch.equal(result.statistics.counts.indices()[0], codes.unique())
     assert result.metrics["elbo_bits_per_dim"] is not None
 

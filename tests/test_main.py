@@ -286,7 +286,7 @@ def test_compare(capsys, tmp_path):
     assert "RECIPE=PATH" in reason(capsys, *words, "--data", "nowhere")
 
 
-@pytest.mark.parametrize("recipe", ["cifar10", "fashion-mnist", "folder"])
+@pytest.mark.parametrize("recipe", ["cifar10", "fashion-mnist", "celeba", "folder"])
 def test_recipes_that_need_a_path(capsys, recipe):
     message = reason(capsys, "train", recipe)
     assert "--data PATH" in message

@@ -2,7 +2,7 @@ r"""A model over a set of images -> one table of figures, and the protocol they 
 
 ::
 
-    images --encoder--> latents --+-- hard:    the most likely code --decoder--> psnr, ssim, mse (what a file holds)
+    images --encoder--> latents --+-- hard:    the most likely code --decoder--> psnr, ssim, mse, lpips (of a file)
                                   +-- soft:    E_q[z]               --decoder--> psnr_soft, mse_soft
                                   +-- sampled: z ~ q(z | x)         --decoder--> psnr_sampled, mse_sampled
                                   +-- codes, q(c | x)               -----------> use of the codebook, information
@@ -30,8 +30,10 @@ from gmvq.metrics import (
     categorical_divergence,
     evidence_lower_bound,
     importance_weighted_bound,
+    load_lpips,
 )
 from gmvq.metrics.distortion import PSNR_CAP
+from gmvq.metrics.perceptual import Distance, can_compare
 from gmvq.metrics.precision import in_float64
 from gmvq.models import Autoencoder
 from gmvq.quantizers import AbstractBottleneck, GaussianMixtureQuantizer
@@ -70,6 +72,7 @@ class _Reconstructions(NamedTuple):
     hard: Distortion
     soft: Distortion
     sampled: Distortion
+    lpips: float | None
     statistics: CodebookStatistics | None
     information: MixtureInformation | None
     pixels: int
@@ -115,6 +118,8 @@ def evaluate(
 
         - ``psnr`` (dB), ``ssim``, ``mse``: of the hard codes; ``psnr_soft``, ``mse_soft``, ``psnr_sampled``,
           ``mse_sampled``: of the posterior mean and of a draw; means over images of each image's figure.
+        - ``lpips``: of the hard codes, the mean over images; None where :func:`gmvq.metrics.load_lpips` finds no
+          weights, or an image has a side below 31 pixels or neither 1 nor 3 channels.
         - ``usage``, ``used_codes``, ``perplexity``, ``code_entropy_bits``: of the hard codes, for each token.
         - ``bits_per_token`` (log2 K) and ``bits_per_pixel`` (that for all tokens, over all pixels).
         - ``posterior_entropy``, ``aggregated_posterior_entropy``, ``mutual_information``: nats for each token.
@@ -152,6 +157,7 @@ def _reconstruct(model: Autoencoder, images: Images, batch_size: int, seed: int)
     enumerated = size is not None and bottleneck.has_posterior and size <= MOST_ENUMERATED
     information = MixtureInformation(size) if size is not None and enumerated else None
     generator = torch.Generator(device).manual_seed(seed)
+    lpips, distance = load_lpips(), 0.0
     pixels, tokens, seconds = 0, 0, 0.0
     for index, batch in enumerate(_batches(images, batch_size, device)):
         shape = (batch.shape[2], batch.shape[3])
@@ -163,6 +169,7 @@ def _reconstruct(model: Autoencoder, images: Images, batch_size: int, seed: int)
         reconstructed = model.decode(codes, shape)
         seconds += _clock(device) - start
         hard.update(reconstructed, batch)
+        distance = _added(distance, lpips, reconstructed, batch)
         means = _by_block(bottleneck.posterior_mean, latents, bottleneck)
         soft.update(model.likelihood.mean(model.decode_values(means, shape)), batch)
         values = _sample(bottleneck, latents, generator).values
@@ -174,7 +181,15 @@ def _reconstruct(model: Autoencoder, images: Images, batch_size: int, seed: int)
                 information.update(bottleneck.posterior(block).responsibilities)
         pixels += batch.shape[0] * shape[0] * shape[1]
         tokens += latents.shape[:-1].numel()
-    return _Reconstructions(hard, soft, sampled, statistics, information, pixels, tokens, seconds)
+    distance = None if distance is None else distance / len(images)
+    return _Reconstructions(hard, soft, sampled, distance, statistics, information, pixels, tokens, seconds)
+
+
+def _added(total: float | None, lpips: Distance | None, images: Tensor, targets: Tensor) -> float | None:
+    """A sum of LPIPS over images; None from where it cannot be measured on."""
+    if total is None or lpips is None or not can_compare(images.shape):
+        return None
+    return total + float(in_float64(lpips(images, targets)).sum())
 
 
 def _bound(
@@ -240,6 +255,7 @@ def _table(measured: _Reconstructions, bounds: _Bounds, bounded: int) -> dict[st
         "psnr": measured.hard.psnr,
         "ssim": measured.hard.ssim,
         "mse": measured.hard.mse,
+        "lpips": measured.lpips,
         "psnr_soft": measured.soft.psnr,
         "mse_soft": measured.soft.mse,
         "psnr_sampled": measured.sampled.psnr,
@@ -272,6 +288,8 @@ def _protocol(model: Autoencoder, metrics: dict[str, float | None], samples: int
         f"codes; an image's PSNR counts as at most {PSNR_CAP:g} dB.",
         f"Soft decodes the posterior mean, sampled one draw of z (seed {seed}).",
     ]
+    if metrics["lpips"] is not None:
+        sentences.append("LPIPS is that of AlexNet, version 0.1: the mean over images, from hard codes.")
     if metrics["bits_per_token"] is not None:
         sentences.append("Use of the codebook is counted over the hard codes of all tokens of these images.")
     if metrics["elbo_bits_per_dim"] is not None:

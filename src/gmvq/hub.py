@@ -38,7 +38,7 @@ codes that were written with an old model keep their tokenizer."""
 
 def fingerprint(model: Autoencoder) -> str:
     """SHA-256 of a model's configuration and weights, in hexadecimal."""
-    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(model.config.identity(), sort_keys=True).encode())
     for name, tensor in sorted(_state(model).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # a view as bytes: NumPy has no bfloat16

@@ -15,7 +15,7 @@ def test_no_flag_gives_the_recipe(name):
     assert run(name) == recipes.make(name)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "fashion-mnist", "folder"])
+@pytest.mark.parametrize("name", ["cifar10", "fashion-mnist", "celeba", "folder"])
 def test_a_path_gives_the_recipe_of_it(name):
     assert run(name, "--data", "somewhere") == recipes.make(name, "somewhere")
     assert run(name, "--data.source", "somewhere") == recipes.make(name, "somewhere")

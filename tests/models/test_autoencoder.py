@@ -140,3 +140,42 @@ def test_a_crop_is_coded_as_in_the_whole_image():
     image = torch.rand(1, 3, 96, 96)
     whole, crop = model.latents(image), model.latents(image[..., 16:80, 16:80])
     torch.testing.assert_close(crop[:, 4:-4, 4:-4], whole[:, 8:16, 8:16])
+
+
+def test_the_networks_of_sq_vae_mirror_each_other():
+    config = gmvq.AutoencoderConfig(network="sq-vae", code_dim=64, width=64, blocks=2, codebook_size=16)
+    model = gmvq.Autoencoder(config)
+    strides = [layer.stride for layer in model.encoder.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert strides[:2] == [(2, 2), (2, 2)]
+    widths = [layer.out_channels for layer in model.encoder.modules() if isinstance(layer, torch.nn.Conv2d)][:3]
+    assert widths == [32, 64, 64]
+    with torch.no_grad():
+        images = model(torch.rand(2, 3, 30, 33)).images
+    assert images.shape == (2, 3, 30, 33)
+    assert ((images > 0) & (images < 1)).all()
+    assert model.latents(torch.rand(1, 3, 8, 8)).shape == (1, 2, 2, 64)
+
+
+def test_options_replace_the_arguments_that_a_name_stands_for():
+    options = {
+        "codebook_dim": 2,
+        "estimator": {"kind": "GumbelSoftmax", "temperature": {"kind": "Linear", "start": 2.0, "end": 0.5}},
+    }
+    bottleneck = make_bottleneck("gaussian-mixture", 4, 16, options)
+    assert bottleneck.codebook_dim == 2
+    assert bottleneck.estimator.temperature_at(1.0) == 0.5
+    with pytest.raises(ValueError, match="'quantizer_options' must be arguments of simvq"):
+        make_bottleneck("simvq", 4, 16, {"hue": 1})
+    with pytest.raises(ValueError, match=r"'kind' of an option must be one of.*got 'Hue'"):
+        make_bottleneck("simvq", 4, 16, {"estimator": {"kind": "Hue"}})
+    with pytest.raises(ValueError, match="'ELBO' has no such arguments"):
+        make_bottleneck("gaussian-mixture", 4, 16, {"objective": {"kind": "ELBO", "hue": 1}})
+    with pytest.raises(ValueError, match="'network' must be one of convolutional, sq-vae"):
+        gmvq.AutoencoderConfig(network="transformer")
+
+
+def test_later_fields_at_their_defaults_are_no_part_of_a_models_name():
+    assert "network" not in gmvq.AutoencoderConfig().identity()
+    changed = gmvq.AutoencoderConfig(network="sq-vae", quantizer_options={"noise": 1.0})
+    assert changed.identity()["network"] == "sq-vae"
+    assert changed.identity()["quantizer_options"] == {"noise": 1.0}

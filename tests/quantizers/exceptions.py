@@ -19,6 +19,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "product-of-residual": GREEDY,
         "projected-residual": GREEDY,
         "implicit": GREEDY,
+        "joined-residual": GREEDY,
         "projected-untied": "the way in is not the inverse of the way out; holds with tied=True",
     },
     "one value": {

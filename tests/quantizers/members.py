@@ -20,6 +20,7 @@ from gmvq.quantizers import (
     ImplicitResidual,
     IndexBackpropagationQuantizer,
     InPlaceStep,
+    Joined,
     LatentQuantizer,
     LookupFreeQuantizer,
     OptimalTransportQuantizer,
@@ -105,6 +106,11 @@ COMPOSITES: dict[str, Make] = {
     "residual-of-product": lambda: Residual([Product(VectorQuantizer(3, SIZE), heads=2) for _ in range(2)]),
     "product-of-residual": lambda: Product([Residual(VectorQuantizer(3, SIZE), 2) for _ in range(2)]),
     "projected-residual": lambda: Projected(Residual(VectorQuantizer(3, SIZE), 2), DIM),
+    "joined-residual": lambda: Joined(Residual([VectorQuantizer(DIM, size, decay=0.9) for size in (8, 3)])),
+    "joined-product": lambda: Joined(Product([GaussianMixtureQuantizer(2, 8), GaussianMixtureQuantizer(4, 2)])),
+    "joined-nested": lambda: Joined(
+        Projected(Product([Product(VectorQuantizer(1, size, decay=None), heads=2) for size in (2, 5)]), DIM)
+    ),
 }
 """Quantizers made of quantizers."""
 

@@ -86,6 +86,33 @@ def test_the_same_run_replaces_and_another_does_not(tmp_path):
     recipes.check_folder(out, tiny(threads=1, checkpoint_every=7))
 
 
+def test_records_from_before_a_field_was_there(tmp_path, finished):
+    out, _ = finished
+    record = json.loads((out / "run.json").read_text())
+    for part, name in (("data", "face_side"), ("data", "train_limit"), ("training", "betas"), ("model", "network")):
+        del record["run"][part][name]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert recipes.read_run(tmp_path) == tiny()
+    recipes.check_folder(tmp_path, tiny())
+    with pytest.raises(ValueError, match=r"differs in data.train_limit \(None there, 9 now\)\."):
+        recipes.check_folder(tmp_path, tiny(train_limit=9))
+    # what is missing altogether is not taken for the defaults
+    del record["run"]["data"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="another run"):
+        recipes.check_folder(tmp_path, tiny())
+
+
+def test_a_run_is_resumed_from_a_record_without_newer_fields(tmp_path, finished):
+    _, metrics = finished
+    out = tmp_path / "run"
+    recipes.run(tiny(), out, console=QUIET, report=False)
+    record = json.loads((out / "run.json").read_text())
+    del record["run"]["data"]["face_side"], record["run"]["data"]["train_limit"]
+    (out / "run.json").write_text(json.dumps(record))
+    assert recipes.run(tiny(), out, resume=True, console=QUIET, report=False)["mse"] == metrics["mse"]
+
+
 def test_a_folder_that_no_run_made_is_left_alone(tmp_path):
     hub.save(Autoencoder(AutoencoderConfig(width=8)), tmp_path)
     with pytest.raises(ValueError, match="no run of gmvq made"):

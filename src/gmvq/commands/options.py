@@ -12,14 +12,14 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from gmvq import benchmarking, recipes
+from gmvq import benchmarking, leaderboard, recipes
 from gmvq.comparison import QUANTIZERS
 from gmvq.models import AutoencoderConfig
 from gmvq.models.bottlenecks import QuantizerName
 from gmvq.recipes import DataConfig, Run
 from gmvq.training import Training
 
-RecipeName = Literal["photos", "digits", "cifar10", "fashion-mnist", "folder"]
+RecipeName = Literal["photos", "digits", "cifar10", "fashion-mnist", "celeba", "folder"]
 Part = Literal["all", "train", "held-out"]
 Section = Literal["nearest", "vector-step", "mixture-step", "k-means", "memory", "growth"]
 Shapes = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NxLxK ...")]
@@ -35,7 +35,7 @@ class TrainOptions:
     Args:
         recipe: What to learn from. photos and digits come with gmvq; the others need --data.
         quantizer: GM-VQ, VQ-VAE with its codebook by gradient or by moving averages, or none: a VAE.
-        data: A folder of images, a .npy or .npz file, or the files of CIFAR-10 or Fashion-MNIST.
+        data: A folder of images, a .npy or .npz file, or the files of CIFAR-10, Fashion-MNIST or CelebA.
         out: Folder of the run; by default runs/RECIPE.
         steps: Optimizer steps.
         batch_size: Images in a batch.
@@ -166,32 +166,42 @@ class InfoOptions:
 class CompareOptions:
     """Train several quantizers on the same data with the same network, steps and seeds, and compare them.
 
-    Runs that are finished are not trained again: after an interruption, give the same command once more.
+    With --protocol, rows are added to the table of a frozen protocol instead. Runs that are finished are not trained
+    again: after an interruption, give the same command once more.
 
     Args:
-        recipes: What to learn from: one or more of photos, digits, cifar10, fashion-mnist, folder.
-        quantizers: Which quantizers to compare.
+        recipes: What to learn from: one or more of photos, digits, cifar10, fashion-mnist, celeba, folder.
+        quantizers: Which quantizers to compare. Under a protocol: contenders, all, study:NAME or studies.
         seeds: Runs of each, with the seeds 0, 1, ...
-        data: Where a recipe's data are, once for each that needs it, as --data cifar10=PATH.
+        data: Where a recipe's data are, once for each that needs it, as --data cifar10=PATH; under a protocol --data
+            PATH.
         out: Folder of the runs and the table.
         steps: Optimizer steps; by default each recipe's own.
         batch_size: Images in a batch; by default each recipe's own.
         codebook_size: Number of codes; by default each recipe's own.
         width: Channels of the networks; by default each recipe's own.
         threads: CPU threads; by default PyTorch's choice.
+        protocol: Name of a frozen protocol: data, network and training are its own.
+        table: The JSON file that a protocol's rows are added to; by default OUT/PROTOCOL.json.
+        jobs: Runs at a time under a protocol; by default one for each CPU core, or 8 on a GPU.
+        again: Under a protocol, run also what the table has.
         json: Print one JSON object on standard output, and nothing else there.
     """
 
-    recipes: Annotated[tuple[RecipeName, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE ...")]
-    quantizers: tuple[QuantizerName, ...] = QUANTIZERS
+    recipes: Annotated[tuple[RecipeName, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE ...")] = ()
+    quantizers: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = QUANTIZERS
     seeds: int = 3
-    data: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="RECIPE=PATH")] = ()
+    data: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="[RECIPE=]PATH")] = ()
     out: Path = Path("runs/compare")
     steps: int | None = None
     batch_size: int | None = None
     codebook_size: int | None = None
     width: int | None = None
     threads: int | None = None
+    protocol: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    table: Path | None = None
+    jobs: int | None = None
+    again: bool = False
     json: bool = False
 
 
@@ -247,10 +257,29 @@ def parse(verb: str, words: Sequence[str]) -> Any:  # noqa: ANN401 (the options 
     if verb == "train":
         return tyro.cli(TrainOptions, prog=prog, args=words, config=_CONFIG, default=_train_options(_recipe_of(words)))
     options = tyro.cli(OPTIONS[verb], prog=prog, args=words, config=_CONFIG)
-    if verb == "compare" and not options.recipes:
-        print(f"Missing from command line: one or more of {', '.join(recipes.NAMES)}.", file=sys.stderr)
+    if verb == "compare" and (problem := _compare_problem(options)):
+        print(problem, file=sys.stderr)
         raise SystemExit(2)
     return options
+
+
+def _compare_problem(options: CompareOptions) -> str | None:
+    """What is wrong with the words of ``compare``: they are of recipes or of a protocol, not of both."""
+    if options.protocol is None:
+        if not options.recipes:
+            return f"Missing from command line: one or more of {', '.join(recipes.NAMES)}, or --protocol."
+        known = get_args(QuantizerName)
+        unknown = [name for name in options.quantizers if name not in known]
+        return f"'--quantizers' must be of {', '.join(known)}, got {', '.join(unknown)}." if unknown else None
+    if options.protocol not in leaderboard.PROTOCOLS:
+        return f"'--protocol' must be one of {', '.join(leaderboard.PROTOCOLS)}, got {options.protocol!r}."
+    fixed = [name for name in ("steps", "batch_size", "codebook_size", "width") if getattr(options, name) is not None]
+    if options.recipes or fixed:
+        named = ", ".join([*options.recipes, *(f"--{name.replace('_', '-')}" for name in fixed)])
+        return f"A protocol has data, network and training of its own: leave out {named}, or --protocol."
+    if len(options.data) != 1:
+        return f"'--data' must be the path of the protocol's data, got {len(options.data)}. Write --data PATH."
+    return None
 
 
 def run_of(options: TrainOptions) -> Run:

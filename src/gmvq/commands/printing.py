@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gmvq import benchmarking
+from gmvq import benchmarking, leaderboard
 from gmvq.comparison import footnote, tables
 
 _SHOWN = (
@@ -80,7 +80,14 @@ def info(result: Mapping[str, Any], console: Console) -> None:
 
 
 def compare(result: Mapping[str, Any], console: Console) -> None:
-    """A table for each recipe, and where all figures are."""
+    """A table for each recipe or of the protocol, and where all figures are."""
+    if "contenders" in result:
+        table = leaderboard.Table(result["protocol"])
+        for row in result["rows"]:
+            table.add(row)
+        console.print(leaderboard.printed(table, result["contenders"]))
+        _say(console, f"All figures: {result['json']}")
+        return
     for table in tables(result):
         console.print(table)
     _say(console, footnote(result["protocol"]))

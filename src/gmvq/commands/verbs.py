@@ -6,16 +6,16 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gmvq import benchmarking, hub, recipes, tokenization
+from gmvq import benchmarking, hub, leaderboard, recipes, tokenization
 from gmvq.benchmarking import Shape
 from gmvq.commands.options import (
     BenchOptions,
@@ -36,6 +36,7 @@ from gmvq.data.decoding import CHANNEL_CHOICES, IMAGE_SUFFIXES
 from gmvq.evaluation import evaluate
 from gmvq.metrics import psnr
 from gmvq.models import Autoencoder
+from gmvq.models.bottlenecks import QuantizerName
 
 
 def train(options: TrainOptions, command: str) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def evaluate_run(options: EvaluateOptions, command: str) -> dict[str, Any]:
     """Measures; the result has the figures and how they were measured."""
     model = _load(options.run)
     if options.data is not None:
-        data, source = _load_data(options.data, model), str(options.data)
+        data, source = _load_data(options.data, model, options.run), str(options.data)
     else:
         config = recipes.read_run(options.run).data
         data, source = recipes.load_data(config), config.source
@@ -88,7 +89,7 @@ def reconstruct(options: ReconstructOptions, command: str) -> dict[str, Any]:
 def tokenize(options: TokenizeOptions, command: str) -> dict[str, Any]:
     """Writes codes; the result says how many."""
     model = _load(options.run)
-    images = _part(_load_data(options.data, model), options.part)
+    images = _part(_load_data(options.data, model, options.run), options.part)
     with _progress("Tokenizing", len(images)) as advance:
         info = tokenization.tokenize(model, images, options.out, batch_size=options.batch_size, on_progress=advance)
     return {
@@ -134,17 +135,40 @@ def info(options: InfoOptions, command: str) -> dict[str, Any]:
 
 def compare_runs(options: CompareOptions, command: str) -> dict[str, Any]:
     """Trains and compares; the result has the protocol, the table and each run."""
+    if options.protocol is not None:
+        return _measure_protocol(options, options.protocol, command)
     paths = data_of(options)
     chosen = [recipes.make(name, paths.get(name)) for name in options.recipes]
     changes = {name: getattr(options, name) for name in ("steps", "batch_size", "codebook_size", "width")}
     return compare(
         [recipes.changed(recipe, **changes) for recipe in chosen],
-        quantizers=options.quantizers,
+        quantizers=cast("tuple[QuantizerName, ...]", options.quantizers),
         seeds=options.seeds,
         out=options.out,
         threads=options.threads,
         command=command,
     )
+
+
+def _measure_protocol(options: CompareOptions, name: str, command: str) -> dict[str, Any]:
+    """Adds rows to the table of a protocol; the result has the table and who was asked for."""
+    path = options.table or options.out / f"{name}.json"
+    contenders = leaderboard.chosen(options.quantizers)
+    table = leaderboard.measure(
+        leaderboard.PROTOCOLS[name],
+        contenders,
+        options.seeds,
+        options.data[0],
+        table=path,
+        out=options.out,
+        jobs=options.jobs,
+        threads=options.threads,
+        again=options.again,
+        command=command,
+    )
+    rows = [row for contender in contenders for row in table.of(contender.name)]
+    names = [contender.name for contender in contenders]
+    return {"protocol": dict(table.protocol), "rows": rows, "contenders": names, "json": str(path)}
 
 
 def bench(options: BenchOptions, command: str) -> dict[str, Any]:
@@ -197,14 +221,21 @@ def _device(model: Autoencoder) -> torch.device:
     return next(model.parameters()).device
 
 
-def _load_data(source: Path, model: Autoencoder) -> Data:
-    """Data in the model's channels; the words of the bundled sets count where nothing lies at that path."""
+def _load_data(source: Path, model: Autoencoder, run: Path) -> Data:
+    """Data in the model's channels; the words of the bundled sets count where nothing lies at that path.
+
+    For a run that learned from CelebA its faces are brought to the same side, images of other kinds stay as they are.
+    """
     channels = model.config.channels if model.config.channels in CHANNEL_CHOICES else None
     if str(source) in recipes.BUNDLED_DATA and not source.exists():
         return recipes.load_data(recipes.DataConfig(str(source), channels=channels))
     with warnings.catch_warnings():
         # said for training, where one image is too few
         warnings.filterwarnings("ignore", message=".*holds one image")
+        side = ((recipes.read_json(run / recipes.RECORD) or {}).get("run") or {}).get("data", {}).get("face_side")
+        if side is not None:
+            with suppress(ValueError):
+                return load(source, channels=channels, face_side=side)
         return load(source, channels=channels)
 
 
@@ -229,7 +260,7 @@ def _reconstructions(options: ReconstructOptions, model: Autoencoder) -> tuple[I
         else:
             targets = [out / name for name in tokenization.png_names(images.names)]
     else:
-        images = tokenization.join(_load_data(source, model))
+        images = tokenization.join(_load_data(source, model, options.run))
         targets = [tokenization.inside(out, name) for name in tokenization.png_names(images.names)]
     if out.resolve() == source.resolve() or any(target.resolve() == source.resolve() for target in targets):
         raise ValueError(f"'OUT' must not be 'IN', whose images it would replace, got {out}. Choose another folder.")

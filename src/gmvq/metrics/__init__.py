@@ -13,6 +13,7 @@ from gmvq.metrics.likelihood import (
     evidence_lower_bound,
     importance_weighted_bound,
 )
+from gmvq.metrics.perceptual import load_lpips
 
 __all__ = [
     "CodebookStatistics",
@@ -24,6 +25,7 @@ __all__ = [
     "categorical_divergence",
     "evidence_lower_bound",
     "importance_weighted_bound",
+    "load_lpips",
     "mse",
     "psnr",
     "ssim",

@@ -13,8 +13,9 @@ one of the images does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +24,14 @@ from torch import Tensor, nn
 from gmvq.losses import make_likelihood
 from gmvq.losses.reconstruction import LikelihoodName
 from gmvq.models.bottlenecks import QuantizerName, latent_dim, make_bottleneck
-from gmvq.networks import Decoder, Encoder
+from gmvq.networks import Decoder, Encoder, SQVAEDecoder, SQVAEEncoder
 from gmvq.networks.layers import Normalization
 from gmvq.types import Reconstruction
+
+NetworkName = Literal["convolutional", "sq-vae"]
+
+_ADDED = ("network", "quantizer_options")
+"""Fields that came after the first models were saved: at their defaults they are no part of what a model is called."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,10 @@ class AutoencoderConfig:
         normalization: ``layer`` (over the channels of each place), ``group``, ``batch`` or ``none``.
         likelihood: ``gaussian`` (variance at its maximum-likelihood value), ``mean-squared-error``, ``laplace`` or
             ``bernoulli``.
+        network: ``convolutional``, or ``sq-vae``: that of the SQ-VAE paper, on which the literature compares
+            quantizers; half the width after the first halving, batch normalization always, a sigmoid at the end.
+        quantizer_options: Arguments of the quantizer beside or instead of those that its name stands for, as JSON has
+            them; an object is written ``{"kind": NAME, ...}``, see :func:`gmvq.models.bottlenecks.from_json`.
     """
 
     quantizer: QuantizerName = "gaussian-mixture"
@@ -59,6 +69,8 @@ class AutoencoderConfig:
     blocks: int = 2
     normalization: Normalization = "layer"
     likelihood: LikelihoodName = "gaussian"
+    network: NetworkName = "convolutional"
+    quantizer_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("channels", "codebook_size", "code_dim", "width", "blocks"):
@@ -69,6 +81,14 @@ class AutoencoderConfig:
             raise ValueError(
                 f"'downsampling' must be a power of two of at least 2, got {self.downsampling}. Use 4 or 8."
             )
+        if self.network not in get_args(NetworkName):
+            raise ValueError(f"'network' must be one of {', '.join(get_args(NetworkName))}, got {self.network!r}.")
+
+    def identity(self) -> dict[str, Any]:
+        """What a saved model of this configuration is called by: all fields but later ones at their defaults."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        default = AutoencoderConfig()
+        return {name: x for name, x in values.items() if name not in _ADDED or x != getattr(default, name)}
 
 
 class Autoencoder(nn.Module):
@@ -81,11 +101,14 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        widths = (config.width,) * (config.downsampling.bit_length() - 1)
+        halvings = config.downsampling.bit_length() - 1
         dim = latent_dim(config.quantizer, config.code_dim, config.codebook_size)
-        self.encoder = Encoder(config.channels, dim, widths, config.blocks, config.normalization)
-        self.bottleneck = make_bottleneck(config.quantizer, dim, config.codebook_size)
-        self.decoder = Decoder(config.channels, dim, widths, config.blocks, config.normalization)
+        widths = (config.width,) * halvings
+        if config.network == "sq-vae":
+            widths = (max(1, config.width // 2), *widths[1:]) if halvings > 1 else widths
+        self.encoder = self._network(Encoder, SQVAEEncoder, dim, widths)
+        self.bottleneck = make_bottleneck(config.quantizer, dim, config.codebook_size, config.quantizer_options)
+        self.decoder = self._network(Decoder, SQVAEDecoder, dim, widths)
         self.likelihood = make_likelihood(config.likelihood)
 
     @property
@@ -194,6 +217,12 @@ class Autoencoder(nn.Module):
                 module.training = mode
         if count:
             self.likelihood.calibrate(total / count)
+
+    def _network(self, own: type[Any], published: type[Any], dim: int, widths: tuple[int, ...]) -> nn.Module:
+        config = self.config
+        if config.network == "sq-vae":
+            return published(config.channels, dim, widths, config.blocks)
+        return own(config.channels, dim, widths, config.blocks, config.normalization)
 
     def _as_float(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != self.config.channels or 0 in images.shape[2:]:

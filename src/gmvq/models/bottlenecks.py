@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, get_args
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, get_args
 
 from gmvq.quantizers import (
+    ALBO,
+    ELBO,
     AbstractBottleneck,
+    AbstractComposite,
+    AbstractQuantizer,
     Affine,
     BinarySphericalQuantizer,
+    Constant,
+    Cosine,
+    DiVeQ,
+    Diversity,
     FiniteScalarQuantizer,
     GaussianBottleneck,
     GaussianMixtureQuantizer,
     GaussianQuantizer,
+    Geometric,
+    GumbelSoftmax,
+    ImplicitResidual,
     IndexBackpropagationQuantizer,
     InPlaceStep,
+    Joined,
+    LatentQuantizer,
+    Linear,
     LookupFreeQuantizer,
+    NoGradient,
     OptimalTransportQuantizer,
+    Orthogonal,
+    Product,
+    RandomProjectionQuantizer,
+    Residual,
+    Rotation,
     SimVQ,
     StochasticQuantizer,
+    StraightThrough,
     VectorQuantizer,
 )
 
@@ -29,6 +51,7 @@ QuantizerName = Literal[
     "vector-ema",
     "vector-affine",
     "finite-scalar",
+    "latent",
     "lookup-free",
     "binary-spherical",
     "simvq",
@@ -36,6 +59,10 @@ QuantizerName = Literal[
     "stochastic",
     "optimal-transport",
     "gaussian-codes",
+    "random-projection",
+    "product",
+    "residual",
+    "implicit-residual",
     "none",
 ]
 
@@ -43,49 +70,138 @@ LARGEST_LEVEL = 8
 """Levels of a finite scalar quantizer are as even as the codebook size allows, and no more than this."""
 
 
-def make_bottleneck(name: QuantizerName, dim: int, codebook_size: int) -> AbstractBottleneck:
+class Recipe(NamedTuple):
+    """What a name stands for.
+
+    Attributes:
+        quantizer: The class.
+        arguments: Latents' features and codebook size -> arguments.
+    """
+
+    quantizer: Callable[..., AbstractBottleneck]
+    arguments: Callable[[int, int], dict[str, Any]]
+
+
+def _sized(**options: Any) -> Callable[[int, int], dict[str, Any]]:  # noqa: ANN401
+    return lambda dim, size: {"dim": dim, "codebook_size": size, **options}
+
+
+def _affine(dim: int, size: int) -> dict[str, Any]:
+    """The strongest row of Huh et al. (2023): affine, alternating, replaced, of length 1."""
+    # a hundredth of the step to the mean for a code with its fair share: a popular code is not overthrown
+    parts = [Affine(), InPlaceStep(0.01 * dim * size / 2)]
+    return {**_sized(decay=None, cosine=True, revive_below=1.0)(dim, size), "parts": parts}
+
+
+def _combined(combine: Callable[[list[AbstractQuantizer]], AbstractComposite], shares: int) -> Callable[..., Joined]:
+    """Two codebooks of the square root of the size, each with moving averages and revival, as one."""
+
+    def make(dim: int, codebook_size: int, **options: Any) -> Joined:  # noqa: ANN401
+        side = math.isqrt(codebook_size)
+        if side * side != codebook_size or dim % shares:
+            raise ValueError(
+                f"'codebook_size' of two codebooks must be a square and 'code_dim' a multiple of {shares}, got "
+                f"{codebook_size} and {dim}. Use for example 1024 and 64."
+            )
+        settings = {"decay": 0.99, "revive_below": 1.0, **options}
+        return Joined(combine([VectorQuantizer(dim // shares, side, **settings) for _ in range(2)]))
+
+    return make
+
+
+RECIPES: dict[str, Recipe] = {
+    "gaussian-mixture": Recipe(
+        GaussianMixtureQuantizer, lambda dim, size: {**_sized()(dim, size), "codebook_dim": dim}
+    ),
+    "vector": Recipe(VectorQuantizer, _sized(decay=None, kmeans_start=False)),
+    "vector-kmeans": Recipe(VectorQuantizer, _sized(decay=None)),
+    "vector-ema": Recipe(VectorQuantizer, _sized(decay=0.99, revive_below=1.0)),
+    "vector-affine": Recipe(VectorQuantizer, _affine),
+    "finite-scalar": Recipe(FiniteScalarQuantizer, lambda dim, size: {"levels": even_levels(size), "dim": dim}),
+    "latent": Recipe(LatentQuantizer, lambda dim, size: {"levels": even_levels(size), "dim": dim}),
+    "lookup-free": Recipe(LookupFreeQuantizer, _sized()),
+    "binary-spherical": Recipe(BinarySphericalQuantizer, _sized()),
+    "simvq": Recipe(SimVQ, _sized()),
+    # the authors' weights stand beside perceptual and adversarial losses, and their latents have 256 features; beside a
+    # bare likelihood and in few features one code would take all
+    "index-backpropagation": Recipe(
+        IndexBackpropagationQuantizer, _sized(cosine=True, temperature=0.1, entropy_weight=1e-3)
+    ),
+    "stochastic": Recipe(StochasticQuantizer, _sized()),
+    "optimal-transport": Recipe(OptimalTransportQuantizer, _sized()),
+    "gaussian-codes": Recipe(GaussianQuantizer, _sized()),
+    "random-projection": Recipe(
+        RandomProjectionQuantizer, lambda dim, size: {**_sized()(dim, size), "codebook_dim": max(1, min(16, dim - 1))}
+    ),
+    "product": Recipe(_combined(Product, 2), _sized()),
+    "residual": Recipe(_combined(Residual, 1), _sized()),
+    "implicit-residual": Recipe(_combined(ImplicitResidual, 1), _sized()),
+    "none": Recipe(GaussianBottleneck, lambda dim, size: {"dim": dim}),
+}
+
+KINDS = {
+    kind.__name__: kind
+    for kind in (
+        *(ALBO, ELBO, StraightThrough, Rotation, DiVeQ, NoGradient, GumbelSoftmax),
+        *(Constant, Cosine, Geometric, Linear, Affine, InPlaceStep, Diversity, Orthogonal),
+    )
+}
+"""Objects that a quantizer takes, by the names that JSON calls them."""
+
+
+def make_bottleneck(
+    name: QuantizerName, dim: int, codebook_size: int, options: Mapping[str, Any] | None = None
+) -> AbstractBottleneck:
     """The bottleneck of a name for latents of ``dim`` features.
 
+    Args:
+        name: What it is.
+        dim: Features of a latent.
+        codebook_size: Number of codes.
+        options: Arguments beside or instead of those that the name stands for, as JSON has them.
+
     Raises:
-        ValueError: If there is none of that name, or it cannot have a codebook of that size.
+        ValueError: If there is none of that name, it cannot have a codebook of that size, or it has no such option.
     """
-    makers: dict[str, Callable[[], AbstractBottleneck]] = {
-        "gaussian-mixture": lambda: GaussianMixtureQuantizer(dim, codebook_size, codebook_dim=dim),
-        "vector": lambda: VectorQuantizer(dim, codebook_size, decay=None, kmeans_start=False),
-        "vector-kmeans": lambda: VectorQuantizer(dim, codebook_size, decay=None),
-        "vector-ema": lambda: VectorQuantizer(dim, codebook_size, decay=0.99, revive_below=1.0),
-        # the strongest row of Huh et al. (2023): affine, alternating, replaced, of length 1
-        "vector-affine": lambda: VectorQuantizer(
-            dim,
-            codebook_size,
-            decay=None,
-            cosine=True,
-            revive_below=1.0,
-            # a hundredth of the step to the mean for a code with its fair share: a popular code is not overthrown
-            parts=[Affine(), InPlaceStep(0.01 * dim * codebook_size / 2)],
-        ),
-        "finite-scalar": lambda: FiniteScalarQuantizer(even_levels(codebook_size), dim=dim),
-        "lookup-free": lambda: LookupFreeQuantizer(dim, codebook_size),
-        "binary-spherical": lambda: BinarySphericalQuantizer(dim, codebook_size),
-        "simvq": lambda: SimVQ(dim, codebook_size),
-        # the authors' weights stand beside perceptual and adversarial losses, and their latents have 256 features;
-        # beside a bare likelihood and in few features one code would take all
-        "index-backpropagation": lambda: IndexBackpropagationQuantizer(
-            dim, codebook_size, cosine=True, temperature=0.1, entropy_weight=1e-3
-        ),
-        "stochastic": lambda: StochasticQuantizer(dim, codebook_size),
-        "optimal-transport": lambda: OptimalTransportQuantizer(dim, codebook_size),
-        "gaussian-codes": lambda: GaussianQuantizer(dim, codebook_size),
-        "none": lambda: GaussianBottleneck(dim),
-    }
-    if name not in makers:
+    if name not in RECIPES:
         raise ValueError(f"'quantizer' must be one of {', '.join(get_args(QuantizerName))}, got {name!r}.")
-    return makers[name]()
+    quantizer, arguments = RECIPES[name]
+    given = {key: from_json(value) for key, value in (options or {}).items()}
+    try:
+        return quantizer(**{**arguments(dim, codebook_size), **given})
+    except TypeError as error:
+        raise ValueError(
+            f"'quantizer_options' must be arguments of {name}, got {dict(options or {})}: {error}."
+        ) from error
+
+
+def from_json(value: Any) -> Any:  # noqa: ANN401
+    """An argument as JSON has it: ``{"kind": "GumbelSoftmax", "temperature": 0.5}`` is that object, others themselves.
+
+    Raises:
+        ValueError: If there is no object of that kind, or it has no such argument.
+
+    Example:
+        >>> from_json({"kind": "ALBO", "prior_weight": 0.1})
+        ALBO(distance_weight=1.0, prior_weight=0.1)
+    """
+    if isinstance(value, (list, tuple)):
+        return [from_json(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    arguments = {key: from_json(one) for key, one in value.items() if key != "kind"}
+    kind = KINDS.get(str(value.get("kind")))
+    if kind is None:
+        raise ValueError(f"'kind' of an option must be one of {', '.join(KINDS)}, got {value.get('kind')!r}.")
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"'{value['kind']}' has no such arguments: {error}. See its documentation.") from error
 
 
 def latent_dim(name: QuantizerName, dim: int, codebook_size: int) -> int:
     """Features of the latents: as many as the codebook needs where each feature is a digit, ``dim`` otherwise."""
-    if name == "finite-scalar":
+    if name in ("finite-scalar", "latent"):
         return len(even_levels(codebook_size))
     if name in ("lookup-free", "binary-spherical"):
         return (codebook_size - 1).bit_length()

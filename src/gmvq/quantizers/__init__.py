@@ -9,6 +9,7 @@ from gmvq.quantizers.gaussian_quantizer import GaussianQuantizer
 from gmvq.quantizers.hierarchical import Hierarchical
 from gmvq.quantizers.implicit import ImplicitResidual
 from gmvq.quantizers.index import IndexBackpropagationQuantizer
+from gmvq.quantizers.joined import Joined
 from gmvq.quantizers.layouts import ChannelFirst
 from gmvq.quantizers.linear import SimVQ
 from gmvq.quantizers.mixture import GaussianMixtureQuantizer
@@ -47,6 +48,7 @@ __all__ = [
     "ImplicitResidual",
     "InPlaceStep",
     "IndexBackpropagationQuantizer",
+    "Joined",
     "LatentQuantizer",
     "Linear",
     "LookupFreeQuantizer",

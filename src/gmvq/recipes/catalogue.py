@@ -10,6 +10,7 @@ from pathlib import Path
 from gmvq.data import Data, load
 from gmvq.data import digits as digits_data
 from gmvq.data import photographs as photographs_data
+from gmvq.data.celeba import check_side
 from gmvq.models import AutoencoderConfig
 from gmvq.training import Training
 
@@ -20,6 +21,7 @@ BUNDLED_DATA = {PHOTOGRAPHS: photographs_data, DIGITS: digits_data}
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 FASHION_MNIST_URL = "https://github.com/zalandoresearch/fashion-mnist"
+CELEBA_URL = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,13 @@ class DataConfig:
         channels: 1, 3 or 4 for all images; by default what the data have. The model's channels follow.
         held_out_fraction: Share of images held out where the data have no split of their own.
         evaluated: Most held-out images to measure; None for all.
+        face_side: Side in pixels to which faces of CelebA are brought after the standard centre crop; None for other
+            data.
+        train_limit: Learn from the first training images alone, this many; the others are left as a validation part.
+            None for all.
+
+    Raises:
+        ValueError: If ``face_side`` is less than 8 or ``train_limit`` less than 1.
     """
 
     source: str = PHOTOGRAPHS
@@ -42,6 +51,14 @@ class DataConfig:
     channels: int | None = None
     held_out_fraction: float = 0.1
     evaluated: int | None = None
+    face_side: int | None = None
+    train_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what no data are needed for."""
+        check_side("data.face_side", self.face_side)
+        if self.train_limit is not None and self.train_limit < 1:
+            raise ValueError(f"'data.train_limit' must be at least 1, got {self.train_limit}. Leave it out for all.")
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,16 @@ def fashion_mnist(path: str | Path) -> Run:
     return Run("fashion-mnist", DataConfig(str(path)), model, Training(steps=2500, batch_size=64))
 
 
+def celeba(path: str | Path) -> Run:
+    """CelebA, centre crops of faces at 64x64 pixels, 16x16 codes of 512.
+
+    Args:
+        path: The folder that holds ``img_align_celeba``, the folder of its zip, or the zip.
+    """
+    data = DataConfig(str(path), flip=True, face_side=64)
+    return Run("celeba", data, AutoencoderConfig(), Training(steps=2500, batch_size=32))
+
+
 def folder(path: str | Path) -> Run:
     """Your own images in crops of 64x64 pixels, 16x16 codes of 512.
 
@@ -107,6 +134,7 @@ BUNDLED: dict[str, Callable[[], Run]] = {"photos": photos, "digits": digits}
 FROM_PATH: dict[str, Callable[[str | Path], Run]] = {
     "cifar10": cifar10,
     "fashion-mnist": fashion_mnist,
+    "celeba": celeba,
     "folder": folder,
 }
 NAMES = (*BUNDLED, *FROM_PATH)
@@ -115,6 +143,8 @@ _WANTED = {
     f"itself) of {CIFAR10_URL}",
     "fashion-mnist": "the folder with train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, "
     f"t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz of {FASHION_MNIST_URL}",
+    "celeba": "the folder with img_align_celeba or img_align_celeba.zip (or that zip itself), and maybe "
+    f"list_eval_partition.txt, of {CELEBA_URL}",
     "folder": "a folder of images (PNG, JPEG, WebP, TIFF, ...), flat or nested, or a .npy or .npz file",
 }
 
@@ -149,10 +179,34 @@ def load_data(config: DataConfig) -> Data:
 
     Raises:
         FileNotFoundError: If there is nothing at the path.
-        ValueError: If there are no images, or the bundled data are asked for in other channels.
+        ValueError: If there are no images, the limit exceeds those for training, or the bundled data are asked for in
+            other channels or as faces.
     """
-    if config.source not in BUNDLED_DATA:
-        return load(config.source, channels=config.channels, held_out_fraction=config.held_out_fraction)
+    data = _load_bundled(config) if config.source in BUNDLED_DATA else _load_path(config)
+    if config.train_limit is None:
+        return data
+    if config.train_limit > len(data.train):
+        raise ValueError(
+            f"'data.train_limit' must be at most the {len(data.train):,} training images of {data.name}, got "
+            f"{config.train_limit:,}. Leave it out for all."
+        )
+    return data._replace(train=data.train.subset(range(config.train_limit)))
+
+
+def _load_path(config: DataConfig) -> Data:
+    return load(
+        config.source,
+        channels=config.channels,
+        held_out_fraction=config.held_out_fraction,
+        face_side=config.face_side,
+    )
+
+
+def _load_bundled(config: DataConfig) -> Data:
+    if config.face_side is not None:
+        raise ValueError(
+            f"'data.face_side' must be None for {config.source}, got {config.face_side}. It is for CelebA alone."
+        )
     data = BUNDLED_DATA[config.source]()
     if config.channels not in (None, data.channels):
         raise ValueError(

@@ -127,7 +127,7 @@ def check_folder(out: str | Path, recipe: Run, data: Data | None = None) -> None
         if (out / hub.CONFIG).exists() or (out / RECORD).exists():
             raise ValueError(f"{out} holds a model or a record that no run of gmvq made. Choose another --out.")
         return
-    there, now = _leaves(record.get("run") or {}), _leaves(json.loads(json.dumps(asdict(recipe))))
+    there, now = _leaves(_completed(record.get("run") or {})), _leaves(json.loads(json.dumps(asdict(recipe))))
     if data is not None:
         there["data fingerprint"], now["data fingerprint"] = (
             (record.get("data") or {}).get("fingerprint"),
@@ -208,6 +208,14 @@ def _now() -> str:
 def _is_main() -> bool:
     """False for all but the first process under torchrun or accelerate launch."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _completed(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A former run's settings, with the defaults of fields that are newer than its record."""
+    parts = {"data": DataConfig(), "model": AutoencoderConfig(), "training": Training()}
+    defaults = {name: json.loads(json.dumps(asdict(part))) for name, part in parts.items()}
+    known = {name: {**defaults[name], **run[name]} for name in parts if isinstance(run.get(name), Mapping)}
+    return {**run, **known}
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

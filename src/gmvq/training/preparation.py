@@ -100,7 +100,7 @@ def describe_run(model: Autoencoder, data: Data, training: Training, drawing: Dr
     """All that a step depends on, as JSON can hold it: what must be the same for a run to go on."""
     fields = {name: value for name, value in dataclasses.asdict(training).items() if name not in CHANGEABLE}
     return {
-        "model": dataclasses.asdict(model.config),
+        "model": model.config.identity(),
         "training": fields,
         "data": {"name": data.name, "images": len(data.train), "fingerprint": fingerprint(data)[:16]},
         "drawing": drawing._asdict(),

@@ -146,7 +146,8 @@ class _Trainer:
         device = self.accelerator.device
         if device.type == "cpu":
             keep_freed_memory()
-        self.model = model.to(device).train()
+        # convolutions are up to a tenth faster where the channels of a place lie together, as the quantizer wants them
+        self.model = model.to(device).to(memory_format=torch.channels_last).train()
         self.parameters = list(model.parameters())
         self.averaged = copy.deepcopy(self.model).eval()
         self.optimizer = make_optimizer(model, training, device)

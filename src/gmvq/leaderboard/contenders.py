@@ -1,0 +1,126 @@
+"""Who takes part: a quantizer with its published defaults, or with the options that a contender names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gmvq.leaderboard.protocols import LATENT_DIM
+from gmvq.leaderboard.studies import STUDIES
+from gmvq.models.bottlenecks import QuantizerName
+from gmvq.recipes import Run
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of a table.
+
+    Args:
+        name: Name on the command line.
+        title: What a reader calls it.
+        quantizer: Name of the quantizer in :mod:`gmvq.models.bottlenecks`.
+        options: Its arguments beside or instead of those of that name.
+        changes: Fields of the model or of the training that are other than the protocol's, for studies.
+    """
+
+    name: str
+    title: str
+    quantizer: QuantizerName
+    options: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, template: Run, seed: int) -> Run:
+        """The protocol's run with this quantizer and seed."""
+        model = replace(template.model, quantizer=self.quantizer, code_dim=LATENT_DIM, quantizer_options=self.options)
+        training = replace(template.training, seed=seed)
+        for name, value in self.changes.items():
+            if hasattr(model, name):
+                model = replace(model, **{name: value})
+            else:
+                training = replace(training, **{name: value})
+        return replace(template, name=f"{template.name}/{self.name}", model=model, training=training)
+
+
+_LOW = {"codebook_dim": 4}
+
+_RIVALS = (
+    Contender("vector", "VQ-VAE as published", "vector"),
+    Contender("vector-kmeans", "VQ-VAE from k-means", "vector-kmeans"),
+    Contender("vector-ema", "VQ-VAE, moving averages, revival", "vector-ema"),
+    Contender("vector-ema-4", "the same, 4 features", "vector-ema", _LOW),
+    Contender("vector-kmeans-4", "VQ-VAE from k-means, 4 features", "vector-kmeans", _LOW),
+    Contender("vector-affine", "Huh et al.: affine, alternating, replaced, l2", "vector-affine"),
+    Contender(
+        "vector-cosine", "improved VQGAN: cosine, 32 features", "vector-ema", {"cosine": True, "codebook_dim": 32}
+    ),
+    Contender("vector-rotation", "rotation trick, moving averages", "vector-ema", {"estimator": {"kind": "Rotation"}}),
+    Contender("vector-diveq", "DiVeQ, from k-means", "vector-kmeans", {"estimator": {"kind": "DiVeQ"}}),
+    Contender("finite-scalar", "FSQ", "finite-scalar"),
+    Contender("latent", "latent quantization", "latent"),
+    Contender("lookup-free", "LFQ", "lookup-free"),
+    Contender("binary-spherical", "BSQ", "binary-spherical"),
+    Contender("simvq", "SimVQ", "simvq"),
+    Contender("index-backpropagation", "IBQ", "index-backpropagation"),
+    Contender("stochastic", "SQ-VAE", "stochastic"),
+    Contender("optimal-transport", "OptVQ", "optimal-transport"),
+    Contender("gaussian-codes", "Gaussian Quant", "gaussian-codes"),
+    Contender("random-projection", "BEST-RQ", "random-projection"),
+    Contender("product", "product, 2 x 32 codes", "product"),
+    Contender("residual", "residual, 2 x 32 codes", "residual"),
+    Contender("implicit-residual", "QINCo, 2 x 32 codes", "implicit-residual"),
+)
+
+DEFAULT = Contender("gaussian-mixture", "GM-VQ", "gaussian-mixture", {"codebook_dim": None})
+
+
+def _variants() -> list[Contender]:
+    """What studies are made of, and is no contender by itself."""
+    bases = {contender.name: contender for contender in (DEFAULT, *_RIVALS)}
+    found: dict[str, Contender] = {}
+    for study in STUDIES.values():
+        for point in study.points:
+            if point.contender in bases or point.contender in found:
+                continue
+            base = bases[point.contender.partition(":")[0]]
+            found[point.contender] = Contender(
+                point.contender,
+                f"{base.title}, {point.contender.partition(':')[2]}",
+                base.quantizer,
+                {**base.options, **point.options},
+                point.changes,
+            )
+    return list(found.values())
+
+
+CONTENDERS: dict[str, Contender] = {contender.name: contender for contender in (DEFAULT, *_RIVALS, *_variants())}
+"""All contenders by name: GM-VQ, its rivals, and the variants of GM-VQ that studies are made of."""
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "all": (DEFAULT.name, *(contender.name for contender in _RIVALS)),
+    **{f"study:{study.name}": tuple(point.contender for point in study.points) for study in STUDIES.values()},
+    "studies": tuple(dict.fromkeys(point.contender for study in STUDIES.values() for point in study.points)),
+}
+"""Words that stand for several contenders."""
+
+
+def chosen(names: Sequence[str]) -> list[Contender]:
+    """The contenders that words stand for, each once.
+
+    Raises:
+        ValueError: If a word is no contender and no group.
+
+    Example:
+        >>> [contender.title for contender in chosen(["gaussian-mixture", "finite-scalar"])]
+        ['GM-VQ', 'FSQ']
+    """
+    found: dict[str, Contender] = {}
+    for name in names:
+        if name not in GROUPS and name not in CONTENDERS:
+            known = ", ".join((*GROUPS["all"], *GROUPS))
+            raise ValueError(f"'quantizers' under a protocol must be of {known}, got {name!r}. Check the spelling.")
+        for one in GROUPS.get(name, (name,)):
+            found[one] = CONTENDERS[one]
+    if not found:
+        raise ValueError("'quantizers' must be at least one, got none. Use all.")
+    return list(found.values())

@@ -1,0 +1,200 @@
+"""Frozen protocols: what is learned from, by which network, for how long. Contenders vary the quantizer alone.
+
+The networks are SQ-VAE's (Takida et al., 2022, https://arxiv.org/abs/2205.07547), the training of the full protocols is
+that of Huh et al. (2023, https://arxiv.org/abs/2305.08842). A short protocol has the same data and networks and 2,000
+steps of 64 images, an average of the weights, and a learning rate for so few steps. All have the Gaussian likelihood
+with its variance at the maximum-likelihood value: its gradient is that of the mean squared error, of another length,
+and what a quantizer adds to a mean squared error is scaled with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from gmvq.data import Data, fingerprint
+from gmvq.models import AutoencoderConfig
+from gmvq.recipes import DataConfig, Run
+from gmvq.training import Training
+
+LATENT_DIM = 64
+"""Features that the networks give to a quantizer; codes of fewer features are the quantizer's own choice."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all rows of a table share.
+
+    Args:
+        name: Name on the command line.
+        version: Rows of different versions do not stand in one table.
+        title: What a reader calls it.
+        data_hash: Fingerprint of the data, see :func:`gmvq.data.fingerprint`; None where we have not seen the data.
+        tokens: Rows and columns of codes of a held-out image.
+        run: The run, with an empty path and any quantizer.
+    """
+
+    name: str
+    version: int
+    title: str
+    data_hash: str | None
+    tokens: tuple[int, int]
+    run: Run
+
+    def check_data(self, data: Data) -> None:
+        """Refuses other data than the protocol's.
+
+        Raises:
+            ValueError: If the fingerprint is another.
+        """
+        found = fingerprint(data)
+        if self.data_hash is not None and found != self.data_hash:
+            raise ValueError(
+                f"'--data' must be the data of {self.name}, fingerprint {self.data_hash[:12]}, got {data.name}, "
+                f"{found[:12]} ({len(data.train):,} training and {len(data.held_out):,} held-out images). Give their "
+                "path, see 'gmvq compare --help'; for data of your own, 'gmvq compare folder --data folder=PATH'."
+            )
+
+    def described(self, data: Data) -> dict[str, Any]:
+        """What a table says of its protocol, ready for JSON."""
+        shared = asdict(self.run)
+        for name in ("quantizer", "quantizer_options", "code_dim"):
+            del shared["model"][name]
+        del shared["training"]["seed"], shared["data"]["source"]
+        return {
+            "name": self.name,
+            "version": self.version,
+            "title": self.title,
+            "data": {
+                "name": data.name,
+                "fingerprint": fingerprint(data),
+                "train": len(data.train),
+                "held_out": len(data.held_out),
+            },
+            "tokens": list(self.tokens),
+            "codebook_size": self.run.model.codebook_size,
+            "run": shared,
+        }
+
+
+_MODEL = AutoencoderConfig(
+    channels=3, codebook_size=1024, code_dim=LATENT_DIM, width=64, downsampling=4, blocks=2, network="sq-vae"
+)
+# the learning rate of Huh et al. would leave every network half trained after 1/56 of their steps
+_SHORT = Training(
+    steps=2000,
+    batch_size=64,
+    learning_rate=1e-3,
+    warmup_steps=100,
+    final_learning_rate_fraction=0.0,
+    weight_decay=1e-4,
+    betas=(0.9, 0.95),
+    averaging_decay=0.99,
+    evaluate_every=0,
+    checkpoint_every=1000,
+)
+
+
+def _full(images: int) -> Training:
+    """90 epochs in batches of 32, 10 of them warm-up, no average of the weights."""
+    epoch = images // 32
+    return replace(
+        _SHORT,
+        steps=90 * epoch,
+        batch_size=32,
+        learning_rate=1e-4,
+        warmup_steps=10 * epoch,
+        averaging_decay=0.0,
+        checkpoint_every=2 * epoch,
+        log_every=100,
+    )
+
+
+_CIFAR10_HASH = "d488fc5adc63d030d04a481a3e84a5e2d63c364a9ac5b9e34efdd2b5aca9bc6f"
+_FASHION_MNIST_HASH = "7124ff41a2f719d4fb0bacf4e69002b9d9e4560fd1d8220b0fec2717a5049576"
+_CELEBA_8000_HASH = "6c0bc5d779dd9b0c9c804fdc79fa99a7aae0daa1a6047d33848edc53492709ce"
+_CIFAR10_SMALL_HASH = "46733224482d51d409d200e55ca96087d118b5c30af3545bd5bb74d92256d8f2"
+_CIFAR10 = DataConfig(train_limit=40_000)
+_FASHION_MNIST = DataConfig(train_limit=50_000)
+_FACES = replace(_MODEL, blocks=6)
+
+
+def _protocol(
+    name: str,
+    title: str,
+    data_hash: str | None,
+    tokens: tuple[int, int],
+    data: DataConfig,
+    model: AutoencoderConfig,
+    training: Training,
+) -> Protocol:
+    return Protocol(name, 1, title, data_hash, tokens, Run(name, replace(data, source=""), model, training))
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        _protocol("cifar10-8x8-k1024-short", "CIFAR-10, 8x8 codes", _CIFAR10_HASH, (8, 8), _CIFAR10, _MODEL, _SHORT),
+        # what a codebook does where there is little to learn from
+        _protocol(
+            "cifar10-8x8-k1024-small",
+            "CIFAR-10, 8x8 codes, 1,000 training images",
+            _CIFAR10_SMALL_HASH,
+            (8, 8),
+            replace(_CIFAR10, train_limit=1000),
+            _MODEL,
+            _SHORT,
+        ),
+        _protocol(
+            "fashion-mnist-7x7-k1024-short",
+            "Fashion-MNIST, 7x7 codes",
+            _FASHION_MNIST_HASH,
+            (7, 7),
+            _FASHION_MNIST,
+            replace(_MODEL, channels=1),
+            _SHORT,
+        ),
+        # crops of a quarter of a face make a step of 64 as dear as one of CIFAR-10; whole faces are measured
+        _protocol(
+            "celeba64-16x16-k1024-short",
+            "CelebA 64x64, 16x16 codes",
+            _CELEBA_8000_HASH,
+            (16, 16),
+            DataConfig(face_side=64, crop=32),
+            _FACES,
+            _SHORT,
+        ),
+        _protocol(
+            "cifar10-8x8-k1024-full", "CIFAR-10, 8x8 codes", _CIFAR10_HASH, (8, 8), _CIFAR10, _MODEL, _full(40_000)
+        ),
+        _protocol(
+            "fashion-mnist-7x7-k1024-full",
+            "Fashion-MNIST, 7x7 codes",
+            _FASHION_MNIST_HASH,
+            (7, 7),
+            _FASHION_MNIST,
+            replace(_MODEL, channels=1),
+            _full(50_000),
+        ),
+        # of the whole CelebA with its official split, which we have not: their fingerprints come with the first row
+        _protocol(
+            "celeba64-16x16-k1024-full",
+            "CelebA 64x64, 16x16 codes",
+            None,
+            (16, 16),
+            DataConfig(face_side=64),
+            _FACES,
+            _full(162_770),
+        ),
+        _protocol(
+            "celeba128-32x32-k1024-full",
+            "CelebA 128x128, 32x32 codes",
+            None,
+            (32, 32),
+            DataConfig(face_side=128),
+            _FACES,
+            _full(162_770),
+        ),
+    )
+}
+"""All protocols by name."""

@@ -1,0 +1,182 @@
+r"""One code for each latent, where a composite has several.
+
+A token of a residual or product quantizer has n codes; a file of tokens, a prior or a count of used codes often wants
+one number. Read as the digits of a number, the first the most significant, the n codes are one of as many as they have
+combinations:
+
+.. math:: c = \sum_{i=1}^n c_i \prod_{j>i} K_j, \qquad K = \prod_{i=1}^n K_i
+
+Nothing else changes: values, loss and what learns are those of the quantizer inside.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gmvq.quantizers.base import AbstractQuantizer
+from gmvq.quantizers.checks import checked_codes
+from gmvq.quantizers.composite import AbstractComposite
+from gmvq.quantizers.places import kind
+from gmvq.quantizers.residual import Residual
+from gmvq.quantizers.scalar import MOST_CODES, Grid
+from gmvq.types import Posterior, PosteriorSample, Quantized
+
+MOST_ENUMERATED = 2**16
+"""Largest K whose posterior is written out; beyond it the quantizer inside says the same in far less memory."""
+
+
+class Joined(AbstractComposite):
+    r"""Presents the codes of a composite's token as one.
+
+    .. math:: c = c_1 K_2 \cdots K_n + c_2 K_3 \cdots K_n + \dots + c_n
+
+    Usage and perplexity then count combinations: 32 x 32 codes compare with one codebook of 1,024. The posterior, where
+    the quantizer inside has one and K is at most 2^16, is that of all combinations.
+
+    Args:
+        quantizer: A quantizer with several codes for each latent: ``Residual``, ``Product``, ``ImplicitResidual``, or
+            compositions of them.
+
+    Shape:
+        latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*)`` in [0, K) with K the product of the codebook sizes,
+        loss ``()`` of the quantizer.
+
+    Raises:
+        ValueError: If ``quantizer`` is none that quantizes rows, has one code for each latent already, leaves levels
+            out at random, or K is more than 2^62.
+
+    References:
+        Product Quantization for Nearest Neighbor Search (Jégou et al., 2011), https://doi.org/10.1109/TPAMI.2010.57
+
+    Example:
+        >>> from gmvq.quantizers.vector import VectorQuantizer
+        >>> quantizer = Joined(Residual([VectorQuantizer(8, 64), VectorQuantizer(8, 16)]))
+        >>> values, codes, loss, terms = quantizer(torch.randn(2, 10, 8))
+        >>> codes.shape, quantizer.codebook_size
+        (torch.Size([2, 10]), 1024)
+        >>> levels = quantizer.split(codes)
+        >>> torch.equal(codes, levels[..., 0] * 16 + levels[..., 1])
+        True
+        >>> quantizer.members[0].decode(levels[..., :1]).shape  # coarser
+        torch.Size([2, 10, 8])
+    """
+
+    citations: tuple[str, ...] = ("product_jegou2011",)
+
+    def __init__(self, quantizer: AbstractQuantizer) -> None:
+        _check(quantizer)
+        super().__init__(quantizer.dim, [quantizer])
+        self._codebook_size = math.prod(quantizer.codebook_sizes)
+        self.digits = Grid(quantizer.codebook_sizes[::-1])  # whose first feature counts fastest
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """Axes of the codes of one latent: none."""
+        return ()
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codes K, as ``(K,)``."""
+        return (self.codebook_size,)
+
+    @property
+    def code_vectors(self) -> Tensor:
+        """What the decoder sees for each code, ``(K, dim)``.
+
+        Raises:
+            ValueError: If K is more than 2^24.
+        """
+        return super(AbstractComposite, self).code_vectors  # a composite has none, but this one has one code
+
+    @property
+    def codebook(self) -> Tensor:
+        """What the decoder sees for each code, ``(K, dim)``.
+
+        Raises:
+            ValueError: If K is more than 2^24.
+        """
+        return self.code_vectors
+
+    @property
+    def has_posterior(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """True if the quantizer has a posterior, and all K codes can be written out for each latent."""
+        return self.places[0].has_posterior and self.codebook_size <= MOST_ENUMERATED
+
+    def split(self, codes: Tensor) -> Tensor:
+        """The codes that one stands for: int64 ``(*)`` -> ``(*, *quantizer.code_shape)``; -1 gives -1 in all places.
+
+        Raises:
+            ValueError: If codes are not integers or lie outside [-1, K).
+        """
+        codes = checked_codes(codes, self.codebook_size)
+        return self._split(codes.reshape(-1)).reshape(*codes.shape, *self.places[0].code_shape)
+
+    def _split(self, codes: Tensor) -> Tensor:
+        parts = self.digits.levels(codes.clamp_min(0)).flip(-1).masked_fill(codes[:, None] < 0, -1)
+        return parts.reshape(-1, *self.places[0].code_shape)
+
+    def _join(self, codes: Tensor) -> Tensor:
+        parts = codes.flatten(1)
+        return self.digits.codes(parts.flip(-1)).masked_fill((parts < 0).any(-1), -1)
+
+    def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
+        out = self.places[0](rows, kept)
+        return out._replace(codes=self._join(out.codes))
+
+    def _encode_rows(self, rows: Tensor) -> Tensor:
+        return self._join(self.places[0].encode(rows))
+
+    def _decode_rows(self, codes: Tensor) -> Tensor:
+        return self.places[0].decode(self._split(codes))
+
+    def _posterior_rows(self, rows: Tensor) -> Posterior:
+        inside, sizes = self.places[0].posterior(rows), self.places[0].codebook_sizes
+        joint = rows.new_ones(rows.shape[0], 1)
+        # places are independent, or their quantizer has no posterior
+        for shares, size in zip(inside.responsibilities.flatten(1, -2).unbind(1), sizes, strict=True):
+            joint = (joint[:, :, None] * shares[:, None, :size]).flatten(1)
+        return inside._replace(responsibilities=joint)
+
+    def _posterior_mean_rows(self, rows: Tensor) -> Tensor:
+        return self.places[0].posterior_mean(rows)
+
+    def _divergence_rows(self, rows: Tensor) -> Tensor:
+        return self.places[0].divergence(rows)
+
+    def _sample_rows(self, rows: Tensor, generator: torch.Generator | None) -> PosteriorSample:
+        return self.places[0].sample_posterior(rows, generator)
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        return shape == ()
+
+
+def _check(quantizer: AbstractQuantizer) -> None:
+    if not isinstance(quantizer, AbstractQuantizer):
+        raise ValueError(
+            f"'quantizer' must be a quantizer, got {kind(quantizer)}. Pass for example "
+            "Residual(VectorQuantizer(8, 32), 2)."
+        )
+    if isinstance(quantizer, AbstractComposite) and not quantizer.quantizes_rows:
+        raise ValueError(
+            f"'quantizer' must quantize each latent by itself, got a {type(quantizer).__name__}, which quantizes whole "
+            "maps. Join the codes of its members instead."
+        )
+    if not quantizer.code_shape:
+        raise ValueError(
+            f"'quantizer' must have several codes for each latent, got a {type(quantizer).__name__} with one. Use it "
+            "as it is."
+        )
+    if any(isinstance(module, Residual) and module.quantizer_dropout for module in quantizer.modules()):
+        raise ValueError(
+            "'quantizer' must use all its levels, got one with 'quantizer_dropout': a code has no number without its "
+            "last levels. Make it with quantizer_dropout=False."
+        )
+    size = math.prod(quantizer.codebook_sizes)
+    if size > MOST_CODES:
+        raise ValueError(
+            f"'quantizer' must have at most 2**62 codes in all, got {size} of {quantizer.codebook_sizes}. Keep its "
+            "codes apart, or use fewer places."
+        )

@@ -1,0 +1,150 @@
+import io
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from gmvq.data import fingerprint
+from gmvq.leaderboard import PROTOCOLS, Table, chosen, measure, printed, read_table, summary
+from gmvq.leaderboard.running import course
+from gmvq.recipes import DataConfig, load_data
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "images.npz"
+    images = np.random.default_rng(0).integers(0, 256, (48, 8, 8, 3), dtype=np.uint8)
+    np.savez(path, x_train=images[:32], x_test=images[32:])
+    return path
+
+
+@pytest.fixture
+def protocol(source):
+    whole = PROTOCOLS["cifar10-8x8-k1024-short"]
+    data = DataConfig(train_limit=24)
+    run = replace(
+        whole.run,
+        data=replace(data, source=""),
+        model=replace(whole.run.model, width=8, codebook_size=16, blocks=1),
+        training=replace(whole.run.training, steps=4, batch_size=8, warmup_steps=1, log_every=1),
+    )
+    found = fingerprint(load_data(replace(data, source=str(source))))
+    return replace(whole, name="tiny", title="tiny images", data_hash=found, tokens=(2, 2), run=run)
+
+
+def go(protocol, source, tmp_path, names, seeds=1, **options):
+    options = {"table": tmp_path / "tiny.json", "out": tmp_path / "runs", "jobs": 1, "console": QUIET, **options}
+    return measure(protocol, chosen(names), seeds, source, **options)
+
+
+def test_rows_are_added_and_not_run_twice(protocol, source, tmp_path):
+    table = go(protocol, source, tmp_path, ["gaussian-mixture"])
+    (row,) = table.rows.values()
+    assert row["diverged"] is None
+    assert row["metrics"]["mse"] > 0
+    assert 0 < row["metrics"]["usage"] <= 1
+    assert row["metrics"]["images"] == 16
+    assert row["run"]["model"]["network"] == "sq-vae"
+    assert row["course"]["step"] == [1, 2, 3, 4]
+    assert all(len(values) == 4 for values in row["course"].values())
+    assert row["parameters"] > 0
+
+    again = go(protocol, source, tmp_path, ["gaussian-mixture", "finite-scalar"], seeds=2)
+    assert [(key.contender, key.seed) for key in sorted(again.rows)] == [
+        ("finite-scalar", 0),
+        ("finite-scalar", 1),
+        ("gaussian-mixture", 0),
+        ("gaussian-mixture", 1),
+    ]
+    assert again.rows["gaussian-mixture", 0]["finished"] == row["finished"]  # left as it was
+    assert again.rows["gaussian-mixture", 1]["metrics"]["mse"] != row["metrics"]["mse"]
+    stored = read_table(tmp_path / "tiny.json")
+    assert stored is not None
+    assert stored.rows == again.rows
+
+    forced = go(protocol, source, tmp_path, ["gaussian-mixture"], again=True)
+    assert forced.rows["gaussian-mixture", 0]["metrics"]["mse"] == row["metrics"]["mse"]  # the same seed
+    assert len(forced.rows) == 4
+
+
+def test_several_runs_at_a_time_give_the_rows_of_one_at_a_time(protocol, source, tmp_path):
+    names = ["vector-ema", "finite-scalar", "gaussian-mixture"]
+    one = go(protocol, source, tmp_path / "a", names, jobs=1, threads=1)
+    two = go(protocol, source, tmp_path / "b", names, jobs=2, threads=1)
+    for key in one.rows:
+        assert one.rows[key]["metrics"]["mse"] == two.rows[key]["metrics"]["mse"]
+
+
+def test_a_changed_run_is_run_anew(protocol, source, tmp_path):
+    before = go(protocol, source, tmp_path, ["vector-ema"])
+    longer = replace(protocol, run=replace(protocol.run, training=replace(protocol.run.training, steps=6)))
+    after = go(longer, source, tmp_path, ["vector-ema"])
+    assert before.rows["vector-ema", 0]["course"]["step"][-1] == 4
+    assert after.rows["vector-ema", 0]["course"]["step"][-1] == 6
+    assert len(after.rows) == 1
+
+
+def test_a_diverged_run_has_a_row_and_one_that_fails_stops_no_other(protocol, source, tmp_path):
+    wild = replace(protocol, run=replace(protocol.run, training=replace(protocol.run.training, learning_rate=1e30)))
+    table = go(wild, source, tmp_path / "wild", ["vector"])
+    row = table.rows["vector", 0]
+    assert row["metrics"] is None
+    assert "not finite" in row["diverged"]
+    assert summary(table.of("vector"), "mse") is None
+
+    prime = replace(protocol, run=replace(protocol.run, model=replace(protocol.run.model, codebook_size=17)))
+    with pytest.raises(RuntimeError, match=r"1 of 2 runs failed: finite-scalar-0.*'codebook_size'"):
+        go(prime, source, tmp_path / "prime", ["finite-scalar", "vector-ema"])
+    left = read_table(tmp_path / "prime" / "tiny.json")
+    assert left is not None
+    assert list(left.rows) == [("vector-ema", 0)]
+
+
+def test_other_data_and_other_tables_are_refused(protocol, source, tmp_path):
+    with pytest.raises(ValueError, match=r"'--data' must be the data of tiny, fingerprint 0000.*got images"):
+        go(replace(protocol, data_hash="0" * 64), source, tmp_path, ["vector-ema"])
+    go(protocol, source, tmp_path, ["vector-ema"])
+    with pytest.raises(ValueError, match=r"is the table of tiny, version 1.*not of tiny, version 2"):
+        go(replace(protocol, version=2), source, tmp_path, ["vector-ema"])
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    with pytest.raises(ValueError, match="no table of this gmvq"):
+        go(protocol, source, tmp_path, ["vector-ema"], table=broken)
+    assert broken.read_text() == "{"
+    for name in ("seeds", "jobs", "threads"):
+        with pytest.raises(ValueError, match=f"'{name}' must be at least 1, got 0"):
+            go(protocol, source, tmp_path, ["vector-ema"], **{name: 0})
+    with pytest.raises(FileNotFoundError):
+        go(protocol, tmp_path / "nothing", tmp_path, ["vector-ema"])
+
+
+def test_a_course_is_thinned_and_keeps_the_last_step(tmp_path):
+    lines = [{"kind": "train", "step": step, "mse": 1 / step} for step in range(1, 351)]
+    lines.insert(100, {"kind": "evaluation", "step": 100, "mse": 9.0})
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    found = course(path)
+    assert len(found["step"]) <= 100
+    assert found["step"][-1] == 350
+    assert max(found["mse"]) <= 1
+    assert course(tmp_path / "none.jsonl") == {"step": []}
+
+
+def test_the_printed_table_has_the_least_error_first():
+    table = Table({"title": "title"})
+    for name, seed, mse in (("a", 0, 0.004), ("a", 1, 0.006), ("b", 0, 0.003), ("c", 0, math.nan)):
+        metrics = None if math.isnan(mse) else {"mse": mse, "psnr": 20.0, "usage": 0.5, "perplexity": 3.0}
+        table.add({"contender": name, "seed": seed, "diverged": None if metrics else "why", "metrics": metrics})
+    assert summary(table.of("a"), "mse") == pytest.approx((0.005, math.sqrt(2) * 1e-3))
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(printed(table, ["a", "b", "c"]))
+    lines = [line.strip() for line in console.export_text().splitlines()]
+    rows = [line for line in lines if line[:2] in ("a ", "b ", "c ")]
+    assert [row[0] for row in rows] == ["b", "a", "c"]
+    assert "5.000 ± 1.414" in rows[1]
+    assert "1 of 1 diverged" in rows[2]
