@@ -48,14 +48,23 @@ _RIVALS = (
     Contender("vector", "VQ-VAE as published", "vector"),
     Contender("vector-kmeans", "VQ-VAE from k-means", "vector-kmeans"),
     Contender("vector-ema", "VQ-VAE, moving averages, revival", "vector-ema"),
-    Contender("vector-ema-4", "the same, 4 features", "vector-ema", _LOW),
+    Contender("vector-ema-4", "VQ-VAE, moving averages, 4 features", "vector-ema", _LOW),
+    # as little friction between latents and codes as GM-VQ has: what of its lead is that, and what is the mixture
+    Contender(
+        "vector-ema-4-light",
+        "VQ-VAE, moving averages, 4 features, commitment 0.01",
+        "vector-ema",
+        {**_LOW, "commitment_weight": 0.01},
+    ),
     Contender("vector-kmeans-4", "VQ-VAE from k-means, 4 features", "vector-kmeans", _LOW),
     Contender("vector-affine", "Huh et al.: affine, alternating, replaced, l2", "vector-affine"),
     Contender(
         "vector-cosine", "improved VQGAN: cosine, 32 features", "vector-ema", {"cosine": True, "codebook_dim": 32}
     ),
-    Contender("vector-rotation", "rotation trick, moving averages", "vector-ema", {"estimator": {"kind": "Rotation"}}),
-    Contender("vector-diveq", "DiVeQ, from k-means", "vector-kmeans", {"estimator": {"kind": "DiVeQ"}}),
+    Contender(
+        "vector-rotation", "VQ-VAE, moving averages, rotation trick", "vector-ema", {"estimator": {"kind": "Rotation"}}
+    ),
+    Contender("vector-diveq", "VQ-VAE from k-means, DiVeQ", "vector-kmeans", {"estimator": {"kind": "DiVeQ"}}),
     Contender("finite-scalar", "FSQ", "finite-scalar"),
     Contender("latent", "latent quantization", "latent"),
     Contender("lookup-free", "LFQ", "lookup-free"),
@@ -71,12 +80,24 @@ _RIVALS = (
     Contender("implicit-residual", "QINCo, 2 x 32 codes", "implicit-residual"),
 )
 
+_PAPER = Contender(
+    "gaussian-mixture-paper",
+    "GM-VQ as in the paper: relaxed sample, noise, codes of 64 features by gradient",
+    "gaussian-mixture",
+    {
+        "codebook_dim": LATENT_DIM,
+        "estimator": {"kind": "GumbelSoftmax", "temperature": {"kind": "Geometric", "start": 1.0, "end": 0.1}},
+        "noise": 1.0,
+        "learned": ["codebook"],
+    },
+)
+
 DEFAULT = Contender("gaussian-mixture", "GM-VQ", "gaussian-mixture", {"codebook_dim": None})
 
 
 def _variants() -> list[Contender]:
     """What studies are made of, and is no contender by itself."""
-    bases = {contender.name: contender for contender in (DEFAULT, *_RIVALS)}
+    bases = {contender.name: contender for contender in (DEFAULT, _PAPER, *_RIVALS)}
     found: dict[str, Contender] = {}
     for study in STUDIES.values():
         for point in study.points:
@@ -93,11 +114,13 @@ def _variants() -> list[Contender]:
     return list(found.values())
 
 
-CONTENDERS: dict[str, Contender] = {contender.name: contender for contender in (DEFAULT, *_RIVALS, *_variants())}
+CONTENDERS: dict[str, Contender] = {
+    contender.name: contender for contender in (DEFAULT, _PAPER, *_RIVALS, *_variants())
+}
 """All contenders by name: GM-VQ, its rivals, and the variants of GM-VQ that studies are made of."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "all": (DEFAULT.name, *(contender.name for contender in _RIVALS)),
+    "all": (DEFAULT.name, _PAPER.name, *(contender.name for contender in _RIVALS)),
     **{f"study:{study.name}": tuple(point.contender for point in study.points) for study in STUDIES.values()},
     "studies": tuple(dict.fromkeys(point.contender for study in STUDIES.values() for point in study.points)),
 }

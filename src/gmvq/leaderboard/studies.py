@@ -106,11 +106,11 @@ _STUDIES = (
         "gamma",
         "log",
         (
-            _option(0.1, "gamma=0.1", objective=_albo(distance_weight=0.1)),
-            _option(0.3, "gamma=0.3", objective=_albo(distance_weight=0.3)),
+            _option(0.04, "gamma=0.04", objective=_albo(distance_weight=0.04)),
+            _option(0.2, "gamma=0.2", objective=_albo(distance_weight=0.2)),
             _default(1.0),
-            _option(3.0, "gamma=3", objective=_albo(distance_weight=3.0)),
-            _option(10.0, "gamma=10", objective=_albo(distance_weight=10.0)),
+            _option(5.0, "gamma=5", objective=_albo(distance_weight=5.0)),
+            _option(25.0, "gamma=25", objective=_albo(distance_weight=25.0)),
         ),
     ),
     Study(

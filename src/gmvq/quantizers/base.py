@@ -45,6 +45,7 @@ class AbstractBottleneck(nn.Module, ABC):
         citations: Keys of its sources in the bibliography.
         has_posterior: True if :meth:`posterior` gives a distribution over codes.
         loss_in_nats: True if the loss is in nats for each token, False if it is a squared error of the latents.
+        projected_scale: Scale of the latents behind the projection, against those before it, at the start.
         updates_itself: True if a forward in training begins with :meth:`update`. A trainer that calls it after each
             optimizer step sets this to False, so that all forwards of a step see one codebook.
         frozen: True after :meth:`freeze`.
@@ -53,6 +54,7 @@ class AbstractBottleneck(nn.Module, ABC):
     citations: tuple[str, ...] = ()
     has_posterior: ClassVar[bool] = False
     loss_in_nats: ClassVar[bool] = False
+    projected_scale: ClassVar[float] = 1.0
     updates_itself: bool = True
     frozen: bool = False
 
@@ -64,7 +66,7 @@ class AbstractBottleneck(nn.Module, ABC):
             raise ValueError(
                 f"'codebook_dim' must be at most 'dim' = {dim}, got {codebook_dim}. Lower it or leave it out."
             )
-        self.projection = Projection(dim, self.codebook_dim) if self.codebook_dim < dim else None
+        self.projection = Projection(dim, self.codebook_dim, self.projected_scale) if self.codebook_dim < dim else None
         # kept with the weights: a loaded model stands where its schedules had come
         self.register_buffer("training_progress", torch.zeros(()))
 

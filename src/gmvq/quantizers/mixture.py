@@ -63,6 +63,10 @@ LATENT_WEIGHT = 0.25
 """Weight of the latents' squared error against that of the data, as of the VQ-VAE's commitment. It does not need
 tuning: the scale of the latents, which is free, makes up for it."""
 
+PROJECTED_SCALE = 0.1
+"""Scale of the latents behind the projection, against those before it, at the start. The scale is free but settles
+slowly: from 1, the latents' squared error outweighs that of the data for most of a short training."""
+
 LEAST_SHARE = 0.1
 """Responsibility that the M-step leaves no code below, against a fair share of the batch."""
 
@@ -123,6 +127,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
     citations: tuple[str, ...] = ("gmvq_yan2024", "emonline_cappe2009", "cem_celeux1992")
     has_posterior: ClassVar[bool] = True
     commitment_weight: ClassVar[float] = LATENT_WEIGHT
+    projected_scale: ClassVar[float] = PROJECTED_SCALE
 
     def __init__(
         self,

@@ -17,11 +17,12 @@ class Projection(nn.Module):
     Args:
         dim: Features outside.
         code_dim: Features L inside, at most ``dim``.
+        scale: Standard deviation inside against that outside, at the start.
     """
 
-    def __init__(self, dim: int, code_dim: int) -> None:
+    def __init__(self, dim: int, code_dim: int, scale: float = 1.0) -> None:
         super().__init__()
-        self.directions = nn.Parameter(torch.linalg.qr(torch.randn(dim, code_dim)).Q)
+        self.directions = nn.Parameter(torch.linalg.qr(torch.randn(dim, code_dim)).Q / scale)
         self.offset = nn.Parameter(torch.zeros(dim))
 
     def project_in(self, latents: Tensor) -> Tensor:
