@@ -32,8 +32,10 @@ from gmvq.training import NonFiniteLossError
 
 ROW = "row.json"
 JOBS_ON_A_GPU = 8
-_COURSE_POINTS = 100
-_NOT_OF_THE_COURSE = frozenset({"kind", "step", "learning_rate", "images_per_second", "seconds"})
+_COURSE_POINTS = 40
+_COURSE_DIGITS = 5
+_COURSE = ("mse", "perplexity", "used_codes", "posterior_entropy", "sigma", "aggregated_divergence", "gradient_norm")
+"""What a row keeps of the course of training; its run's log has all of it."""
 
 
 class _Task(NamedTuple):
@@ -210,7 +212,7 @@ def _made(task: _Task) -> dict[str, Any]:
 
 
 def course(journal: Path) -> dict[str, list[float | None]]:
-    """What a run's log says of its training, at no more than a hundred steps."""
+    """What a run's log says of its training, at no more than forty steps."""
     entries = []
     for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []:
         entry = json.loads(line)
@@ -218,8 +220,12 @@ def course(journal: Path) -> dict[str, list[float | None]]:
             entries.append(entry)
     every = -(-len(entries) // _COURSE_POINTS) or 1
     kept = entries[::-1][::every][::-1]  # the last step is always there
-    names = sorted({name for entry in kept for name in entry} - _NOT_OF_THE_COURSE)
-    return {name: [entry.get(name) for entry in kept] for name in ("step", *names)}
+    names = [name for name in _COURSE if any(name in entry for entry in kept)]
+    return {name: [_short(entry.get(name)) for entry in kept] for name in ("step", *names)}
+
+
+def _short(value: float | None) -> float | None:
+    return value if value is None or isinstance(value, int) else float(f"{value:.{_COURSE_DIGITS}g}")
 
 
 def _parameters(folder: Path) -> int:

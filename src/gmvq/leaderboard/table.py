@@ -59,8 +59,11 @@ class Table:
         Raises:
             OSError: If the file cannot be written.
         """
-        rows = [self.rows[key] for key in sorted(self.rows)]
-        hub.write_json(Path(path), {"format": FORMAT, "version": VERSION, "protocol": self.protocol, "rows": rows})
+        head = {"format": FORMAT, "version": VERSION, "protocol": self.protocol}
+        # a line for each row: what a run adds is one line of a difference, and a hundred rows stay small
+        rows = ",\n".join(json.dumps(self.rows[key], allow_nan=False) for key in sorted(self.rows))
+        text = f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n{rows}\n]}}\n'
+        hub.write_atomically(Path(path), text.encode())
 
 
 def read_table(path: str | Path) -> Table | None:
