@@ -11,8 +11,9 @@ import hashlib
 import json
 import multiprocessing
 import os
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -193,6 +194,9 @@ def _made(task: _Task) -> dict[str, Any]:
     except NonFiniteLossError as error:
         diverged = str(error)
     record = recipes.read_json(folder / recipes.RECORD) or {}
+    entries = _training(folder / "log.jsonl")
+    if metrics is not None:
+        metrics = {**metrics, "images_per_second": _speed(entries)}
     row = {
         "contender": task.contender,
         "seed": task.run.training.seed,
@@ -200,7 +204,7 @@ def _made(task: _Task) -> dict[str, Any]:
         "metrics": metrics,
         "run": {part: values for part, values in _run_of(task.run).items() if part != "data"},
         "parameters": _parameters(folder) if metrics else None,
-        "course": course(folder / "log.jsonl"),
+        "course": course(entries),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "jobs": task.jobs,
         "threads": task.threads,
@@ -211,13 +215,19 @@ def _made(task: _Task) -> dict[str, Any]:
     return row
 
 
-def course(journal: Path) -> dict[str, list[float | None]]:
-    """What a run's log says of its training, at no more than forty steps."""
-    entries = []
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []:
-        entry = json.loads(line)
-        if entry.get("kind", "train") == "train":
-            entries.append(entry)
+def _training(journal: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log that are of training."""
+    lines = journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []
+    return [entry for entry in map(json.loads, lines) if entry["kind"] == "train"]
+
+
+def _speed(entries: Sequence[Mapping[str, Any]]) -> float | None:
+    """Training images a second, the median over the log: a pause of the machine does not count."""
+    return statistics.median(entry["images_per_second"] for entry in entries) if entries else None
+
+
+def course(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """What the log says of training, at no more than forty steps."""
     every = -(-len(entries) // _COURSE_POINTS) or 1
     kept = entries[::-1][::every][::-1]  # the last step is always there
     names = [name for name in _COURSE if any(name in entry for entry in kept)]
