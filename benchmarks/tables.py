@@ -85,6 +85,19 @@ def trials_table(trials: dict[str, Any]) -> str:
     return "\n".join([*lines, "", trials["protocol"]])
 
 
+def search_table(search: dict[str, Any]) -> str:
+    """The variants that were tried on the networks of the leaderboard."""
+    data = {"cifar": "CIFAR-10", "fashion": "Fashion-MNIST", "celeba": "CelebA 64x64"}
+    lines = [f"| MSE (1e-3) / perplexity | {' | '.join(data.values())} |", "| --- | --- | --- | --- |"]
+    for row in search["rows"]:
+        cells = [
+            "; ".join(f"{run['mse']:.2f} / {run['perplexity']}" for run in row[name]) if name in row else "-"
+            for name in data
+        ]
+        lines.append(f"| {row['what']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", search["protocol"]])
+
+
 def read(name: str) -> dict[str, Any] | None:
     """A result, or None if it is not there yet."""
     path = RESULTS / name
@@ -152,6 +165,7 @@ def pages() -> dict[Path, str]:
     compared = json.loads((RESULTS / "compare.json").read_text())
     dropped = json.loads((RESULTS / "drop_in.json").read_text())
     trials = json.loads((RESULTS / "trials.json").read_text())
+    search = json.loads((RESULTS / "search.json").read_text())
     everyone = json.loads((RESULTS / "quantizers.json").read_text())
     readme, defaults, guide = (
         (ROOT / page).read_text() for page in ("README.md", "docs/gm-vq.md", "docs/which-quantizer.md")
@@ -184,7 +198,9 @@ def pages() -> dict[Path, str]:
         ROOT / "docs/kernels.md": kernels,
         ROOT / "README.md": between_marks(readme, short_table(compared)),
         ROOT / "docs/which-quantizer.md": between_marks(guide, short_table(everyone, "[All figures](results.md).")),
-        ROOT / "docs/gm-vq.md": between_marks(defaults, trials_table(trials)),
+        ROOT / "docs/gm-vq.md": between_marks(
+            between_marks(defaults, trials_table(trials)), search_table(search), "search"
+        ),
         ROOT / "docs/results.md": "\n\n".join(results) + "\n",
     }
 

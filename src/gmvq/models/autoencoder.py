@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from gmvq.losses import make_likelihood
 from gmvq.losses.reconstruction import LikelihoodName
 from gmvq.models.bottlenecks import QuantizerName, latent_dim, make_bottleneck
+from gmvq.models.refinement import refine
 from gmvq.networks import Decoder, Encoder, SQVAEDecoder, SQVAEEncoder
 from gmvq.networks.layers import Normalization
 from gmvq.types import Reconstruction
@@ -135,17 +136,24 @@ class Autoencoder(nn.Module):
         return self.encoder(padded).movedim(1, -1)
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, refine_steps: int = 0) -> Tensor:
         """Codes of images: float in [0, 1] or uint8 ``(B, C, H, W)`` -> int64 ``(B, h, w)``.
 
         A VAE gives its means instead, floats ``(B, h, w, dim)``.
 
+        Args:
+            images: Of any size.
+            refine_steps: Candidates by which the decoder's gradient lowers the squared error of each image's codes, see
+                :func:`gmvq.models.refinement.refine`; 0 leaves them as the encoder says.
+
         Raises:
-            ValueError: If the images' shape or type does not fit the model, or they are not finite.
+            ValueError: If the images' shape or type does not fit the model, they are not finite, ``refine_steps`` is
+                not an integer of at least 0, or a VAE is to refine.
         """
         if images.is_floating_point() and not bool(images.isfinite().all()):
             raise ValueError("'images' must be finite, got NaN or infinity. Clean them with torch.nan_to_num(images).")
-        return self.bottleneck.encode(self.latents(images))
+        codes = self.bottleneck.encode(self.latents(images))
+        return codes if refine_steps == 0 else refine(self, images, codes, refine_steps).codes
 
     @torch.no_grad()
     def decode(self, codes: Tensor, size: tuple[int, int] | None = None) -> Tensor:
