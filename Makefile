@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-done
 
-.PHONY: setup demo test test-slow lint docs compare bench profile clean
+.PHONY: setup demo test test-slow lint docs compare experiment bench profile clean
 
 setup: $(SETUP)
 
@@ -47,6 +47,17 @@ compare: setup
 bench: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/gmvq bench $(ARGS)
+
+# The tables and the page of the experiment; a day on two CPU cores. Rows that are there are not run again.
+RESULTS = benchmarks/leaderboard/results
+MEASURE = $(BIN)/gmvq compare --out runs/leaderboard --seeds 3 $(ARGS)
+experiment: setup
+	$(MEASURE) --protocol cifar10-8x8-k1024-short --quantizers all studies --data $(DATA)/cifar10 --table $(RESULTS)/cifar10-8x8-k1024-short.json
+	$(MEASURE) --protocol fashion-mnist-7x7-k1024-short --quantizers all --data $(DATA)/fashion_mnist --table $(RESULTS)/fashion-mnist-7x7-k1024-short.json
+	$(MEASURE) --protocol celeba64-16x16-k1024-short --quantizers all --data $(DATA)/celeba --table $(RESULTS)/celeba64-16x16-k1024-short.json
+	$(MEASURE) --protocol cifar10-8x8-k1024-small --quantizers study:overfitting --data $(DATA)/cifar10 --table $(RESULTS)/cifar10-8x8-k1024-small.json
+	$(BIN)/python benchmarks/leaderboard/gradients.py --out $(RESULTS)/gradients.json
+	$(BIN)/python benchmarks/leaderboard/page.py
 
 # Where the time of a training step on CIFAR-10 goes: runs/profile.json.
 profile: setup

@@ -1,0 +1,153 @@
+"""Who has the least error, and where GM-VQ stands: computed, whatever it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from page_rows import OURS, Entry, Experiment
+from page_tables import markdown_table, run_command, with_spread
+
+LEAST_USAGE = 0.95
+"""Share of the codebook that a contender uses, on average over seeds, to be ranked."""
+LEADS_WANTED = 2
+"""Data sets that a leader leads on."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """GM-VQ among the ranked of one protocol.
+
+    Attributes:
+        protocol: Name of the protocol.
+        ranked: The ranked contenders, the least error first.
+        left_out: The others, and why.
+    """
+
+    protocol: str
+    ranked: Sequence[Entry]
+    left_out: Sequence[tuple[Entry, str]]
+
+    @property
+    def place(self) -> int | None:
+        """GM-VQ's place from 1, None if it is not ranked."""
+        return next((place for place, entry in enumerate(self.ranked, 1) if entry.contender == OURS), None)
+
+    @property
+    def gap(self) -> float | None:
+        """GM-VQ's error minus the best's; where it leads, minus the second's. None without both."""
+        if self.place is None or len(self.ranked) < 2:
+            return None
+        other = self.ranked[1] if self.place == 1 else self.ranked[0]
+        return _mse(self.ranked[self.place - 1]) - _mse(other)
+
+    @property
+    def within(self) -> bool:
+        """Whether GM-VQ leads, or its gap is at most one standard deviation of the best over seeds."""
+        if self.place == 1:
+            return True
+        deviation = self.ranked[0].std("mse") if self.ranked else None
+        return self.gap is not None and deviation is not None and self.gap <= deviation
+
+
+def standing(experiment: Experiment, protocol: str) -> Standing:
+    """Ranks the contenders of a protocol."""
+    ranked, left_out = [], []
+    for entry in experiment.entries(protocol):
+        usage = entry.mean("usage")
+        if entry.diverged:
+            left_out.append((entry, f"{len(entry.diverged)} of {len(entry.rows)} runs diverged"))
+        elif usage is None or entry.mean("mse") is None:
+            left_out.append((entry, "no codes to count" if usage is None else "no error measured"))
+        elif usage < LEAST_USAGE:
+            left_out.append((entry, f"{100 * usage:.1f} % in use"))
+        else:
+            ranked.append(entry)
+    return Standing(protocol, ranked, left_out)
+
+
+def verdict(experiment: Experiment) -> str:
+    """The top of the page: one sentence that says it, a table, and how it was ranked."""
+    protocols = experiment.named("-short")
+    standings = [standing(experiment, name) for name in protocols if name in experiment.tables]
+    lines = [f"**{sentence(standings, len(protocols))}**"]
+    if standings:
+        lines += [_table(experiment, standings), _rule()]
+    lines += [line for each in standings if (line := _left_out(experiment, each))]
+    absent = [name for name in protocols if name not in experiment.tables]
+    lines += [f"{experiment.title(name)}: not run yet. `{run_command(name)}`" for name in absent]
+    return "\n\n".join(lines)
+
+
+def sentence(standings: Sequence[Standing], wanted: int) -> str:
+    """The verdict in one sentence.
+
+    Args:
+        standings: Those of the protocols that were run.
+        wanted: Number of protocols that there are.
+    """
+    if not standings:
+        return "Not decided: no short protocol has been run yet."
+    leads = sum(each.place == 1 for each in standings)
+    others = [each for each in standings if each.place != 1]
+    near = sum(each.within for each in others)
+    found = f"it has the lowest error of hard codes on {leads} of {len(standings)} data sets"
+    if others:
+        found += f", and is within one standard deviation of the best on {near} of the other {len(others)}"
+    if len(standings) < wanted:
+        return f"Not decided for GM-VQ: {len(standings)} of {wanted} short protocols have been run; so far {found}."
+    is_leader = leads >= min(LEADS_WANTED, wanted) and near == len(others)
+    return f"GM-VQ at its defaults {'leads' if is_leader else 'does not lead'}: {found}."
+
+
+def _table(experiment: Experiment, standings: Sequence[Standing]) -> str:
+    header = ["Data", "Lowest error", "its MSE (1e-3)", "GM-VQ's place", "its MSE (1e-3)", "Gap", "Within one std"]
+    return markdown_table(header, [_cells(experiment, each) for each in standings], words=2)
+
+
+def _cells(experiment: Experiment, each: Standing) -> list[str]:
+    best = each.ranked[0] if each.ranked else None
+    ours = next((entry for entry in experiment.entries(each.protocol) if entry.contender == OURS), None)
+    place = "not run yet" if ours is None else "not ranked" if each.place is None else _of(each.place, each.ranked)
+    return [
+        experiment.data_title(each.protocol),
+        best.title if best else "",
+        with_spread(best, "mse") if best else "",
+        place,
+        with_spread(ours, "mse") if ours else "",
+        _gap(each),
+        "" if each.place is None else "leads" if each.place == 1 else "yes" if each.within else "no",
+    ]
+
+
+def _of(place: int, ranked: Sequence[Entry]) -> str:
+    return f"{place} of {len(ranked)}"
+
+
+def _gap(each: Standing) -> str:
+    """The gap in 1e-3 and per cent, to the best, or to the second where GM-VQ leads."""
+    if each.gap is None:
+        return ""
+    other = each.ranked[1] if each.place == 1 else each.ranked[0]
+    size = f"{1e3 * each.gap:+.3f} ({100 * each.gap / _mse(other):+.1f} %)"
+    return f"{size} to the second, {other.title}" if each.place == 1 else size
+
+
+def _rule() -> str:
+    return (
+        f"Ranked are the contenders that use at least {100 * LEAST_USAGE:.0f} % of the codebook on average over seeds "
+        "and of which no run diverged. Errors are of hard codes on held-out images, mean ± standard deviation over "
+        "seeds; the last column compares the gap with the standard deviation of the best. To lead is to have the "
+        f"lowest error on {LEADS_WANTED} data sets and to be within one standard deviation on the rest."
+    )
+
+
+def _left_out(experiment: Experiment, each: Standing) -> str:
+    if not each.left_out:
+        return ""
+    reasons = "; ".join(f"{entry.title} ({reason})" for entry, reason in each.left_out)
+    return f"Not ranked on {experiment.data_title(each.protocol)}: {reasons}."
+
+
+def _mse(entry: Entry) -> float:
+    return entry.figures["mse"].mean

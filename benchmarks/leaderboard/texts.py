@@ -1,0 +1,57 @@
+"""What is said beside the figures, written by hand. Results come in by placeholders in braces, never as digits.
+
+For what a study's text may name see ``page_studies.placeholders``; a study without a text has no paragraph.
+"""
+
+from __future__ import annotations
+
+_SKELETON = (
+    "Lowest error of {measured} settings: {best}, {best_mse} (1e-3), {best_against_default}. Highest: {worst}, "
+    "{worst_mse} (1e-3), {worst_against_default}. Codes in use: {usage}; perplexity: {perplexity}, highest with "
+    "{fullest}. {diverged}"
+)
+
+STUDIES: dict[str, str] = {
+    "objective": _SKELETON,
+    "beta": _SKELETON,
+    "gamma": _SKELETON,
+    "variance": _SKELETON,
+    "temperature": _SKELETON,
+    "noise": _SKELETON,
+    "learned": _SKELETON,
+    "code-dimension": _SKELETON,
+    "codebook-size": _SKELETON,
+    "batch-size": _SKELETON,
+    "learning-rate": (
+        "Error (1e-3) at the protocol's learning rate, and at ten times that: GM-VQ {mse_of[GM-VQ]} and "
+        "{mse_of[GM-VQ, 10x]}; VQ-VAE as published {mse_of[VQ-VAE]} and {mse_of[VQ-VAE, 10x]}; moving averages "
+        "{mse_of[EMA, 4 features]} and {mse_of[EMA, 4 features, 10x]}. {diverged}"
+    ),
+    "overfitting": (
+        "Error (1e-3) of held-out and of training images: {mse_of[64]} and {train_of[64]} with the smallest codebook, "
+        "{mse_of[16384]} and {train_of[16384]} with the largest. Codes in use: {usage}. {diverged}"
+    ),
+}
+"""Paragraphs by the name of the study."""
+
+COURSES: tuple[str, ...] = ()
+"""Contenders in the plot of the course of training; none for the default and the first variants that have one."""
+
+COURSE: str = (
+    "Means over seeds, of training batches: the entropy of the posterior q(c | x), the perplexity of the codes and the "
+    "error of what the decoder saw."
+)
+
+GRADIENTS: str = (
+    "The relaxed sample trades bias for variance by its temperature, and no temperature is good at both; showing the "
+    "decoder hard codes multiplies the variance. REINFORCE with the exact error as its baseline has no bias, and near "
+    "one-hot posteriors less variance than the relaxed sample. The straight-through gradient is biased for each latent "
+    "by itself, since the exact gradient of the expected error vanishes where the posterior is sharp; summed into the "
+    "encoder's parameters most of that cancels. Cosines of the encoder are high for nearly all estimators, whose "
+    "gradients share one direction, so they do not rank them."
+)
+"""A paragraph above the plots of the study of gradients."""
+
+GRADIENT_PLOTS: tuple[tuple[str, str | None], ...] = (("encoder", "straight-through"), ("codebook", "straight-through"))
+"""Which plots of that study are shown: what the gradients are with respect to, and by what the model was trained, as
+the rows say it; none for all of them."""
