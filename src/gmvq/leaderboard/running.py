@@ -67,7 +67,8 @@ def measure(
 ) -> Table:
     """Adds the rows of contenders to the table of a protocol.
 
-    A row that the table has already, of the same run, is left as it is; a run that was interrupted goes on.
+    A row that the table has already, of the same run, is left as it is; a run that was interrupted goes on. What a run
+    is called by are its settings, not the code: after a change of a quantizer itself, ask for it ``again``.
 
     Args:
         protocol: What all share.
@@ -120,7 +121,7 @@ def measure(
     console.print(
         f"{protocol.name}: {wanted - len(tasks)} of {wanted} rows are there, {len(tasks)} to run, {jobs} at a time."
     )
-    _run_all(tasks, rows, Path(table), data, console)
+    _run_all(tasks, rows, Path(table), console)
     return rows
 
 
@@ -131,7 +132,7 @@ def folder_of(out: Path, protocol: Protocol, contender: Contender, run: Run) -> 
     return out / protocol.name / f"{name}-{run.training.seed}-{digest}"
 
 
-def _run_all(tasks: Sequence[_Task], rows: Table, path: Path, data: Data, console: Console) -> None:
+def _run_all(tasks: Sequence[_Task], rows: Table, path: Path, console: Console) -> None:
     """Runs tasks and writes each row as it comes; a failure does not stop the others."""
     if not tasks:
         rows.write(path)
@@ -202,7 +203,7 @@ def _made(task: _Task) -> dict[str, Any]:
         "seed": task.run.training.seed,
         "diverged": diverged,
         "metrics": metrics,
-        "run": {part: values for part, values in _run_of(task.run).items() if part != "data"},
+        "run": _run_of(task.run),
         "parameters": _parameters(folder) if metrics else None,
         "course": course(entries),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -243,7 +244,7 @@ def _parameters(folder: Path) -> int:
 
 
 def _run_of(run: Run) -> dict[str, Any]:
-    """A run as JSON has it."""
+    """What of a run a contender can change, as JSON has it; the protocol's table says the rest."""
     return json.loads(json.dumps({"model": asdict(run.model), "training": asdict(run.training)}))
 
 

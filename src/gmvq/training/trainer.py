@@ -147,7 +147,8 @@ class _Trainer:
         if device.type == "cpu":
             keep_freed_memory()
         # convolutions are up to a tenth faster where the channels of a place lie together, as the quantizer wants them
-        self.model = model.to(device).to(memory_format=torch.channels_last).train()
+        self.model = model.to(device).train()
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.parameters = list(model.parameters())
         self.averaged = copy.deepcopy(self.model).eval()
         self.optimizer = make_optimizer(model, training, device)
