@@ -70,7 +70,7 @@ def verdict(experiment: Experiment) -> str:
     """The top of the page: one sentence that says it, a table, and how it was ranked."""
     protocols = experiment.named("-short")
     standings = [standing(experiment, name) for name in protocols if name in experiment.tables]
-    lines = [f"**{sentence(standings, len(protocols))}**"]
+    lines = [f"**{sentence(standings, len(protocols))}{_reservations(experiment, standings)}**"]
     if standings:
         lines += [_table(experiment, standings), _rule()]
     lines += [line for each in standings if (line := _left_out(experiment, each))]
@@ -98,6 +98,23 @@ def sentence(standings: Sequence[Standing], wanted: int) -> str:
         return f"Not decided for GM-VQ: {len(standings)} of {wanted} short protocols have been run; so far {found}."
     is_leader = leads >= min(LEADS_WANTED, wanted) and near == len(others)
     return f"GM-VQ at its defaults {'leads' if is_leader else 'does not lead'}: {found}."
+
+
+def _reservations(experiment: Experiment, standings: Sequence[Standing]) -> str:
+    """What a lead does not say: leads smaller than the spread over seeds, and rows that are missing."""
+    said = ""
+    for each in standings:
+        deviation = each.ranked[0].std("mse") if each.ranked else None
+        if each.place == 1 and each.gap is not None and deviation is not None and abs(each.gap) <= deviation:
+            said += f" The lead on {experiment.data_title(each.protocol)} is less than a standard deviation over seeds."
+    missing = sum(
+        len(set(experiment.field) - {entry.contender for entry in experiment.entries(each.protocol)})
+        for each in standings
+    )
+    if missing:
+        every = len(experiment.field) * len(standings)
+        said += f" This is preliminary: {missing} of {every} contenders' lines are not run yet."
+    return said
 
 
 def _table(experiment: Experiment, standings: Sequence[Standing]) -> str:

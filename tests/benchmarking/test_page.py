@@ -522,3 +522,14 @@ def test_refined_codes_are_set_against_the_encoders():
         ["4", "4.000", "-20.0%"],
     ]
     assert page_tables.refinement_section(experiment({})) == ""
+
+
+def test_a_lead_within_the_spread_and_missing_lines_are_said_at_the_top():
+    rows = rows_of({"gaussian-mixture": 5.0, "vector-ema": 5.0 + 1e-6})
+    found = experiment({SHORT[0]: rows})
+    top = page_verdict.verdict(found).split("\n\n")[0]
+    assert "less than a standard deviation over seeds" in top
+    lines = len(set(found.field) - {"gaussian-mixture", "vector-ema"})
+    assert lines == 0 or f"preliminary: {lines} of {len(found.field)} contenders' lines" in top
+    wide = page_verdict.verdict(experiment({SHORT[0]: rows_of({"gaussian-mixture": 5.0, "vector-ema": 50.0})}))
+    assert "less than a standard deviation" not in wide.split("\n\n")[0]
