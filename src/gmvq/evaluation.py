@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -36,6 +35,7 @@ from gmvq.metrics.distortion import PSNR_CAP
 from gmvq.metrics.perceptual import Distance, can_compare
 from gmvq.metrics.precision import in_float64
 from gmvq.models import Autoencoder
+from gmvq.models.modes import evaluating
 from gmvq.quantizers import AbstractBottleneck, GaussianMixtureQuantizer
 from gmvq.types import PosteriorSample
 
@@ -139,7 +139,7 @@ def evaluate(
         raise ValueError("'images' must hold at least 1 image, got 0. Check the path or the split.")
     images = _first(images, len(images) if limit is None else limit)
     bounded = min(likelihood_limit, len(images))
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         measured = _reconstruct(model, images, batch_size, seed)
         aggregated = None if measured.information is None else measured.information.aggregated_posterior
         bounds = _Bounds()
@@ -305,18 +305,6 @@ def _protocol(model: Autoencoder, metrics: dict[str, float | None], samples: int
         f"{torch.get_num_threads()} CPU threads, PyTorch {torch.__version__}."
     )
     return " ".join(sentences)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; each module's own mode comes back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _batches(images: Images, batch_size: int, device: torch.device, side: int | None = None) -> Iterator[Tensor]:

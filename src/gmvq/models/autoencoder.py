@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from gmvq.losses import make_likelihood
 from gmvq.losses.reconstruction import LikelihoodName
 from gmvq.models.bottlenecks import QuantizerName, latent_dim, make_bottleneck
+from gmvq.models.modes import evaluating
 from gmvq.models.refinement import refine
 from gmvq.networks import Decoder, Encoder, SQVAEDecoder, SQVAEEncoder
 from gmvq.networks.layers import Normalization
@@ -209,10 +210,8 @@ class Autoencoder(nn.Module):
         Args:
             batches: Images ``(B, C, H, W)``.
         """
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
         total, count = 0.0, 0
-        try:
+        with evaluating(self):
             for images in batches:
                 images = self._as_float(images)
                 generator = torch.Generator(images.device).manual_seed(count)
@@ -220,9 +219,6 @@ class Autoencoder(nn.Module):
                 parameters = self.decode_values(values, (images.shape[-2], images.shape[-1]))
                 total += float((parameters - images).square().sum(dtype=torch.float32))
                 count += images.numel()
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
         if count:
             self.likelihood.calibrate(total / count)
 

@@ -29,15 +29,14 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from gmvq.kernels import nearest_code
+from gmvq.models.modes import evaluating
 from gmvq.quantizers import AbstractQuantizer
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def refine(model: Autoencoder, images: Tensor, codes: Tensor, steps: int) -> Ref
         return Refined(codes, images.new_zeros(0), images.new_zeros(0), 0)
     precise = torch.autocast(images.device.type, enabled=False)
     # a caller in inference mode would get no gradient
-    with torch.inference_mode(False), torch.no_grad(), precise, _evaluating(model):
+    with torch.inference_mode(False), torch.no_grad(), precise, evaluating(model):
         search = _Search(model, quantizer, images, codes)
         before = search.errors.flatten(1).sum(1)
         for step in range(steps):
@@ -274,15 +273,3 @@ def _checked(model: Autoencoder, images: Tensor, codes: Tensor) -> tuple[Abstrac
             f"{tuple(codes.shape)}. Pass model.encode(images)."
         )
     return quantizer, images.to(torch.promote_types(images.dtype, torch.float32)), codes.long()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; each module's own mode comes back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
