@@ -101,3 +101,39 @@ def test_wrong_usage(verb, words, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--protocol", "none-such", "--data", "x"), "'--protocol' must be one of cifar10-8x8-k1024-short"),
+        (("--protocol", "cifar10-8x8-k1024-short"), "got 0. Write --data PATH"),
+        (("photos", "--protocol", "cifar10-8x8-k1024-short", "--data", "x"), "leave out photos"),
+        (("--protocol", "cifar10-8x8-k1024-short", "--data", "x", "--steps", "3"), "leave out --steps"),
+        (("photos", "--quantizers", "voronoi"), "'--quantizers' must be of gaussian-mixture"),
+        (("photos", "--jobs", "2"), "--jobs is of a protocol's table"),
+        ((), "or --protocol"),
+    ],
+)
+def test_compare_is_of_recipes_or_of_a_protocol(capsys, words, said):
+    with pytest.raises(SystemExit) as left:
+        parse("compare", words)
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_protocol_takes_contenders_and_groups():
+    words = (
+        "--protocol",
+        "cifar10-8x8-k1024-short",
+        "--data",
+        "x",
+        "--quantizers",
+        "all",
+        "study:noise",
+        "--jobs",
+        "2",
+    )
+    options = parse("compare", words)
+    assert options.quantizers == ("all", "study:noise")
+    assert (options.protocol, options.jobs, options.recipes) == ("cifar10-8x8-k1024-short", 2, ())

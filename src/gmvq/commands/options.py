@@ -270,6 +270,13 @@ def _compare_problem(options: CompareOptions) -> str | None:
             return f"Missing from command line: one or more of {', '.join(recipes.NAMES)}, or --protocol."
         known = get_args(QuantizerName)
         unknown = [name for name in options.quantizers if name not in known]
+        given = [
+            name
+            for name, there in (("table", options.table), ("jobs", options.jobs), ("again", options.again))
+            if there
+        ]
+        if given:
+            return f"--{given[0]} is of a protocol's table: name one with --protocol, or leave it out."
         return f"'--quantizers' must be of {', '.join(known)}, got {', '.join(unknown)}." if unknown else None
     if options.protocol not in leaderboard.PROTOCOLS:
         return f"'--protocol' must be one of {', '.join(leaderboard.PROTOCOLS)}, got {options.protocol!r}."
