@@ -91,7 +91,12 @@ def search_table(search: dict[str, Any]) -> str:
     lines = [f"| MSE (1e-3) / perplexity | {' | '.join(data.values())} |", "| --- | --- | --- | --- |"]
     for row in search["rows"]:
         cells = [
-            "; ".join(f"{run['mse']:.2f} / {run['perplexity']}" for run in row[name]) if name in row else "-"
+            "; ".join(
+                f"{run['mse']:.2f} / {run['perplexity']}" + (f" (seed {run['seed']})" if run["seed"] else "")
+                for run in row[name]
+            )
+            if name in row
+            else "-"
             for name in data
         ]
         lines.append(f"| {row['what']} | {' | '.join(cells)} |")

@@ -47,7 +47,7 @@ COLUMNS = {
         Column("images_per_second", "Training (images / s)", "{:.0f}"),
         Column("mse_soft", "Soft decoding, MSE (1e-3)", "{:.3f}", 1e3),
         Column("posterior_entropy", "Entropy of q (nats)", "{:.2f}"),
-        Column("mse_train", "Training images, MSE (1e-3)", "{:.3f}", 1e3),
+        Column("mse_train", "Training batches, MSE (1e-3)", "{:.3f}", 1e3),
     )
 }
 TABLE = tuple(key for key in COLUMNS if key not in ("posterior_entropy", "mse_train"))

@@ -70,7 +70,12 @@ def verdict(experiment: Experiment) -> str:
     """The top of the page: one sentence that says it, a table, and how it was ranked."""
     protocols = experiment.named("-short")
     standings = [standing(experiment, name) for name in protocols if name in experiment.tables]
-    lines = [f"**{sentence(standings, len(protocols))}{_reservations(experiment, standings)}**"]
+    missing = sum(
+        len(set(experiment.field) - {entry.contender for entry in experiment.entries(each.protocol)})
+        for each in standings
+    )
+    found = sentence(standings, len(protocols), missing, len(experiment.field) * len(standings))
+    lines = [f"**{found}{_reservations(experiment, standings)}**"]
     if standings:
         lines += [_table(experiment, standings), _rule()]
     lines += [line for each in standings if (line := _left_out(experiment, each))]
@@ -79,12 +84,14 @@ def verdict(experiment: Experiment) -> str:
     return "\n\n".join(lines)
 
 
-def sentence(standings: Sequence[Standing], wanted: int) -> str:
+def sentence(standings: Sequence[Standing], wanted: int, missing: int = 0, rows: int = 0) -> str:
     """The verdict in one sentence.
 
     Args:
         standings: Those of the protocols that were run.
         wanted: Number of protocols that there are.
+        missing: Contenders that were not run yet, over all of these protocols.
+        rows: Contenders that there are, over all of these protocols.
     """
     if not standings:
         return "Not decided: no short protocol has been run yet."
@@ -96,24 +103,21 @@ def sentence(standings: Sequence[Standing], wanted: int) -> str:
         found += f", and is within one standard deviation of the best on {near} of the other {len(others)}"
     if len(standings) < wanted:
         return f"Not decided for GM-VQ: {len(standings)} of {wanted} short protocols have been run; so far {found}."
+    if missing:
+        return f"Not decided: {missing} of {rows} contenders' lines are not run yet; so far GM-VQ: {found}."
     is_leader = leads >= min(LEADS_WANTED, wanted) and near == len(others)
     return f"GM-VQ at its defaults {'leads' if is_leader else 'does not lead'}: {found}."
 
 
 def _reservations(experiment: Experiment, standings: Sequence[Standing]) -> str:
-    """What a lead does not say: leads smaller than the spread over seeds, and rows that are missing."""
+    """What a lead does not say: that it is smaller than the spread over seeds, or of a single one."""
     said = ""
     for each in standings:
         deviation = each.ranked[0].std("mse") if each.ranked else None
         if each.place == 1 and each.gap is not None and deviation is not None and abs(each.gap) <= deviation:
             said += f" The lead on {experiment.data_title(each.protocol)} is less than a standard deviation over seeds."
-    missing = sum(
-        len(set(experiment.field) - {entry.contender for entry in experiment.entries(each.protocol)})
-        for each in standings
-    )
-    if missing:
-        every = len(experiment.field) * len(standings)
-        said += f" This is preliminary: {missing} of {every} contenders' lines are not run yet."
+        if each.place == 1 and deviation is None:
+            said += f" The lead on {experiment.data_title(each.protocol)} is of one seed."
     return said
 
 

@@ -53,6 +53,7 @@ def test_rows_are_added_and_not_run_twice(protocol, source, tmp_path):
     assert row["course"]["step"] == [1, 2, 3, 4]
     assert all(len(values) == 4 for values in row["course"].values())
     assert row["parameters"] > 0
+    assert row["metrics"]["mse_train"] == pytest.approx(row["course"]["mse"][-1], rel=1e-4)
     (folder,) = (tmp_path / "runs" / "tiny").iterdir()
     speeds = [json.loads(line)["images_per_second"] for line in (folder / "log.jsonl").read_text().splitlines()[:4]]
     assert min(speeds) <= row["metrics"]["images_per_second"] <= max(speeds)
@@ -69,6 +70,11 @@ def test_rows_are_added_and_not_run_twice(protocol, source, tmp_path):
     stored = read_table(tmp_path / "tiny.json")
     assert stored is not None
     assert stored.rows == again.rows
+
+    (tmp_path / "tiny.json").unlink()
+    made = go(protocol, source, tmp_path, ["gaussian-mixture"])  # the run is there, its row only has to be taken
+    assert made.rows["gaussian-mixture", 0] == row
+    stored.write(tmp_path / "tiny.json")
 
     forced = go(protocol, source, tmp_path, ["gaussian-mixture"], again=True)
     assert forced.rows["gaussian-mixture", 0]["metrics"]["mse"] == row["metrics"]["mse"]  # the same seed

@@ -18,7 +18,8 @@ from gmvq.recipes import DataConfig, Run
 from gmvq.training import Training
 
 LATENT_DIM = 64
-"""Features that the networks give to a quantizer; codes of fewer features are the quantizer's own choice."""
+"""Features that the networks give to a quantizer. Codes of fewer features are its own choice; where each feature is a
+digit, as in FSQ, a 1x1 convolution gives it as many as there are digits."""
 
 
 @dataclass(frozen=True)

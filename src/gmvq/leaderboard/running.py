@@ -186,6 +186,9 @@ def _row(task: _Task) -> dict[str, Any]:
 
 def _made(task: _Task) -> dict[str, Any]:
     data, folder = _shared["data"], task.folder
+    before = recipes.read_json(folder / ROW)
+    if before is not None and not task.again:  # it was made, but did not come into the table
+        return before
     quiet = Console(file=sys.stderr, quiet=True)
     metrics, diverged = None, None
     try:
@@ -197,7 +200,8 @@ def _made(task: _Task) -> dict[str, Any]:
     record = recipes.read_json(folder / recipes.RECORD) or {}
     entries = _training(folder / "log.jsonl")
     if metrics is not None:
-        metrics = {**metrics, "images_per_second": _speed(entries)}
+        # of the last lines of the log: training batches, as the decoder saw them
+        metrics = {**metrics, "images_per_second": _speed(entries), "mse_train": entries[-1]["mse"]}
     row = {
         "contender": task.contender,
         "seed": task.run.training.seed,
