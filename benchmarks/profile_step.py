@@ -68,32 +68,44 @@ class Peer(nn.Module):
         """It has no schedules."""
 
 
+def subject(name: str, recipe: Run, data: Data) -> Subject:
+    """A quantizer, or the peer's, in the network of a recipe."""
+    quantizer = "vector-ema" if name == PEER else name
+    made = Subject(replace(recipe, model=replace(recipe.model, quantizer=cast("Any", quantizer))), data)
+    if name == PEER:
+        made.put(cast("AbstractBottleneck", Peer(recipe.model.code_dim, recipe.model.codebook_size)))
+    return made
+
+
 class Subject:
     """A model in training, as :func:`gmvq.training.train` trains it, one step at a time."""
 
-    def __init__(self, name: str, recipe: Run, data: Data) -> None:
+    def __init__(self, recipe: Run, data: Data) -> None:
         torch.manual_seed(0)
         self.training = recipe.training
-        quantizer = "vector-ema" if name == PEER else name
-        self.model = Autoencoder(replace(recipe.model, quantizer=cast("Any", quantizer))).train()
-        if name == PEER:
-            self.model.bottleneck = cast("AbstractBottleneck", Peer(recipe.model.code_dim, recipe.model.codebook_size))
-        self.model.bottleneck.updates_itself = False  # as in training: once, after the optimizer's step
-        self.optimizer = make_optimizer(self.model, self.training, torch.device("cpu"))
-        self.average = WeightAverage(self.model, self.training.averaging_decay)
+        self.model = Autoencoder(recipe.model).train()
+        self.model.to(memory_format=torch.channels_last)  # as in training
+        self.put(self.model.bottleneck)
         self.loader = Loader(data.train, self.training.batch_size, crop=recipe.data.crop, flip=recipe.data.flip)
         self.batches: Iterator[Any] = self.loader.iterate()
         self.steps = 0
 
+    def put(self, bottleneck: AbstractBottleneck) -> None:
+        """Takes a bottleneck, and begins anew to learn."""
+        self.model.bottleneck = bottleneck
+        bottleneck.updates_itself = False  # as in training: once, after the optimizer's step
+        self.optimizer = make_optimizer(self.model, self.training, torch.device("cpu"))
+        self.average = WeightAverage(self.model, self.training.averaging_decay)
+
     def step(self) -> None:
         """One whole step."""
-        self.model(next(self.batches).images).loss.backward()
+        self.model(self._images()).loss.backward()
         self._learn()
 
     def step_by_parts(self) -> dict[str, float]:
         """The same step, with the seconds of each part."""
         clock = Clock()
-        model, images = self.model, next(self.batches).images
+        model, images = self.model, self._images()
         clock.add("loader")
         latents = model.latents(images)
         clock.add("encoder")
@@ -114,6 +126,10 @@ class Subject:
         clock.add("encoder")
         self._learn(clock.add)
         return clock.seconds
+
+    def _images(self) -> Tensor:
+        self.model.bottleneck.set_progress(min(1.0, self.steps / self.training.steps))
+        return next(self.batches).images
 
     def _learn(self, done: Callable[[str], None] = lambda part: None) -> None:
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
@@ -203,7 +219,7 @@ def main() -> None:
     data = recipes.load_data(recipe.data)
     recipe = recipes.fitted(recipe, data)
     with cpu_threads(arguments.threads):
-        subjects = {name: Subject(name, recipe, data) for name in arguments.subjects}
+        subjects = {name: subject(name, recipe, data) for name in arguments.subjects}
         found = measure(subjects, arguments.rounds, arguments.steps)
         where = {"versions": versions(), "hardware": hardware(), "commit": commit()}
     ratios = {

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import texts
 from page_paper import paper_section
 from page_plots import plot_contenders
-from page_rows import OURS, Experiment, read_gradients, read_refinement, read_tables
+from page_rows import OURS, Experiment, read_gradients, read_refinement, read_speed, read_tables
 from page_studies import IMAGES, TABLE, Section, course_section, gradient_section, show, study_sections
 from page_svg import Drawing
 from page_tables import guide, markdown_table, protocol_section, refinement_section, run_command
@@ -65,9 +65,8 @@ def from_repository(results: Path = RESULTS) -> Experiment:
     from gmvq.leaderboard import CONTENDERS, GROUPS, PROTOCOLS, STUDIES
 
     tables = read_tables(results, PROTOCOLS)
-    return Experiment(
-        CONTENDERS, STUDIES, PROTOCOLS, tables, read_gradients(results), GROUPS["all"], read_refinement(results)
-    )
+    measured = read_gradients(results), GROUPS["all"], read_refinement(results), read_speed(results)
+    return Experiment(CONTENDERS, STUDIES, PROTOCOLS, tables, *measured)
 
 
 def files(experiment: Experiment, root: Path = ROOT, said: Any = texts) -> Files:  # noqa: ANN401
@@ -184,6 +183,7 @@ def _commands(experiment: Experiment) -> str:
     studies += [run_command(study.protocol, f"study:{study.name}") for study in of_studies if study.protocol != TABLE]
     scripts = [
         "python benchmarks/leaderboard/gradients.py --out benchmarks/leaderboard/results/gradients.json",
+        "python benchmarks/speed.py --data FOLDER_OF_ALL_DATA --out benchmarks/leaderboard/results/speed.json",
         "python benchmarks/leaderboard/page.py",
     ]
     block = "\n".join([*runs, *studies, *scripts])

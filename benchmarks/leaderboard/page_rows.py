@@ -20,10 +20,16 @@ GRADIENTS_FORMAT = "gmvq.gradients"
 GRADIENTS = "gradients.json"
 REFINEMENT_FORMAT = "gmvq.refinement"
 REFINEMENT = "refinement.json"
+SPEED_FORMAT = "gmvq.speed"
+SPEED = "speed.json"
 OURS = "gaussian-mixture"
 """GM-VQ at its defaults: whose place the page is about, and what studies compare with."""
 PLAIN = "vector"
 """VQ-VAE as published: what speeds are compared with."""
+
+
+SPEEDS = ("images_per_second", "relative")
+"""What was measured beside each other alone: runs of a table were on different machines, and next to other runs."""
 
 
 class Spread(NamedTuple):
@@ -87,6 +93,7 @@ class Experiment:
         gradients: What the study of gradients found, if it is there.
         refinement: What refining codes at encoding gives and costs, if it is there.
         field: ``gmvq.leaderboard.GROUPS["all"]``: who is ranked; the others are points of studies only.
+        speed: How fast contenders train beside each other, if it was measured.
     """
 
     contenders: Mapping[str, Any]
@@ -96,6 +103,7 @@ class Experiment:
     gradients: Mapping[str, Any] | None = None
     field: tuple[str, ...] = ()
     refinement: Mapping[str, Any] | None = None
+    speed: Mapping[str, Any] | None = None
 
     def named(self, ending: str) -> list[str]:
         """Names of the protocols with an ending, as ``-short``."""
@@ -123,8 +131,13 @@ class Experiment:
         for row in rows:
             by_name.setdefault(row["contender"], []).append(row)
         wanted = set(self.field if names is None else names)
-        made = [self._entry(name, found) for name, found in by_name.items() if name in wanted]
+        speeds = {row["contender"]: row for row in self.speeds(protocol)}
+        made = [self._entry(name, found, speeds.get(name)) for name, found in by_name.items() if name in wanted]
         return sorted(made, key=lambda entry: (math.inf if (mse := entry.mean("mse")) is None else mse, entry.title))
+
+    def speeds(self, protocol: str) -> list[Mapping[str, Any]]:
+        """How fast contenders train under a protocol."""
+        return [row for row in (self.speed or {"rows": []})["rows"] if row["protocol"] == protocol]
 
     def missing(self, protocol: str) -> list[str]:
         """Contenders of the field that have no row under a protocol."""
@@ -135,12 +148,13 @@ class Experiment:
         """Contenders that have rows but are no longer known."""
         return sorted({row["contender"] for row in self.tables[protocol]["rows"]} - self.contenders.keys())
 
-    def _entry(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Entry:
+    def _entry(self, name: str, rows: Sequence[Mapping[str, Any]], speed: Mapping[str, Any] | None) -> Entry:
         ordered = tuple(sorted(rows, key=lambda row: row["seed"]))
         measured = [row["metrics"] for row in ordered if row["metrics"] is not None]
         keys = dict.fromkeys(key for metrics in measured for key in metrics)
         values = {key: [metrics[key] for metrics in measured if is_number(metrics.get(key))] for key in keys}
-        figures = {key: spread(found) for key, found in values.items() if found}
+        figures = {key: spread(found) for key, found in values.items() if found and key not in SPEEDS}
+        figures |= {key: spread([speed[key]]) for key in SPEEDS if speed is not None}
         title = getattr(self.contenders.get(name), "title", name)
         return Entry(name, title, ordered, figures)
 
@@ -180,6 +194,15 @@ def read_refinement(folder: Path) -> dict[str, Any] | None:
         ValueError: If the file is of another format.
     """
     return _read_study(folder / REFINEMENT, REFINEMENT_FORMAT)
+
+
+def read_speed(folder: Path) -> dict[str, Any] | None:
+    """How fast contenders train, None if it was not measured.
+
+    Raises:
+        ValueError: If the file is of another format.
+    """
+    return _read_study(folder / SPEED, SPEED_FORMAT)
 
 
 def _read_study(path: Path, form: str) -> dict[str, Any] | None:

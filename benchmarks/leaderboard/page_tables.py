@@ -102,7 +102,21 @@ def protocol_section(experiment: Experiment, protocol: str) -> str:
     ]
     lines = [markdown_table(["Contender", *(column.header for column in columns), "Seeds"], rows)] if rows else []
     lines += _remarks(experiment, protocol, entries, [COLUMNS[key].header for key in empty if entries])
-    return "\n\n".join([*lines, protocol_sentences(experiment.tables[protocol])])
+    return "\n\n".join(
+        [*lines, f"{protocol_sentences(experiment.tables[protocol])}{_speed_note(experiment, protocol)}"]
+    )
+
+
+def _speed_note(experiment: Experiment, protocol: str) -> str:
+    """How speeds were measured; empty where there are none."""
+    rows, found = experiment.speeds(protocol), experiment.speed
+    if found is None or not rows:
+        return ""
+    said = found["protocol"]
+    return (
+        f" Speeds are those of whole training steps beside each other, medians of {said['rounds']} rounds of "
+        f"{said['steps']} steps on {found['hardware']}."
+    )
 
 
 def _remarks(experiment: Experiment, protocol: str, entries: Sequence[Entry], empty: Sequence[str]) -> list[str]:
@@ -247,18 +261,14 @@ def _error(entry: Entry) -> str:
 
 
 def _speed(found: Mapping[str, Mapping[str, Entry]], name: str) -> str:
-    """Images a second over those of the plain VQ-VAE: the geometric mean over data."""
-    ratios = []
-    for mine in found.values():
-        speeds = [mine[each].mean("images_per_second") if each in mine else None for each in (name, PLAIN)]
-        if all(speeds):
-            ratios.append(math.log(speeds[0] / speeds[1]))
-    return f"{math.exp(math.fsum(ratios) / len(ratios)):.2f}" if ratios else ""
+    """Images a second over those of the plain VQ-VAE beside it: the geometric mean over data."""
+    ratios = [ratio for mine in found.values() if name in mine and (ratio := mine[name].mean("relative"))]
+    return f"{math.exp(math.fsum(map(math.log, ratios)) / len(ratios)):.2f}" if ratios else ""
 
 
 _GUIDE_NOTE = (
     "The short protocols: same network, data, steps and seeds for all; errors of hard codes on held-out images, "
     "mean ± standard deviation over seeds, sorted by their geometric mean. Usage is the range over the data; speed "
-    "is that of training, in images a second, relative to the VQ-VAE as published, the geometric mean over the "
-    "data. Protocols, hardware and all figures: [the experiment](experiment.md)."
+    "is that of training, in images a second, relative to the VQ-VAE as published in the same minutes on the same "
+    "machine, the geometric mean over the data. Protocols, hardware and all figures: [the experiment](experiment.md)."
 )

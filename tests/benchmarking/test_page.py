@@ -88,11 +88,18 @@ def table(name, rows):
     return {"format": "gmvq.leaderboard", "version": 1, "protocol": protocol, "rows": rows}
 
 
-def experiment(rows_by_protocol, studies=(), gradients=None):
+def experiment(rows_by_protocol, studies=(), gradients=None, speeds=None):
+    """An experiment of these rows; ``speeds`` by protocol and contender are those relative to the plain VQ-VAE."""
     protocols = {name: SimpleNamespace(title=TITLES.get(name, name)) for name in (*SHORT, FULL)}
     tables = {name: table(name, rows) for name, rows in rows_by_protocol.items()}
     named = {one.name: one for one in studies}
-    return page_rows.Experiment(CONTENDERS, named, protocols, tables, gradients, FIELD)
+    rows = [
+        {"protocol": protocol, "contender": name, "images_per_second": 100 * relative, "relative": relative}
+        for protocol, found in (speeds or {}).items()
+        for name, relative in found.items()
+    ]
+    speed = {"protocol": {"rounds": 7, "steps": 3}, "hardware": "another processor", "rows": rows} if rows else None
+    return page_rows.Experiment(CONTENDERS, named, protocols, tables, gradients, FIELD, speed=speed)
 
 
 ERRORS = {"gaussian-mixture": 5.0, "vector": 7.0, "vector-ema": 5.5, "finite-scalar": 6.0}
@@ -175,7 +182,7 @@ def test_a_table_is_sorted_and_says_what_is_missing():
     header = cells(said, "Contender")
     assert dict(zip(header, cells(said, "VECTOR-EMA"), strict=True)) == {
         "Contender": "VECTOR-EMA", "MSE (1e-3)": "5.500 ± 0.010", "PSNR (dB)": "20.00", "SSIM": "0.5000",
-        "Usage (%)": "100.0", "Perplexity": "400 ± 0", "Bits / pixel": "0.625", "Training (images / s)": "100",
+        "Usage (%)": "100.0", "Perplexity": "400 ± 0", "Bits / pixel": "0.625",
         "Soft decoding, MSE (1e-3)": "2.750", "Seeds": "3",
     }  # fmt: skip
     assert cells(said, "VECTOR")[-1] == "0, 1 diverged"
@@ -184,7 +191,7 @@ def test_a_table_is_sorted_and_says_what_is_missing():
         "Not run yet: `finite-scalar`. `gmvq compare --protocol cifar10-8x8-k1024-short --quantizers finite-scalar "
         in said
     )
-    assert "Not measured: LPIPS, ELBO (bits / dim), IWAE (bits / dim)." in said
+    assert "Not measured: LPIPS, ELBO (bits / dim), IWAE (bits / dim), Training (images / s)." in said
 
 
 def test_no_figure_stands_without_its_protocol():
@@ -217,14 +224,27 @@ def test_points_of_studies_are_not_ranked_and_rows_of_old_names_are_named():
 
 def test_the_guide_has_errors_usage_and_relative_speed():
     tables = {
-        SHORT[0]: [*rows_of({"vector": 7.0}), *rows_of({"gaussian-mixture": 5.0}, images_per_second=80.0, usage=0.99)],
-        SHORT[1]: [*rows_of({"vector": 6.0}), *rows_of({"gaussian-mixture": 4.0}, images_per_second=20.0)],
+        SHORT[0]: [*rows_of({"vector": 7.0}), *rows_of({"gaussian-mixture": 5.0}, usage=0.99)],
+        SHORT[1]: [*rows_of({"vector": 6.0}), *rows_of({"gaussian-mixture": 4.0})],
     }
-    said = page_tables.guide(experiment(tables))
+    speeds = {name: {"vector": 1.0, "gaussian-mixture": ratio} for name, ratio in zip(SHORT, (0.8, 0.2), strict=False)}
+    said = page_tables.guide(experiment(tables, speeds=speeds))
     assert cells(said, "**GAUSSIAN-MIXTURE**")[1:] == ["5.000 ± 0.010", "4.000 ± 0.010", "99 to 100", "0.40"]
     assert cells(said, "VECTOR")[1:] == ["7.000 ± 0.010", "6.000 ± 0.010", "100", "1.00"]
     assert said.index("GAUSSIAN-MIXTURE") < said.index("| VECTOR |")
     assert f"CelebA 64x64, 16x16 codes: not run yet. `{page_tables.run_command(SHORT[2])}`" in said
+
+
+def test_speeds_are_those_measured_beside_each_other_and_not_of_the_rows():
+    rows = rows_of(ERRORS)
+    bare = page_tables.protocol_section(experiment({SHORT[0]: rows}), SHORT[0])
+    assert "Not measured: LPIPS, ELBO (bits / dim), IWAE (bits / dim), Training (images / s)." in bare
+    speeds = {SHORT[0]: {"vector": 1.0, "gaussian-mixture": 0.75}, SHORT[1]: {"vector": 9.0}}
+    said = page_tables.protocol_section(experiment({SHORT[0]: rows}, speeds=speeds), SHORT[0])
+    header = cells(said, "Contender")
+    assert cells(said, "**GAUSSIAN-MIXTURE**")[header.index("Training (images / s)")] == "75"
+    assert cells(said, "FINITE-SCALAR")[header.index("Training (images / s)")] == ""
+    assert "medians of 7 rounds of 3 steps on another processor." in said
 
 
 def test_a_study_compares_with_the_default():

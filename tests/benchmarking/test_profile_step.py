@@ -29,7 +29,7 @@ def run():
 def test_a_step_by_parts_is_the_step(script, run, name):
     if name == script.PEER:
         pytest.importorskip("vector_quantize_pytorch")
-    whole, divided = (script.Subject(name, *run) for _ in range(2))
+    whole, divided = (script.subject(name, *run) for _ in range(2))
     for subject in (whole, divided):
         torch.manual_seed(1)
         for _ in range(2):
@@ -42,7 +42,7 @@ def test_a_step_by_parts_is_the_step(script, run, name):
 
 
 def test_turns_and_medians(script, run):
-    subjects = {name: script.Subject(name, *run) for name in ("gaussian-mixture", "vector-ema")}
+    subjects = {name: script.subject(name, *run) for name in ("gaussian-mixture", "vector-ema")}
     found = script.measure(subjects, rounds=2, steps=2)
     for subject in subjects.values():
         assert subject.steps == script.WARM_UP_STEPS + 2 * 2 * 2

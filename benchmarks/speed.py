@@ -1,0 +1,131 @@
+"""How fast each contender of the leaderboard trains, beside the others and on one machine.
+
+Contenders take turns, some steps each, on the network, the batch size and the images of a protocol; a round begins with
+another contender each time. A step is a whole one: loader, forward, backward, optimizer, average of the weights and
+what the quantizer updates by itself. Images a second are medians over rounds, and so are the ratios to the VQ-VAE as
+published (`vector`) in the same round.
+
+    python benchmarks/speed.py --data ../shared/data --out benchmarks/leaderboard/results/speed.json
+
+The rows of the leaderboard's tables were made at different times, on whatever machine there was, next to other runs:
+they say what a contender learns, and these rows what it costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from profile_step import Subject
+
+from gmvq import recipes
+from gmvq.data import Data
+from gmvq.hub import write_json
+from gmvq.leaderboard import CONTENDERS, GROUPS, PROTOCOLS, Protocol
+from gmvq.training.preparation import cpu_threads, keep_freed_memory
+from gmvq.training.provenance import commit, hardware, versions
+
+FORMAT = "gmvq.speed"
+VERSION = 1
+PLAIN = "vector"
+WARM_UP_STEPS = 3
+FOLDERS = {"cifar10": "cifar10", "fashion-mnist": "fashion_mnist", "celeba64": "celeba"}
+"""Where the data of a protocol lie in the folder of all data, by the first words of its name."""
+
+
+def subjects_of(protocol: Protocol, names: Sequence[str], data: Data) -> dict[str, Subject]:
+    """The contenders in training under a protocol."""
+    runs = {name: recipes.fitted(CONTENDERS[name].run(protocol.run, 0), data) for name in names}
+    return {name: Subject(run, data) for name, run in runs.items()}
+
+
+def take_turns(subjects: dict[str, Subject], rounds: int, steps: int) -> dict[str, list[float]]:
+    """Images a second of each subject in each round."""
+    speeds: dict[str, list[float]] = {name: [] for name in subjects}
+    names = list(subjects)
+    for subject in subjects.values():
+        for _ in range(WARM_UP_STEPS):
+            subject.step()
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            for _ in range(steps):
+                subjects[name].step()
+            seconds = time.perf_counter() - start
+            speeds[name].append(steps * subjects[name].training.batch_size / seconds)
+    return speeds
+
+
+def rows_of(protocol: Protocol, speeds: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """One row for each contender, with its speed over that of the plain VQ-VAE."""
+    plain = speeds[PLAIN]
+    return [
+        {
+            "protocol": protocol.name,
+            "contender": name,
+            "images_per_second": statistics.median(own),
+            "relative": statistics.median(one / other for one, other in zip(own, plain, strict=True)),
+            "rounds": [round(speed, 1) for speed in own],
+        }
+        for name, own in speeds.items()
+    ]
+
+
+def data_of(protocol: Protocol, folder: Path) -> Data:
+    """The data of a protocol, out of the folder of all data.
+
+    Raises:
+        ValueError: If they are others, or the protocol's folder is not known.
+    """
+    name = next((place for start, place in FOLDERS.items() if protocol.name.startswith(f"{start}-")), None)
+    if name is None:
+        raise ValueError(f"'protocols' must be of {', '.join(FOLDERS)}, got {protocol.name!r}. Leave it out.")
+    data = recipes.load_data(replace(protocol.run.data, source=str(folder / name)))
+    protocol.check_data(data)
+    return data
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    short = [name for name in PROTOCOLS if name.endswith("-short")]
+    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10, fashion_mnist and celeba")
+    parser.add_argument("--protocols", nargs="+", default=short, choices=list(PROTOCOLS))
+    parser.add_argument("--contenders", nargs="+", default=list(GROUPS["all"]), choices=list(CONTENDERS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=3, help="steps of a turn")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/leaderboard/results/speed.json"))
+    arguments = parser.parse_args(argv)
+    if PLAIN not in arguments.contenders:
+        parser.error(f"--contenders must have {PLAIN}, which the others are compared with")
+    if min(arguments.rounds, arguments.steps, arguments.threads) < 1:
+        parser.error("--rounds, --steps and --threads must be at least 1")
+    keep_freed_memory()  # as in training
+    rows = []
+    with cpu_threads(arguments.threads):
+        for name in arguments.protocols:
+            protocol = PROTOCOLS[name]
+            subjects = subjects_of(protocol, arguments.contenders, data_of(protocol, arguments.data))
+            found = rows_of(protocol, take_turns(subjects, arguments.rounds, arguments.steps))
+            for subject in subjects.values():
+                subject.batches.close()
+            for row in found:
+                words = f"{row['images_per_second']:.0f} images a second, {row['relative']:.2f} of {PLAIN}"
+                print(f"{name}, {row['contender']}: {words}", flush=True)
+            rows += found
+        where = {"hardware": hardware(), "versions": versions(), "commit": commit()}
+    sentence = " ".join((__doc__ or "").split("\n\n")[1].split())
+    size = {"rounds": arguments.rounds, "steps": arguments.steps}
+    protocol_said = {"sentence": sentence, **size}
+    write_json(arguments.out, {"format": FORMAT, "version": VERSION, "protocol": protocol_said, "rows": rows, **where})
+
+
+if __name__ == "__main__":
+    main()
