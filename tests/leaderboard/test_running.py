@@ -2,14 +2,15 @@ import io
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from gmvq.data import fingerprint
-from gmvq.leaderboard import PROTOCOLS, Table, chosen, measure, printed, read_table, summary
-from gmvq.leaderboard.running import course
+from gmvq.leaderboard import CONTENDERS, PROTOCOLS, Table, chosen, measure, printed, read_table, summary
+from gmvq.leaderboard.running import _run_of, course
 from gmvq.recipes import DataConfig, load_data
 
 QUIET = Console(quiet=True)
@@ -42,6 +43,19 @@ def go(protocol, source, tmp_path, names, seeds=1, **options):
     return measure(protocol, chosen(names), seeds, source, **options)
 
 
+RESULTS = Path(__file__).parents[2] / "benchmarks/leaderboard/results"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*k1024*.json")), ids=lambda path: path.stem)
+def test_the_rows_of_the_repository_are_of_the_protocols_as_they_are(path):
+    table = read_table(path)
+    assert table is not None
+    protocol = PROTOCOLS[path.stem]
+    assert table.protocol["version"] == protocol.version
+    for row in table.rows.values():
+        assert row["run"] == _run_of(CONTENDERS[row["contender"]].run(protocol.run, row["seed"])), row["contender"]
+
+
 def test_rows_are_added_and_not_run_twice(protocol, source, tmp_path):
     table = go(protocol, source, tmp_path, ["gaussian-mixture"])
     (row,) = table.rows.values()
@@ -70,6 +84,9 @@ def test_rows_are_added_and_not_run_twice(protocol, source, tmp_path):
     stored = read_table(tmp_path / "tiny.json")
     assert stored is not None
     assert stored.rows == again.rows
+
+    translated = go(protocol, source, tmp_path, ["gaussian-mixture"], compile=True)  # the same run, made in another way
+    assert translated.rows == again.rows
 
     (tmp_path / "tiny.json").unlink()
     made = go(protocol, source, tmp_path, ["gaussian-mixture"])  # the run is there, its row only has to be taken

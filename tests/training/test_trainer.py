@@ -483,6 +483,25 @@ def test_mixed_precision_on_a_cpu(data, make_model, make_training, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works there")
+@pytest.mark.parametrize("kind", ["gaussian-mixture", "vector-ema", "none"])
+def test_a_compiled_model_learns_the_same(data, make_model, make_training, tmp_path, monkeypatch, kind):
+    made = []
+
+    def translated(model, **options):  # the whole of it or an error; without the minute that C++ takes
+        made.append(model)
+        return compiler(model, backend="aot_eager", fullgraph=True, **options)
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", translated)
+    plain = train(make_model(kind), data, make_training(steps=6), tmp_path / "plain")
+    assert not made
+    compiled = train(make_model(kind), data, make_training(steps=6, compile=True), tmp_path / "compiled")
+    assert len(made) == 1
+    for (name, one), other in zip(plain.model.state_dict().items(), compiled.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5, msg=name)
+    assert [*plain.model.state_dict()] == [*compiled.model.state_dict()]
+
+
 def test_fp16_needs_a_gpu(data, make_model, make_training, tmp_path):
     with pytest.raises(ValueError, match=r"'precision'.*bf16"):
         train(make_model(), data, make_training(precision="fp16"), tmp_path)

@@ -185,6 +185,7 @@ class CompareOptions:
         table: The JSON file that a protocol's rows are added to; by default OUT/PROTOCOL.json.
         jobs: Runs at a time under a protocol; by default one for each CPU core, or 8 on a GPU.
         again: Under a protocol, run also what the table has.
+        compile: Under a protocol, translate each model by torch.compile first: a minute, and fewer kernels on a GPU.
         json: Print one JSON object on standard output, and nothing else there.
     """
 
@@ -202,6 +203,7 @@ class CompareOptions:
     table: Path | None = None
     jobs: int | None = None
     again: bool = False
+    compile: bool = False
     json: bool = False
 
 
@@ -270,11 +272,7 @@ def _compare_problem(options: CompareOptions) -> str | None:
             return f"Missing from command line: one or more of {', '.join(recipes.NAMES)}, or --protocol."
         known = get_args(QuantizerName)
         unknown = [name for name in options.quantizers if name not in known]
-        given = [
-            name
-            for name, there in (("table", options.table), ("jobs", options.jobs), ("again", options.again))
-            if there
-        ]
+        given = [name for name in ("table", "jobs", "again", "compile") if getattr(options, name)]
         if given:
             return f"--{given[0]} is of a protocol's table: name one with --protocol, or leave it out."
         return f"'--quantizers' must be of {', '.join(known)}, got {', '.join(unknown)}." if unknown else None

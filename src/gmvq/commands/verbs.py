@@ -164,6 +164,7 @@ def _measure_protocol(options: CompareOptions, name: str, command: str) -> dict[
         jobs=options.jobs,
         threads=options.threads,
         again=options.again,
+        compile=options.compile,
         command=command,
     )
     rows = [row for contender in contenders for row in table.of(contender.name)]

@@ -62,6 +62,7 @@ def measure(
     jobs: int | None = None,
     threads: int | None = None,
     again: bool = False,
+    compile: bool = False,
     command: str | None = None,
     console: Console | None = None,
 ) -> Table:
@@ -80,6 +81,7 @@ def measure(
         jobs: Runs at a time; by default one for each CPU core, or 8 on a GPU.
         threads: CPU threads of each run; by default the cores that fall to it.
         again: Run also what the table has.
+        compile: Translate each run's model by ``torch.compile`` first. A row is of the same run either way.
         command: What was typed, for the record.
         console: Where progress goes; by default standard error.
 
@@ -115,6 +117,7 @@ def measure(
             run = recipes.fitted(contender.run(template, seed), data)
             if not again and _is_there(rows, contender.name, run):
                 continue
+            run = replace(run, training=replace(run.training, compile=compile))
             place = folder_of(Path(out), protocol, contender, run)
             tasks.append(_Task(contender.name, run, place, jobs, threads, again, command))
     wanted = len(contenders) * seeds
@@ -213,6 +216,7 @@ def _made(task: _Task) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "jobs": task.jobs,
         "threads": task.threads,
+        "compiled": task.run.training.compile,
         **{name: record.get(name) for name in ("commit", "versions", "hardware", "command")},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -249,7 +253,8 @@ def _parameters(folder: Path) -> int:
 
 def _run_of(run: Run) -> dict[str, Any]:
     """What of a run a contender can change, as JSON has it; the protocol's table says the rest."""
-    return json.loads(json.dumps({"model": asdict(run.model), "training": asdict(run.training)}))
+    training = {name: value for name, value in run.training.identity().items() if name != "compile"}
+    return json.loads(json.dumps({"model": asdict(run.model), "training": training}))
 
 
 def _is_there(rows: Table, contender: str, run: Run) -> bool:

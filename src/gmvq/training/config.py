@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -20,6 +20,9 @@ _COUNTS = {
     "threads": 1,
 }
 """Least value of each integer."""
+
+_ADDED = ("compile",)
+"""Fields that came after the first runs were saved: at their defaults they are no part of what a run is called."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Training:
         log_every: Steps between lines of the log.
         tensorboard: Write the log for TensorBoard too, in the folder ``tensorboard`` of the run.
         threads: Threads of the CPU; None leaves them as they are.
+        compile: Translate the model by ``torch.compile`` first, which takes a minute and needs a C++ compiler on the
+            CPU, Triton on a GPU. The results are those without it up to rounding.
 
     Raises:
         ValueError: If a field is out of range.
@@ -66,6 +71,7 @@ class Training:
     log_every: int = 20
     tensorboard: bool = False
     threads: int | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name, least in _COUNTS.items():
@@ -94,6 +100,12 @@ class Training:
             raise ValueError(
                 f"'precision' must be 'no', 'bf16' or 'fp16', got {self.precision!r}. Use 'no' for float32."
             )
+
+    def identity(self) -> dict[str, Any]:
+        """What a run with these settings is called by: all fields but later ones at their defaults."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        default = Training()
+        return {name: x for name, x in values.items() if name not in _ADDED or x != getattr(default, name)}
 
     def learning_rate_at(self, step: int) -> float:
         r"""Learning rate of a step, counted from 0: linear warm-up to :math:`\eta`, then half a cosine.

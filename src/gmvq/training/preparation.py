@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import platform
 import random
 import time
@@ -98,7 +97,7 @@ def make_optimizer(model: Autoencoder, training: Training, device: torch.device)
 
 def describe_run(model: Autoencoder, data: Data, training: Training, drawing: Drawing, ranks: int) -> dict[str, Any]:
     """All that a step depends on, as JSON can hold it: what must be the same for a run to go on."""
-    fields = {name: value for name, value in dataclasses.asdict(training).items() if name not in CHANGEABLE}
+    fields = {name: value for name, value in training.identity().items() if name not in CHANGEABLE}
     return {
         "model": model.config.identity(),
         "training": fields,

@@ -153,6 +153,8 @@ class _Trainer:
         self.averaged = copy.deepcopy(self.model).eval()
         self.optimizer = make_optimizer(model, training, device)
         self.prepared, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
+        # for one size of image: a step that is compiled for any size is a slower one
+        self.compute = torch.compile(self.prepared, dynamic=False) if training.compile else self.prepared
         self.average = WeightAverage(self.model, training.averaging_decay)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.loader = Loader(
@@ -260,7 +262,7 @@ class _Trainer:
             images = self._to_device(next(batches).images)
             last = index == forwards - 1
             with nullcontext() if last else self.accelerator.no_sync(self.prepared):
-                reconstruction = self.prepared(images)
+                reconstruction = self.compute(images)
                 self.accelerator.backward(reconstruction.loss)
             for name, value in {"loss": reconstruction.loss.detach(), **reconstruction.terms}.items():
                 values[name] = values.get(name, 0) + value / forwards
