@@ -219,7 +219,7 @@ def test_bounds_of_a_mixture_equal_their_enumeration():
     model, images = make_model("gaussian-mixture", channels=1, codebook_size=3), make_images(5, 1, 4, 4)
     model.decoder.layers[-1].weight *= 30  # so that it matters which code was drawn
     targets, bottleneck = floats(images), model.bottleneck
-    assert bottleneck.noise == 0
+    assert bottleneck.noise.is_none
     decoded = [model.decode_values(bottleneck.decode(torch.full((5, 1, 1), code))) for code in range(3)]
     log_likelihood = torch.stack([model.likelihood.log_prob(parameters, targets) for parameters in decoded])
     assert (log_likelihood.std(0) > 1).all()

@@ -8,6 +8,8 @@ from scipy.stats import multivariate_normal
 from gmvq.quantizers import (
     ALBO,
     ELBO,
+    AdaptiveNoise,
+    ConstantNoise,
     GaussianMixtureQuantizer,
     Geometric,
     GumbelSoftmax,
@@ -66,7 +68,7 @@ def test_albo_and_elbo_equal_the_equations_by_hand(rows):
     torch.testing.assert_close(out.loss, nat * (expected_distance + expected_divergence))
     quantizer.objective = ALBO(distance_weight=0.5, prior_weight=3.0)
     torch.testing.assert_close(quantizer(rows).loss, nat * (0.5 * expected_distance + 3 * expected_divergence))
-    quantizer.objective, quantizer.noise = ELBO(), 1.5
+    quantizer.objective, quantizer.noise = ELBO(), AdaptiveNoise(1.5)
     ratio = 1.5**2 * energies / 3
     latent = (q * 3 / 2 * (ratio - 1 - ratio.log())).sum(-1).mean()
     code = (q * (q.log() + math.log(5))).sum(-1).mean()
@@ -227,3 +229,45 @@ def test_little_noise_leaves_the_codes_alone(noise, objective):
     assert quantized.loss.isfinite()
     assert torch.equal(quantized.codes, quantizer.encode(latents))
     assert quantized.codes.unique().numel() > 40
+
+
+@pytest.mark.parametrize(
+    ("noise", "code_dim"), [(AdaptiveNoise(0.7), 3), (ConstantNoise(0.7), 3), (ConstantNoise(2.0), 5)]
+)
+def test_the_divergence_of_the_latents_is_that_of_two_normal_distributions(noise, code_dim):
+    energies = torch.tensor([0.5, 2.0, 9.0], dtype=torch.float64)
+    for energy, ratio in zip(energies, noise.ratio(energies, code_dim), strict=True):
+        wide, narrow = (torch.distributions.Normal(torch.zeros(code_dim).double(), s) for s in (1.0, ratio.sqrt()))
+        expected = torch.distributions.kl_divergence(narrow, wide).sum()
+        torch.testing.assert_close(noise.divergence(energy, energy.log(), code_dim), expected)
+
+
+def test_constant_noise_is_as_wide_for_all_codes(rows):
+    torch.manual_seed(0)
+    quantizer = fitted(rows, noise=ConstantNoise(0.5)).train()
+    quantizer.freeze()
+    latents = rows[:1].expand(20_000, -1)
+    drawn = quantizer(latents)
+    spread = (drawn.values - quantizer.decode(drawn.codes)).std(0)
+    sigma = drawn.terms["sigma"]
+    torch.testing.assert_close(spread, (0.5 * sigma).expand(3), rtol=0.03, atol=0.0)
+    farther = quantizer(latents + 5 * sigma)
+    farther_spread = (farther.values - quantizer.decode(farther.codes)).std(0)
+    torch.testing.assert_close(farther_spread, spread, rtol=0.03, atol=0.0)
+
+
+def test_with_the_models_own_noise_a_latent_costs_its_code_alone(rows):
+    quantizer = fitted(rows, noise=ConstantNoise(1.0), objective="elbo")
+    discrete = fitted(rows, objective="elbo")
+    torch.testing.assert_close(quantizer.divergence(rows), discrete.divergence(rows))
+    drawn = quantizer.sample_posterior(rows, torch.Generator().manual_seed(0))
+    assert drawn.values.isfinite().all()
+    # c is summed out, so the densities of z differ by no more than those of (z, c) do
+    assert (drawn.log_posterior - drawn.log_prior).mean() <= quantizer.divergence(rows).mean() + 0.1
+
+
+def test_noise_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="'noise' must be a finite number of at least 0"):
+        GaussianMixtureQuantizer(4, 3, noise=-1.0)
+    with pytest.raises(ValueError, match="'scale' must be a finite number of at least 0"):
+        ConstantNoise(float("nan"))

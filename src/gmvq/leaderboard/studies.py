@@ -143,14 +143,16 @@ _STUDIES = (
     ),
     Study(
         "noise",
-        "Noise of equation (5)",
+        "Noise of equation (5), and one of constant width",
         "nu",
-        "linear",
+        "category",
         (
-            _default(0.0),
-            _option(0.1, "noise=0.1", noise=0.1),
-            _option(0.3, "noise=0.3", noise=0.3),
-            _option(1.0, "noise=1", noise=1.0),
+            _default("none"),
+            _option("0.1", "noise=0.1", noise=0.1),
+            _option("0.3", "noise=0.3", noise=0.3),
+            _option("1", "noise=1", noise=1.0),
+            _option("constant, 0.3", "noise=constant,0.3", noise={"kind": "ConstantNoise", "scale": 0.3}),
+            _option("constant, 1", "noise=constant,1", noise={"kind": "ConstantNoise", "scale": 1.0}),
         ),
     ),
     Study(

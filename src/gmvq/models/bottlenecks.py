@@ -12,9 +12,11 @@ from gmvq.quantizers import (
     AbstractBottleneck,
     AbstractComposite,
     AbstractQuantizer,
+    AdaptiveNoise,
     Affine,
     BinarySphericalQuantizer,
     Constant,
+    ConstantNoise,
     Cosine,
     DiVeQ,
     Diversity,
@@ -142,7 +144,7 @@ RECIPES: dict[str, Recipe] = {
 KINDS = {
     kind.__name__: kind
     for kind in (
-        *(ALBO, ELBO, StraightThrough, Rotation, DiVeQ, NoGradient, GumbelSoftmax),
+        *(ALBO, ELBO, AdaptiveNoise, ConstantNoise, StraightThrough, Rotation, DiVeQ, NoGradient, GumbelSoftmax),
         *(Constant, Cosine, Geometric, Linear, Affine, InPlaceStep, Diversity, Orthogonal),
     )
 }

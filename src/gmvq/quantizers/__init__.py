@@ -13,6 +13,7 @@ from gmvq.quantizers.joined import Joined
 from gmvq.quantizers.layouts import ChannelFirst
 from gmvq.quantizers.linear import SimVQ
 from gmvq.quantizers.mixture import GaussianMixtureQuantizer
+from gmvq.quantizers.noise import AdaptiveNoise, ConstantNoise
 from gmvq.quantizers.objectives import ALBO, ELBO
 from gmvq.quantizers.parts import Affine, Diversity, InPlaceStep, Orthogonal
 from gmvq.quantizers.projected import Projected
@@ -31,10 +32,12 @@ __all__ = [
     "AbstractComposite",
     "AbstractEstimator",
     "AbstractQuantizer",
+    "AdaptiveNoise",
     "Affine",
     "BinarySphericalQuantizer",
     "ChannelFirst",
     "Constant",
+    "ConstantNoise",
     "Cosine",
     "DiVeQ",
     "Diversity",

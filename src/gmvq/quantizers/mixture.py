@@ -39,17 +39,15 @@ from gmvq.kernels import (
 )
 from gmvq.kernels.tracing import can_look_at
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.checks import checked_estimator, non_negative
+from gmvq.quantizers.checks import checked_estimator
 from gmvq.quantizers.codebook import MovingAverageCodebook, snapshot
 from gmvq.quantizers.components import Components
 from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough, with_gradient_of
+from gmvq.quantizers.noise import AbstractNoise, as_noise
 from gmvq.quantizers.objectives import (
     AbstractObjective,
     Assignment,
     as_objective,
-    latent_divergence,
-    least_energy,
-    variance_ratio,
 )
 from gmvq.quantizers.rows import row_weights
 from gmvq.quantizers.schedules import Schedule, as_schedule, temperature_at
@@ -95,7 +93,8 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         estimator: How the gradient passes the choice of a code: ``StraightThrough()`` shows the decoder the most
             likely code in training as in evaluation; ``GumbelSoftmax(temperature)`` is the relaxed sample (6).
         sharpening: Number or schedule that multiplies sigma in q(c | x): below 1 the posterior is sharper.
-        noise: nu in (5), the scale of the noise added to z in training; 0 adds none.
+        noise: nu in (5), the scale of the noise added to z in training; 0 adds none. Or another form of it, as
+            ``ConstantNoise(1.0)``.
         decay: Share of the past in the running averages of the M-step, in [0, 1).
         learned: Any of ``"codebook"`` (by gradient instead of the M-step), ``"feature_weights"`` (w in (4), by
             gradient), ``"mixture_weights"`` (pi in (1), by the M-step; uniform otherwise).
@@ -139,7 +138,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         variance: float | Literal["shared", "code", "feature"] = "shared",
         estimator: AbstractEstimator | GumbelSoftmax | None = None,
         sharpening: float | Schedule = 1.0,
-        noise: float = 0.0,
+        noise: float | AbstractNoise = 0.0,
         decay: float = 0.95,
         learned: Collection[str] = (),
     ) -> None:
@@ -149,7 +148,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         self.objective = as_objective(objective)
         self.estimator = checked_estimator(estimator, allow_gumbel=True)
         self.sharpening = as_schedule(sharpening, "sharpening")
-        self.noise = non_negative("noise", noise)
+        self.noise = as_noise(noise)
         self.learned = frozenset(learned)
         self.moving = MovingAverageCodebook(codebook_size, self.codebook_dim, decay)
         self.variance = MixtureVariance(variance, codebook_size, self.codebook_dim, decay)
@@ -208,7 +207,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         number = math.prod(shape)
         codes = torch.multinomial(self.log_prior.exp(), number, replacement=True, generator=generator)
         values = self.code_vectors[codes]
-        if self.noise > 0:
+        if not self.noise.is_none:
             deviation = self._scales().reciprocal().expand(self.codebook_size, -1)[codes]
             values = values + deviation * torch.randn(values.shape, generator=generator, device=values.device)
         return Quantized(
@@ -274,7 +273,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
             weights=row_weights(kept, rows.dtype),
             temperature=temperature,
             seed=seed,
-            floor=least_energy(self.noise, self.codebook_dim),
+            floor=self.noise.least_energy(self.codebook_dim),
         )
 
     def _values(
@@ -294,10 +293,10 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
             codes = step.codes
             values = self.estimator(rows, codebook[codes])
             energies = components.energies_of(rows, codes)
-        if self.noise == 0:
+        if self.noise.is_none:
             return values, codes
         scales = self._scales().to(rows.dtype)
-        ratios = variance_ratio(energies, self.noise, self.codebook_dim)
+        ratios = self.noise.ratio(energies, self.codebook_dim)
         return values + ratios.sqrt()[:, None] / scales.mean(0) * torch.randn_like(values), codes  # (5)
 
     def _start(self, rows: Tensor, kept: Tensor) -> None:
@@ -387,14 +386,14 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
 
     def _divergence_rows(self, rows: Tensor) -> Tensor:
         components, log_prior = self._components(rows.dtype), self.log_prior.to(rows.dtype)
-        floor = least_energy(self.noise, self.codebook_dim)
+        floor = self.noise.least_energy(self.codebook_dim)
         parts = []
         for block in in_blocks(rows, self.codebook_size):
             log_joint = components.log_joint(block)
             log_posterior = log_joint.log_softmax(-1)
             energies = components.biases - log_joint
             log_energies = energies.clamp_min(max(floor, 1e-30)).log()
-            latent = latent_divergence(energies, log_energies, self.noise, self.codebook_dim)
+            latent = self.noise.divergence(energies, log_energies, self.codebook_dim)
             parts.append((log_posterior.exp() * (log_posterior - log_prior + latent)).sum(-1))
         return torch.cat(parts)
 
@@ -404,10 +403,10 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         log_posterior = log_joint.log_softmax(-1)
         codes = self._draw(log_posterior, generator)
         values, log_prior = self.code_vectors.to(rows.dtype)[codes[:, 0]], self.log_prior.to(rows.dtype)
-        if self.noise == 0:  # q(z | x, c) and p(z | c) shrink to the code together: z is discrete
+        if self.noise.is_none:  # q(z | x, c) and p(z | c) shrink to the code together: z is discrete
             return PosteriorSample(values, log_prior[codes[:, 0]], log_posterior.gather(-1, codes)[:, 0])
         scales = self._scales().to(rows.dtype)
-        ratios = variance_ratio(components.biases - log_joint, self.noise, self.codebook_dim)
+        ratios = self.noise.ratio(components.biases - log_joint, self.codebook_dim)
         deviation = ratios.gather(-1, codes).sqrt() / scales.expand(self.codebook_size, -1)[codes[:, 0]]
         noise = torch.randn(values.shape, generator=generator, dtype=rows.dtype, device=rows.device)
         values = values + deviation * noise

@@ -13,23 +13,16 @@ is not always a bound on log p(x); the true bounds are in :mod:`gmvq.metrics.lik
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from gmvq.quantizers.checks import non_negative
 from gmvq.quantizers.divergences import divergence_from, mean_over_ranks
+from gmvq.quantizers.noise import AbstractNoise
 from gmvq.quantizers.rows import row_mean
-
-LEAST_RATIO = 1e-6
-"""Least variance of q(z | x, c) against that of p(z | c)."""
-
-LEAST_NOISE = 1e-10
-"""Noise below which all ratios are the least one: its square must not vanish."""
 
 
 class Assignment(NamedTuple):
@@ -74,12 +67,12 @@ class AbstractObjective(ABC):
     citations: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def terms(self, assignment: Assignment, noise: float, code_dim: int) -> dict[str, Tensor]:
+    def terms(self, assignment: Assignment, noise: AbstractNoise, code_dim: int) -> dict[str, Tensor]:
         """Weighted parts of the loss, each ``()`` in nats for each token; their sum is the loss.
 
         Args:
             assignment: How rows stand to codes.
-            noise: Scale of the posterior's standard deviation; 0 means that z is the code.
+            noise: How wide q(z | x, c) is; none means that z is the code.
             code_dim: Features L of a code.
         """
 
@@ -105,6 +98,7 @@ class ALBO(AbstractObjective):
         https://arxiv.org/abs/2410.10180
 
     Example:
+        >>> import torch
         >>> from gmvq import GaussianMixtureQuantizer
         >>> quantizer = GaussianMixtureQuantizer(8, 32, objective=ALBO(prior_weight=0.1))
         >>> sorted(quantizer(torch.randn(100, 8)).terms)
@@ -119,7 +113,7 @@ class ALBO(AbstractObjective):
         for name in ("distance_weight", "prior_weight"):
             non_negative(name, getattr(self, name))
 
-    def terms(self, assignment: Assignment, noise: float, code_dim: int) -> dict[str, Tensor]:  # noqa: D102
+    def terms(self, assignment: Assignment, noise: AbstractNoise, code_dim: int) -> dict[str, Tensor]:  # noqa: D102
         distance = assignment.mean(assignment.energies)
         return {
             "distance": self.distance_weight * distance,
@@ -142,6 +136,7 @@ class ELBO(AbstractObjective):
         https://arxiv.org/abs/2410.10180
 
     Example:
+        >>> import torch
         >>> from gmvq import GaussianMixtureQuantizer
         >>> quantizer = GaussianMixtureQuantizer(8, 32, objective=ELBO())
         >>> sorted(quantizer(torch.randn(100, 8)).terms)
@@ -150,35 +145,12 @@ class ELBO(AbstractObjective):
 
     citations: ClassVar[tuple[str, ...]] = ("vae_kingma2013", "gmvq_yan2024")
 
-    def terms(self, assignment: Assignment, noise: float, code_dim: int) -> dict[str, Tensor]:  # noqa: D102
+    def terms(self, assignment: Assignment, noise: AbstractNoise, code_dim: int) -> dict[str, Tensor]:  # noqa: D102
         terms = {"code_divergence": assignment.divergence()}
-        if noise > 0:
-            divergences = latent_divergence(assignment.energies, assignment.log_energies, noise, code_dim)
+        if not noise.is_none:
+            divergences = noise.divergence(assignment.energies, assignment.log_energies, code_dim)
             terms["latent_divergence"] = assignment.mean(divergences)
         return terms
-
-
-def latent_divergence(energies: Tensor, log_energies: Tensor, noise: float, code_dim: int) -> Tensor:
-    r"""KL(q(z | x, c) || p(z | c)) in nats, of energies and their logarithms, or of the expectations of both.
-
-    Both are normal around the code, with variances :math:`s_c^2` and :math:`\sigma^2`; with their ratio r it is
-    :math:`\tfrac L2 (r - 1 - \log r)`. Without noise both shrink to their mean together, and it is 0.
-    """
-    if noise == 0:
-        return torch.zeros_like(energies)
-    factor = max(noise, LEAST_NOISE) ** 2 / code_dim
-    ratio, log_ratio = factor * energies, math.log(factor) + log_energies
-    return code_dim / 2 * (ratio - 1 - log_ratio)
-
-
-def least_energy(noise: float, code_dim: int) -> float:
-    """The energy in nats at which equation (5) gives the least ratio of variances; 0 without noise."""
-    return LEAST_RATIO * code_dim / max(noise, LEAST_NOISE) ** 2 if noise > 0 else 0.0
-
-
-def variance_ratio(energies: Tensor, noise: float, code_dim: int) -> Tensor:
-    r"""Equation (5) in units of sigma: :math:`s_c^2 / \sigma^2 = \nu^2 d_c / (2 \sigma^2 L)`, off 0."""
-    return (noise**2 * energies / code_dim).clamp_min(LEAST_RATIO)
 
 
 def as_objective(objective: str | AbstractObjective) -> AbstractObjective:
