@@ -160,6 +160,17 @@ def test_bits_per_pixel_count_the_tokens_of_padded_images():
     assert metrics["bits_per_pixel"] == pytest.approx(3 * (2 * 3 + 2 * 2) / (45 + 64))
 
 
+def test_codes_of_several_scales_count_each_place_of_each():
+    model = make_model("hierarchical", codebook_size=16, downsampling=2)
+    metrics = evaluate(model, make_images(height=16, width=16), likelihood_limit=2).metrics
+    assert metrics["bits_per_token"] == 3  # 16 ** 0.75 codes
+    assert metrics["bits_per_pixel"] == pytest.approx(3 * (1 + 4 + 16 + 64) / 256)
+    nats = (1 + 4 + 16 + 64) * math.log(8)
+    images = floats(make_images(2, height=16, width=16))
+    torch.testing.assert_close(model.bottleneck.divergence(model.latents(images)).sum(), torch.tensor(2 * nats))
+    assert metrics["elbo_bits_per_dim"] == metrics["iwae_bits_per_dim"]
+
+
 def test_information_equals_the_posterior_of_all_tokens():
     model, images = make_model("gaussian-mixture"), make_images()
     with torch.no_grad():

@@ -180,7 +180,7 @@ def _reconstruct(model: Autoencoder, images: Images, batch_size: int, seed: int)
             for block in _blocks(latents, bottleneck):
                 information.update(bottleneck.posterior(block).responsibilities)
         pixels += batch.shape[0] * shape[0] * shape[1]
-        tokens += latents.shape[:-1].numel()
+        tokens += latents.shape[:-1].numel() if size is None else codes.numel()
     distance = None if distance is None else distance / len(images)
     return _Reconstructions(hard, soft, sampled, distance, statistics, information, pixels, tokens, seconds)
 
@@ -334,16 +334,21 @@ def _first(images: Images, number: int) -> Images:
 
 def _blocks(latents: Tensor, bottleneck: AbstractBottleneck) -> tuple[Tensor, ...]:
     """Rows ``(n, dim)``, few enough that their posterior over all codes fits in memory; all if there is none."""
+    assert bottleneck.quantizes_rows
     codebook_size = bottleneck.codebook_size if bottleneck.has_posterior else None
     return latents.flatten(0, -2).split(max(1, MAX_DISTANCES // (codebook_size or 1)))
 
 
 def _by_block(function: Callable[[Tensor], Tensor], latents: Tensor, bottleneck: AbstractBottleneck) -> Tensor:
-    """The function of all tokens ``(B, h, w, dim)``, a block of rows at a time."""
+    """The function of all tokens ``(B, h, w, dim)``, a block of rows at a time where rows stand for themselves."""
+    if not bottleneck.quantizes_rows:
+        return function(latents)
     return torch.cat([function(block) for block in _blocks(latents, bottleneck)]).unflatten(0, latents.shape[:-1])
 
 
 def _sample(bottleneck: AbstractBottleneck, latents: Tensor, generator: torch.Generator) -> PosteriorSample:
+    if not bottleneck.quantizes_rows:
+        return bottleneck.sample_posterior(latents, generator)
     blocks = _blocks(latents, bottleneck)
     draws = [bottleneck.sample_posterior(block, generator) for block in blocks]
     return PosteriorSample(*(torch.cat(parts).unflatten(0, latents.shape[:-1]) for parts in zip(*draws, strict=True)))

@@ -26,7 +26,10 @@ def test_any_size_and_any_channels(quantizer, size, channels):
     assert out.images.shape == images.shape
     model.eval()
     codes = model.encode(images)
-    assert codes.shape[:3] == (2, -(-size[0] // 4), -(-size[1] // 4))
+    if model.bottleneck.quantizes_rows:
+        assert codes.shape[:3] == (2, *model.grid(size))
+    else:
+        assert codes.shape == (2, sum(rows * columns for rows, columns in model.bottleneck.grids(model.grid(size))))
     decoded = model.decode(codes, size)
     assert decoded.shape == images.shape
     assert decoded.min() >= 0
@@ -52,6 +55,17 @@ def test_each_pair_learns(quantizer, likelihood):
         optimizer.step()
         losses.append(out.terms["mse"].item())
     assert losses[-1] < 0.85 * losses[0]
+
+
+def test_codes_of_several_scales_need_the_size_of_their_image():
+    model = small("hierarchical").eval()
+    codes = model.encode(torch.rand(1, 3, 16, 16))
+    assert model.codebook_size == 8  # 16 ** 0.75: the bits of one code for each place, over four scales
+    assert not model.has_code_maps
+    with pytest.raises(ValueError, match="'size' must be given for codes of several scales"):
+        model.decode(codes)
+    with pytest.raises(ValueError, match="'codes' must have shape"):
+        model.decode(codes, (64, 64))
 
 
 def test_uint8_equals_its_floats():

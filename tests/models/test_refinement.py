@@ -13,7 +13,7 @@ from gmvq.evaluation import evaluate
 from gmvq.models import QuantizerName, refinement
 from gmvq.models.refinement import refine
 
-QUANTIZERS = [name for name in get_args(QuantizerName) if name != "none"]
+QUANTIZERS = [name for name in get_args(QuantizerName) if name not in ("none", "hierarchical")]
 
 
 def small(quantizer="gaussian-mixture", **options):
@@ -201,6 +201,10 @@ def test_bad_arguments_get_a_reason(change, reason):
 
 
 def test_a_continuous_bottleneck_gets_a_reason():
+    with pytest.raises(ValueError, match="whose codes are of several scales"):
+        several = small("hierarchical")
+        images = torch.rand(1, 3, 16, 16)
+        refine(several, images, several.encode(images), 1)
     model = small("none")
     images = torch.rand(1, 3, 16, 16)
     with pytest.raises(ValueError, match="'model' must have codes to refine, got one with a GaussianBottleneck"):

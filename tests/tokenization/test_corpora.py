@@ -55,6 +55,12 @@ def test_images_come_back_under_their_names_and_sizes(tmp_path, model, mixed):
         assert np.abs(found - expected.numpy()).max() <= 1
 
 
+def test_codes_of_several_scales_are_refused(tmp_path, mixed):
+    with pytest.raises(ValueError, match="codes of several scales"):
+        tokenize(make_model(quantizer="hierarchical"), mixed, tmp_path / "t")
+    assert not (tmp_path / "t").exists()
+
+
 def test_a_model_in_training_stays_so(tmp_path, mixed):
     model = make_model(normalization="batch").train()
     tokenize(model, mixed, tmp_path / "t")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from gmvq.data.images import ArrayImages, MixedImages
 from gmvq.models.autoencoder import Autoencoder, AutoencoderConfig
+from gmvq.models.modes import evaluating
 from gmvq.training import exhibits, figures
 from gmvq.training.figures import Curve
 from gmvq.training.report import read_record, write_report
@@ -102,15 +103,16 @@ def opened(picture) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data.split(",", 1)[1]))))
 
 
-@pytest.mark.parametrize("quantizer", ["gaussian-mixture", "vector", "vector-ema", "none"])
+@pytest.mark.parametrize("quantizer", ["gaussian-mixture", "vector", "vector-ema", "hierarchical", "none"])
 def test_page_of_photographs(tmp_path, quantizer):
     images = photographs()
     page = report(write_run(tmp_path), autoencoder(quantizer), images)
     continuous = quantizer == "none"
     assert page.text.count("images") > 1
-    assert ("16 codes learned from photos" in page.text) != continuous
-    assert ("maps" in page.identifiers) != continuous
-    assert ("codebook" in page.identifiers) != continuous
+    assert ("codes learned from photos" in page.text) != continuous
+    has_maps = quantizer not in ("none", "hierarchical")
+    assert ("maps" in page.identifiers) == has_maps
+    assert ("codebook" in page.identifiers) == has_maps
     assert ("Posterior entropy of each token" in page.text) == (quantizer == "gaussian-mixture")
     for shown in (
         "26.43",
@@ -215,7 +217,7 @@ def test_counts_are_those_given_or_counted(tmp_path):
     model, images = autoencoder(), photographs()
     counts = torch.arange(16)
     assert "15 (93.8 %)" in report(write_run(tmp_path), model, images, counts=counts).text
-    with exhibits.evaluating(model):
+    with torch.no_grad(), evaluating(model):
         counted = exhibits.count_codes(model, images)
         expected = torch.cat([model.encode(images[i][None]).flatten() for i in range(3)]).bincount(minlength=16)
     torch.testing.assert_close(counted, expected)
@@ -289,7 +291,7 @@ def test_huge_codebooks_show_the_codes_in_use(tmp_path, monkeypatch):
     config = AutoencoderConfig("binary-spherical", 3, codebook_size=2**36, width=8, blocks=1)
     torch.manual_seed(0)
     model, images = Autoencoder(config), photographs()
-    with exhibits.evaluating(model):
+    with torch.no_grad(), evaluating(model):
         counts = exhibits.count_codes(model, images)
         expected, times = torch.cat([model.encode(images[i][None]).flatten() for i in range(3)]).unique(
             return_counts=True

@@ -78,6 +78,7 @@ _RIVALS = (
     Contender("product", "product, 2 x 32 codes", "product"),
     Contender("residual", "residual, 2 x 32 codes", "residual"),
     Contender("implicit-residual", "QINCo, 2 x 32 codes", "implicit-residual"),
+    Contender("hierarchical", "VAR's scales, 181 codes", "hierarchical"),
 )
 
 _PAPER = Contender(

@@ -28,6 +28,7 @@ from gmvq.models.modes import evaluating
 from gmvq.models.refinement import refine
 from gmvq.networks import Decoder, Encoder, SQVAEDecoder, SQVAEEncoder
 from gmvq.networks.layers import Normalization
+from gmvq.quantizers import Hierarchical
 from gmvq.types import Reconstruction
 
 NetworkName = Literal["convolutional", "sq-vae"]
@@ -46,7 +47,8 @@ class AutoencoderConfig:
             averages from k-means, with revival of dead codes), ``vector-affine`` (affine codes of length 1 with steps
             in place and revival), ``finite-scalar`` (FSQ), ``lookup-free`` (LFQ), ``binary-spherical`` (BSQ),
             ``simvq``, ``index-backpropagation`` (IBQ), ``stochastic`` (SQ-VAE), ``optimal-transport`` (OptVQ),
-            ``gaussian-codes`` (Gaussian Quant) or ``none`` (VAE).
+            ``gaussian-codes`` (Gaussian Quant), ``product``, ``residual``, ``implicit-residual`` (QINCo),
+            ``hierarchical`` (VAR's scales) or ``none`` (VAE).
         channels: Channels of the images.
         codebook_size: Number of codes.
         code_dim: Features of a latent; FSQ, LFQ and BSQ take as many as their codebook needs instead.
@@ -123,6 +125,16 @@ class Autoencoder(nn.Module):
         """Number of codes, None for a continuous bottleneck."""
         return self.bottleneck.codebook_size
 
+    @property
+    def has_code_maps(self) -> bool:
+        """True if each place of the latents has one code: codes are ``(B, h, w)``."""
+        return self.codebook_size is not None and self.bottleneck.quantizes_rows
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of latents of an image of some height and width."""
+        height, width = (-(-side // self.downsampling) for side in size)
+        return height, width
+
     def latents(self, images: Tensor) -> Tensor:
         """What the encoder says: images ``(B, C, H, W)`` -> ``(B, h, w, dim)``, h and w rounded up.
 
@@ -140,7 +152,8 @@ class Autoencoder(nn.Module):
     def encode(self, images: Tensor, refine_steps: int = 0) -> Tensor:
         """Codes of images: float in [0, 1] or uint8 ``(B, C, H, W)`` -> int64 ``(B, h, w)``.
 
-        A VAE gives its means instead, floats ``(B, h, w, dim)``.
+        A VAE gives its means instead, floats ``(B, h, w, dim)``; a hierarchical quantizer the codes of all scales in
+        one row, ``(B, T)``.
 
         Args:
             images: Of any size.
@@ -162,17 +175,29 @@ class Autoencoder(nn.Module):
 
         Args:
             codes: What :meth:`encode` returned.
-            size: Height and width to crop to, for images whose size is no multiple of the downsampling factor f.
+            size: Height and width to crop to, for images whose size is no multiple of the downsampling factor f. Codes
+                of several scales, ``(B, T)``, do not tell the size of their image, and need it.
 
         Raises:
             ValueError: If the codes' shape, type or range does not fit the model.
         """
+        return self.likelihood.mean(self.decode_values(self._values_of(codes, size), size))
+
+    def _values_of(self, codes: Tensor, size: tuple[int, int] | None) -> Tensor:
+        """What the decoder sees for codes, ``(B, h, w, dim)``."""
+        if isinstance(self.bottleneck, Hierarchical):
+            if size is None:
+                raise ValueError(
+                    "'size' must be given for codes of several scales, which do not tell the size of their image. Pass "
+                    "its height and width, as images.shape[-2:]."
+                )
+            return self.bottleneck.decode(codes, self.grid(size))
         axes = 3 if self.codebook_size else 4
         if codes.ndim != axes:
             raise ValueError(
                 f"'codes' must have {axes} axes (images, h, w), got {tuple(codes.shape)}. Add one with codes[None]."
             )
-        return self.likelihood.mean(self.decode_values(self.bottleneck.decode(codes), size))
+        return self.bottleneck.decode(codes)
 
     def decode_values(self, values: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Parameters of the likelihood: values ``(B, h, w, dim)`` -> ``(B, C, H, W)``, cropped to ``size``."""

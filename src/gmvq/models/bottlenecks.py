@@ -26,6 +26,7 @@ from gmvq.quantizers import (
     GaussianQuantizer,
     Geometric,
     GumbelSoftmax,
+    Hierarchical,
     ImplicitResidual,
     IndexBackpropagationQuantizer,
     InPlaceStep,
@@ -65,8 +66,12 @@ QuantizerName = Literal[
     "product",
     "residual",
     "implicit-residual",
+    "hierarchical",
     "none",
 ]
+
+SHARES = (0.125, 0.25, 0.5, 1.0)
+"""Grids of a hierarchical quantizer, as shares of the latents' grid."""
 
 LARGEST_LEVEL = 8
 """Levels of a finite scalar quantizer are as even as the codebook size allows, and no more than this."""
@@ -111,6 +116,13 @@ def _combined(combine: Callable[[list[AbstractQuantizer]], AbstractComposite], s
     return make
 
 
+def _hierarchical(dim: int, codebook_size: int, **options: Any) -> Hierarchical:  # noqa: ANN401
+    """VAR's scales with one codebook for all, of moving averages and revival, in as many bits as one code a place."""
+    # a place has a code, a quarter of one, a sixteenth ...: four thirds of a code, each of three quarters of the bits
+    size = max(2, round(codebook_size**0.75))
+    return Hierarchical(VectorQuantizer(dim, size, **{"decay": 0.99, "revive_below": 1.0, **options}), SHARES)
+
+
 RECIPES: dict[str, Recipe] = {
     "gaussian-mixture": Recipe(
         GaussianMixtureQuantizer, lambda dim, size: {**_sized()(dim, size), "codebook_dim": dim}
@@ -138,6 +150,7 @@ RECIPES: dict[str, Recipe] = {
     "product": Recipe(_combined(Product, 2), _sized()),
     "residual": Recipe(_combined(Residual, 1), _sized()),
     "implicit-residual": Recipe(_combined(ImplicitResidual, 1), _sized()),
+    "hierarchical": Recipe(_hierarchical, _sized()),
     "none": Recipe(GaussianBottleneck, lambda dim, size: {"dim": dim}),
 }
 

@@ -263,6 +263,11 @@ def _checked(model: Autoencoder, images: Tensor, codes: Tensor) -> tuple[Abstrac
             f"'model' must have codes to refine, got one with a {type(quantizer).__name__}. Leave the refinement out, "
             "or train with a quantizer."
         )
+    if not quantizer.quantizes_rows:
+        raise ValueError(
+            f"'model' must have a code for each place to refine, got one with a {type(quantizer).__name__}, whose "
+            "codes are of several scales. Leave the refinement out."
+        )
     images = model._as_float(images)
     if not bool(images.isfinite().all()):
         raise ValueError("'images' must be finite, got NaN or infinity. Clean them with torch.nan_to_num(images).")

@@ -44,6 +44,7 @@ class AbstractBottleneck(nn.Module, ABC):
     Attributes:
         citations: Keys of its sources in the bibliography.
         has_posterior: True if :meth:`posterior` gives a distribution over codes.
+        quantizes_rows: True if each latent has codes of its own, wherever it stands; False if it takes whole maps.
         loss_in_nats: True if the loss is in nats for each token, False if it is a squared error of the latents.
         projected_scale: Scale of the latents behind the projection, against those before it, at the start.
         updates_itself: True if a forward in training begins with :meth:`update`. A trainer that calls it after each
@@ -53,6 +54,7 @@ class AbstractBottleneck(nn.Module, ABC):
 
     citations: tuple[str, ...] = ()
     has_posterior: ClassVar[bool] = False
+    quantizes_rows: ClassVar[bool] = True
     loss_in_nats: ClassVar[bool] = False
     projected_scale: ClassVar[float] = 1.0
     updates_itself: bool = True

@@ -45,8 +45,6 @@ class AbstractComposite(AbstractQuantizer):
     Attributes:
         members: The members, each once.
         adds_losses: True if the loss adds up the members' losses, which must then have one unit.
-        quantizes_rows: True if each latent has codes of its own, wherever it stands: what every place needs of a
-            member.
 
     Raises:
         ValueError: If there is no member, one does not quantize rows, members have codes of different shapes, or losses
@@ -54,12 +52,11 @@ class AbstractComposite(AbstractQuantizer):
     """
 
     adds_losses: ClassVar[bool] = True
-    quantizes_rows: ClassVar[bool] = True
 
     def __init__(self, dim: int, places: Sequence[AbstractQuantizer], codebook_dim: int | None = None) -> None:
         unique = list(dict.fromkeys(places))
         for member in unique:
-            if isinstance(member, AbstractComposite) and not member.quantizes_rows:
+            if not member.quantizes_rows:
                 raise ValueError(
                     f"'quantizers' must quantize each latent by itself, got a {type(member).__name__}, which quantizes "
                     "whole maps. Make that the outermost one."

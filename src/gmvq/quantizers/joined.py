@@ -159,7 +159,7 @@ def _check(quantizer: AbstractQuantizer) -> None:
             f"'quantizer' must be a quantizer, got {kind(quantizer)}. Pass for example "
             "Residual(VectorQuantizer(8, 32), 2)."
         )
-    if isinstance(quantizer, AbstractComposite) and not quantizer.quantizes_rows:
+    if not quantizer.quantizes_rows:
         raise ValueError(
             f"'quantizer' must quantize each latent by itself, got a {type(quantizer).__name__}, which quantizes whole "
             "maps. Join the codes of its members instead."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from gmvq import hub
 from gmvq.data import Data, Images, batches_by_size
 from gmvq.evaluation import MAX_PIXELS
 from gmvq.models import Autoencoder
+from gmvq.models.modes import evaluating
 from gmvq.tokenization.pictures import inside, png_names, write_png
 from gmvq.tokenization.tokens import TokenFile, TokenInfo, write_tokens
 
@@ -38,7 +38,7 @@ def tokenize(
         What the file says of itself.
 
     Raises:
-        ValueError: If the model has no codes (a VAE), or the images' channels do not fit it.
+        ValueError: If the model has no codes (a VAE) or not one for each place, or the images' channels do not fit it.
         OSError: If the file cannot be written.
     """
     size, names, sizes = _codebook_size(model), tuple(images.names), tuple(images.sizes)
@@ -48,7 +48,7 @@ def tokenize(
             f"'images' must have the model's {model.config.channels} channels, got {images.channels}. "
             f"Load them with channels={model.config.channels}."
         )
-    with _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         write_tokens(path, info, _encoded(model, images, batch_size, on_progress))
     return info
 
@@ -93,7 +93,7 @@ def detokenize(
         )
     targets = [inside(Path(folder), name) for name in png_names(tokens.info.names)]
     done = 0
-    with _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         for indices in _blocks(tokens.info, batch_size):
             codes = torch.stack([tokens[index] for index in indices])
             for index, image in zip(indices, model.decode(codes.to(_device(model))), strict=True):
@@ -173,21 +173,15 @@ def _blocks(info: TokenInfo, batch_size: int) -> Iterator[list[int]]:
     yield block
 
 
-@contextmanager
-def _evaluating(model: Autoencoder) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
 def _codebook_size(model: Autoencoder) -> int:
     if model.codebook_size is None:
         raise ValueError(
             "This model is a VAE (quantizer 'none'): it has no codes. Train one with --quantizer gaussian-mixture."
+        )
+    if not model.has_code_maps:
+        raise ValueError(
+            "This model has codes of several scales (quantizer 'hierarchical'), and a file of tokens has one for each "
+            "place. Train one with another --quantizer."
         )
     return model.codebook_size
 

@@ -6,8 +6,6 @@ Each ``*_section`` returns what ``report_template.html`` asks for under these na
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +45,7 @@ class Shown(NamedTuple):
         name: Its name.
         image: uint8 ``(C, H, W)``.
         reconstruction: Float in [0, 1], ``(C, H, W)``, from hard codes.
-        codes: Codes ``(h, w)``, or None for a continuous bottleneck.
+        codes: Codes ``(h, w)``, or None where there is not one for each place.
         entropy: Posterior entropy in nats ``(h, w)``, or None without a posterior.
         cropped: True if only the centre of the image is shown.
     """
@@ -98,19 +96,6 @@ class Codebook(NamedTuple):
         return _places(self.codes, codes)
 
 
-@contextmanager
-def evaluating(model: Autoencoder) -> Iterator[None]:
-    """Puts the model into evaluation mode without gradients; each module's own mode comes back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def show_images(model: Autoencoder, images: Images) -> list[Shown]:
     """Reconstructs a few images, spread evenly over ``images``."""
     if len(images) == 0:
@@ -126,7 +111,7 @@ def _show(model: Autoencoder, image: Tensor, name: str) -> Shown:
     image = _centre(image, GREATEST_SIDE)
     batch = image[None].to(_device(model))
     reconstruction = model.reconstruct(batch)[0].float().clamp(0, 1).cpu()
-    codes = None if model.bottleneck.codebook_size is None else model.encode(batch)[0].cpu()
+    codes = model.encode(batch)[0].cpu() if model.has_code_maps else None
     entropy = _entropy(model, model.latents(batch)[0]).cpu() if model.bottleneck.has_posterior else None
     return Shown(name, image.cpu(), reconstruction, codes, entropy, max(height, width) > GREATEST_SIDE)
 

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import jinja2
+import torch
 from torch import Tensor
 
 from gmvq.data.images import Images
 from gmvq.models.autoencoder import Autoencoder
+from gmvq.models.modes import evaluating
 from gmvq.training import exhibits, figures, glossary
 from gmvq.training.figures import Curve
 
@@ -99,10 +101,10 @@ def write_report(
             f"'counts' must have one number for each of the {size} codes, got shape {tuple(counts.shape)}. "
             "Pass the counts of an evaluation of this model, or leave them out."
         )
-    with exhibits.evaluating(model):
+    with torch.no_grad(), evaluating(model):
         shown = exhibits.show_images(model, images)
         codebook = None
-        if size is not None:
+        if model.has_code_maps:
             counts = exhibits.count_codes(model, images) if counts is None else counts
             codebook = exhibits.decode_codebook(model, counts)
     page = _render(
@@ -189,6 +191,8 @@ def _heading(
             f"{quantizer} describes each {side} × {side} pixels of an image by one of {size:,} codes: {bits:.3g} bits "
             f"where the pixels themselves take {raw:,}."
         )
+        if not model.has_code_maps:
+            lede = f"{quantizer} describes an image at several scales, each token by one of {size:,} codes."
     return {
         "title": title or default,
         "run_name": folder,
