@@ -11,6 +11,7 @@ from typing import ClassVar
 import pytest
 from torch import nn
 
+import gmvq.priors
 import gmvq.quantizers
 from gmvq.bibliography import citation, entries
 from gmvq.models import Autoencoder, AutoencoderConfig
@@ -33,11 +34,12 @@ FIELDS = {"title", "author", "year", "url"}
 
 
 def classes() -> Iterator[type]:
-    """Every class of the quantizers' room that says its sources, whoever wrote it."""
-    for info in pkgutil.iter_modules(gmvq.quantizers.__path__, "gmvq.quantizers."):
-        for value in vars(importlib.import_module(info.name)).values():
-            if isinstance(value, type) and value.__module__ == info.name and hasattr(value, "citations"):
-                yield value
+    """Every class of the quantizers' and the priors' rooms that says its sources, whoever wrote it."""
+    for room in (gmvq.quantizers, gmvq.priors):
+        for info in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
+            for value in vars(importlib.import_module(info.name)).values():
+                if isinstance(value, type) and value.__module__ == info.name and hasattr(value, "citations"):
+                    yield value
 
 
 CLASSES = sorted(classes(), key=lambda found: found.__name__)

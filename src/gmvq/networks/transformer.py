@@ -1,0 +1,244 @@
+r"""A transformer over sequences of vectors, with rotary positions and a cache of what it has seen.
+
+::
+
+    (B, T, width) --[norm, attention, +, norm, MLP, +] x depth--> norm --> (B, T, width)
+                             |
+                   Cache: keys and values of the places before
+
+Keys and queries are turned by an angle that grows with their place, so that their product depends on distance alone:
+
+.. math:: q_t \to R_{t} q_t, \quad k_s \to R_{s} k_s, \qquad (R_t q)^T (R_s k) = q^T R_{s - t} k
+
+References:
+    Attention Is All You Need (Vaswani et al., 2017), https://arxiv.org/abs/1706.03762;
+    rotary positions: RoFormer (Su et al., 2021), https://arxiv.org/abs/2104.09864;
+    Root Mean Square Layer Normalization (Zhang and Sennrich, 2019), https://arxiv.org/abs/1910.07467
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROTARY_BASE = 10_000.0
+"""Places after which the slowest pair of features has turned by about one radian."""
+
+INITIAL_DEVIATION = 0.02
+
+
+def initialize(*modules: nn.Module) -> None:
+    """Gives matrices small normal weights and vectors of linear maps 0; normalizations stay as they are."""
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter.ndim >= 2:
+                nn.init.normal_(parameter, std=INITIAL_DEVIATION)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of the angles of some places, each ``(T, head width / 2)``."""
+
+    cosines: Tensor
+    sines: Tensor
+
+    def turn(self, heads: Tensor) -> Tensor:
+        """Turns ``(..., T, head width)``: feature i and feature i + half are one pair."""
+        first, second = heads.chunk(2, dim=-1)
+        return torch.cat(
+            (first * self.cosines - second * self.sines, first * self.sines + second * self.cosines), dim=-1
+        )
+
+    def at(self, start: int, stop: int) -> Rotation:
+        """The rotation of the places from ``start`` to before ``stop``."""
+        return Rotation(self.cosines[start:stop], self.sines[start:stop])
+
+
+def rotation(places: int, head_width: int, device: torch.device | None = None) -> Rotation:
+    """Rotations of the places 0, 1, ... in float32.
+
+    Args:
+        places: How many, T.
+        head_width: Features of a head, an even number.
+        device: Where to.
+    """
+    half = head_width // 2
+    speeds = ROTARY_BASE ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+    angles = torch.arange(places, device=device, dtype=torch.float32)[:, None] * speeds
+    return Rotation(angles.cos(), angles.sin())
+
+
+class Cache:
+    """Keys and values of the places that a causal transformer has seen.
+
+    Args:
+        depth: Layers.
+        shape: Sequences, heads, places that there is room for, and features of a head.
+        like: A tensor whose type and device they take.
+    """
+
+    def __init__(self, depth: int, shape: tuple[int, int, int, int], like: Tensor) -> None:
+        self.keys = [like.new_zeros(shape) for _ in range(depth)]
+        self.values = [like.new_zeros(shape) for _ in range(depth)]
+        self.length = 0
+
+    @property
+    def room(self) -> int:
+        """Places that it can hold."""
+        return self.keys[0].shape[2]
+
+    def extended(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts keys and values of the next places in, and gives all that are there: ``(B, heads, length + T, width)``.
+
+        The length grows by :meth:`advance` when all layers have put theirs in.
+        """
+        end = self.length + keys.shape[2]
+        self.keys[layer][:, :, self.length : end] = keys
+        self.values[layer][:, :, self.length : end] = values
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def advance(self, places: int) -> None:
+        """Counts places that all layers have put in."""
+        self.length += places
+
+
+class Attention(nn.Module):
+    """Each place looks at all places, or at those up to its own.
+
+    Args:
+        width: Features.
+        heads: Their number; it divides the width into even parts.
+        causal: Look at no later place.
+    """
+
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.project_in = nn.Linear(width, 3 * width, bias=False)
+        self.project_out = nn.Linear(width, width, bias=False)
+
+    def forward(self, features: Tensor, rotation: Rotation, cache: Cache | None = None, layer: int = 0) -> Tensor:
+        """Maps ``(B, T, width)`` to the same shape."""
+        batch, places, width = features.shape
+        parts = self.project_in(features).view(batch, places, 3, self.heads, width // self.heads)
+        queries_and_keys, values = parts[:, :, :2].permute(2, 0, 3, 1, 4), parts[:, :, 2].transpose(1, 2)
+        queries, keys = rotation.turn(queries_and_keys).to(values.dtype)
+        mask, seen = None, 0
+        if cache is not None:
+            seen = cache.length
+            keys, values = cache.extended(layer, keys, values)
+            if seen and places > 1:
+                mask = torch.ones(places, seen + places, dtype=torch.bool, device=features.device).tril(seen)
+        causal = self.causal and places > 1 and not seen
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
+        return self.project_out(mixed.transpose(1, 2).reshape(batch, places, width))
+
+
+class Block(nn.Module):
+    """Attention and a two-layer perceptron, each behind a normalization and beside the identity.
+
+    Args:
+        width: Features.
+        heads: Heads of the attention.
+        causal: Look at no later place.
+        dropout: Share of the features that each part's answer loses in training.
+    """
+
+    def __init__(self, width: int, heads: int, causal: bool, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm, self.perceptron_norm = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.attention = Attention(width, heads, causal)
+        self.perceptron = nn.Sequential(
+            nn.Linear(width, 4 * width, bias=False), nn.GELU(), nn.Linear(4 * width, width, bias=False)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: Tensor, rotation: Rotation, cache: Cache | None = None, layer: int = 0) -> Tensor:
+        """Maps ``(B, T, width)`` to the same shape."""
+        mixed = self.attention(self.attention_norm(features), rotation, cache, layer)
+        features = features + self.dropout(mixed)
+        return features + self.dropout(self.perceptron(self.perceptron_norm(features)))
+
+
+class Transformer(nn.Module):
+    """Layers of attention over a sequence.
+
+    Args:
+        width: Features.
+        depth: Layers.
+        heads: Heads of each; the width is a multiple of twice their number.
+        places: Longest sequence.
+        causal: Look at no later place.
+        dropout: Share of the features that each part of a layer loses in training.
+
+    Shape:
+        ``(B, T, width)`` with T up to ``places`` -> the same.
+
+    Raises:
+        ValueError: If the heads do not divide the width into even parts, a number is not at least 1, or ``dropout`` is
+            not in [0, 1).
+    """
+
+    def __init__(
+        self, width: int, depth: int, heads: int, places: int, *, causal: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        for name, value in (("width", width), ("depth", depth), ("heads", heads), ("places", places)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"'{name}' must be an integer of at least 1, got {value!r}. Use for example 4.")
+        if width % (2 * heads):
+            raise ValueError(
+                f"'width' must be a multiple of twice 'heads' = {heads}, got {width}. Use for example {16 * heads}."
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"'dropout' must lie in [0, 1), got {dropout}. Use 0.1, or 0.0 for none.")
+        self.width, self.depth, self.heads, self.places = width, depth, heads, places
+        self.blocks = nn.ModuleList(Block(width, heads, causal, dropout) for _ in range(depth))
+        self.norm = nn.RMSNorm(width)
+        self.causal = causal
+        self._rotations: Rotation | None = None
+        initialize(self)
+        for name, parameter in self.named_parameters():  # what adds to the identity is the less, the more layers add
+            if name.endswith(("project_out.weight", "perceptron.2.weight")):
+                nn.init.normal_(parameter, std=INITIAL_DEVIATION / math.sqrt(2 * depth))
+
+    def forward(self, features: Tensor, cache: Cache | None = None) -> Tensor:
+        """Maps ``(B, T, width)`` to the same shape.
+
+        Args:
+            features: The sequence, or with a cache the places after those that it holds.
+            cache: Of :meth:`cache`; it takes the places in.
+
+        Raises:
+            ValueError: If the sequence is longer than the transformer or its cache has room for, or one that looks both
+                ways is given a cache.
+        """
+        places = features.shape[1]
+        start = 0 if cache is None else cache.length
+        room = self.places if cache is None else cache.room
+        if start + places > room:
+            raise ValueError(f"A sequence must have at most {room} places, got {start + places}. Make it shorter.")
+        if cache is not None and not self.causal:
+            raise ValueError("'cache' must be None where a transformer looks both ways. Leave it out.")
+        turned = self._rotation(features).at(start, start + places)
+        for layer, block in enumerate(self.blocks):
+            features = block(features, turned, cache, layer)
+        if cache is not None:
+            cache.advance(places)
+        return self.norm(features)
+
+    def cache(self, batch: int, like: Tensor, places: int | None = None) -> Cache:
+        """An empty cache for some sequences, of the type and on the device of a tensor."""
+        room = self.places if places is None else places
+        return Cache(self.depth, (batch, self.heads, room, self.width // self.heads), like)
+
+    def _rotation(self, features: Tensor) -> Rotation:
+        # no buffers: half precision would round the angles
+        if self._rotations is None or self._rotations.cosines.device != features.device:
+            self._rotations = rotation(self.places, self.width // self.heads, features.device)
+        return self._rotations

@@ -1,0 +1,206 @@
+r"""A transformer that says each code given those before it, and the levels of a place by a small one of its own.
+
+.. math:: p(c) = \prod_{t=1}^{T} \prod_{l=1}^{n} p(c_{tl} \mid c_{<t}, c_{t,<l}, y)
+
+::
+
+    y, c_1, ..., c_{t-1}  --embed, place t--> transformer over places --> h_t
+    h_t, c_{t1}, ..., c_{t,l-1} ------------> transformer over levels --> logits of c_{tl}     (one level: a linear map)
+
+The first input is the class, or a vector that stands for none. What a place gets is the sum of its codes' vectors and
+of learned vectors of the row and the column that come next; so any order can be drawn, and attention sees distances by
+rotary positions along that order.
+
+References:
+    rows of pixels: Conditional Image Generation with PixelCNN Decoders (van den Oord et al., 2016),
+    https://arxiv.org/abs/1606.05328; over codes: Taming Transformers for High-Resolution Image Synthesis (Esser et al.,
+    2021), https://arxiv.org/abs/2012.09841; levels: Autoregressive Image Generation using Residual Quantization (Lee et
+    al., 2022), https://arxiv.org/abs/2203.01941
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gmvq.networks.transformer import Transformer, initialize
+from gmvq.priors.base import AbstractSequentialPrior, CodeShape, Reader
+from gmvq.priors.orders import OrderName
+
+
+@dataclass(frozen=True)
+class AutoregressiveConfig:
+    """Size of an autoregressive prior.
+
+    Args:
+        width: Features of the transformer.
+        depth: Layers over places.
+        level_depth: Layers over the levels of a place, where there are several.
+        heads: Heads of the attention.
+        dropout: Share of the features that each part of a layer loses in training.
+        label_dropout: Share of the images that are learned without their class, so that guidance has both.
+        order: The order of the places.
+    """
+
+    width: int = 256
+    depth: int = 6
+    level_depth: int = 2
+    heads: int = 4
+    dropout: float = 0.1
+    label_dropout: float = 0.1
+    order: OrderName = "raster"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"'label_dropout' must lie in [0, 1], got {self.label_dropout}. Use 0.1.")
+
+
+class AutoregressivePrior(AbstractSequentialPrior):
+    """Codes one after the other, by a transformer with a cache.
+
+    Args:
+        shape: What codes it is of.
+        config: Its size.
+
+    Shape:
+        codes ``(B, *grid[, levels])`` -> log-likelihood ``(B,)`` in nats.
+
+    References:
+        Attention Is All You Need (Vaswani et al., 2017), https://arxiv.org/abs/1706.03762;
+        rotary positions: RoFormer (Su et al., 2021), https://arxiv.org/abs/2104.09864;
+        levels: Autoregressive Image Generation using Residual Quantization (Lee et al., 2022),
+        https://arxiv.org/abs/2203.01941
+
+    Example:
+        >>> prior = AutoregressivePrior(CodeShape((4, 4), (16,)), AutoregressiveConfig(width=32, depth=1, heads=2))
+        >>> codes = prior.eval().sample(3)
+        >>> codes.shape, prior.log_prob(codes).shape
+        (torch.Size([3, 4, 4]), torch.Size([3]))
+    """
+
+    citations: ClassVar[tuple[str, ...]] = ("attention_vaswani2017", "roformer_su2021", "rqvae_lee2022")
+
+    def __init__(self, shape: CodeShape, config: AutoregressiveConfig | None = None) -> None:
+        config = AutoregressiveConfig() if config is None else config
+        super().__init__(shape, config.order)
+        self.config = config
+        width, sizes = config.width, shape.codebook_sizes
+        self.embeddings = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
+        self.labels = nn.Embedding(shape.classes + 1, width)  # the last one: no class
+        self.axes = nn.ParameterList(nn.Parameter(torch.empty(places, width)) for places in shape.grid)
+        self.transformer = Transformer(width, config.depth, config.heads, shape.places, dropout=config.dropout)
+        self.levels = (
+            Transformer(width, config.level_depth, config.heads, shape.levels, dropout=config.dropout)
+            if shape.levels > 1
+            else None
+        )
+        self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
+        initialize(self.axes, self.embeddings, self.labels, self.heads)
+
+    def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Mean negative log-likelihood of a code in nats, to learn from; in training, classes are dropped at random.
+
+        Args:
+            codes: Int64 ``(B, *grid[, levels])``.
+            labels: Class of each image ``(B,)``; None for none.
+
+        Returns:
+            Nats for each code, ``()``.
+        """
+        sequence, labels = self._inputs(codes, labels)
+        if labels is not None and self.training and self.config.label_dropout:
+            dropped = torch.rand(len(labels), device=labels.device) < self.config.label_dropout
+            labels = labels.masked_fill(dropped, self.shape.classes)
+        return -self._log_probs(sequence, labels).mean()
+
+    def log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:  # noqa: D102
+        return self._log_probs(*self._inputs(codes, labels)).flatten(1).sum(1)
+
+    def logits(self, codes: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+        """Logits of all codes, each given those before it in order: for each level ``(B, T, K)``."""
+        return self._logits(*self._inputs(codes, labels))
+
+    def reader(self, batch: int, labels: Tensor | None = None) -> Reader:  # noqa: D102
+        return _CachedReader(self, batch, labels)
+
+    def first_input(self, batch: int, labels: Tensor | None) -> Tensor:
+        """What the transformer reads before the first place, ``(B, width)``."""
+        none = self.shape.classes
+        labels = torch.full((batch,), none, device=self.device) if labels is None else labels
+        return self.labels(labels)
+
+    def place_vectors(self) -> Tensor:
+        """Vectors of the places in order, ``(T, width)``."""
+        vectors = self.axes[0] if len(self.axes) == 1 else (self.axes[0][:, None] + self.axes[1]).flatten(0, 1)
+        return vectors[self.order]
+
+    def summed(self, places: Tensor) -> Tensor:
+        """The sum of the vectors of the codes of places, ``(..., levels)`` -> ``(..., width)``."""
+        return torch.stack([embed(places[..., level]) for level, embed in enumerate(self.embeddings)]).sum(0)
+
+    def _inputs(self, codes: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        sequence = self.sequence(self.shape.checked(codes).to(self.device))
+        labels = self.shape.checked_labels(labels, len(codes), self.device)
+        return sequence.reshape(len(codes), self.shape.places, self.shape.levels), labels
+
+    def _logits(self, places: Tensor, labels: Tensor | None) -> list[Tensor]:
+        first = self.first_input(len(places), labels)
+        inputs = torch.cat([first[:, None], self.summed(places[:, :-1])], dim=1) + self.place_vectors()
+        hidden = self.transformer(inputs)
+        if self.levels is None:
+            return [self.heads[0](hidden)]
+        known = [embed(places[..., level]) for level, embed in enumerate(list(self.embeddings)[:-1])]
+        deep = self.levels(torch.stack([hidden, *known], dim=2).flatten(0, 1)).unflatten(0, places.shape[:2])
+        return [head(deep[:, :, level]) for level, head in enumerate(self.heads)]
+
+    def _log_probs(self, places: Tensor, labels: Tensor | None) -> Tensor:
+        """Nats of each code, ``(B, T, levels)``."""
+        parts = [
+            -F.cross_entropy(logits.float().flatten(0, 1), places[..., level].flatten(), reduction="none")
+            for level, logits in enumerate(self._logits(places, labels))
+        ]
+        return torch.stack(parts, dim=-1).unflatten(0, places.shape[:2])
+
+
+class _CachedReader(Reader):
+    """Runs each place through the transformer once."""
+
+    def __init__(self, prior: AutoregressivePrior, batch: int, labels: Tensor | None) -> None:
+        self.prior = prior
+        self.vectors = prior.place_vectors()
+        self.input = prior.first_input(batch, labels)
+        self.cache = prior.transformer.cache(batch, self.input)
+        self.codes: list[Tensor] = []
+        self.place = 0
+        self._begin_place()
+
+    def logits(self) -> Tensor:
+        level = len(self.codes)
+        if self.level_cache is None:
+            return self.prior.heads[0](self.hidden)
+        assert self.prior.levels is not None
+        given = self.hidden if level == 0 else self.prior.embeddings[level - 1](self.codes[-1])
+        if self.level_cache.length == level:
+            self.deep = self.prior.levels(given[:, None], self.level_cache)[:, 0]
+        return self.prior.heads[level](self.deep)
+
+    def add(self, codes: Tensor) -> None:
+        if self.level_cache is not None and self.level_cache.length == len(self.codes):
+            self.logits()  # the next level needs what this one has seen
+        self.codes.append(codes)
+        if len(self.codes) < self.prior.shape.levels:
+            return
+        self.input = self.prior.summed(torch.stack(self.codes, dim=-1))
+        self.codes, self.place = [], self.place + 1
+        if self.place < self.prior.shape.places:
+            self._begin_place()
+
+    def _begin_place(self) -> None:
+        place = self.input + self.vectors[self.place]
+        self.hidden = self.prior.transformer(place[:, None], self.cache)[:, 0]
+        levels = self.prior.levels
+        self.level_cache = None if levels is None else levels.cache(len(place), place)

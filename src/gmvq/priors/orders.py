@@ -1,0 +1,65 @@
+"""The order in which the places of a grid are drawn, one after the other."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+OrderName = Literal["raster", "columns", "snake", "spiral", "coarse"]
+
+
+def places_in_order(name: OrderName, grid: tuple[int, ...]) -> Tensor:
+    """Places of a grid, as indices in reading order, in the order in which they are drawn, int64 ``(T,)``.
+
+    Args:
+        name: ``raster`` (reading order), ``columns`` (the last axis slowest), ``snake`` (reading order with every other
+            row backwards), ``spiral`` (from the middle outwards) or ``coarse`` (every other place of every other row
+            first, and so on: coarse to fine). On a sequence the first three are from its start to its end.
+        grid: Number of places along each axis, 1 or 2 axes.
+
+    Raises:
+        ValueError: If there is no such order, or the grid is none.
+
+    Example:
+        >>> places_in_order("columns", (2, 3))
+        tensor([0, 3, 1, 4, 2, 5])
+        >>> places_in_order("coarse", (3, 3))
+        tensor([0, 2, 6, 8, 1, 3, 4, 5, 7])
+    """
+    if name not in get_args(OrderName):
+        raise ValueError(f"'order' must be one of {', '.join(get_args(OrderName))}, got {name!r}. Use raster.")
+    if not 1 <= len(grid) <= 2 or min(grid) < 1:
+        raise ValueError(f"'grid' must have 1 or 2 axes of at least 1 place, got {grid}. Give for example (8, 8).")
+    indices = torch.arange(math.prod(grid)).reshape(grid if len(grid) == 2 else (1, *grid))
+    if name == "columns":
+        return indices.T.flatten() if len(grid) == 2 else indices.flatten()
+    if name == "snake":
+        backwards = indices.clone()
+        backwards[1::2] = backwards[1::2].flip(1)
+        return backwards.flatten()
+    if name == "spiral":
+        return _spiral(indices)
+    return _coarse(indices) if name == "coarse" else indices.flatten()
+
+
+def _spiral(indices: Tensor) -> Tensor:
+    """Peels the grid, outermost places first, and gives them backwards."""
+    parts = []
+    while indices.numel():
+        parts.append(indices[0])
+        indices = indices[1:].T.flip(0)
+    return torch.cat(parts).flip(0)
+
+
+def _coarse(indices: Tensor) -> Tensor:
+    """Places by the largest power of two that divides both their coordinates, the largest first."""
+    rows, columns = torch.meshgrid(*map(torch.arange, indices.shape), indexing="ij")
+    steps = torch.zeros_like(indices)
+    step = 2
+    while step < max(indices.shape):
+        steps += (rows % step == 0) & (columns % step == 0)
+        step *= 2
+    return indices.flatten()[torch.argsort(-steps.flatten(), stable=True)]

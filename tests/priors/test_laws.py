@@ -1,0 +1,173 @@
+"""Laws that all priors keep, over one list of them: a new prior is tested by one more line."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from gmvq.priors import (
+    AutoregressiveConfig,
+    AutoregressivePrior,
+    CodeShape,
+    Frequencies,
+    MaskedConfig,
+    MaskedPrior,
+    NGram,
+    Sampling,
+)
+
+SHAPES = {
+    "one level": CodeShape((2, 2), (3,), classes=2),
+    "two levels": CodeShape((2, 2), (3, 2), classes=2),
+    "sequence": CodeShape((5,), (3,), classes=2),
+    "one place": CodeShape((1, 1), (4,), classes=1),
+    "one code": CodeShape((2, 3), (1,), classes=2),
+}
+SMALL = {"width": 16, "depth": 2, "heads": 2}
+
+
+def autoregressive(shape, order="raster"):
+    return AutoregressivePrior(shape, AutoregressiveConfig(**SMALL, order=order))
+
+
+PRIORS = {
+    "frequencies": Frequencies,
+    "n-gram": NGram,
+    "autoregressive": autoregressive,
+    "autoregressive, spiral": lambda shape: autoregressive(shape, "spiral"),
+    "autoregressive, coarse": lambda shape: autoregressive(shape, "coarse"),
+    "masked": lambda shape: MaskedPrior(shape, MaskedConfig(**SMALL)),
+    "masked, columns": lambda shape: MaskedPrior(shape, MaskedConfig(**SMALL, order="columns")),
+}
+
+
+def every(shape):
+    """All codes of a shape."""
+    sizes = shape.codebook_sizes * shape.places
+    return torch.tensor(list(itertools.product(*map(range, sizes)))).reshape(-1, *shape.axes)
+
+
+@pytest.fixture(params=SHAPES.values(), ids=SHAPES)
+def shape(request):
+    return request.param
+
+
+@pytest.fixture(params=PRIORS.values(), ids=PRIORS)
+def prior(request, shape):
+    """A prior far from even: counted from a few codes, or with large weights."""
+    torch.manual_seed(0)
+    made = request.param(shape)
+    if isinstance(made, (Frequencies, NGram)):
+        codes = every(shape)
+        made.fit([codes[torch.randint(len(codes), (20,))] for _ in range(2)])
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(8)
+    return made.eval()
+
+
+@torch.no_grad()
+def test_the_probabilities_of_all_codes_sum_to_one(prior):
+    codes = every(prior.shape)
+    nats = prior.log_prob(codes)
+    assert nats.double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+    if prior.shape.classes == 2 and prior.shape.codebook_sizes != (1,):
+        labels = torch.ones(len(codes), dtype=torch.int64)
+        assert prior.log_prob(codes, labels).double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+        assert nats.std() > 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("label", [None, 0])
+def test_read_code_by_code_they_are_as_likely(prior, label):
+    codes = every(prior.shape)[::7]
+    labels = None if label is None else torch.full((len(codes),), label)
+    sequence = prior.sequence(codes)
+    total = torch.zeros(len(codes))
+    for step in range(prior.shape.length):
+        probabilities = prior.next_probabilities(sequence[:, :step], labels)
+        assert probabilities.shape == (len(codes), prior.shape.codebook_sizes[step % prior.shape.levels])
+        total += probabilities.gather(1, sequence[:, step : step + 1])[:, 0].log()
+    torch.testing.assert_close(total, prior.log_prob(codes, labels), atol=2e-5, rtol=1e-5)
+
+
+def test_a_sequence_is_the_codes_in_another_order(prior):
+    codes = every(prior.shape)[:50]
+    sequence = prior.sequence(codes)
+    assert torch.equal(prior.codes_of(sequence), codes)
+    assert torch.equal(sequence.sort(1).values, codes.flatten(1).sort(1).values)
+
+
+def test_a_sample_is_the_same_alone_and_in_a_batch(prior):
+    labels = torch.arange(6) % prior.shape.classes
+    for sampling in (Sampling(seed=3), Sampling(temperature=0.7, top_k=2, top_p=0.9, guidance=1.5)):
+        batch = prior.sample(6, labels, sampling)
+        prior.shape.checked(batch)
+        single = torch.cat([prior.sample(1, labels[i : i + 1], sampling, first=i) for i in range(6)])
+        assert torch.equal(batch, single)
+    assert prior.sample(0).shape == (0, *prior.shape.axes)
+
+
+@torch.no_grad()
+def test_samples_are_distributed_as_their_likelihood_says(prior):
+    number = 4000
+    codes = every(prior.shape)
+    drawn = prior.complete(None, number).flatten(1)  # one by one, in order
+    sizes = torch.tensor(prior.shape.codebook_sizes * prior.shape.places)
+    radix = torch.cat([sizes.flip(0).cumprod(0).flip(0)[1:], torch.ones(1, dtype=torch.int64)])
+    counts = torch.bincount((drawn * radix).sum(1), minlength=len(codes)) / number
+    probabilities = prior.log_prob(codes).double().exp()
+    # the total variation distance of so many draws from their own distribution
+    expected = (2 * probabilities * (1 - probabilities) / (math.pi * number)).sqrt().sum() / 2
+    assert (counts - probabilities).abs().sum() / 2 < 1.5 * expected + 0.01
+
+
+def test_known_codes_stay(prior):
+    codes = every(prior.shape)[:4]
+    known = codes.clone()
+    known.reshape(len(codes), -1)[:, 1:] = -1
+    completed = prior.complete(known)
+    assert torch.equal(completed.flatten(1)[:, 0], codes.flatten(1)[:, 0])
+    assert torch.equal(prior.complete(codes), codes)
+
+
+def test_state_survives_saving(prior, shape):
+    again = type(prior)(shape) if isinstance(prior, (Frequencies, NGram)) else type(prior)(shape, prior.config)
+    again.load_state_dict(prior.state_dict())
+    codes = every(shape)[:9]
+    with torch.no_grad():
+        assert torch.equal(again.eval().log_prob(codes), prior.log_prob(codes))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda codes: codes.float(), "'codes' must be integers of shape"),
+        (lambda codes: codes[..., None, None], "'codes' must be integers of shape"),
+        (lambda codes: codes + 9, "'codes' must lie in"),
+        (lambda codes: codes - 1, "'codes' must lie in"),
+    ],
+)
+def test_wrong_codes_get_a_reason(prior, change, reason):
+    with pytest.raises(ValueError, match=reason):
+        prior.log_prob(change(torch.zeros(1, *prior.shape.axes, dtype=torch.int64)))
+
+
+def test_wrong_labels_get_a_reason(prior):
+    codes = torch.zeros(2, *prior.shape.axes, dtype=torch.int64)
+    for labels, reason in (
+        (torch.tensor([0, 9]), "'labels' must lie in"),
+        (torch.tensor([0.5, 0.5]), "'labels' must be 2 integers"),
+        (torch.tensor([0]), "'labels' must be 2 integers"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            prior.log_prob(codes, labels)
+        with pytest.raises(ValueError, match=reason):
+            prior.sample(2, labels)
+    with pytest.raises(ValueError, match="'guidance' must be 1 without labels"):
+        prior.sample(2, sampling=Sampling(guidance=2.0))
+    with pytest.raises(ValueError, match="'known' must be"):
+        prior.next_probabilities(torch.zeros(1, prior.shape.length, dtype=torch.int64))
+    with pytest.raises(ValueError, match="'number' must be an integer of at least 0"):
+        prior.sample(-1)
