@@ -94,7 +94,8 @@ class Subject:
         """Takes a bottleneck, and begins anew to learn."""
         self.model.bottleneck = bottleneck
         bottleneck.updates_itself = False  # as in training: once, after the optimizer's step
-        self.optimizer = make_optimizer(self.model, self.training, torch.device("cpu"))
+        layers = self.model.encoder, self.model.decoder
+        self.optimizer = make_optimizer(self.model, layers, self.training, torch.device("cpu"))
         self.average = WeightAverage(self.model, self.training.averaging_decay)
 
     def step(self) -> None:

@@ -548,7 +548,8 @@ def test_weight_decay_leaves_codes_and_biases_alone(data, make_model, make_train
     from gmvq.training.preparation import make_optimizer
 
     model = make_model("vector")
-    optimizer = make_optimizer(model, make_training(weight_decay=0.1), torch.device("cpu"))
+    layers = model.encoder, model.decoder
+    optimizer = make_optimizer(model, layers, make_training(weight_decay=0.1), torch.device("cpu"))
     assert isinstance(optimizer, torch.optim.AdamW)
     decaying, others = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
     assert id(model.encoder.layers[0].weight) in decaying

@@ -6,17 +6,16 @@ import ctypes
 import platform
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import nn
 
-from gmvq.data import Data, fingerprint
-from gmvq.models import Autoencoder
 from gmvq.training.config import Training
 
 CHANGEABLE = ("checkpoint_every", "tensorboard", "threads")
@@ -25,14 +24,6 @@ CHANGEABLE = ("checkpoint_every", "tensorboard", "threads")
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h."""
-
-
-class Drawing(NamedTuple):
-    """How training images are drawn: see :class:`gmvq.data.Loader`."""
-
-    crop: int | None
-    flip: bool
-    crops_per_image: int
 
 
 class Stopwatch:
@@ -82,10 +73,19 @@ def make_accelerator(training: Training) -> Accelerator:
     return accelerator
 
 
-def make_optimizer(model: Autoencoder, training: Training, device: torch.device) -> torch.optim.Optimizer:
-    """Adam, or AdamW with weight decay."""
-    # weights of layers decay; biases and scales have no reason to, and codes belong where the latents are
-    decaying = {id(p) for part in (model.encoder, model.decoder) for p in part.parameters() if p.ndim >= 2}
+def make_optimizer(
+    model: nn.Module, layers: Iterable[nn.Module], training: Training, device: torch.device
+) -> torch.optim.Optimizer:
+    """Adam, or AdamW with weight decay.
+
+    Args:
+        model: All that is learned.
+        layers: The parts of it whose weights decay; biases and scales in them have no reason to, and codes belong where
+            the latents are.
+        training: Learning rate, decay and moments.
+        device: Where the model is.
+    """
+    decaying = {id(p) for part in layers for p in part.parameters() if p.ndim >= 2}
     groups = [
         {"params": [p for p in model.parameters() if id(p) in decaying], "weight_decay": training.weight_decay},
         {"params": [p for p in model.parameters() if id(p) not in decaying], "weight_decay": 0.0},
@@ -95,16 +95,16 @@ def make_optimizer(model: Autoencoder, training: Training, device: torch.device)
     return kind(groups, lr=training.learning_rate, betas=training.betas, fused=device.type in ("cpu", "cuda"))
 
 
-def describe_run(model: Autoencoder, data: Data, training: Training, drawing: Drawing, ranks: int) -> dict[str, Any]:
-    """All that a step depends on, as JSON can hold it: what must be the same for a run to go on."""
+def describe_run(description: Mapping[str, Any], training: Training, ranks: int) -> dict[str, Any]:
+    """All that a step depends on, as JSON can hold it: what must be the same for a run to go on.
+
+    Args:
+        description: What the task says of its model and data.
+        training: How it is trained.
+        ranks: Processes.
+    """
     fields = {name: value for name, value in training.identity().items() if name not in CHANGEABLE}
-    return {
-        "model": model.config.identity(),
-        "training": fields,
-        "data": {"name": data.name, "images": len(data.train), "fingerprint": fingerprint(data)[:16]},
-        "drawing": drawing._asdict(),
-        "processes": ranks,
-    }
+    return {**description, "training": fields, "processes": ranks}
 
 
 def seed_everything(seed: int, rank: int) -> None:

@@ -2,9 +2,9 @@
 
 ::
 
-    Data --Loader--> Batch --Autoencoder--> Reconstruction.loss --Adam--> weights --average--> model.safetensors
-                                                   |                         |
-                                               log.jsonl         checkpoint/state.safetensors
+    Data --Loader--> Batch --model--> Outcome.loss --Adam--> weights --average--> model.safetensors
+                                           |                    |
+                                       log.jsonl    checkpoint/state.safetensors
 
 A step depends on the seed, its number and the state that a checkpoint holds, on nothing else. So a run that was stopped
 and resumed ends with the same bits as one that was not.
@@ -16,15 +16,14 @@ import copy
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Generic, NamedTuple, cast
 
 import torch
 from accelerate.utils import gather_object
 from rich.console import Console
 from torch import nn
 
-from gmvq import hub
-from gmvq.data import Data, Loader
+from gmvq.data import Data
 from gmvq.models import Autoencoder, AutoencoderConfig
 from gmvq.training import checkpoint as checkpoints
 from gmvq.training.averaging import WeightAverage
@@ -32,9 +31,8 @@ from gmvq.training.checkpoint import Checkpoint
 from gmvq.training.config import Training
 from gmvq.training.interrupts import Interrupted, Interrupts
 from gmvq.training.journal import Journal
-from gmvq.training.monitoring import GRADIENT, Figures, HeldOut, NonFiniteLossError, Window
+from gmvq.training.monitoring import GRADIENT, Figures, NonFiniteLossError, Window
 from gmvq.training.preparation import (
-    Drawing,
     Stopwatch,
     cpu_threads,
     describe_run,
@@ -44,13 +42,14 @@ from gmvq.training.preparation import (
     seed_everything,
 )
 from gmvq.training.progress import ProgressLine
+from gmvq.training.tasks import AbstractTask, AutoencoderTask, Drawing, Model
 from gmvq.types import Batch
 
 CALIBRATION_STEPS = 8
 """Steps whose images set the scale of the averaged model's likelihood."""
 
 
-class TrainingResult(NamedTuple):
+class TrainingResult(NamedTuple, Generic[Model]):
     """What a run ended with.
 
     Attributes:
@@ -61,7 +60,7 @@ class TrainingResult(NamedTuple):
         first_step: Steps that were finished before this start; equal to ``steps`` if nothing was left to do.
     """
 
-    model: Autoencoder
+    model: Model
     steps: int
     seconds: float
     images_per_second: float
@@ -79,7 +78,7 @@ def train(
     crops_per_image: int = 1,
     resume: bool = False,
     console: Console | None = None,
-) -> TrainingResult:
+) -> TrainingResult[Autoencoder]:
     """Trains a model and saves it, with averaged weights, in the run's folder.
 
     The folder gets ``model.safetensors``, ``config.json``, ``log.jsonl`` and ``checkpoint/``. A run that is there
@@ -107,9 +106,39 @@ def train(
         Interrupted: After Ctrl-C or termination; the state is saved.
         OSError: If the folder cannot be written; the last checkpoint stays valid.
     """
+    task = AutoencoderTask(model, data, Drawing(crop, flip, crops_per_image))
+    return learn(task, training, out, resume=resume, console=console)
+
+
+def learn(
+    task: AbstractTask[Model],
+    training: Training,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> TrainingResult[Model]:
+    """Trains the model of a task and saves it, with averaged weights, in the run's folder: see :func:`train`.
+
+    Args:
+        task: What is learned.
+        training: How.
+        out: The run's folder.
+        resume: Go on from the folder's checkpoint.
+        console: Where to show progress; None for nowhere.
+
+    Returns:
+        The averaged model and the time that it took.
+
+    Raises:
+        ValueError: If the checkpoint is of another run or damaged, or task and training do not fit.
+        FileNotFoundError: If there is nothing to resume.
+        NonFiniteLossError: If the loss, a term of it, a gradient or a weight is not finite.
+        Interrupted: After Ctrl-C or termination; the state is saved.
+        OSError: If the folder cannot be written; the last checkpoint stays valid.
+    """
     with cpu_threads(training.threads):
-        trainer = _Trainer(model, data, training, Path(out), Drawing(crop, flip, crops_per_image), console)
-        return trainer.run(resume=resume)
+        return _Trainer(task, training, Path(out), console).run(resume=resume)
 
 
 def averaged_model(out: str | Path) -> Autoencoder:
@@ -129,60 +158,41 @@ def averaged_model(out: str | Path) -> Autoencoder:
     return model.eval()
 
 
-class _Trainer:
+class _Trainer(Generic[Model]):
     """One start of a run. Between two steps all of its state is in ``_checkpoint()``."""
 
-    def __init__(
-        self,
-        model: Autoencoder,
-        data: Data,
-        training: Training,
-        out: Path,
-        drawing: Drawing,
-        console: Console | None,
-    ) -> None:
-        self.training, self.out = training, out
+    def __init__(self, task: AbstractTask[Model], training: Training, out: Path, console: Console | None) -> None:
+        self.task, self.training, self.out = task, training, out
         self.accelerator = make_accelerator(training)
         device = self.accelerator.device
         if device.type == "cpu":
             keep_freed_memory()
-        # convolutions are up to a tenth faster where the channels of a place lie together, as the quantizer wants them
-        self.model = model.to(device).train()
-        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.parameters = list(model.parameters())
+        self.model = task.model.to(device).train()
+        self.parameters = list(self.model.parameters())
         self.averaged = copy.deepcopy(self.model).eval()
-        self.optimizer = make_optimizer(model, training, device)
+        self.optimizer = make_optimizer(self.model, task.layers(), training, device)
         self.prepared, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
         # for one size of image: a step that is compiled for any size is a slower one
         self.compute = torch.compile(self.prepared, dynamic=False) if training.compile else self.prepared
         self.average = WeightAverage(self.model, training.averaging_decay)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        self.loader = Loader(
-            data.train,
-            training.batch_size,
-            seed=training.seed,
-            rank=rank,
-            world_size=ranks,
-            **drawing._asdict(),
-        )
+        self.loader = task.loader(training.batch_size, training.seed, rank, ranks)
         self.is_main = self.accelerator.is_main_process
-        self.held_out = HeldOut(data.held_out, training.batch_size) if self.is_main and len(data.held_out) else None
-        self.configuration = describe_run(model, data, training, drawing, ranks)
-        self.window = Window(self.accelerator, model.codebook_size, allow_overflow=training.precision == "fp16")
+        self.measure = task.held_out(training.batch_size) if self.is_main else None
+        self.configuration = describe_run(task.description(), training, ranks)
+        self.window = Window(self.accelerator, task.codebook_size, allow_overflow=training.precision == "fp16")
         self.stopwatch = Stopwatch(device)
         self.console = console if self.is_main else None
         self.journal: Journal | None = None
         self.step, self.saved_step, self.logged = 0, 0, (0, 0.0)
 
-    def run(self, *, resume: bool) -> TrainingResult:
+    def run(self, *, resume: bool) -> TrainingResult[Model]:
         first_step = self._resume() if resume else self._begin()
         self.progress = ProgressLine(self.console, self.training.steps, first_step)
-        bottleneck = self.model.bottleneck
         try:
             if self.is_main:
                 self.journal = Journal(self.out, first_step, tensorboard=self.training.tensorboard)
-            # the forwards of one step share a codebook: their statistics are folded once, after the step
-            bottleneck.updates_itself = False
+            self.task.begin()
             with Interrupts() as interrupts:
                 self._loop(interrupts)
             return self._finish(first_step)
@@ -193,7 +203,7 @@ class _Trainer:
         except NonFiniteLossError as error:
             raise NonFiniteLossError(error.step, error.terms, self._remedy()) from None
         finally:
-            bottleneck.updates_itself = True
+            self.task.end()
             self.progress.close()
             if self.journal is not None:
                 self.journal.close()
@@ -241,7 +251,7 @@ class _Trainer:
                     raise Interrupted(self.step, steps, self.out)
 
     def _step(self, batches: Iterator[Batch]) -> None:
-        self.model.bottleneck.set_progress(self.step / self.training.steps)
+        self.task.before_step(self.step / self.training.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.training.learning_rate_at(self.step)
         self.window.add(self._gradient(batches))
@@ -249,7 +259,7 @@ class _Trainer:
             self.window.check_last()  # costs nothing here; elsewhere it waits for the log or the checkpoint
         self.stepper.step()
         self.stepper.zero_grad()
-        self.model.bottleneck.update()
+        self.task.after_step()
         self.step += 1
         self.average.update(self.step)
 
@@ -259,14 +269,14 @@ class _Trainer:
         values: dict[str, torch.Tensor] = {}
         codes = []
         for index in range(forwards):
-            images = self._to_device(next(batches).images)
+            inputs = self.task.inputs(next(batches), self._to_device)
             last = index == forwards - 1
             with nullcontext() if last else self.accelerator.no_sync(self.prepared):
-                reconstruction = self.compute(images)
-                self.accelerator.backward(reconstruction.loss)
-            for name, value in {"loss": reconstruction.loss.detach(), **reconstruction.terms}.items():
+                outcome = self.task.outcome(self.compute(*inputs))
+                self.accelerator.backward(outcome.loss)
+            for name, value in {"loss": outcome.loss.detach(), **outcome.terms}.items():
                 values[name] = values.get(name, 0) + value / forwards
-            codes.append(reconstruction.codes.detach())
+            codes += [] if outcome.codes is None else [outcome.codes]
         values[GRADIENT] = self._clip()
         return Figures(values, tuple(codes))
 
@@ -311,10 +321,10 @@ class _Trainer:
         self.progress.show(figures)
 
     def _evaluate(self) -> None:
-        if self.held_out is None:
+        if self.measure is None:
             return
         self.average.write_to(self.averaged, self.model)
-        figures = self.held_out.measure(self.averaged)
+        figures = self.measure(self.averaged)
         if self.journal is not None:
             self.journal.write("evaluation", self.step, {**figures, "seconds": self.stopwatch.seconds})
         self.progress.report(self.step, figures)
@@ -345,11 +355,10 @@ class _Trainer:
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise NonFiniteLossError(self.step, (name,))
 
-    def _finish(self, first_step: int) -> TrainingResult:
+    def _finish(self, first_step: int) -> TrainingResult[Model]:
         self.average.write_to(self.averaged, self.model)
-        self.averaged.bottleneck.set_progress(1.0)
         batches = range(CALIBRATION_STEPS * self.training.gradient_accumulation)
-        self.averaged.calibrate(self._to_device(self.loader.batch(index).images) for index in batches)
+        self.task.finish(self.averaged, map(self.loader.batch, batches), self._to_device)
         if self.is_main:
             self._save_model()
         self.accelerator.wait_for_everyone()
@@ -360,7 +369,7 @@ class _Trainer:
 
     def _save_model(self) -> None:
         try:
-            hub.save(self.averaged, self.out)
+            self.task.save(self.averaged, self.out)
         except OSError as error:
             raise OSError(
                 f"The model could not be written to {self.out} ({error.strerror or error}). The checkpoint of its last "

@@ -1,0 +1,164 @@
+"""What is learned: a model, the batches it sees, and what its figures are. The trainer knows how to learn it.
+
+::
+
+    Batch --inputs--> tensors --model--> its answer --outcome--> loss, figures, codes
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gmvq import hub
+from gmvq.data import Data, Loader, fingerprint
+from gmvq.models import Autoencoder
+from gmvq.training.monitoring import HeldOut
+from gmvq.types import Batch, Reconstruction
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Outcome(NamedTuple):
+    """What a forward of a batch gave.
+
+    Attributes:
+        loss: What to minimize, ``()``.
+        terms: Its parts and other figures to log, detached, each ``()``.
+        codes: Codes whose use is counted; None where there is nothing to count.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    codes: Tensor | None
+
+
+class AbstractTask(ABC, Generic[Model]):
+    """A model and what it learns from.
+
+    Args:
+        model: Trained in place.
+
+    Attributes:
+        codebook_size: Number of codes whose use is counted, None for none.
+    """
+
+    codebook_size: int | None = None
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @abstractmethod
+    def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:
+        """Draws the batches of a rank."""
+
+    @abstractmethod
+    def inputs(self, batch: Batch, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:
+        """What the model is called with."""
+
+    @abstractmethod
+    def outcome(self, answer: Any) -> Outcome:  # noqa: ANN401 (what the model returns)
+        """What the model's answer says."""
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """What of the model and the data a step depends on, as JSON has it."""
+
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The parts of the model whose weights decay, if any do."""
+        return (self.model,)
+
+    def held_out(self, batch_size: int) -> Callable[[Model], dict[str, float | None]] | None:
+        """Figures of a model in evaluation mode on held-out data, or None without any."""
+        return None
+
+    def begin(self) -> None:
+        """Called before the first step of a start, and undone by :meth:`end`."""
+
+    def end(self) -> None:
+        """Called when a start is over, however it ended."""
+
+    def before_step(self, progress: float) -> None:
+        """Called before each step, with the progress of training in [0, 1]."""
+
+    def after_step(self) -> None:
+        """Called after the optimizer's step."""
+
+    def finish(self, averaged: Model, batches: Iterable[Batch], to_device: Callable[[Tensor], Tensor]) -> None:
+        """Completes the averaged model, by a look at a few batches."""
+
+    @abstractmethod
+    def save(self, averaged: Model, out: Path) -> None:
+        """Writes the averaged model into the run's folder."""
+
+
+class Drawing(NamedTuple):
+    """How training images are drawn: see :class:`gmvq.data.Loader`."""
+
+    crop: int | None
+    flip: bool
+    crops_per_image: int
+
+
+class AutoencoderTask(AbstractTask[Autoencoder]):
+    """A tokenizer, from images.
+
+    Args:
+        model: The autoencoder.
+        data: The images.
+        drawing: How they are drawn.
+    """
+
+    def __init__(self, model: Autoencoder, data: Data, drawing: Drawing) -> None:
+        super().__init__(model)
+        # convolutions are up to a tenth faster where the channels of a place lie together, as the quantizer wants them
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.data, self.drawing = data, drawing
+        self.codebook_size = model.codebook_size
+
+    def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:  # noqa: D102
+        drawing = self.drawing._asdict()
+        return Loader(self.data.train, batch_size, seed=seed, rank=rank, world_size=ranks, **drawing)
+
+    def inputs(self, batch: Batch, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:  # noqa: D102
+        return (to_device(batch.images),)
+
+    def outcome(self, answer: Reconstruction) -> Outcome:  # noqa: D102
+        return Outcome(answer.loss, answer.terms, answer.codes.detach())
+
+    def description(self) -> dict[str, Any]:  # noqa: D102
+        data = {"name": self.data.name, "images": len(self.data.train), "fingerprint": fingerprint(self.data)[:16]}
+        return {"model": self.model.config.identity(), "data": data, "drawing": self.drawing._asdict()}
+
+    def layers(self) -> tuple[nn.Module, ...]:
+        """Encoder and decoder: codes belong where the latents are."""
+        return self.model.encoder, self.model.decoder
+
+    def held_out(self, batch_size: int) -> Callable[[Autoencoder], dict[str, float | None]] | None:  # noqa: D102
+        return HeldOut(self.data.held_out, batch_size).measure if len(self.data.held_out) else None
+
+    def begin(self) -> None:
+        """Lets the forwards of one step share a codebook: their statistics are folded once, after the step."""
+        self.model.bottleneck.updates_itself = False
+
+    def end(self) -> None:  # noqa: D102
+        self.model.bottleneck.updates_itself = True
+
+    def before_step(self, progress: float) -> None:  # noqa: D102
+        self.model.bottleneck.set_progress(progress)
+
+    def after_step(self) -> None:  # noqa: D102
+        self.model.bottleneck.update()
+
+    def finish(self, averaged: Autoencoder, batches: Iterable[Batch], to_device: Callable[[Tensor], Tensor]) -> None:
+        """Sets the scale of the averaged model's likelihood."""
+        averaged.bottleneck.set_progress(1.0)
+        averaged.calibrate(to_device(batch.images) for batch in batches)
+
+    def save(self, averaged: Autoencoder, out: Path) -> None:  # noqa: D102
+        hub.save(averaged, out)
