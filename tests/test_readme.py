@@ -15,6 +15,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 QUICK = {
     "train": "--steps 2 --model.width 8 --batch-size 4 --data.evaluated 1",
     "compare": "--seeds 1 --steps 2 --width 8 --batch-size 4",
+    "fit-prior": "--steps 2 --batch-size 4 --width 16 --depth 1 --heads 2",
     "bench": "--only nearest --against product --shapes 64x4x16 --rounds 1",
 }
 
@@ -48,7 +49,7 @@ def test_the_commands_run(folder, capsys):
     (block,) = blocks("console")
     commands = [line.removeprefix("$ gmvq ") for line in block.strip().splitlines()]
     assert {command.split()[0] for command in commands} == {
-        "train", "evaluate", "reconstruct", "tokenize", "detokenize", "info", "compare", "bench",
+        "train", "evaluate", "reconstruct", "tokenize", "detokenize", "fit-prior", "sample", "info", "compare", "bench",
     }  # fmt: skip
     for command in commands:
         words = shlex.split(f"{command} {QUICK.get(command.split()[0], '')}")

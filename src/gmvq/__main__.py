@@ -27,6 +27,9 @@ VERBS = {
     "tokenize": "Write the codes of images to one file.",
     "detokenize": "Decode a file of codes to images.",
     "info": "Show what is in a run's folder.",
+    "fit-prior": "Fit a prior to a tokenizer's codes, to draw new images from.",
+    "sample": "Draw new images from a prior.",
+    "complete": "Hide a part of an image and draw it anew.",
     "compare": "Train several quantizers on the same data and compare them over seeds.",
     "bench": "Measure time and memory beside other libraries on this machine.",
 }
@@ -170,7 +173,7 @@ def _interruption(interrupt: KeyboardInterrupt, arguments: list[str]) -> str:
     step, steps = getattr(interrupt, "step", None), getattr(interrupt, "steps", None)
     if step is None:
         return "Interrupted."
-    resume = ["--resume"] if step and arguments[0] == "train" and "--resume" not in arguments else []
+    resume = ["--resume"] if step and arguments[0] in ("train", "fit-prior") and "--resume" not in arguments else []
     saved = "the state is saved. Go on" if step else "nothing was saved yet. Start again"
     return f"Stopped after step {step} of {steps}; {saved} with: {shlex.join(['gmvq', *arguments, *resume])}"
 

@@ -5,6 +5,7 @@ A model's folder holds ``model.safetensors`` (weights) and ``config.json``::
     {"format": "gmvq.autoencoder", "version": 1, "gmvq": "0.1.0", "config": {...}, "fingerprint": "sha256 ..."}
 
 The fingerprint is the SHA-256 of the configuration and of all weights by name, so that codes can name their tokenizer.
+A prior's folder is the same, of the format ``gmvq.prior``; its configuration names the tokenizer of its codes.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -26,20 +27,44 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from gmvq.models import Autoencoder, AutoencoderConfig
+from gmvq.priors import AbstractPrior, described, from_description
+
+Built = TypeVar("Built")
 
 FORMAT = "gmvq.autoencoder"
+PRIOR_FORMAT = "gmvq.prior"
 VERSION = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+_MAKE = {
+    FORMAT: ("Give a run's folder, as runs/photos.", "Give the folder of a run made by 'gmvq train'."),
+    PRIOR_FORMAT: ("Make it with 'gmvq fit-prior RUN'.", "Give the folder of a prior made by 'gmvq fit-prior'."),
+}
 RETIRED = "_retired"
 """Attribute of a loaded model: what its file holds that no module of today has. It is part of what the model is called:
 codes that were written with an old model keep their tokenizer."""
 
 
+class StoredPrior(NamedTuple):
+    """A prior at rest.
+
+    Attributes:
+        prior: The prior.
+        tokenizer: Fingerprint of the tokenizer whose codes it is of.
+    """
+
+    prior: AbstractPrior
+    tokenizer: str
+
+
 def fingerprint(model: Autoencoder) -> str:
     """SHA-256 of a model's configuration and weights, in hexadecimal."""
-    digest = hashlib.sha256(json.dumps(model.config.identity(), sort_keys=True).encode())
-    for name, tensor in sorted(_state(model).items()):
+    return _digest(model.config.identity(), _state(model))
+
+
+def _digest(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # a view as bytes: NumPy has no bfloat16
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -91,13 +116,22 @@ def save(model: Autoencoder, folder: str | Path) -> Path:
     Returns:
         The folder.
     """
-    folder = Path(folder)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(model).items()}
-    mark = fingerprint(model)
-    write_atomically(folder / WEIGHTS, save_bytes(weights, {"fingerprint": mark}))
-    config = {"format": FORMAT, "version": VERSION, "gmvq": metadata.version("gmvq"), "config": asdict(model.config)}
-    write_json(folder / CONFIG, {**config, "fingerprint": mark})
-    return folder
+    return _write(Path(folder), FORMAT, asdict(model.config), _state(model), fingerprint(model))
+
+
+def save_prior(prior: AbstractPrior, tokenizer: str, folder: str | Path) -> Path:
+    """Writes a prior's weights and configuration.
+
+    Args:
+        prior: The prior.
+        tokenizer: Fingerprint of the tokenizer whose codes it is of.
+        folder: Where to; made if it is not there.
+
+    Returns:
+        The folder.
+    """
+    config = {**described(prior), "tokenizer": tokenizer}
+    return _write(Path(folder), PRIOR_FORMAT, config, prior.state_dict(), _digest(config, prior.state_dict()))
 
 
 def load(folder: str | Path) -> Autoencoder:
@@ -110,41 +144,74 @@ def load(folder: str | Path) -> Autoencoder:
         FileNotFoundError: If the folder or one of its files is not there.
         ValueError: If a file is damaged, of another format, or not the one that was saved.
     """
-    folder = Path(folder)
-    description = _read_config(folder)
+
+    def built(config: Mapping[str, Any], weights: dict[str, Tensor]) -> tuple[Autoencoder, str]:
+        model = Autoencoder(AutoencoderConfig(**config))
+        model.load_state_dict(weights)
+        state = model.state_dict()
+        setattr(model, RETIRED, {name: tensor for name, tensor in weights.items() if name not in state})
+        return model, fingerprint(model)
+
+    return _read(Path(folder), FORMAT, built).eval()
+
+
+def load_prior(folder: str | Path) -> StoredPrior:
+    """Reads a prior that :func:`save_prior` wrote, in evaluation mode, on the CPU.
+
+    Args:
+        folder: A prior's folder, as ``runs/photos/prior``.
+
+    Raises:
+        FileNotFoundError: If the folder or one of its files is not there.
+        ValueError: If a file is damaged, of another format, or not the one that was saved.
+    """
+
+    def built(config: Mapping[str, Any], weights: dict[str, Tensor]) -> tuple[StoredPrior, str]:
+        prior = from_description(config)
+        prior.load_state_dict(weights)
+        return StoredPrior(prior.eval(), config["tokenizer"]), _digest(dict(config), prior.state_dict())
+
+    return _read(Path(folder), PRIOR_FORMAT, built)
+
+
+def _write(folder: Path, form: str, config: Mapping[str, Any], state: Mapping[str, Tensor], mark: str) -> Path:
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_atomically(folder / WEIGHTS, save_bytes(weights, {"fingerprint": mark}))
+    description = {"format": form, "version": VERSION, "gmvq": metadata.version("gmvq"), "config": config}
+    write_json(folder / CONFIG, {**description, "fingerprint": mark})
+    return folder
+
+
+def _read(folder: Path, form: str, built: Callable[[Mapping[str, Any], dict[str, Tensor]], tuple[Built, str]]) -> Built:
+    """What a configuration and weights make, whose fingerprint must be the one that was saved."""
+    description = _read_config(folder, form)
     weights_path = folder / WEIGHTS
     if not weights_path.is_file():
         raise FileNotFoundError(f"{weights_path} is not there. Train the model again, or copy the whole folder.")
     try:
-        config = AutoencoderConfig(**description["config"])
-        weights = load_bytes(weights_path.read_bytes())
-        model = Autoencoder(config)
-        model.load_state_dict(weights)
-        state = model.state_dict()
-        setattr(model, RETIRED, {name: tensor for name, tensor in weights.items() if name not in state})
+        made, found = built(description["config"], load_bytes(weights_path.read_bytes()))
     except SafetensorError as error:
         raise ValueError(f"{weights_path} is damaged ({error}). Copy it again from where it was trained.") from error
     except (TypeError, KeyError, RuntimeError) as error:
         raise ValueError(f"{folder} does not hold a model that this version can build ({error}).") from error
-    found = fingerprint(model)
     if found != description.get("fingerprint"):
         raise ValueError(
             f"The fingerprint of {folder} is {found[:12]}, {CONFIG} says {str(description.get('fingerprint'))[:12]}. "
             "The files are not of one model: copy the whole folder again."
         )
-    return model.eval()
+    return made
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path, form: str) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there. Give a run's folder, as runs/photos.")
+        raise FileNotFoundError(f"{path} is not there. {_MAKE[form][0]}")
     try:
         description = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}). Copy it again from where it was trained.") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"{path} is not of format {FORMAT!r}. Give the folder of a run made by 'gmvq train'.")
+    if not isinstance(description, dict) or description.get("format") != form:
+        raise ValueError(f"{path} is not of format {form!r}. {_MAKE[form][1]}")
     if description.get("version") != VERSION:
         raise ValueError(f"{path} is of version {description.get('version')}, this gmvq reads {VERSION}. Upgrade gmvq.")
     return description

@@ -28,6 +28,18 @@ class Batch(NamedTuple):
     labels: Tensor | None = None
 
 
+class CodeBatch(NamedTuple):
+    """Codes as a prior takes them.
+
+    Attributes:
+        codes: Codes of images, int64 ``(B, *grid[, levels])``.
+        labels: Class of each image, int64 ``(B,)``, or None for data without labels.
+    """
+
+    codes: Tensor
+    labels: Tensor | None = None
+
+
 class Quantized(NamedTuple):
     """What every bottleneck returns, in training and in evaluation.
 

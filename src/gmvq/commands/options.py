@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from gmvq import benchmarking, leaderboard, recipes
+from gmvq.commands.generating import CompleteOptions, FitPriorOptions, RunFolder, SampleOptions
 from gmvq.comparison import QUANTIZERS
 from gmvq.models import AutoencoderConfig
 from gmvq.models.bottlenecks import QuantizerName
@@ -24,7 +25,6 @@ Part = Literal["all", "train", "held-out"]
 Section = Literal["nearest", "vector-step", "mixture-step", "k-means", "memory", "growth"]
 Shapes = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NxLxK ...")]
 Peer = Literal["product", "cdist", "vector-quantize-pytorch", "faiss", "naive"]
-RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 _CONFIG = (tyro.conf.FlagCreatePairsOff,)
 
 
@@ -244,6 +244,9 @@ OPTIONS: dict[str, type[Any]] = {
     "tokenize": TokenizeOptions,
     "detokenize": DetokenizeOptions,
     "info": InfoOptions,
+    "fit-prior": FitPriorOptions,
+    "sample": SampleOptions,
+    "complete": CompleteOptions,
     "compare": CompareOptions,
     "bench": BenchOptions,
 }

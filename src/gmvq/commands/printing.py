@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +23,15 @@ _SHOWN = (
     ("albo_bits_per_dim", "ALBO", "{:.3f} bits/dim"),
     ("posterior_entropy", "posterior entropy", "{:.3f} nats/token"),
     ("mutual_information", "mutual information", "{:.3f} nats/token"),
+    ("images", "held-out images", "{:,}"),
+    ("seconds", "training", "{:.1f} s"),
+)
+_PRIOR_SHOWN = (
+    ("bits_per_code", "bits of a held-out code", "{:.3f}"),
+    ("unconditional_bits_per_code", "the same without its class", "{:.3f}"),
+    ("n_gram_bits_per_code", "by n-grams", "{:.3f}"),
+    ("frequencies_bits_per_code", "by frequencies", "{:.3f}"),
+    ("bits_per_dim", "codes and image given them", "{:.3f} bits/dim"),
     ("images", "held-out images", "{:,}"),
     ("seconds", "training", "{:.1f} s"),
 )
@@ -103,6 +112,17 @@ def bench(result: Mapping[str, Any], console: Console) -> None:
     _say(console, f"All figures: {', '.join([result['markdown'], result['json'], *pictures])}")
 
 
+def fit_prior(result: Mapping[str, Any], console: Console) -> None:
+    """Bits of held-out codes, and what to do next."""
+    console.print(_metrics(result["metrics"], _PRIOR_SHOWN))
+    _say(console, f"Prior: {result['prior']}. Draw with: gmvq sample {result['run']} -n 64")
+
+
+def drawn(result: Mapping[str, Any], console: Console) -> None:
+    """Where the pictures are."""
+    _say(console, f"{result['images']} image(s): {result['out']}")
+
+
 PRINTERS: dict[str, Callable[[Mapping[str, Any], Console], None]] = {
     "train": train,
     "evaluate": evaluate,
@@ -110,14 +130,17 @@ PRINTERS: dict[str, Callable[[Mapping[str, Any], Console], None]] = {
     "tokenize": tokenize,
     "detokenize": detokenize,
     "info": info,
+    "fit-prior": fit_prior,
+    "sample": drawn,
+    "complete": drawn,
     "compare": compare,
     "bench": bench,
 }
 
 
-def _metrics(metrics: Mapping[str, Any]) -> Table:
+def _metrics(metrics: Mapping[str, Any], shown: Sequence[tuple[str, str, str]] = _SHOWN) -> Table:
     rows = Table.grid(padding=(0, 2))
-    for key, name, form in _SHOWN:
+    for key, name, form in shown:
         if metrics.get(key) is not None:
             rows.add_row(name, form.format(metrics[key]))
     return rows

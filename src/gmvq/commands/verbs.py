@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gmvq import benchmarking, hub, leaderboard, recipes, tokenization
 from gmvq.benchmarking import Shape
+from gmvq.commands.generating import complete, fit_prior, sample
 from gmvq.commands.options import (
     BenchOptions,
     CompareOptions,
@@ -198,6 +199,9 @@ VERBS: dict[str, Callable[[Any, str], dict[str, Any]]] = {
     "tokenize": tokenize,
     "detokenize": detokenize,
     "info": info,
+    "fit-prior": fit_prior,
+    "sample": sample,
+    "complete": complete,
     "compare": compare_runs,
     "bench": bench,
 }

@@ -8,11 +8,13 @@
 from gmvq.data.bundled import digits, photographs
 from gmvq.data.decoding import ImageError, read_image
 from gmvq.data.images import ArrayImages, Data, FileImages, Images, MixedImages, Skipped
-from gmvq.data.loading import Loader, batches_by_size, held_out_batches
+from gmvq.data.loading import AbstractLoader, CodeLoader, Loader, batches_by_size, held_out_batches
 from gmvq.data.sources import fingerprint, load
 
 __all__ = [
+    "AbstractLoader",
     "ArrayImages",
+    "CodeLoader",
     "Data",
     "FileImages",
     "ImageError",

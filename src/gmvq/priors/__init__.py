@@ -2,6 +2,7 @@
 
 from gmvq.priors.autoregressive import AutoregressiveConfig, AutoregressivePrior
 from gmvq.priors.base import AbstractPrior, AbstractSequentialPrior, CodeShape, Reader
+from gmvq.priors.catalogue import PriorName, described, from_description, make_prior
 from gmvq.priors.counting import Frequencies, NGram
 from gmvq.priors.masked import MaskedConfig, MaskedPrior, Unmasking
 from gmvq.priors.orders import OrderName, places_in_order
@@ -18,8 +19,12 @@ __all__ = [
     "MaskedPrior",
     "NGram",
     "OrderName",
+    "PriorName",
     "Reader",
     "Sampling",
     "Unmasking",
+    "described",
+    "from_description",
+    "make_prior",
     "places_in_order",
 ]

@@ -181,6 +181,10 @@ class AbstractPrior(nn.Module, ABC):
             ValueError: If labels do not fit, or guidance is asked for without them.
         """
 
+    def quick_log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """:meth:`log_prob`, or a bound of it from below where that takes many passes: nats for each image ``(B,)``."""
+        return self.log_prob(codes, labels)
+
     def bits_per_code(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """Mean length of a code of each image in bits, ``(B,)``."""
         return -self.log_prob(codes, labels) / (self.shape.length * math.log(2))

@@ -210,6 +210,9 @@ class MaskedPrior(AbstractSequentialPrior):
             total += nats.sum(1) * length / number[:, 0]
         return total / samples
 
+    def quick_log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:  # noqa: D102
+        return self.bound(codes, labels)
+
     @torch.no_grad()
     def sample(  # noqa: D102
         self,

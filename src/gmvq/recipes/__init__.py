@@ -25,15 +25,18 @@ from gmvq.recipes.catalogue import (
     photos,
     template,
 )
+from gmvq.recipes.priors import FOLDER, PriorRun, fit_prior
 from gmvq.recipes.running import METRICS, RECORD, REPORT, check_folder, figures_of, read_json, read_run, run
 
 __all__ = [
     "BUNDLED_DATA",
+    "FOLDER",
     "METRICS",
     "NAMES",
     "RECORD",
     "REPORT",
     "DataConfig",
+    "PriorRun",
     "Run",
     "celeba",
     "changed",
@@ -42,6 +45,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "figures_of",
+    "fit_prior",
     "fitted",
     "folder",
     "load_data",

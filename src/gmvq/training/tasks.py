@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -16,12 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from gmvq import hub
-from gmvq.data import Data, Loader, fingerprint
+from gmvq.data import AbstractLoader, CodeLoader, Data, Loader, fingerprint
 from gmvq.models import Autoencoder
+from gmvq.priors import AbstractPrior, described
 from gmvq.training.monitoring import HeldOut
-from gmvq.types import Batch, Reconstruction
+from gmvq.types import Batch, CodeBatch, Reconstruction
 
 Model = TypeVar("Model", bound=nn.Module)
+Drawn = TypeVar("Drawn")
+
+HELD_OUT_CODES = 1 << 15
+"""Codes of the held-out images that are looked at during training."""
 
 
 class Outcome(NamedTuple):
@@ -38,7 +44,7 @@ class Outcome(NamedTuple):
     codes: Tensor | None
 
 
-class AbstractTask(ABC, Generic[Model]):
+class AbstractTask(ABC, Generic[Model, Drawn]):
     """A model and what it learns from.
 
     Args:
@@ -54,11 +60,11 @@ class AbstractTask(ABC, Generic[Model]):
         self.model = model
 
     @abstractmethod
-    def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:
+    def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> AbstractLoader[Drawn]:
         """Draws the batches of a rank."""
 
     @abstractmethod
-    def inputs(self, batch: Batch, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:
+    def inputs(self, batch: Drawn, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:
         """What the model is called with."""
 
     @abstractmethod
@@ -89,7 +95,7 @@ class AbstractTask(ABC, Generic[Model]):
     def after_step(self) -> None:
         """Called after the optimizer's step."""
 
-    def finish(self, averaged: Model, batches: Iterable[Batch], to_device: Callable[[Tensor], Tensor]) -> None:
+    def finish(self, averaged: Model, batches: Iterable[Drawn], to_device: Callable[[Tensor], Tensor]) -> None:
         """Completes the averaged model, by a look at a few batches."""
 
     @abstractmethod
@@ -105,7 +111,7 @@ class Drawing(NamedTuple):
     crops_per_image: int
 
 
-class AutoencoderTask(AbstractTask[Autoencoder]):
+class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
     """A tokenizer, from images.
 
     Args:
@@ -162,3 +168,55 @@ class AutoencoderTask(AbstractTask[Autoencoder]):
 
     def save(self, averaged: Autoencoder, out: Path) -> None:  # noqa: D102
         hub.save(averaged, out)
+
+
+class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
+    """A prior, from codes.
+
+    Args:
+        prior: The prior; called with codes and labels it returns what to minimize, in nats for each code.
+        train: Codes to learn from.
+        held_out: Codes to look at now and then.
+        tokenizer: Fingerprint of the tokenizer that made them.
+        about: What else a step depends on, as JSON has it: what the codes are of.
+    """
+
+    def __init__(
+        self, prior: AbstractPrior, train: CodeBatch, held_out: CodeBatch, tokenizer: str, about: Mapping[str, Any]
+    ) -> None:
+        super().__init__(prior)
+        self.train, self.rest, self.tokenizer, self.about = train, held_out, tokenizer, about
+
+    def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> CodeLoader:  # noqa: D102
+        return CodeLoader(*self.train, batch_size, seed=seed, rank=rank, world_size=ranks)
+
+    def inputs(self, batch: CodeBatch, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:  # noqa: D102
+        return to_device(batch.codes), None if batch.labels is None else to_device(batch.labels)
+
+    def outcome(self, answer: Tensor) -> Outcome:  # noqa: D102
+        return Outcome(answer, {"bits_per_code": answer.detach() / math.log(2)}, None)
+
+    def description(self) -> dict[str, Any]:  # noqa: D102
+        return {"model": described(self.model), "data": {"tokenizer": self.tokenizer, **self.about}}
+
+    def held_out(self, batch_size: int) -> Callable[[AbstractPrior], dict[str, float | None]] | None:  # noqa: D102
+        number = min(len(self.rest.codes), max(1, HELD_OUT_CODES // self.model.shape.length))
+        if not number:
+            return None
+        places = torch.arange(number) * len(self.rest.codes) // number
+        codes, labels = (None if part is None else part[places] for part in self.rest)
+        assert codes is not None
+
+        @torch.no_grad()
+        def measure(prior: AbstractPrior) -> dict[str, float | None]:
+            total = 0.0
+            for start in range(0, number, batch_size):
+                part = slice(start, start + batch_size)
+                some = codes[part].to(prior.device), None if labels is None else labels[part].to(prior.device)
+                total -= float(prior.quick_log_prob(*some).sum(dtype=torch.float64))
+            return {"bits_per_code": total / (number * prior.shape.length * math.log(2))}
+
+        return measure
+
+    def save(self, averaged: AbstractPrior, out: Path) -> None:  # noqa: D102
+        hub.save_prior(averaged, self.tokenizer, out)

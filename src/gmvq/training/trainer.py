@@ -16,7 +16,7 @@ import copy
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Generic, NamedTuple, cast
+from typing import Any, Generic, NamedTuple, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -111,7 +111,7 @@ def train(
 
 
 def learn(
-    task: AbstractTask[Model],
+    task: AbstractTask[Model, Any],
     training: Training,
     out: str | Path,
     *,
@@ -161,7 +161,7 @@ def averaged_model(out: str | Path) -> Autoencoder:
 class _Trainer(Generic[Model]):
     """One start of a run. Between two steps all of its state is in ``_checkpoint()``."""
 
-    def __init__(self, task: AbstractTask[Model], training: Training, out: Path, console: Console | None) -> None:
+    def __init__(self, task: AbstractTask[Model, Any], training: Training, out: Path, console: Console | None) -> None:
         self.task, self.training, self.out = task, training, out
         self.accelerator = make_accelerator(training)
         device = self.accelerator.device

@@ -1,0 +1,259 @@
+"""The verbs of generation: a prior is fitted, images are drawn and completed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from gmvq import hub, recipes, tokenization
+from gmvq.data import read_image
+from gmvq.data.decoding import CHANNEL_CHOICES
+from gmvq.generation import Generator, sheet
+from gmvq.priors import PriorName, Sampling
+from gmvq.recipes.priors import PriorRun
+
+RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+HIDDEN = ("lower", "upper", "left", "right", "middle")
+"""Words for masks: the half, or the middle quarter, that is hidden."""
+
+
+@dataclass(frozen=True)
+class FitPriorOptions:
+    """Fit a prior to the codes of a trained tokenizer: what new images are drawn from.
+
+    The images that the tokenizer learned from are tokenized once; the prior learns from their codes, and from their
+    labels where there are any.
+
+    Args:
+        run: Folder of the tokenizer's run.
+        prior: autoregressive or masked transformers, or n-gram and frequencies, which count.
+        out: Folder of the prior; by default prior in that of the run.
+        steps: Optimizer steps.
+        batch_size: Images in a batch.
+        learning_rate: Of Adam, at its highest.
+        width: Features of the transformer.
+        depth: Layers.
+        heads: Heads of its attention.
+        seed: Of the first weights, of order and dropout.
+        unlabelled: Learn no classes.
+        resume: Go on from the last checkpoint in the prior's folder.
+        json: Print one JSON object on standard output, and nothing else there.
+    """
+
+    run: RunFolder
+    prior: PriorName = "autoregressive"
+    out: Path | None = None
+    steps: int = PriorRun().training.steps
+    batch_size: int = PriorRun().training.batch_size
+    learning_rate: float = PriorRun().training.learning_rate
+    width: int = 256
+    depth: int = 6
+    heads: int = 4
+    seed: int = 0
+    unlabelled: bool = False
+    resume: bool = False
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Draw new images from a prior and write them as one PNG sheet.
+
+    Args:
+        run: Folder of the tokenizer's run.
+        number: Images to draw.
+        out: The .png file; by default samples.png in the prior's folder.
+        label: Classes to draw, one after the other, again and again; by default all of them, or none without classes.
+        guidance: How much the class counts: 0 not at all, 1 as learned, more exaggerates it.
+        temperature: Below 1 likely codes become likelier; 0 takes the likeliest.
+        top_k: Draw from this many of the likeliest codes.
+        top_p: Draw from the likeliest codes that have this probability together.
+        columns: Images in a row of the sheet.
+        seed: Of all draws.
+        prior: Folder of the prior; by default prior in that of the run.
+        codes: Write the codes there, too, as a safetensors file of gmvq tokenize.
+        json: Print one JSON object on standard output, and nothing else there.
+    """
+
+    run: RunFolder
+    number: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
+    out: Path | None = None
+    label: tuple[int, ...] = ()
+    guidance: float = 1.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    columns: int = 8
+    seed: int = 0
+    prior: Path | None = None
+    codes: Path | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class CompleteOptions:
+    """Hide a part of an image and draw it anew, several times.
+
+    Args:
+        run: Folder of the tokenizer's run.
+        source: An image of the size that the prior draws.
+        out: The .png file: the image with its hidden part gray, and its completions.
+        mask: What is hidden: lower, upper, left, right, middle, or a picture of that size that is white where it is.
+        number: Completions to draw.
+        label: Class of the image; none by default.
+        guidance: How much the class counts: 0 not at all, 1 as learned, more exaggerates it.
+        temperature: Below 1 likely codes become likelier; 0 takes the likeliest.
+        seed: Of all draws.
+        prior: Folder of the prior; by default prior in that of the run.
+        json: Print one JSON object on standard output, and nothing else there.
+    """
+
+    run: RunFolder
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN", name="in")]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    mask: str = "lower"
+    number: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 7
+    label: int | None = None
+    guidance: float = 1.0
+    temperature: float = 1.0
+    seed: int = 0
+    prior: Path | None = None
+    json: bool = False
+
+
+def fit_prior(options: FitPriorOptions, command: str) -> dict[str, Any]:
+    """Fits; the result has the prior's folder and its figures."""
+    out = options.run / recipes.FOLDER if options.out is None else options.out
+    names = ("width", "depth", "heads")
+    counts = options.prior in ("n-gram", "frequencies")
+    sizes = {} if counts else {name: getattr(options, name) for name in names}
+    training = replace(
+        PriorRun().training,
+        **{name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate", "seed")},
+    )
+    recipe = PriorRun(options.prior, sizes, training, classes=not options.unlabelled)
+    metrics = recipes.fit_prior(options.run, recipe, out, resume=options.resume, command=command)
+    return {"run": str(options.run), "prior": str(out), "metrics": metrics}
+
+
+def sample(options: SampleOptions, command: str) -> dict[str, Any]:
+    """Draws; the result has the file and the classes."""
+    generator, folder = _generator(options.run, options.prior)
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.guidance, options.seed)
+    out = _png(folder / "samples.png" if options.out is None else options.out)
+    for name in ("number", "columns"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"'{name}' must be at least 1, got {getattr(options, name)}. Use 8.")
+    labels = _labels(options.label, options.number, generator.prior.shape.classes)
+    drawn = generator.sample(options.number, labels, sampling)
+    tokenization.write_png(out, sheet(drawn.images, options.columns))
+    if options.codes is not None:
+        _write_codes(options.codes, generator, drawn.codes)
+    found = {"run": str(options.run), "prior": str(folder), "out": str(out), "images": options.number}
+    return {**found, "labels": None if labels is None else labels.tolist()}
+
+
+def complete(options: CompleteOptions, command: str) -> dict[str, Any]:
+    """Completes; the result has the file."""
+    generator, folder = _generator(options.run, options.prior)
+    channels = generator.tokenizer.config.channels
+    image = read_image(options.source, channels if channels in CHANNEL_CHOICES else None)[None].float() / 255
+    if tuple(image.shape[-2:]) != generator.size:
+        raise ValueError(
+            f"'IN' must have {generator.size[1]}x{generator.size[0]} pixels, as the prior draws them, got "
+            f"{image.shape[-1]}x{image.shape[-2]}. Resize it."
+        )
+    if options.number < 1:
+        raise ValueError(f"'number' must be at least 1, got {options.number}. Use 7.")
+    mask = _mask(options.mask, generator.size)
+    sampling = Sampling(options.temperature, guidance=options.guidance, seed=options.seed)
+    labels = None if options.label is None else torch.full((options.number,), options.label)
+    drawn = generator.complete(image.expand(options.number, -1, -1, -1), mask, labels, sampling)
+    shown = torch.where(mask, 0.5, image)
+    out = _png(options.out)
+    tokenization.write_png(out, sheet(torch.cat([image, shown, drawn.images]), options.number + 2))
+    found = {"run": str(options.run), "prior": str(folder), "out": str(out), "images": options.number}
+    return {**found, "hidden": float(mask.float().mean())}
+
+
+def _generator(run: Path, prior: Path | None) -> tuple[Generator, Path]:
+    """Tokenizer and prior of a run, and the prior's folder.
+
+    Raises:
+        ValueError: If the prior is another tokenizer's.
+    """
+    folder = run / recipes.FOLDER if prior is None else prior
+    tokenizer, stored = hub.load(run), hub.load_prior(folder)
+    mark = hub.fingerprint(tokenizer)
+    if stored.tokenizer != mark:
+        raise ValueError(
+            f"{folder} was fitted to the tokenizer {stored.tokenizer[:12]}, {run} is {mark[:12]}. Fit one with "
+            f"'gmvq fit-prior {run}'."
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Generator(tokenizer.to(device), stored.prior.to(device)), folder
+
+
+def _labels(asked: tuple[int, ...], number: int, classes: int) -> Tensor | None:
+    """A class for each image."""
+    if asked and not classes:
+        raise ValueError(f"'label' must be left out for a prior without classes, got {asked}. Fit one with labels.")
+    wanted = asked or tuple(range(classes))
+    if not wanted:
+        return None
+    return torch.tensor(wanted).repeat(math.ceil(number / len(wanted)))[:number]
+
+
+def _mask(words: str, size: tuple[int, int]) -> Tensor:
+    """Booleans ``(H, W)``, True where an image is hidden."""
+    height, width = size
+    if words not in HIDDEN:
+        path = Path(words)
+        if not path.is_file():
+            raise ValueError(f"'mask' must be one of {', '.join(HIDDEN)} or a picture, got {words!r}. Use lower.")
+        mask = read_image(path, 1)[0] >= 128
+        if tuple(mask.shape) != size:
+            raise ValueError(
+                f"'mask' must have {width}x{height} pixels, got {mask.shape[1]}x{mask.shape[0]}. Resize {path}."
+            )
+        return mask
+    mask = torch.zeros(size, dtype=torch.bool)
+    if words == "middle":
+        mask[height // 4 : height - height // 4, width // 4 : width - width // 4] = True
+        return mask
+    rows, columns = slice(None), slice(None)
+    if words in ("lower", "upper"):
+        rows = slice(height // 2, None) if words == "lower" else slice(height // 2)
+    else:
+        columns = slice(width // 2, None) if words == "right" else slice(width // 2)
+    mask[rows, columns] = True
+    return mask
+
+
+def _png(path: Path) -> Path:
+    if path.suffix.lower() != ".png":
+        raise ValueError(
+            f"'OUT' must end in .png, since PNG loses nothing, got {path}. Use {path.with_suffix('.png')}."
+        )
+    return path
+
+
+def _write_codes(path: Path, generator: Generator, codes: Tensor) -> None:
+    """Drawn codes as a file that gmvq detokenize reads."""
+    tokenizer, number = generator.tokenizer, len(codes)
+    size = tokenizer.codebook_size
+    assert size is not None
+    info = tokenization.TokenInfo(
+        hub.fingerprint(tokenizer),
+        size,
+        tokenizer.downsampling,
+        tuple(f"{index:05d}" for index in range(number)),
+        (generator.size,) * number,
+    )
+    tokenization.write_tokens(path, info, [(list(range(number)), codes)])

@@ -1,0 +1,187 @@
+"""New images: a prior draws codes, the tokenizer decodes them.
+
+::
+
+    labels --prior.sample--> codes --tokenizer.decode--> images
+    images, mask --tokenizer.encode--> known codes --prior.complete--> codes --tokenizer.decode--> images
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gmvq.models import Autoencoder
+from gmvq.priors import AbstractPrior, Sampling
+
+
+class Generated(NamedTuple):
+    """Images that were drawn.
+
+    Attributes:
+        images: Float in [0, 1], ``(B, C, H, W)``.
+        codes: What they were decoded from, int64 ``(B, h, w)``.
+    """
+
+    images: Tensor
+    codes: Tensor
+
+
+class Generator:
+    """A prior over the codes of a tokenizer, with that tokenizer.
+
+    Args:
+        tokenizer: In evaluation mode.
+        prior: Over its codes, in evaluation mode, on the same device.
+
+    Raises:
+        ValueError: If the tokenizer has not one code for each place, or the prior is of other codes.
+    """
+
+    def __init__(self, tokenizer: Autoencoder, prior: AbstractPrior) -> None:
+        if not tokenizer.has_code_maps:
+            raise ValueError(
+                f"'tokenizer' must have a code for each place, got one with the quantizer "
+                f"{tokenizer.config.quantizer!r}. Train one with --quantizer gaussian-mixture."
+            )
+        if prior.shape.codebook_sizes != (tokenizer.codebook_size,) or len(prior.shape.grid) != 2:
+            raise ValueError(
+                f"'prior' must be of maps of {tokenizer.codebook_size} codes, got {prior.shape.codebook_sizes} on "
+                f"{prior.shape.grid}. Give the prior that was fitted to this tokenizer."
+            )
+        self.tokenizer, self.prior = tokenizer, prior
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what is drawn, in pixels."""
+        height, width = self.prior.shape.grid
+        return height * self.tokenizer.downsampling, width * self.tokenizer.downsampling
+
+    @torch.no_grad()
+    def sample(
+        self,
+        number: int,
+        labels: Tensor | None = None,
+        sampling: Sampling | None = None,
+        *,
+        first: int = 0,
+        batch_size: int = 64,
+    ) -> Generated:
+        """Draws images.
+
+        Args:
+            number: Images B.
+            labels: Class of each ``(B,)``; None for none.
+            sampling: Temperature, guidance, seed and so on.
+            first: Number of the first image: each has random numbers of its own, in any batch.
+            batch_size: Images at a time.
+
+        Raises:
+            ValueError: If labels do not fit.
+        """
+        parts = []
+        for start in range(0, number, batch_size):
+            end = min(number, start + batch_size)
+            some = None if labels is None else labels[start:end]
+            codes = self.prior.sample(end - start, some, sampling, first=first + start)
+            parts.append(Generated(self.tokenizer.decode(codes), codes))
+        if not parts:
+            codes = self.prior.sample(0, labels, sampling)
+            return Generated(torch.zeros(0, self.tokenizer.config.channels, *self.size), codes)
+        return Generated(*(torch.cat(some) for some in zip(*parts, strict=True)))
+
+    @torch.no_grad()
+    def complete(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        labels: Tensor | None = None,
+        sampling: Sampling | None = None,
+        *,
+        keep: bool = True,
+        first: int = 0,
+    ) -> Generated:
+        """Draws the hidden part of images anew.
+
+        Args:
+            images: Float in [0, 1] or uint8 ``(B, C, H, W)``, of the prior's size.
+            mask: Booleans ``(H, W)`` or ``(B, H, W)``, True where a pixel is hidden. A token is drawn if any of its
+                pixels is hidden; the encoder sees the mean of the shown pixels there.
+            labels: Class of each image ``(B,)``; None for none.
+            sampling: Temperature, guidance, seed and so on.
+            keep: Put the shown pixels back over what was decoded.
+            first: Number of the first image, for its random numbers.
+
+        Raises:
+            ValueError: If images, mask or labels do not fit, or the prior cannot complete.
+        """
+        complete = getattr(self.prior, "draw", None) or getattr(self.prior, "complete", None)
+        if complete is None:
+            raise ValueError(f"'prior' must be able to complete codes, got a {type(self.prior).__name__}.")
+        if tuple(images.shape[-2:]) != self.size or mask.shape[-2:] != images.shape[-2:] or mask.dtype != torch.bool:
+            raise ValueError(
+                f"'images' must have {self.size[0]}x{self.size[1]} pixels and 'mask' be boolean of that size, got "
+                f"{tuple(images.shape)} and {mask.dtype} {tuple(mask.shape)}. Resize them."
+            )
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        hidden = mask.expand(len(images), -1, -1)[:, None]
+        shown = ~hidden
+        means = (images * shown).sum((2, 3), keepdim=True) / shown.sum((2, 3), keepdim=True).clamp_min(1)
+        codes = self.tokenizer.encode(torch.where(hidden, means, images))
+        redrawn = F.max_pool2d(hidden.float(), self.tokenizer.downsampling)[:, 0] > 0
+        codes = complete(codes.masked_fill(redrawn, -1), labels=labels, sampling=sampling, first=first)
+        decoded = self.tokenizer.decode(codes)
+        return Generated(torch.where(shown, images, decoded) if keep else decoded, codes)
+
+
+@torch.no_grad()
+def interpolate(tokenizer: Autoencoder, first: Tensor, second: Tensor, steps: int) -> Tensor:
+    """Images between two, by way of their latents: each step is quantized, so that it is an image that codes can hold.
+
+    Args:
+        tokenizer: In evaluation mode.
+        first: Float in [0, 1] or uint8 ``(B, C, H, W)``.
+        second: The same.
+        steps: Images on the way, both ends among them, at least 2.
+
+    Returns:
+        Float in [0, 1], ``(steps, B, C, H, W)``.
+
+    Raises:
+        ValueError: If there are fewer than 2 steps, or the images differ in shape.
+    """
+    if type(steps) is not int or steps < 2:
+        raise ValueError(f"'steps' must be an integer of at least 2, got {steps!r}. Use 8.")
+    if first.shape != second.shape:
+        raise ValueError(
+            f"'first' and 'second' must have one shape, got {tuple(first.shape)} and {tuple(second.shape)}. Resize one."
+        )
+    ends = tokenizer.latents(first), tokenizer.latents(second)
+    size = (first.shape[-2], first.shape[-1])
+    between = [torch.lerp(*ends, step / (steps - 1)) for step in range(steps)]
+    return torch.stack([tokenizer.decode(tokenizer.bottleneck.encode(latents), size) for latents in between])
+
+
+def sheet(images: Tensor, columns: int, gap: int = 2) -> Tensor:
+    """Images side by side on white: ``(B, C, H, W)`` -> ``(C, rows (H + gap) - gap, columns (W + gap) - gap)``.
+
+    Args:
+        images: Float in [0, 1].
+        columns: Images in a row.
+        gap: Pixels between them.
+
+    Raises:
+        ValueError: If there is no image.
+    """
+    if not len(images):
+        raise ValueError("'images' must be at least one, got none. Draw some.")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    framed = F.pad(images, (0, gap, 0, gap), value=1.0)
+    framed = torch.cat([framed, framed.new_ones(rows * columns - len(images), *framed.shape[1:])])
+    height, width = framed.shape[-2:]
+    pasted = framed.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).reshape(-1, rows * height, columns * width)
+    return pasted[:, : pasted.shape[1] - gap, : pasted.shape[2] - gap]

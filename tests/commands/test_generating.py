@@ -1,0 +1,105 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gmvq.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A tokenizer of the bundled digits and a prior over its codes, by the commands."""
+    folder = tmp_path_factory.mktemp("digits")
+    run = str(folder / "run")
+    small = ["--steps", "3", "--batch-size", "8"]
+    assert main(["train", "digits", "--out", run, *small, "--model.width", "8", "--codebook-size", "16"]) == 0
+    assert main(["fit-prior", run, *small, "--width", "16", "--depth", "1", "--heads", "2"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(fitted, tmp_path):
+    return shutil.copytree(fitted, tmp_path / "run")
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_samples_are_drawn_by_class_and_seed(run, tmp_path, capsys):
+    assert main(["sample", str(run), "-n", "12", "--label", "3", "5", "--guidance", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["labels"] == [3, 5] * 6
+    first = pixels(found["out"])
+    assert first.shape == (2 * 8 + 2, 8 * 8 + 7 * 2)
+    again, other = str(tmp_path / "again.png"), str(tmp_path / "other.png")
+    assert main(["sample", str(run), "-n", "12", "--label", "3", "5", "--guidance", "2", "--out", again]) == 0
+    assert np.array_equal(pixels(again), first)
+    assert main(["sample", str(run), "-n", "12", "--seed", "1", "--out", other]) == 0
+    assert not np.array_equal(pixels(other), first)
+    assert "12 image(s)" in capsys.readouterr().out
+
+
+def test_drawn_codes_decode_to_the_same_images(run, tmp_path):
+    codes, sheet = str(tmp_path / "codes.safetensors"), str(tmp_path / "sheet.png")
+    assert main(["sample", str(run), "-n", "4", "--columns", "1", "--out", sheet, "--codes", codes]) == 0
+    assert main(["detokenize", str(run), codes, str(tmp_path / "decoded")]) == 0
+    decoded = [pixels(tmp_path / f"decoded/{index:05d}.png") for index in range(4)]
+    shown = pixels(sheet)
+    assert all(np.abs(shown[10 * i : 10 * i + 8].astype(int) - one).max() <= 1 for i, one in enumerate(decoded))
+
+
+@pytest.mark.parametrize("mask", ["lower", "upper", "left", "right", "middle", "picture"])
+def test_a_completion_shows_the_image_the_mask_and_the_draws(run, tmp_path, capsys, mask):
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8) * 3
+    Image.fromarray(image).save(tmp_path / "image.png")
+    hidden = np.zeros((8, 8), np.uint8)
+    hidden[2:4, 5] = 255
+    Image.fromarray(hidden).save(tmp_path / "mask.png")
+    words = str(tmp_path / "mask.png") if mask == "picture" else mask
+    out = str(tmp_path / "out.png")
+    assert main(["complete", str(run), str(tmp_path / "image.png"), out, "--mask", words, "-n", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["hidden"] == {"middle": 0.25, "picture": 2 / 64}.get(mask, 0.5)
+    shown = pixels(out)
+    assert shown.shape == (8, 5 * 8 + 4 * 2)
+    assert np.array_equal(shown[:, :8], image)
+    kept = shown[:, 10:18] != 128
+    assert np.array_equal(shown[:, 20:28][kept], image[kept])
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["sample", "RUN", "--label", "11"], "'labels' must lie in [0, 10)"),
+        (["sample", "RUN", "-n", "0"], "'number' must be at least 1"),
+        (["sample", "RUN", "--out", "x.jpg"], "must end in .png"),
+        (["sample", "RUN", "--temperature", "-1"], "'temperature' must be a finite number of at least 0"),
+        (["sample", "RUN", "--prior", "nowhere"], "gmvq fit-prior RUN"),
+        (["complete", "RUN", "IMAGE", "out.png", "--mask", "nothing"], "'mask' must be one of lower"),
+        (["complete", "RUN", "SMALL", "out.png"], "'IN' must have 8x8 pixels"),
+        (["complete", "RUN", "IMAGE", "out.png", "--mask", "SMALL"], "'mask' must have 8x8 pixels"),
+        (["complete", "RUN", "IMAGE", "out.png", "--guidance", "2"], "'guidance' must be 1 without labels"),
+        (["fit-prior", "RUN", "--prior", "n-gram", "--steps", "0"], "'steps' must be an integer of at least 1"),
+    ],
+)
+def test_what_cannot_be_done_gets_a_reason(run, tmp_path, capsys, words, reason):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "image.png")
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(tmp_path / "small.png")
+    places = {"RUN": str(run), "IMAGE": str(tmp_path / "image.png"), "SMALL": str(tmp_path / "small.png")}
+    assert main([places.get(word, word) for word in words]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert reason in captured.err
+
+
+def test_a_prior_of_another_tokenizer_is_refused(run, tmp_path, capsys):
+    small = ["--steps", "2", "--batch-size", "8", "--model.width", "8", "--codebook-size", "16"]
+    other = str(tmp_path / "other")
+    assert main(["train", "digits", "--out", other, *small, "--seed", "5"]) == 0
+    capsys.readouterr()
+    assert main(["sample", other, "--prior", str(run / "prior")]) == 1
+    assert "was fitted to the tokenizer" in capsys.readouterr().err

@@ -1,0 +1,139 @@
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from gmvq import hub, recipes
+from gmvq.priors import AutoregressivePrior, MaskedPrior, NGram
+from gmvq.recipes import PriorRun, fit_prior
+from gmvq.training import Interrupted
+from gmvq.training import trainer as trainers
+
+QUIET = Console(quiet=True)
+SMALL = {"width": 16, "depth": 1, "heads": 2}
+
+
+def quick(prior="autoregressive", **changes):
+    training = replace(PriorRun().training, steps=6, batch_size=8, warmup_steps=2, evaluate_every=3, checkpoint_every=3)
+    return PriorRun(prior, {} if prior in ("n-gram", "frequencies") else SMALL, replace(training, **changes))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tokenizer of the bundled digits, with labels."""
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    run = recipes.changed(recipes.digits(), steps=3, width=8, blocks=1, batch_size=8, codebook_size=16)
+    recipes.run(run, folder, console=QUIET, report=False)
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("autoregressive", AutoregressivePrior), ("masked", MaskedPrior), ("n-gram", NGram)]
+)
+def test_a_prior_is_fitted_and_measured(run, name, kind):
+    metrics = fit_prior(run, quick(name), console=QUIET)
+    stored = hub.load_prior(run / "prior")
+    assert isinstance(stored.prior, kind)
+    assert stored.tokenizer == hub.fingerprint(hub.load(run))
+    assert stored.prior.shape.classes == 10
+    data = recipes.load_data(recipes.read_run(run).data)
+    codes = torch.stack([hub.load(run).encode(data.held_out[i][None])[0] for i in range(len(data.held_out))])
+    with torch.no_grad():
+        nats = stored.prior.quick_log_prob(codes, data.held_out.labels)
+    bits = -nats.sum().item() / codes.numel() / np.log(2)
+    # a bound is an estimate that depends on how images are batched
+    assert metrics["bits_per_code"] == pytest.approx(bits, rel=0.05 if name == "masked" else 1e-4)
+    assert metrics["images"] == len(codes)
+    assert json.loads((run / "prior/metrics.json").read_text()) == metrics
+    assert 0 < metrics["n_gram_bits_per_code"] < 5
+    assert metrics["bits_per_dim"] > metrics["bits_per_code"] * codes[0].numel() / data.held_out[0].numel()
+
+
+def test_images_are_tokenized_once(run, monkeypatch):
+    fit_prior(run, quick("frequencies"), console=QUIET)
+    monkeypatch.setattr("gmvq.recipes.priors.tokenize", lambda *_: pytest.fail("tokenized again"))
+    again = fit_prior(run, quick("n-gram"), console=QUIET)
+    assert again["frequencies_bits_per_code"] > 0
+    monkeypatch.undo()
+    damaged = run / "prior/tokens/train.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert fit_prior(run, quick("n-gram"), console=QUIET) == again
+
+
+def test_a_stopped_run_resumes_bit_for_bit(run, tmp_path, monkeypatch):
+    whole = fit_prior(run, quick(), tmp_path / "whole", console=QUIET)
+    saved = trainers._Trainer._save
+
+    def stop(trainer):
+        saved(trainer)
+        if trainer.step == 3:
+            raise Interrupted(3, 6, trainer.out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainers._Trainer, "_save", stop)
+        with pytest.raises(Interrupted):
+            fit_prior(run, quick(), tmp_path / "stopped", console=QUIET)
+    resumed = fit_prior(run, quick(), tmp_path / "stopped", resume=True, console=QUIET)
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert files[0] == files[1]
+    with pytest.raises(ValueError, match="The checkpoint is of another run"):
+        fit_prior(run, quick(seed=1), tmp_path / "stopped", resume=True, console=QUIET)
+
+
+def test_images_of_mixed_sizes_are_cut_into_tiles(tmp_path):
+    images = tmp_path / "pictures"
+    images.mkdir()
+    from PIL import Image
+
+    for index, size in enumerate([(40, 24), (24, 24), (33, 57), (16, 99)]):
+        pixels = np.random.default_rng(index).integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{index}.png")
+    run = recipes.changed(recipes.folder(str(images)), steps=2, width=8, blocks=1, batch_size=4, codebook_size=8)
+    run = replace(run, data=replace(run.data, crop=24))
+    recipes.run(run, tmp_path / "run", console=QUIET, report=False)
+    metrics = fit_prior(tmp_path / "run", quick("n-gram"), console=QUIET)
+    stored = hub.load_prior(tmp_path / "run/prior").prior
+    assert stored.shape.grid == (6, 6)
+    assert stored.shape.classes == 0
+    assert "unconditional_bits_per_code" not in metrics
+
+
+def test_what_cannot_be_fitted_gets_a_reason(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="Give a run's folder"):
+        fit_prior(tmp_path / "nothing", console=QUIET)
+    with pytest.raises(ValueError, match="'prior' must be one of autoregressive"):
+        fit_prior(run, replace(quick(), prior="oracle"), console=QUIET)
+    with pytest.raises(ValueError, match="'options' must be fields of the masked prior"):
+        fit_prior(run, replace(quick("masked"), options={"hight": 3}), console=QUIET)
+    with pytest.raises(ValueError, match="A prior that counts has no options"):
+        fit_prior(run, replace(quick("n-gram"), options={"width": 3}), console=QUIET)
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "n-gram"])
+def test_a_damaged_or_foreign_prior_is_refused(run, name):
+    fit_prior(run, quick(name), console=QUIET)
+    weights = run / "prior/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="is damaged"):
+        hub.load_prior(run / "prior")
+    weights.write_bytes(whole)
+    config = run / "prior/config.json"
+    text = config.read_text()
+    config.write_text(text.replace(hub.fingerprint(hub.load(run)), "0" * 64))
+    with pytest.raises(ValueError, match="are not of one model"):
+        hub.load_prior(run / "prior")
+    with pytest.raises(ValueError, match=r"is not of format 'gmvq\.prior'"):
+        hub.load_prior(run)
+    with pytest.raises(FileNotFoundError, match="gmvq fit-prior RUN"):
+        hub.load_prior(run / "none")

@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from gmvq.generation import Generator, interpolate, sheet
+from gmvq.models import Autoencoder, AutoencoderConfig
+from gmvq.priors import AutoregressiveConfig, AutoregressivePrior, CodeShape, MaskedConfig, MaskedPrior, NGram, Sampling
+
+
+def tokenizer(**changes):
+    torch.manual_seed(0)
+    settings = {"channels": 3, "codebook_size": 16, "code_dim": 4, "width": 8, "blocks": 1, "downsampling": 2}
+    model = Autoencoder(AutoencoderConfig(**{**settings, **changes}))
+    model(torch.rand(8, settings["channels"], 8, 8))  # the codebook starts from latents
+    return model.eval()
+
+
+def prior(kind="autoregressive", grid=(4, 4), size=16):
+    shape = CodeShape(grid, (size,), classes=3)
+    small = {"width": 16, "depth": 1, "heads": 2}
+    if kind == "autoregressive":
+        return AutoregressivePrior(shape, AutoregressiveConfig(**small)).eval()
+    return MaskedPrior(shape, MaskedConfig(**small)).eval() if kind == "masked" else NGram(shape)
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "masked", "n-gram"])
+def test_images_are_the_decoded_codes_whatever_the_batch(kind):
+    generator = Generator(tokenizer(), prior(kind))
+    labels = torch.arange(7) % 3
+    drawn = generator.sample(7, labels, Sampling(seed=2), batch_size=3)
+    assert drawn.images.shape == (7, 3, *generator.size)
+    assert torch.equal(drawn.codes, generator.sample(7, labels, Sampling(seed=2)).codes)
+    torch.testing.assert_close(drawn.images, generator.tokenizer.decode(drawn.codes))
+    assert not torch.equal(drawn.codes, generator.sample(7, labels, Sampling(seed=3)).codes)
+    assert generator.sample(0).images.shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "masked", "n-gram"])
+def test_what_is_shown_stays_and_what_is_hidden_is_drawn(kind):
+    generator = Generator(tokenizer(), prior(kind))
+    images, mask = torch.rand(5, 3, 8, 8), torch.zeros(8, 8, dtype=torch.bool)
+    mask[5:] = True  # not at the border of a token: all of a token that is touched is drawn
+    drawn = generator.complete(images, mask, sampling=Sampling(seed=1))
+    assert torch.equal(drawn.images[:, :, :5], images[:, :, :5])
+    assert not torch.equal(drawn.codes[0, 2:], drawn.codes[1, 2:])
+    hidden = torch.where(mask, torch.nan, images).nanmean((2, 3), keepdim=True)
+    assert torch.equal(drawn.codes[:, :2], generator.tokenizer.encode(torch.where(mask, hidden, images))[:, :2])
+    raw = generator.complete(images, mask, sampling=Sampling(seed=1), keep=False)
+    torch.testing.assert_close(raw.images, generator.tokenizer.decode(drawn.codes))
+    other = images.clone()
+    other[:, :, 5:] = 0.5  # what is hidden has no part in anything
+    assert torch.equal(generator.complete(other, mask, sampling=Sampling(seed=1)).codes, drawn.codes)
+    eight_bit = (images * 255).round().byte()
+    assert generator.complete(eight_bit, mask.expand(5, -1, -1)).images.shape == images.shape
+
+
+def test_an_interpolation_goes_from_one_to_the_other():
+    model = tokenizer()
+    first, second = torch.rand(2, 3, 9, 7), torch.rand(2, 3, 9, 7)
+    between = interpolate(model, first, second, 5)
+    assert between.shape == (5, 2, 3, 9, 7)
+    torch.testing.assert_close(between[0], model.reconstruct(first))
+    torch.testing.assert_close(between[-1], model.reconstruct(second))
+
+
+def test_a_sheet_has_all_images_on_white():
+    images = torch.arange(5.0)[:, None, None, None].expand(-1, 1, 2, 3) / 10
+    found = sheet(images, columns=3, gap=1)
+    assert found.shape == (1, 5, 11)
+    assert torch.equal(found[0, 3:, 4:7], images[4, 0])
+    assert (found[0, 2] == 1).all()
+    assert (found[0, 3:, 8:] == 1).all()
+    assert sheet(images[:1], columns=8).shape == (1, 2, 3)
+
+
+def test_what_does_not_fit_gets_a_reason():
+    with pytest.raises(ValueError, match="'prior' must be of maps of 16 codes"):
+        Generator(tokenizer(), prior(size=8))
+    with pytest.raises(ValueError, match="'tokenizer' must have a code for each place"):
+        Generator(tokenizer(quantizer="none"), prior())
+    generator = Generator(tokenizer(), prior())
+    with pytest.raises(ValueError, match="'images' must have 8x8 pixels"):
+        generator.complete(torch.rand(1, 3, 6, 8), torch.zeros(6, 8, dtype=torch.bool))
+    with pytest.raises(ValueError, match="'mask' be boolean"):
+        generator.complete(torch.rand(1, 3, 8, 8), torch.zeros(8, 8))
+    with pytest.raises(ValueError, match="'steps' must be an integer of at least 2"):
+        interpolate(tokenizer(), torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8), 1)
+    with pytest.raises(ValueError, match="must have one shape"):
+        interpolate(tokenizer(), torch.rand(1, 3, 8, 8), torch.rand(1, 3, 6, 8), 3)
+    with pytest.raises(ValueError, match="'images' must be at least one"):
+        sheet(torch.zeros(0, 1, 2, 2), 8)
