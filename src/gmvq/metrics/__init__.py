@@ -1,4 +1,4 @@
-"""Figures of merit: distortion of images, use of the codebook, and bounds of the likelihood.
+"""Figures of merit: distortion and realism of images, use of the codebook, and bounds of the likelihood.
 
 Functions measure one batch; classes stream over a data set, sum in float64, and sum over ranks in ``merged()``.
 """
@@ -14,18 +14,21 @@ from gmvq.metrics.likelihood import (
     importance_weighted_bound,
 )
 from gmvq.metrics.perceptual import load_lpips
+from gmvq.metrics.realism import Realism, measure_realism
 
 __all__ = [
     "CodebookStatistics",
     "CompositeStatistics",
     "Distortion",
     "MixtureInformation",
+    "Realism",
     "aggregated_bound",
     "bits_per_dimension",
     "categorical_divergence",
     "evidence_lower_bound",
     "importance_weighted_bound",
     "load_lpips",
+    "measure_realism",
     "mse",
     "psnr",
     "ssim",
