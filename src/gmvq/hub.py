@@ -27,17 +27,20 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from gmvq.models import Autoencoder, AutoencoderConfig
+from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.priors import AbstractPrior, described, from_description
 
 Built = TypeVar("Built")
 
 FORMAT = "gmvq.autoencoder"
 PRIOR_FORMAT = "gmvq.prior"
+CLASSIFIER_FORMAT = "gmvq.classifier"
 VERSION = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 _MAKE = {
     FORMAT: ("Give a run's folder, as runs/photos.", "Give the folder of a run made by 'gmvq train'."),
+    CLASSIFIER_FORMAT: ("Make it with 'gmvq judge RUN'.", "Give the folder of a classifier made by 'gmvq judge'."),
     PRIOR_FORMAT: ("Make it with 'gmvq fit-prior RUN'.", "Give the folder of a prior made by 'gmvq fit-prior'."),
 }
 RETIRED = "_retired"
@@ -172,6 +175,39 @@ def load_prior(folder: str | Path) -> StoredPrior:
         return StoredPrior(prior.eval(), config["tokenizer"]), _digest(dict(config), prior.state_dict())
 
     return _read(Path(folder), PRIOR_FORMAT, built)
+
+
+def save_classifier(classifier: Classifier, folder: str | Path) -> Path:
+    """Writes a classifier's weights and configuration.
+
+    Args:
+        classifier: The classifier.
+        folder: Where to; made if it is not there.
+
+    Returns:
+        The folder.
+    """
+    config, state = asdict(classifier.config), classifier.state_dict()
+    return _write(Path(folder), CLASSIFIER_FORMAT, config, state, _digest(config, state))
+
+
+def load_classifier(folder: str | Path) -> Classifier:
+    """Reads a classifier that :func:`save_classifier` wrote, in evaluation mode, on the CPU.
+
+    Args:
+        folder: Its folder.
+
+    Raises:
+        FileNotFoundError: If the folder or one of its files is not there.
+        ValueError: If a file is damaged, of another format, or not the one that was saved.
+    """
+
+    def built(config: Mapping[str, Any], weights: dict[str, Tensor]) -> tuple[Classifier, str]:
+        classifier = Classifier(ClassifierConfig(**config))
+        classifier.load_state_dict(weights)
+        return classifier.eval(), _digest(dict(config), classifier.state_dict())
+
+    return _read(Path(folder), CLASSIFIER_FORMAT, built)
 
 
 def _write(folder: Path, form: str, config: Mapping[str, Any], state: Mapping[str, Tensor], mark: str) -> Path:

@@ -19,6 +19,7 @@ from gmvq.quantizers import AbstractBottleneck
 from gmvq.quantizers.codebook import MovingAverageCodebook
 from gmvq.training import Interrupted, NonFiniteLossError, averaged_model, train
 from gmvq.training import checkpoint as checkpoints
+from gmvq.training import trainer as trainer_module
 from gmvq.training.averaging import WeightAverage
 from gmvq.training.journal import Journal
 from gmvq.training.monitoring import HELD_OUT_PIXELS, HeldOut, Window
@@ -534,6 +535,36 @@ def test_saves_the_average_of_the_weights(data, make_model, make_training, tmp_p
     assert saved.bottleneck.progress == 1
     assert saved.bottleneck.moving.has_started
     assert result.model.likelihood.variance > 0
+
+
+def test_the_best_weights_are_kept_through_a_stop(data, make_model, make_training, tmp_path, monkeypatch):
+    offered = []
+    scores = iter([3.0, 9.0, 1.0, 2.0, 3.0, 9.0, 1.0, 2.0])
+
+    def score(*_):
+        offered.append(next(scores))
+        return offered[-1]
+
+    monkeypatch.setattr("gmvq.training.tasks.AutoencoderTask.score", score)
+    training = make_training(steps=20, evaluate_every=6, checkpoint_every=10, keep_best=True, averaging_decay=0.0)
+    best = train(make_model(), data, training, tmp_path / "best").model
+    assert offered == [3.0, 9.0, 1.0, 2.0]
+    saved = trainer_module._Trainer._save
+
+    def stop(trainer):
+        saved(trainer)
+        if trainer.step == 20 and "resumed" not in str(trainer.out):
+            raise Interrupted(20, 20, trainer.out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module._Trainer, "_save", stop)
+        with pytest.raises(Interrupted):
+            train(make_model(), data, training, tmp_path / "stopped")
+    again = train(make_model(), data, training, tmp_path / "stopped", resume=True).model
+    for (name, one), other in zip(best.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    last = train(make_model(), data, make_training(steps=20, averaging_decay=0.0), tmp_path / "last").model
+    assert not torch.equal(last.encoder.layers[0].weight, best.encoder.layers[0].weight)
 
 
 def test_without_averaging_the_last_weights_are_saved(data, make_model, make_training, tmp_path):

@@ -1,6 +1,7 @@
 """Networks: images to latents and back."""
 
+from gmvq.networks.classifier import Classifier, ClassifierConfig
 from gmvq.networks.convolutional import Decoder, Encoder
 from gmvq.networks.sqvae import SQVAEDecoder, SQVAEEncoder
 
-__all__ = ["Decoder", "Encoder", "SQVAEDecoder", "SQVAEEncoder"]
+__all__ = ["Classifier", "ClassifierConfig", "Decoder", "Encoder", "SQVAEDecoder", "SQVAEEncoder"]

@@ -49,7 +49,8 @@ _TRAINING = Training(
     betas=(0.9, 0.95),
     gradient_clip=1.0,
     averaging_decay=0.995,
-    evaluate_every=500,
+    keep_best=True,
+    evaluate_every=250,
     checkpoint_every=500,
     log_every=50,
 )

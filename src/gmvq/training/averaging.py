@@ -10,6 +10,9 @@ is revived again and again would end in the middle of all places where it has be
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -48,3 +51,32 @@ class WeightAverage:
         """Loads the averaged parameters, and the buffers of ``model``, into another model of the same kind."""
         # load_state_dict and not copy_: modules recall flags that they keep on the host when they are loaded
         averaged.load_state_dict({**model.state_dict(), **self.tensors()})
+
+
+class BestWeights:
+    """The state of the model that was best on held-out data so far: what a run saves that would learn too much.
+
+    Attributes:
+        score: Of that model, higher is better.
+        state: Its parameters and buffers by name, empty before the first.
+    """
+
+    def __init__(self) -> None:
+        self.score = -math.inf
+        self.state: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def offer(self, score: float, model: nn.Module) -> None:
+        """Takes a model if it is better than all before."""
+        if score > self.score:
+            self.score = score
+            self.state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """State and score, for a checkpoint."""
+        return {**self.state, "score": torch.tensor(self.score, dtype=torch.float64)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on from what :meth:`tensors` gave."""
+        self.score = float(tensors["score"])
+        self.state = {name: tensor for name, tensor in tensors.items() if name != "score"}

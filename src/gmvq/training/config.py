@@ -21,7 +21,7 @@ _COUNTS = {
 }
 """Least value of each integer."""
 
-_ADDED = ("compile",)
+_ADDED = ("compile", "keep_best")
 """Fields that came after the first runs were saved: at their defaults they are no part of what a run is called."""
 
 
@@ -49,6 +49,7 @@ class Training:
         threads: Threads of the CPU; None leaves them as they are.
         compile: Translate the model by ``torch.compile`` first, which takes a minute and needs a C++ compiler on the
             CPU, Triton on a GPU. The results are those without it up to rounding.
+        keep_best: Save the averaged weights that were best at an evaluation, and not the last ones.
 
     Raises:
         ValueError: If a field is out of range.
@@ -72,6 +73,7 @@ class Training:
     tensorboard: bool = False
     threads: int | None = None
     compile: bool = False
+    keep_best: bool = False
 
     def __post_init__(self) -> None:
         for name, least in _COUNTS.items():

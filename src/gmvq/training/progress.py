@@ -11,6 +11,7 @@ _SHOWN = {
     "loss": "loss {:.3f}",
     "psnr": "{:.2f} dB",
     "perplexity": "perplexity {:.0f}",
+    "accuracy": "{:.1%} right",
     "bits_per_code": "{:.3f} bits a code",
     "images_per_second": "{:.0f} images/s",
 }

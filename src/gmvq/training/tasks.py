@@ -10,15 +10,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq import hub
-from gmvq.data import AbstractLoader, CodeLoader, Data, Loader, fingerprint
+from gmvq.data import AbstractLoader, CodeLoader, Data, Images, Loader, fingerprint, held_out_batches
 from gmvq.models import Autoencoder
+from gmvq.networks import Classifier
 from gmvq.priors import AbstractPrior, described
 from gmvq.training.monitoring import HeldOut
 from gmvq.types import Batch, CodeBatch, Reconstruction
@@ -68,8 +71,8 @@ class AbstractTask(ABC, Generic[Model, Drawn]):
         """What the model is called with."""
 
     @abstractmethod
-    def outcome(self, answer: Any) -> Outcome:  # noqa: ANN401 (what the model returns)
-        """What the model's answer says."""
+    def outcome(self, answer: Any, batch: Drawn) -> Outcome:  # noqa: ANN401 (what the model returns)
+        """What the model's answer to a batch says."""
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
@@ -81,6 +84,10 @@ class AbstractTask(ABC, Generic[Model, Drawn]):
 
     def held_out(self, batch_size: int) -> Callable[[Model], dict[str, float | None]] | None:
         """Figures of a model in evaluation mode on held-out data, or None without any."""
+        return None
+
+    def score(self, figures: Mapping[str, float | None]) -> float | None:
+        """How good held-out figures are, higher is better; None if they do not say."""
         return None
 
     def begin(self) -> None:
@@ -134,7 +141,7 @@ class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
     def inputs(self, batch: Batch, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:  # noqa: D102
         return (to_device(batch.images),)
 
-    def outcome(self, answer: Reconstruction) -> Outcome:  # noqa: D102
+    def outcome(self, answer: Reconstruction, batch: Batch) -> Outcome:  # noqa: D102
         return Outcome(answer.loss, answer.terms, answer.codes.detach())
 
     def description(self) -> dict[str, Any]:  # noqa: D102
@@ -147,6 +154,9 @@ class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
 
     def held_out(self, batch_size: int) -> Callable[[Autoencoder], dict[str, float | None]] | None:  # noqa: D102
         return HeldOut(self.data.held_out, batch_size).measure if len(self.data.held_out) else None
+
+    def score(self, figures: Mapping[str, float | None]) -> float | None:  # noqa: D102
+        return figures.get("psnr")
 
     def begin(self) -> None:
         """Lets the forwards of one step share a codebook: their statistics are folded once, after the step."""
@@ -168,6 +178,55 @@ class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
 
     def save(self, averaged: Autoencoder, out: Path) -> None:  # noqa: D102
         hub.save(averaged, out)
+
+
+class ClassifierTask(AbstractTask[Classifier, Batch]):
+    """A classifier, from labelled images.
+
+    Args:
+        classifier: The classifier.
+        data: Images with labels, all of one size.
+    """
+
+    def __init__(self, classifier: Classifier, data: Data) -> None:
+        super().__init__(classifier)
+        classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.data = data
+
+    def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:  # noqa: D102
+        return Loader(self.data.train, batch_size, seed=seed, rank=rank, world_size=ranks)
+
+    def inputs(self, batch: Batch, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:  # noqa: D102
+        return (to_device(batch.images),)
+
+    def outcome(self, answer: Tensor, batch: Batch) -> Outcome:  # noqa: D102
+        assert batch.labels is not None
+        labels = batch.labels.to(answer.device)
+        accuracy = (answer.detach().argmax(1) == labels).float().mean()
+        return Outcome(F.cross_entropy(answer, labels), {"accuracy": accuracy}, None)
+
+    def description(self) -> dict[str, Any]:  # noqa: D102
+        return {"model": asdict(self.model.config), "data": {"fingerprint": fingerprint(self.data)[:16]}}
+
+    def held_out(self, batch_size: int) -> Callable[[Classifier], dict[str, float | None]] | None:  # noqa: D102
+        return lambda classifier: {"accuracy": accuracy_of(classifier, self.data.held_out)}
+
+    def score(self, figures: Mapping[str, float | None]) -> float | None:  # noqa: D102
+        return figures.get("accuracy")
+
+    def save(self, averaged: Classifier, out: Path) -> None:  # noqa: D102
+        hub.save_classifier(averaged, out)
+
+
+@torch.no_grad()
+def accuracy_of(classifier: Classifier, images: Images) -> float:
+    """Share of images whose label a classifier in evaluation mode tells."""
+    device = next(classifier.parameters()).device
+    right = 0
+    for batch in held_out_batches(images, 256):
+        assert batch.labels is not None
+        right += int((classifier(batch.images.to(device)).argmax(1).cpu() == batch.labels).sum())
+    return right / len(images)
 
 
 class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
@@ -193,7 +252,7 @@ class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
     def inputs(self, batch: CodeBatch, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:  # noqa: D102
         return to_device(batch.codes), None if batch.labels is None else to_device(batch.labels)
 
-    def outcome(self, answer: Tensor) -> Outcome:  # noqa: D102
+    def outcome(self, answer: Tensor, batch: CodeBatch) -> Outcome:  # noqa: D102
         return Outcome(answer, {"bits_per_code": answer.detach() / math.log(2)}, None)
 
     def description(self) -> dict[str, Any]:  # noqa: D102
@@ -217,6 +276,10 @@ class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
             return {"bits_per_code": total / (number * prior.shape.length * math.log(2))}
 
         return measure
+
+    def score(self, figures: Mapping[str, float | None]) -> float | None:  # noqa: D102
+        bits = figures.get("bits_per_code")
+        return None if bits is None else -bits
 
     def save(self, averaged: AbstractPrior, out: Path) -> None:  # noqa: D102
         hub.save_prior(averaged, self.tokenizer, out)

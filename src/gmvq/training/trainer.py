@@ -26,7 +26,7 @@ from torch import nn
 from gmvq.data import Data
 from gmvq.models import Autoencoder, AutoencoderConfig
 from gmvq.training import checkpoint as checkpoints
-from gmvq.training.averaging import WeightAverage
+from gmvq.training.averaging import BestWeights, WeightAverage
 from gmvq.training.checkpoint import Checkpoint
 from gmvq.training.config import Training
 from gmvq.training.interrupts import Interrupted, Interrupts
@@ -175,6 +175,7 @@ class _Trainer(Generic[Model]):
         # for one size of image: a step that is compiled for any size is a slower one
         self.compute = torch.compile(self.prepared, dynamic=False) if training.compile else self.prepared
         self.average = WeightAverage(self.model, training.averaging_decay)
+        self.best = BestWeights() if training.keep_best else None
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.loader = task.loader(training.batch_size, training.seed, rank, ranks)
         self.is_main = self.accelerator.is_main_process
@@ -224,6 +225,8 @@ class _Trainer(Generic[Model]):
         tensors = checkpoint.tensors
         self.model.load_state_dict(checkpoints.with_prefix(tensors, "model"))
         self.average.load(checkpoints.with_prefix(tensors, "average"))
+        if self.best is not None:
+            self.best.load(checkpoints.with_prefix(tensors, "best"))
         checkpoints.load_optimizer(self.optimizer, tensors)
         self.window.load(checkpoints.with_prefix(tensors, "window"), checkpoint.step)
         if checkpoint.scaler is not None and self.accelerator.scaler is not None:
@@ -269,10 +272,11 @@ class _Trainer(Generic[Model]):
         values: dict[str, torch.Tensor] = {}
         codes = []
         for index in range(forwards):
-            inputs = self.task.inputs(next(batches), self._to_device)
+            batch = next(batches)
+            inputs = self.task.inputs(batch, self._to_device)
             last = index == forwards - 1
             with nullcontext() if last else self.accelerator.no_sync(self.prepared):
-                outcome = self.task.outcome(self.compute(*inputs))
+                outcome = self.task.outcome(self.compute(*inputs), batch)
                 self.accelerator.backward(outcome.loss)
             for name, value in {"loss": outcome.loss.detach(), **outcome.terms}.items():
                 values[name] = values.get(name, 0) + value / forwards
@@ -325,6 +329,8 @@ class _Trainer(Generic[Model]):
             return
         self.average.write_to(self.averaged, self.model)
         figures = self.measure(self.averaged)
+        if self.best is not None and (score := self.task.score(figures)) is not None:
+            self.best.offer(score, self.averaged)
         if self.journal is not None:
             self.journal.write("evaluation", self.step, {**figures, "seconds": self.stopwatch.seconds})
         self.progress.report(self.step, figures)
@@ -344,6 +350,8 @@ class _Trainer(Generic[Model]):
     def _checkpoint(self) -> Checkpoint:
         tensors = checkpoints.model_tensors(self.model) | checkpoints.optimizer_tensors(self.optimizer)
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors().items()}
+        if self.best is not None:
+            tensors |= {f"best.{name}": tensor for name, tensor in self.best.tensors().items()}
         tensors |= {f"window.{name}": tensor for name, tensor in self.window.tensors().items()}
         states = gather_object([checkpoints.random_state(self.accelerator.device)])
         scaler = None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
@@ -357,6 +365,8 @@ class _Trainer(Generic[Model]):
 
     def _finish(self, first_step: int) -> TrainingResult[Model]:
         self.average.write_to(self.averaged, self.model)
+        if self.best is not None and self.best.state:
+            self.averaged.load_state_dict(self.best.state)
         batches = range(CALIBRATION_STEPS * self.training.gradient_accumulation)
         self.task.finish(self.averaged, map(self.loader.batch, batches), self._to_device)
         if self.is_main:

@@ -1,0 +1,153 @@
+"""Drawn images before a judge: a classifier that learned the real ones, and its features.
+
+::
+
+    images, labels --learn--> classifier --> does it see the class that was asked for?
+    real and drawn images --its features--> Fréchet and kernel distance, precision and recall, nearest neighbours
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from gmvq import hub
+from gmvq.data import Data, Images, fingerprint, held_out_batches
+from gmvq.generation import Generator
+from gmvq.metrics import measure_realism
+from gmvq.metrics.realism import nearest_neighbours
+from gmvq.networks import Classifier, ClassifierConfig
+from gmvq.priors import Sampling
+from gmvq.recipes.running import read_json
+from gmvq.training import Training
+from gmvq.training.tasks import ClassifierTask, accuracy_of
+from gmvq.training.trainer import learn
+
+CLASSIFIER = "classifier"
+"""Where the judge of a run is, in the run's folder."""
+MARK = "data.json"
+REAL = 2000
+"""Held-out images that the features of drawn ones are compared with."""
+
+_TRAINING = Training(
+    steps=1500,
+    batch_size=64,
+    learning_rate=2e-3,
+    weight_decay=0.02,
+    warmup_steps=50,
+    evaluate_every=0,
+    checkpoint_every=0,
+    averaging_decay=0.99,
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge says.
+
+    Args:
+        figures: Agreement and realism, ready for JSON.
+        images: The drawn images, float ``(B, C, H, W)``.
+        labels: The classes that were asked for ``(B,)``.
+        seen: The classes that the judge sees ``(B,)``.
+    """
+
+    figures: dict[str, Any]
+    images: Tensor
+    labels: Tensor
+    seen: Tensor
+
+
+def classifier_of(data: Data, folder: Path, steps: int | None = None, console: Console | None = None) -> Classifier:
+    """A classifier of labelled images, out of its folder if it learned from these.
+
+    Args:
+        data: Images with labels, all of one size.
+        folder: Where it is kept.
+        steps: Optimizer steps of its training; 1,500 by default.
+        console: Where progress goes; by default standard error.
+
+    Raises:
+        ValueError: If the images have no labels or differ in size.
+    """
+    train, held_out = data.train, data.held_out
+    if train.labels is None or held_out.labels is None:
+        raise ValueError("'data' must have labels for a judge to learn, got none. Give data with classes.")
+    if len({*train.sizes, *held_out.sizes}) != 1:
+        raise ValueError("'data' must be images of one size for a judge, got several. Crop them first.")
+    console = Console(file=sys.stderr) if console is None else console
+    wanted = {"fingerprint": fingerprint(data), "steps": _TRAINING.steps if steps is None else steps}
+    if read_json(folder / MARK) == wanted:
+        return hub.load_classifier(folder)
+    side = min(train.sizes[0])
+    halvings = max(1, min(2, (side & -side).bit_length() - 1))
+    if any(length % 2**halvings for length in train.sizes[0]):
+        raise ValueError(f"'data' must be images of even sides for a judge, got {train.sizes[0]}. Crop them first.")
+    classes = int(torch.cat([train.labels, held_out.labels]).max()) + 1
+    console.print("Training the judge ...", highlight=False)
+    torch.manual_seed(0)
+    task = ClassifierTask(Classifier(ClassifierConfig(train.channels, classes, halvings=halvings)), data)
+    classifier = learn(task, replace(_TRAINING, steps=wanted["steps"]), folder, console=console).model
+    hub.write_json(folder / MARK, wanted)
+    return classifier.eval()
+
+
+def judge(
+    generator: Generator,
+    data: Data,
+    classifier: Classifier,
+    number: int,
+    sampling: Sampling | None = None,
+) -> Verdict:
+    """Draws images of all classes in turn and judges them.
+
+    Args:
+        generator: What draws.
+        data: The real images.
+        classifier: The judge, in evaluation mode.
+        number: Images to draw.
+        sampling: How.
+
+    Returns:
+        Figures: ``agreement``, the share of drawn images in which the judge sees the class that was asked for (None for
+        a prior without classes); ``real_accuracy``, the same on held-out images; ``frechet``, ``kernel``,
+        ``precision`` and ``recall`` of its features, beside held-out images; the same of reconstructions of held-out
+        images as ``reconstructed_*``: what the tokenizer leaves for the prior to reach.
+
+    Raises:
+        ValueError: If fewer than 4 images are to be drawn.
+    """
+    classes = generator.prior.shape.classes
+    labels = torch.arange(number) % max(1, classes)
+    drawn = generator.sample(number, labels if classes else None, sampling).images
+    features, seen = _looked_at(classifier, drawn)
+    real = data.held_out.subset(range(min(REAL, len(data.held_out))))
+    batches = [batch.images for batch in held_out_batches(real, 256)]
+    real_features = torch.cat([_looked_at(classifier, images)[0] for images in batches])
+    again = torch.cat([_looked_at(classifier, generator.tokenizer.reconstruct(images))[0] for images in batches])
+    own, reconstructed = measure_realism(real_features, features), measure_realism(real_features, again)
+    agreement = float((seen == labels).float().mean()) if classes else None
+    found = {"agreement": agreement, "real_accuracy": accuracy_of(classifier, data.held_out), **own._asdict()}
+    found |= {f"reconstructed_{name}": getattr(reconstructed, name) for name in ("frechet", "kernel")}
+    return Verdict(found, drawn, labels, seen)
+
+
+@torch.no_grad()
+def _looked_at(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features ``(B, F)`` and classes ``(B,)``, on the CPU."""
+    device = next(classifier.parameters()).device
+    parts = [classifier.features(some.to(device)) for some in images.split(256)]
+    features = torch.cat(parts)
+    return features.cpu(), classifier.head(features.relu()).argmax(1).cpu()
+
+
+def nearest_real(classifier: Classifier, drawn: Tensor, images: Images) -> list[int]:
+    """For each drawn image the training image whose features are nearest: memorization shows there."""
+    real = torch.cat([_looked_at(classifier, batch.images)[0] for batch in held_out_batches(images, 256)])
+    return nearest_neighbours(_looked_at(classifier, drawn)[0], real).tolist()
