@@ -3,9 +3,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from rich.console import Console
 
+from gmvq import recipes
 from gmvq.__main__ import main
+from gmvq.recipes import judging
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +75,43 @@ def test_a_completion_shows_the_image_the_mask_and_the_draws(run, tmp_path, caps
     assert np.array_equal(shown[:, 20:28][kept], image[kept])
 
 
+def test_the_judge_learns_once_and_shows_nearest_neighbours(run, capsys):
+    words = ["judge", str(run), "-n", "24", "--steps", "3", "--json"]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert "Training the judge" in captured.err
+    found = json.loads(captured.out)
+    assert set(found["figures"]) == {
+        *("agreement", "real_accuracy", "frechet", "kernel", "precision", "recall", "real", "drawn"),
+        *("reconstructed_frechet", "reconstructed_kernel"),
+    }
+    assert found["figures"]["drawn"] == 24
+    assert pixels(found["out"]).shape == (4 * 8 + 3 * 2, 10 * 8 + 9 * 2)
+    assert main(words[:-1]) == 0
+    again = capsys.readouterr()
+    assert "Training the judge" not in again.err
+    assert "class seen in drawn images" in again.out
+
+
+def test_a_drawn_copy_is_its_own_nearest_neighbour(run):
+    data = recipes.load_data(recipes.read_run(run).data)
+    classifier = judging.classifier_of(data, run / "classifier", 3, Console(quiet=True))
+    copies = torch.stack([data.train[index] for index in (5, 400, 77)]).float() / 255
+    found = judging.nearest_real(classifier, copies, data.train)
+    assert all(torch.equal(data.train[one], data.train[other]) for one, other in zip(found, (5, 400, 77), strict=True))
+
+
+def test_images_without_labels_have_no_judge(run, tmp_path):
+    data = recipes.load_data(recipes.read_run(run).data)
+    data.train.labels = None
+    with pytest.raises(ValueError, match="'data' must have labels for a judge"):
+        judging.classifier_of(data, tmp_path / "classifier")
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
+        (["judge", "RUN", "-n", "2"], "'number' must be at least 4"),
         (["sample", "RUN", "--label", "11"], "'labels' must lie in [0, 10)"),
         (["sample", "RUN", "-n", "0"], "'number' must be at least 1"),
         (["sample", "RUN", "--out", "x.jpg"], "must end in .png"),

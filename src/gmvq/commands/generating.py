@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +16,12 @@ from gmvq.data import read_image
 from gmvq.data.decoding import CHANNEL_CHOICES
 from gmvq.generation import Generator, sheet
 from gmvq.priors import PriorName, Sampling
+from gmvq.recipes import judging
 from gmvq.recipes.priors import PriorRun
 
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+SHOWN = 10
+"""Drawn images in a row of the judge's sheet."""
 HIDDEN = ("lower", "upper", "left", "right", "middle")
 """Words for masks: the half, or the middle quarter, that is hidden."""
 
@@ -97,6 +100,41 @@ class SampleOptions:
 
 
 @dataclass(frozen=True)
+class JudgeOptions:
+    """Draw images and say how real they are, by a classifier that learns the real ones first.
+
+    Does it see the class that was asked for? How do its features of drawn images stand to those of held-out ones?
+    These are no FID and KID, which are of another network. A sheet shows drawn images, and below each the training
+    image that is nearest to it.
+
+    Args:
+        run: Folder of the tokenizer's run.
+        number: Images to draw.
+        out: The .png file of the sheet; by default judged.png in the prior's folder.
+        guidance: How much the class counts: 0 not at all, 1 as learned, more exaggerates it.
+        temperature: Below 1 likely codes become likelier; 0 takes the likeliest.
+        top_k: Draw from this many of the likeliest codes.
+        top_p: Draw from the likeliest codes that have this probability together.
+        steps: Optimizer steps of the judge's training.
+        seed: Of all draws.
+        prior: Folder of the prior; by default prior in that of the run.
+        json: Print one JSON object on standard output, and nothing else there.
+    """
+
+    run: RunFolder
+    number: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1000
+    out: Path | None = None
+    guidance: float = 1.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    steps: int = 1500
+    seed: int = 0
+    prior: Path | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True)
 class CompleteOptions:
     """Hide a part of an image and draw it anew, several times.
 
@@ -157,6 +195,26 @@ def sample(options: SampleOptions, command: str) -> dict[str, Any]:
         _write_codes(options.codes, generator, drawn.codes)
     found = {"run": str(options.run), "prior": str(folder), "out": str(out), "images": options.number}
     return {**found, "labels": None if labels is None else labels.tolist()}
+
+
+def judge(options: JudgeOptions, command: str) -> dict[str, Any]:
+    """Draws and judges; the result has the figures and the file."""
+    generator, folder = _generator(options.run, options.prior)
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.guidance, options.seed)
+    out = _png(folder / "judged.png" if options.out is None else options.out)
+    if options.number < 4:
+        raise ValueError(f"'number' must be at least 4, got {options.number}. Use 1000.")
+    data = recipes.load_data(recipes.read_run(options.run).data)
+    classifier = judging.classifier_of(data, options.run / judging.CLASSIFIER, options.steps)
+    classifier = classifier.to(generator.prior.device)
+    verdict = judging.judge(generator, data, classifier, options.number, sampling)
+    shown = verdict.images[: 2 * SHOWN].cpu()
+    nearest = judging.nearest_real(classifier, shown, data.train)
+    real = torch.stack([data.train[index] for index in nearest]).float() / 255
+    rows = [part for some in zip(shown.split(SHOWN), real.split(SHOWN), strict=True) for part in some]
+    tokenization.write_png(out, sheet(torch.cat(rows), SHOWN))
+    found = {"run": str(options.run), "prior": str(folder), "out": str(out), "images": options.number}
+    return {**found, "sampling": asdict(sampling), "figures": verdict.figures}
 
 
 def complete(options: CompleteOptions, command: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from gmvq import benchmarking, leaderboard, recipes
-from gmvq.commands.generating import CompleteOptions, FitPriorOptions, RunFolder, SampleOptions
+from gmvq.commands.generating import CompleteOptions, FitPriorOptions, JudgeOptions, RunFolder, SampleOptions
 from gmvq.comparison import QUANTIZERS
 from gmvq.models import AutoencoderConfig
 from gmvq.models.bottlenecks import QuantizerName
@@ -247,6 +247,7 @@ OPTIONS: dict[str, type[Any]] = {
     "fit-prior": FitPriorOptions,
     "sample": SampleOptions,
     "complete": CompleteOptions,
+    "judge": JudgeOptions,
     "compare": CompareOptions,
     "bench": BenchOptions,
 }

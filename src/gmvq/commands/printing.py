@@ -26,6 +26,15 @@ _SHOWN = (
     ("images", "held-out images", "{:,}"),
     ("seconds", "training", "{:.1f} s"),
 )
+_JUDGED = (
+    ("agreement", "class seen in drawn images", "{:.1%}"),
+    ("real_accuracy", "class seen in held-out images", "{:.1%}"),
+    ("frechet", "Fréchet distance", "{:.3f}"),
+    ("reconstructed_frechet", "the same of reconstructions", "{:.3f}"),
+    ("kernel", "kernel distance", "{:.4f}"),
+    ("precision", "precision", "{:.3f}"),
+    ("recall", "recall", "{:.3f}"),
+)
 _PRIOR_SHOWN = (
     ("bits_per_code", "bits of a held-out code", "{:.3f}"),
     ("unconditional_bits_per_code", "the same without its class", "{:.3f}"),
@@ -118,6 +127,17 @@ def fit_prior(result: Mapping[str, Any], console: Console) -> None:
     _say(console, f"Prior: {result['prior']}. Draw with: gmvq sample {result['run']} -n 64")
 
 
+def judge(result: Mapping[str, Any], console: Console) -> None:
+    """Figures, and what they are of."""
+    figures = result["figures"]
+    console.print(_metrics(figures, _JUDGED))
+    _say(
+        console,
+        f"{figures['drawn']:,} drawn and {figures['real']:,} held-out images, by the features of a classifier of these "
+        f"data (no FID and KID). Drawn images above the nearest ones of the training: {result['out']}",
+    )
+
+
 def drawn(result: Mapping[str, Any], console: Console) -> None:
     """Where the pictures are."""
     _say(console, f"{result['images']} image(s): {result['out']}")
@@ -133,6 +153,7 @@ PRINTERS: dict[str, Callable[[Mapping[str, Any], Console], None]] = {
     "fit-prior": fit_prior,
     "sample": drawn,
     "complete": drawn,
+    "judge": judge,
     "compare": compare,
     "bench": bench,
 }

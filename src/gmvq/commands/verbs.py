@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gmvq import benchmarking, hub, leaderboard, recipes, tokenization
 from gmvq.benchmarking import Shape
-from gmvq.commands.generating import complete, fit_prior, sample
+from gmvq.commands.generating import complete, fit_prior, judge, sample
 from gmvq.commands.options import (
     BenchOptions,
     CompareOptions,
@@ -202,6 +202,7 @@ VERBS: dict[str, Callable[[Any, str], dict[str, Any]]] = {
     "fit-prior": fit_prior,
     "sample": sample,
     "complete": complete,
+    "judge": judge,
     "compare": compare_runs,
     "bench": bench,
 }
