@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-done
 
-.PHONY: setup demo test test-slow lint docs compare experiment bench profile clean
+.PHONY: setup demo demo-generate test test-slow lint docs compare experiment bench profile clean
 
 setup: $(SETUP)
 
@@ -18,6 +18,14 @@ $(SETUP): pyproject.toml constraints.txt Makefile
 demo: setup
 	$(BIN)/gmvq train photos
 	@echo "Open runs/photos/report.html"
+
+# A tokenizer of the bundled digits, a prior over its codes, new digits and what a classifier says of them: minutes.
+demo-generate: setup
+	$(BIN)/gmvq train digits
+	$(BIN)/gmvq fit-prior runs/digits --steps 600 --width 128 --depth 4
+	$(BIN)/gmvq sample runs/digits -n 60 --columns 10 --guidance 1.5
+	$(BIN)/gmvq judge runs/digits --guidance 1.5
+	@echo "Open runs/digits/prior/samples.png and runs/digits/prior/judged.png"
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term --cov-fail-under=90 $(ARGS)

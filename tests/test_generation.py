@@ -70,6 +70,9 @@ def test_a_sheet_has_all_images_on_white():
     assert (found[0, 2] == 1).all()
     assert (found[0, 3:, 8:] == 1).all()
     assert sheet(images[:1], columns=8).shape == (1, 2, 3)
+    large = sheet(images, columns=3, gap=1, magnify=2)
+    assert large.shape == (1, 9, 20)
+    assert torch.equal(large[0, 5:, 7:13], images[4, 0].repeat_interleave(2, 0).repeat_interleave(2, 1))
 
 
 def test_what_does_not_fit_gets_a_reason():

@@ -165,19 +165,21 @@ def interpolate(tokenizer: Autoencoder, first: Tensor, second: Tensor, steps: in
     return torch.stack([tokenizer.decode(tokenizer.bottleneck.encode(latents), size) for latents in between])
 
 
-def sheet(images: Tensor, columns: int, gap: int = 2) -> Tensor:
+def sheet(images: Tensor, columns: int, gap: int = 2, magnify: int = 1) -> Tensor:
     """Images side by side on white: ``(B, C, H, W)`` -> ``(C, rows (H + gap) - gap, columns (W + gap) - gap)``.
 
     Args:
         images: Float in [0, 1].
         columns: Images in a row.
         gap: Pixels between them.
+        magnify: Side of the square that stands for a pixel; H and W above are those of the magnified images.
 
     Raises:
         ValueError: If there is no image.
     """
     if not len(images):
         raise ValueError("'images' must be at least one, got none. Draw some.")
+    images = images.repeat_interleave(magnify, dim=-1).repeat_interleave(magnify, dim=-2)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     framed = F.pad(images, (0, gap, 0, gap), value=1.0)

@@ -38,7 +38,7 @@ def test_samples_are_drawn_by_class_and_seed(run, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["labels"] == [3, 5] * 6
     first = pixels(found["out"])
-    assert first.shape == (2 * 8 + 2, 8 * 8 + 7 * 2)
+    assert first.shape == (2 * 64 + 2, 8 * 64 + 7 * 2)  # eightfold, since they are small
     again, other = str(tmp_path / "again.png"), str(tmp_path / "other.png")
     assert main(["sample", str(run), "-n", "12", "--label", "3", "5", "--guidance", "2", "--out", again]) == 0
     assert np.array_equal(pixels(again), first)
@@ -53,7 +53,10 @@ def test_drawn_codes_decode_to_the_same_images(run, tmp_path):
     assert main(["detokenize", str(run), codes, str(tmp_path / "decoded")]) == 0
     decoded = [pixels(tmp_path / f"decoded/{index:05d}.png") for index in range(4)]
     shown = pixels(sheet)
-    assert all(np.abs(shown[10 * i : 10 * i + 8].astype(int) - one).max() <= 1 for i, one in enumerate(decoded))
+    for index, one in enumerate(decoded):
+        part = shown[66 * index : 66 * index + 64]
+        assert np.abs(part[::8, ::8].astype(int) - one).max() <= 1
+        assert np.array_equal(part[::8, ::8], part[7::8, 7::8])
 
 
 @pytest.mark.parametrize("mask", ["lower", "upper", "left", "right", "middle", "picture"])
@@ -69,10 +72,11 @@ def test_a_completion_shows_the_image_the_mask_and_the_draws(run, tmp_path, caps
     found = json.loads(capsys.readouterr().out)
     assert found["hidden"] == {"middle": 0.25, "picture": 2 / 64}.get(mask, 0.5)
     shown = pixels(out)
-    assert shown.shape == (8, 5 * 8 + 4 * 2)
-    assert np.array_equal(shown[:, :8], image)
-    kept = shown[:, 10:18] != 128
-    assert np.array_equal(shown[:, 20:28][kept], image[kept])
+    assert shown.shape == (64, 5 * 64 + 4 * 2)
+    first, masked, drawn = (shown[::8, 66 * place : 66 * place + 64 : 8] for place in range(3))
+    assert np.array_equal(first, image)
+    kept = masked != 128
+    assert np.array_equal(drawn[kept], image[kept])
 
 
 def test_the_judge_learns_once_and_shows_nearest_neighbours(run, capsys):
@@ -86,7 +90,7 @@ def test_the_judge_learns_once_and_shows_nearest_neighbours(run, capsys):
         *("reconstructed_frechet", "reconstructed_kernel"),
     }
     assert found["figures"]["drawn"] == 24
-    assert pixels(found["out"]).shape == (4 * 8 + 3 * 2, 10 * 8 + 9 * 2)
+    assert pixels(found["out"]).shape == (4 * 64 + 3 * 2, 10 * 64 + 9 * 2)
     assert main(words[:-1]) == 0
     again = capsys.readouterr()
     assert "Training the judge" not in again.err

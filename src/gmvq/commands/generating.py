@@ -22,6 +22,8 @@ from gmvq.recipes.priors import PriorRun
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 SHOWN = 10
 """Drawn images in a row of the judge's sheet."""
+VISIBLE = 64
+"""Pixels to whose side small images are magnified."""
 HIDDEN = ("lower", "upper", "left", "right", "middle")
 """Words for masks: the half, or the middle quarter, that is hidden."""
 
@@ -190,7 +192,7 @@ def sample(options: SampleOptions, command: str) -> dict[str, Any]:
             raise ValueError(f"'{name}' must be at least 1, got {getattr(options, name)}. Use 8.")
     labels = _labels(options.label, options.number, generator.prior.shape.classes)
     drawn = generator.sample(options.number, labels, sampling)
-    tokenization.write_png(out, sheet(drawn.images, options.columns))
+    _write_sheet(out, drawn.images, options.columns)
     if options.codes is not None:
         _write_codes(options.codes, generator, drawn.codes)
     found = {"run": str(options.run), "prior": str(folder), "out": str(out), "images": options.number}
@@ -212,7 +214,7 @@ def judge(options: JudgeOptions, command: str) -> dict[str, Any]:
     nearest = judging.nearest_real(classifier, shown, data.train)
     real = torch.stack([data.train[index] for index in nearest]).float() / 255
     rows = [part for some in zip(shown.split(SHOWN), real.split(SHOWN), strict=True) for part in some]
-    tokenization.write_png(out, sheet(torch.cat(rows), SHOWN))
+    _write_sheet(out, torch.cat(rows), SHOWN)
     found = {"run": str(options.run), "prior": str(folder), "out": str(out), "images": options.number}
     return {**found, "sampling": asdict(sampling), "figures": verdict.figures}
 
@@ -235,7 +237,7 @@ def complete(options: CompleteOptions, command: str) -> dict[str, Any]:
     drawn = generator.complete(image.expand(options.number, -1, -1, -1), mask, labels, sampling)
     shown = torch.where(mask, 0.5, image)
     out = _png(options.out)
-    tokenization.write_png(out, sheet(torch.cat([image, shown, drawn.images]), options.number + 2))
+    _write_sheet(out, torch.cat([image, shown, drawn.images]), options.number + 2)
     found = {"run": str(options.run), "prior": str(folder), "out": str(out), "images": options.number}
     return {**found, "hidden": float(mask.float().mean())}
 
@@ -292,6 +294,11 @@ def _mask(words: str, size: tuple[int, int]) -> Tensor:
         columns = slice(width // 2, None) if words == "right" else slice(width // 2)
     mask[rows, columns] = True
     return mask
+
+
+def _write_sheet(path: Path, images: Tensor, columns: int) -> None:
+    """Small images are magnified, so that they can be seen."""
+    tokenization.write_png(path, sheet(images, columns, magnify=max(1, VISIBLE // max(images.shape[-2:]))))
 
 
 def _png(path: Path) -> Path:
