@@ -116,11 +116,8 @@ class Generator:
             first: Number of the first image, for its random numbers.
 
         Raises:
-            ValueError: If images, mask or labels do not fit, or the prior cannot complete.
+            ValueError: If images, mask or labels do not fit.
         """
-        complete = getattr(self.prior, "draw", None) or getattr(self.prior, "complete", None)
-        if complete is None:
-            raise ValueError(f"'prior' must be able to complete codes, got a {type(self.prior).__name__}.")
         if tuple(images.shape[-2:]) != self.size or mask.shape[-2:] != images.shape[-2:] or mask.dtype != torch.bool:
             raise ValueError(
                 f"'images' must have {self.size[0]}x{self.size[1]} pixels and 'mask' be boolean of that size, got "
@@ -132,7 +129,7 @@ class Generator:
         means = (images * shown).sum((2, 3), keepdim=True) / shown.sum((2, 3), keepdim=True).clamp_min(1)
         codes = self.tokenizer.encode(torch.where(hidden, means, images))
         redrawn = F.max_pool2d(hidden.float(), self.tokenizer.downsampling)[:, 0] > 0
-        codes = complete(codes.masked_fill(redrawn, -1), labels=labels, sampling=sampling, first=first)
+        codes = self.prior.complete(codes.masked_fill(redrawn, -1), labels, sampling, first=first)
         decoded = self.tokenizer.decode(codes)
         return Generated(torch.where(shown, images, decoded) if keep else decoded, codes)
 

@@ -113,7 +113,7 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(prior):
 def test_samples_are_distributed_as_their_likelihood_says(prior):
     number = 4000
     codes = every(prior.shape)
-    drawn = prior.complete(None, number).flatten(1)  # one by one, in order
+    drawn = prior.complete_in_order(torch.full((number, *prior.shape.axes), -1)).flatten(1)
     sizes = torch.tensor(prior.shape.codebook_sizes * prior.shape.places)
     radix = torch.cat([sizes.flip(0).cumprod(0).flip(0)[1:], torch.ones(1, dtype=torch.int64)])
     counts = torch.bincount((drawn * radix).sum(1), minlength=len(codes)) / number

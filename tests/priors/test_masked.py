@@ -18,6 +18,11 @@ def made(shape=SHAPE, **changes):
     return prior.eval()
 
 
+def nothing(number):
+    """Codes of which none is known."""
+    return torch.full((number, *SHAPE.axes), -1)
+
+
 def every(shape):
     return torch.tensor(list(itertools.product(range(3), repeat=4))).reshape(-1, *shape.axes)
 
@@ -42,7 +47,7 @@ def test_one_code_in_each_step_in_any_order_is_autoregression_in_a_random_order(
     expected = in_all_orders(prior, codes)
     assert expected.sum().item() == pytest.approx(1, abs=1e-5)
     number = 6000
-    drawn = prior.sample(number, unmasking=Unmasking(steps=4, choice_temperature=math.inf)).flatten(1)
+    drawn = prior.complete(nothing(number), unmasking=Unmasking(4, choice_temperature=math.inf)).flatten(1)
     counts = torch.bincount((drawn * torch.tensor([27, 9, 3, 1])).sum(1), minlength=81) / number
     spread = (2 * expected * (1 - expected) / (math.pi * number)).sqrt().sum() / 2
     assert (counts - expected).abs().sum() / 2 < 1.5 * spread + 0.01
@@ -85,7 +90,7 @@ def test_it_learns_what_there_is_to_learn(weighting):
         optimizer.zero_grad()
         prior(rows).backward()
         optimizer.step()
-    drawn = prior.eval().sample(200, unmasking=Unmasking(steps=4))
+    drawn = prior.eval().complete(nothing(200), unmasking=Unmasking(steps=4))
     assert (drawn[..., 0] == drawn[..., 1]).float().mean() > 0.95
     assert len(drawn.flatten(1).unique(dim=0)) > 6
 
@@ -95,7 +100,7 @@ def test_it_learns_what_there_is_to_learn(weighting):
 def test_the_known_stays_and_the_hidden_is_drawn(steps, hidden):
     prior, known = made(), torch.ones(3, 2, 2, dtype=torch.int64)
     known.view(3, 4)[:, :hidden] = -1
-    drawn = prior.draw(known, sampling=Sampling(seed=1), unmasking=Unmasking(steps=steps))
+    drawn = prior.complete(known, sampling=Sampling(seed=1), unmasking=Unmasking(steps=steps))
     assert (drawn.view(3, 4)[:, hidden:] == 1).all()
     assert (drawn >= 0).all()
 

@@ -162,7 +162,6 @@ class AbstractPrior(nn.Module, ABC):
             ValueError: If codes or labels do not fit.
         """
 
-    @abstractmethod
     def sample(
         self, number: int, labels: Tensor | None = None, sampling: Sampling | None = None, *, first: int = 0
     ) -> Tensor:
@@ -179,6 +178,29 @@ class AbstractPrior(nn.Module, ABC):
 
         Raises:
             ValueError: If labels do not fit, or guidance is asked for without them.
+        """
+        if type(number) is not int or number < 0:
+            raise ValueError(f"'number' must be an integer of at least 0, got {number!r}. Say how many to draw.")
+        unknown = torch.full((number, *self.shape.axes), -1, device=self.device)
+        return self.complete(unknown, labels, sampling, first=first)
+
+    @abstractmethod
+    def complete(
+        self, known: Tensor, labels: Tensor | None = None, sampling: Sampling | None = None, *, first: int = 0
+    ) -> Tensor:
+        """Draws the codes that are not known.
+
+        Args:
+            known: Int64 ``(B, *grid[, levels])`` with -1 where a code is to be drawn.
+            labels: Class of each image ``(B,)``; None for none.
+            sampling: How; as the model says, by default.
+            first: Number of the first image, for its random numbers.
+
+        Returns:
+            Int64 ``(B, *grid[, levels])``, the known codes as they were.
+
+        Raises:
+            ValueError: If known codes or labels do not fit, or guidance is asked for without labels.
         """
 
     def quick_log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -257,45 +279,24 @@ class AbstractSequentialPrior(AbstractPrior):
             reader.add(codes)
         return reader.logits().float().softmax(-1)
 
-    @torch.no_grad()
-    def sample(  # noqa: D102
-        self, number: int, labels: Tensor | None = None, sampling: Sampling | None = None, *, first: int = 0
+    def complete(  # noqa: D102
+        self, known: Tensor, labels: Tensor | None = None, sampling: Sampling | None = None, *, first: int = 0
     ) -> Tensor:
-        return self.complete(None, number, labels, sampling, first=first)
+        return self.complete_in_order(known, labels, sampling, first=first)
 
     @torch.no_grad()
-    def complete(
-        self,
-        known: Tensor | None,
-        number: int | None = None,
-        labels: Tensor | None = None,
-        sampling: Sampling | None = None,
-        *,
-        first: int = 0,
+    def complete_in_order(
+        self, known: Tensor, labels: Tensor | None = None, sampling: Sampling | None = None, *, first: int = 0
     ) -> Tensor:
-        """Draws the codes that are not known, each given all that come before it in the order.
+        """Draws the codes that are not known one by one, each given all that come before it in the order.
 
-        Args:
-            known: Int64 ``(B, *grid[, levels])`` with -1 where a code is to be drawn; None for all of them.
-            number: Images, where nothing is known.
-            labels: Class of each ``(B,)``; None for none.
-            sampling: How; as the model says, by default.
-            first: Number of the first image, for its random numbers.
-
-        Returns:
-            Int64 ``(B, *grid[, levels])``.
-
-        Raises:
-            ValueError: If known codes or labels do not fit, or guidance is asked for without labels.
+        What it draws is distributed as :meth:`log_prob` says, where nothing is known. Arguments, result and errors are
+        those of :meth:`complete`.
         """
         sampling = Sampling() if sampling is None else sampling
-        sequence = self._known(known, number)
-        batch, device = len(sequence), self.device
-        labels = self.shape.checked_labels(labels, batch, device)
-        if labels is None and sampling.needs_both:
-            raise ValueError(f"'guidance' must be 1 without labels, got {sampling.guidance}. Give labels.")
-        uniforms = sampling.uniforms(first, batch, self.shape.length, device)
-        readers = self._readers(batch, labels, sampling)
+        sequence, labels = self._to_complete(known, labels, sampling)
+        uniforms = sampling.uniforms(first, len(sequence), self.shape.length, self.device)
+        readers = self._readers(len(sequence), labels, sampling)
         for step in range(self.shape.length):
             logits = [reader.logits() for reader in readers]
             guided = sampling.guided(*logits) if len(logits) == 2 else logits[0]
@@ -311,12 +312,11 @@ class AbstractSequentialPrior(AbstractPrior):
         wanted = [labels, None] if sampling.needs_both else [labels if sampling.guidance else None]
         return [self.reader(batch, each) for each in wanted]
 
-    def _known(self, known: Tensor | None, number: int | None) -> Tensor:
-        """The sequence with -1 where a code is to be drawn, ``(B, S)``."""
-        if known is None:
-            if number is None or isinstance(number, bool) or number < 0:
-                raise ValueError(f"'number' must be an integer of at least 0, got {number!r}. Say how many to draw.")
-            return torch.full((number, self.shape.length), -1, dtype=torch.int64, device=self.device)
+    def _to_complete(self, known: Tensor, labels: Tensor | None, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+        """The sequence with -1 where a code is to be drawn ``(B, S)``, and checked labels."""
         drawn = known < 0
         checked = self.shape.checked(known.masked_fill(drawn, 0)).masked_fill(drawn, -1)
-        return self.sequence(checked.to(self.device))
+        labels = self.shape.checked_labels(labels, len(known), self.device)
+        if labels is None and sampling.needs_both:
+            raise ValueError(f"'guidance' must be 1 without labels, got {sampling.guidance}. Give labels.")
+        return self.sequence(checked.to(self.device)), labels

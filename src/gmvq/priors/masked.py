@@ -118,7 +118,7 @@ class MaskedPrior(AbstractSequentialPrior):
         >>> prior = MaskedPrior(CodeShape((4, 4), (16,)), MaskedConfig(width=32, depth=1, heads=2)).eval()
         >>> known = torch.zeros(1, 4, 4, dtype=torch.int64)
         >>> known[:, 2:] = -1  # the lower half is to be drawn
-        >>> prior.draw(known).shape
+        >>> prior.complete(known).shape
         torch.Size([1, 4, 4])
     """
 
@@ -214,22 +214,7 @@ class MaskedPrior(AbstractSequentialPrior):
         return self.bound(codes, labels)
 
     @torch.no_grad()
-    def sample(  # noqa: D102
-        self,
-        number: int,
-        labels: Tensor | None = None,
-        sampling: Sampling | None = None,
-        *,
-        first: int = 0,
-        unmasking: Unmasking | None = None,
-    ) -> Tensor:
-        if type(number) is not int or number < 0:
-            raise ValueError(f"'number' must be an integer of at least 0, got {number!r}. Say how many to draw.")
-        hidden = torch.full((number, *self.shape.axes), -1, device=self.device)
-        return self.draw(hidden, labels, sampling, first=first, unmasking=unmasking)
-
-    @torch.no_grad()
-    def draw(
+    def complete(
         self,
         known: Tensor,
         labels: Tensor | None = None,
@@ -255,10 +240,7 @@ class MaskedPrior(AbstractSequentialPrior):
         """
         sampling = Sampling() if sampling is None else sampling
         unmasking = Unmasking() if unmasking is None else unmasking
-        sequence = self._known(known, None)
-        labels = self.shape.checked_labels(labels, len(sequence), self.device)
-        if labels is None and sampling.needs_both:
-            raise ValueError(f"'guidance' must be 1 without labels, got {sampling.guidance}. Give labels.")
+        sequence, labels = self._to_complete(known, labels, sampling)
         hidden = sequence < 0
         sequence = sequence.clamp_min(0)
         hidden_at_first = hidden.sum(1)
