@@ -83,8 +83,11 @@ def test_what_does_not_fit_gets_a_reason():
     generator = Generator(tokenizer(), prior())
     with pytest.raises(ValueError, match="'images' must have 8x8 pixels"):
         generator.complete(torch.rand(1, 3, 6, 8), torch.zeros(6, 8, dtype=torch.bool))
-    with pytest.raises(ValueError, match="'mask' be boolean"):
-        generator.complete(torch.rand(1, 3, 8, 8), torch.zeros(8, 8))
+    for mask in (torch.zeros(8, 8), torch.zeros(3, 8, 8) > 0, torch.zeros(1, 1, 8, 8) > 0):
+        with pytest.raises(ValueError, match="'mask' be boolean"):
+            generator.complete(torch.rand(1, 3, 8, 8), mask)
+    with pytest.raises(ValueError, match="'labels' must be 2 integers"):
+        generator.sample(2, torch.zeros(5, dtype=torch.int64))
     with pytest.raises(ValueError, match="'steps' must be an integer of at least 2"):
         interpolate(tokenizer(), torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8), 1)
     with pytest.raises(ValueError, match="must have one shape"):

@@ -82,6 +82,7 @@ class Generator:
         Raises:
             ValueError: If labels do not fit.
         """
+        labels = self.prior.shape.checked_labels(labels, number, self.prior.device)
         parts = []
         for start in range(0, number, batch_size):
             end = min(number, start + batch_size)
@@ -90,7 +91,7 @@ class Generator:
             parts.append(Generated(self.tokenizer.decode(codes), codes))
         if not parts:
             codes = self.prior.sample(0, labels, sampling)
-            return Generated(torch.zeros(0, self.tokenizer.config.channels, *self.size), codes)
+            return Generated(torch.zeros(0, self.tokenizer.config.channels, *self.size, device=codes.device), codes)
         return Generated(*(torch.cat(some) for some in zip(*parts, strict=True)))
 
     @torch.no_grad()
@@ -118,11 +119,13 @@ class Generator:
         Raises:
             ValueError: If images, mask or labels do not fit.
         """
-        if tuple(images.shape[-2:]) != self.size or mask.shape[-2:] != images.shape[-2:] or mask.dtype != torch.bool:
+        shapes = (self.size, (len(images), *self.size))
+        if tuple(images.shape[-2:]) != self.size or tuple(mask.shape) not in shapes or mask.dtype != torch.bool:
             raise ValueError(
-                f"'images' must have {self.size[0]}x{self.size[1]} pixels and 'mask' be boolean of that size, got "
-                f"{tuple(images.shape)} and {mask.dtype} {tuple(mask.shape)}. Resize them."
+                f"'images' must have {self.size[0]}x{self.size[1]} pixels and 'mask' be boolean of that size, one or "
+                f"one for each, got {tuple(images.shape)} and {mask.dtype} {tuple(mask.shape)}. Resize them."
             )
+        images, mask = images.to(self.prior.device), mask.to(self.prior.device)
         images = images.float() / 255 if images.dtype == torch.uint8 else images
         hidden = mask.expand(len(images), -1, -1)[:, None]
         shown = ~hidden

@@ -10,6 +10,8 @@ from rich.console import Console
 from gmvq import recipes
 from gmvq.__main__ import main
 from gmvq.recipes import judging
+from gmvq.training import Interrupted
+from gmvq.training import trainer as trainers
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,10 @@ def test_the_judge_learns_once_and_shows_nearest_neighbours(run, capsys):
     }
     assert found["figures"]["drawn"] == 24
     assert pixels(found["out"]).shape == (4 * 64 + 3 * 2, 10 * 64 + 9 * 2)
+    for number, shape in ((15, (130, 10 * 64 + 9 * 2)), (4, (130, 4 * 64 + 3 * 2))):
+        assert main(["judge", str(run), "-n", str(number), "--steps", "3"]) == 0
+        assert pixels(found["out"]).shape == shape
+    capsys.readouterr()
     assert main(words[:-1]) == 0
     again = capsys.readouterr()
     assert "Training the judge" not in again.err
@@ -103,6 +109,33 @@ def test_a_drawn_copy_is_its_own_nearest_neighbour(run):
     copies = torch.stack([data.train[index] for index in (5, 400, 77)]).float() / 255
     found = judging.nearest_real(classifier, copies, data.train)
     assert all(torch.equal(data.train[one], data.train[other]) for one, other in zip(found, (5, 400, 77), strict=True))
+
+
+def test_a_judge_that_was_stopped_goes_on(run, tmp_path, monkeypatch):
+    data, quiet = recipes.load_data(recipes.read_run(run).data), Console(quiet=True)
+    whole = judging.classifier_of(data, tmp_path / "whole", 3, quiet)
+    step, steps = trainers._Trainer._step, []
+
+    def stop(trainer, batches):
+        step(trainer, batches)
+        if trainer.step == 2:
+            trainer._save()
+            raise Interrupted(2, 3, trainer.out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainers._Trainer, "_step", stop)
+        with pytest.raises(Interrupted):
+            judging.classifier_of(data, tmp_path / "stopped", 3, quiet)
+
+    def counted(trainer, batches):
+        steps.append(trainer.step)
+        step(trainer, batches)
+
+    monkeypatch.setattr(trainers._Trainer, "_step", counted)
+    resumed = judging.classifier_of(data, tmp_path / "stopped", 3, quiet)
+    assert steps == [2]
+    for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_images_without_labels_have_no_judge(run, tmp_path):
@@ -125,7 +158,9 @@ def test_images_without_labels_have_no_judge(run, tmp_path):
         (["complete", "RUN", "SMALL", "out.png"], "'IN' must have 8x8 pixels"),
         (["complete", "RUN", "IMAGE", "out.png", "--mask", "SMALL"], "'mask' must have 8x8 pixels"),
         (["complete", "RUN", "IMAGE", "out.png", "--guidance", "2"], "'guidance' must be 1 without labels"),
-        (["fit-prior", "RUN", "--prior", "n-gram", "--steps", "0"], "'steps' must be an integer of at least 1"),
+        (["fit-prior", "RUN", "--steps", "0"], "'steps' must be an integer of at least 1"),
+        (["fit-prior", "RUN", "--prior", "n-gram", "--steps", "7", "--width", "8"], "leave out --width, --steps"),
+        (["fit-prior", "RUN", "--out", "RUN"], "'out' must be a folder of its own"),
     ],
 )
 def test_what_cannot_be_done_gets_a_reason(run, tmp_path, capsys, words, reason):

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from gmvq.data import fingerprint
 from gmvq.leaderboard import CONTENDERS, PROTOCOLS, Table, chosen, measure, printed, read_table, summary
-from gmvq.leaderboard.running import _run_of, course
+from gmvq.leaderboard.running import _run_of, course, folder_of
 from gmvq.recipes import DataConfig, load_data
 
 QUIET = Console(quiet=True)
@@ -54,6 +54,24 @@ def test_the_rows_of_the_repository_are_of_the_protocols_as_they_are(path):
     assert table.protocol["version"] == protocol.version
     for row in table.rows.values():
         assert row["run"] == _run_of(CONTENDERS[row["contender"]].run(protocol.run, row["seed"])), row["contender"]
+
+
+def test_a_compiled_run_is_the_same_row_in_another_folder(protocol, tmp_path):
+    (contender,) = chosen(["gaussian-mixture"])
+    plain = contender.run(protocol.run, 0)
+    compiled = replace(plain, training=replace(plain.training, compile=True))
+    assert _run_of(plain) == _run_of(compiled)
+    folders = [folder_of(tmp_path, protocol, contender, run) for run in (plain, compiled)]
+    assert folders[0] != folders[1]
+
+
+def test_a_row_of_other_data_is_not_taken(protocol, source, tmp_path):
+    go(protocol, source, tmp_path, ["gaussian-mixture"])
+    (tmp_path / "tiny.json").unlink()
+    images = np.random.default_rng(1).integers(0, 256, (48, 8, 8, 3), dtype=np.uint8)
+    np.savez(source, x_train=images[:32], x_test=images[32:])
+    with pytest.raises(RuntimeError, match="data fingerprint"):
+        go(replace(protocol, data_hash=None), source, tmp_path, ["gaussian-mixture"])
 
 
 def test_rows_are_added_and_not_run_twice(protocol, source, tmp_path):

@@ -51,6 +51,14 @@ def test_products_of_turned_vectors_depend_on_their_distance():
     torch.testing.assert_close(turned.at(0, 1).turn(queries), queries)
 
 
+def test_it_can_learn_after_it_was_only_looked_at():
+    transformer, features = made(), torch.randn(1, 12, 16)
+    with torch.inference_mode():
+        transformer(features)
+    transformer(features.requires_grad_()).sum().backward()
+    assert features.grad is not None
+
+
 def test_bfloat16_is_near_float32():
     transformer, features = made(depth=1), torch.randn(2, 12, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):

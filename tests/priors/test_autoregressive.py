@@ -77,7 +77,7 @@ def test_gradients_reach_all_weights():
 
 def test_wrong_options_get_a_reason():
     with pytest.raises(ValueError, match="'label_dropout' must lie in"):
-        AutoregressiveConfig(label_dropout=-0.1)
+        AutoregressivePrior(SHAPES[0], AutoregressiveConfig(label_dropout=-0.1))
     with pytest.raises(ValueError, match="'width' must be a multiple"):
         AutoregressivePrior(SHAPES[0], AutoregressiveConfig(width=30, heads=4))
     with pytest.raises(ValueError, match="'order' must be one of"):

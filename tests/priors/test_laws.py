@@ -132,6 +132,26 @@ def test_known_codes_stay(prior):
     assert torch.equal(prior.complete(codes), codes)
 
 
+def test_a_completion_is_the_same_alone_and_beside_others(prior):
+    codes = every(prior.shape)[-3:]
+    known = codes.clone()
+    for index, row in enumerate(known.view(len(known), -1)):  # as many hidden as there are, and fewer
+        row[: row.numel() // (index + 1)] = -1
+    sampling = Sampling(seed=4)
+    batch = prior.complete(known, sampling=sampling)
+    single = [prior.complete(known[i : i + 1], sampling=sampling, first=i) for i in range(len(known))]
+    assert torch.equal(batch, torch.cat(single))
+
+
+def test_bits_are_those_of_the_likelihood(prior):
+    codes = every(prior.shape)[:10]
+    with torch.no_grad():
+        nats = prior.quick_log_prob(codes).double()
+    expected = -nats.mean().item() / prior.shape.length / math.log(2)
+    tolerance = 0.2 if isinstance(prior, MaskedPrior) else 1e-5  # a bound by draws that depend on the batch
+    assert prior.bits_per_code(codes, batch_size=4) == pytest.approx(expected, rel=tolerance, abs=1e-6)
+
+
 def test_state_survives_saving(prior, shape):
     again = type(prior)(shape) if isinstance(prior, (Frequencies, NGram)) else type(prior)(shape, prior.config)
     again.load_state_dict(prior.state_dict())
@@ -167,6 +187,9 @@ def test_wrong_labels_get_a_reason(prior):
             prior.sample(2, labels)
     with pytest.raises(ValueError, match="'guidance' must be 1 without labels"):
         prior.sample(2, sampling=Sampling(guidance=2.0))
+    if prior.shape.length > 1:
+        with pytest.raises(ValueError, match="'known' must lie in"):
+            prior.next_probabilities(torch.full((1, 1), 9))
     with pytest.raises(ValueError, match="'known' must be"):
         prior.next_probabilities(torch.zeros(1, prior.shape.length, dtype=torch.int64))
     with pytest.raises(ValueError, match="'number' must be an integer of at least 0"):

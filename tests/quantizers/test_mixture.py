@@ -232,7 +232,8 @@ def test_little_noise_leaves_the_codes_alone(noise, objective):
 
 
 @pytest.mark.parametrize(
-    ("noise", "code_dim"), [(AdaptiveNoise(0.7), 3), (ConstantNoise(0.7), 3), (ConstantNoise(2.0), 5)]
+    ("noise", "code_dim"),
+    [(AdaptiveNoise(0.7), 3), (ConstantNoise(0.7), 3), (ConstantNoise(2.0), 5), (ConstantNoise(1e-5), 4)],
 )
 def test_the_divergence_of_the_latents_is_that_of_two_normal_distributions(noise, code_dim):
     energies = torch.tensor([0.5, 2.0, 9.0], dtype=torch.float64)

@@ -8,10 +8,13 @@ import torch
 from rich.console import Console
 
 from gmvq import hub, recipes
+from gmvq.data import ArrayImages, Data
 from gmvq.priors import AutoregressivePrior, MaskedPrior, NGram
 from gmvq.recipes import PriorRun, fit_prior
+from gmvq.recipes.priors import tiled
 from gmvq.training import Interrupted
 from gmvq.training import trainer as trainers
+from gmvq.training.tasks import PriorTask
 
 QUIET = Console(quiet=True)
 SMALL = {"width": 16, "depth": 1, "heads": 2}
@@ -63,6 +66,10 @@ def test_images_are_tokenized_once(run, monkeypatch):
     monkeypatch.setattr("gmvq.recipes.priors.tokenize", lambda *_: pytest.fail("tokenized again"))
     again = fit_prior(run, quick("n-gram"), console=QUIET)
     assert again["frequencies_bits_per_code"] > 0
+    data = recipes.load_data(recipes.read_run(run).data)
+    inverted = data._replace(train=ArrayImages(255 - data.train.images, data.train.labels))
+    with pytest.raises(pytest.fail.Exception, match="tokenized again"):  # other images of the same names
+        fit_prior(run, quick("n-gram"), data=inverted, console=QUIET)
     monkeypatch.undo()
     damaged = run / "prior/tokens/train.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-9])
@@ -106,6 +113,60 @@ def test_images_of_mixed_sizes_are_cut_into_tiles(tmp_path):
     assert stored.shape.grid == (6, 6)
     assert stored.shape.classes == 0
     assert "unconditional_bits_per_code" not in metrics
+
+
+def test_a_prior_without_classes(run):
+    metrics = fit_prior(run, replace(quick(), classes=False), console=QUIET)
+    assert hub.load_prior(run / "prior").prior.shape.classes == 0
+    assert "unconditional_bits_per_code" not in metrics
+    assert "classes" not in metrics["protocol"]
+
+
+def test_the_weights_are_chosen_by_images_that_no_figure_is_of(run, monkeypatch):
+    seen = []
+
+    class Recorded(PriorTask):
+        def __init__(self, prior, train, held_out, *rest):
+            seen.append((train.codes, held_out.codes))
+            super().__init__(prior, train, held_out, *rest)
+
+    monkeypatch.setattr("gmvq.recipes.priors.PriorTask", Recorded)
+    fit_prior(run, quick(), console=QUIET)
+    ((learned_from, chosen_by),) = seen
+    data = recipes.load_data(recipes.read_run(run).data)
+    codes = hub.load(run).encode(torch.stack([data.train[i] for i in range(len(data.train))]))
+    assert len(learned_from) + len(chosen_by) == len(codes)
+    assert torch.equal(chosen_by, codes[19::20])
+    assert torch.equal(learned_from[:19], codes[:19])
+
+
+def test_a_refused_checkpoint_leaves_the_folder_as_it_was(run):
+    fit_prior(run, quick("frequencies"), console=QUIET)
+    before = {path: path.read_bytes() for path in (run / "prior").glob("*.json")}
+    with pytest.raises(FileNotFoundError):
+        fit_prior(run, quick("masked"), resume=True, console=QUIET)
+    assert {path: path.read_bytes() for path in (run / "prior").glob("*.json")} == before
+    with pytest.raises(ValueError, match="nothing to resume"):
+        fit_prior(run, quick("n-gram"), resume=True, console=QUIET)
+
+
+def test_a_folder_of_something_else_is_not_overwritten(run):
+    weights = (run / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="'out' must be a folder of its own"):
+        fit_prior(run, quick("frequencies"), run, console=QUIET)
+    assert (run / "model.safetensors").read_bytes() == weights
+
+
+def test_splits_of_different_sizes_get_tiles_of_one(run):
+    tokenizer = hub.load(run)
+    sides = {"train": (9, 9), "held_out": (12, 15)}
+    parts = {side: ArrayImages(torch.zeros(2, 1, *size, dtype=torch.uint8)) for side, size in sides.items()}
+    found = tiled(Data("mixed", parts["train"], parts["held_out"], 1), None, tokenizer)
+    assert {*found.train.sizes, *found.held_out.sizes} == {(8, 8)}
+    assert len(found.train) == 2
+    tiny = ArrayImages(torch.zeros(2, 1, 1, 1, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="must have sides of at least 2 pixels"):
+        tiled(Data("tiny", tiny, tiny, 1), None, tokenizer)
 
 
 def test_what_cannot_be_fitted_gets_a_reason(run, tmp_path):

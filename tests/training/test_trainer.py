@@ -288,7 +288,7 @@ def test_an_interrupt_saves_the_step_and_says_how_to_go_on(data, make_model, mak
         train(model, data, training, tmp_path / "stopped")
     hook.remove()
     assert (caught.value.step, caught.value.steps) == (7, 20)
-    assert f"gmvq train RECIPE --out {tmp_path / 'stopped'} --resume" in str(caught.value)
+    assert f"saved in {tmp_path / 'stopped'}. Give the same command with --resume" in str(caught.value)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert model.bottleneck.updates_itself
     unfinished = averaged_model(tmp_path / "stopped")

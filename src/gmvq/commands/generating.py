@@ -12,12 +12,13 @@ import tyro
 from torch import Tensor
 
 from gmvq import hub, recipes, tokenization
+from gmvq.commands.loading import checked_png, fast_device, load_model, read_model
 from gmvq.data import read_image
 from gmvq.data.decoding import CHANNEL_CHOICES
 from gmvq.generation import Generator, sheet
 from gmvq.priors import PriorName, Sampling
 from gmvq.recipes import judging
-from gmvq.recipes.priors import PriorRun
+from gmvq.recipes.priors import PriorRun, tiled
 
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 SHOWN = 10
@@ -170,14 +171,16 @@ class CompleteOptions:
 def fit_prior(options: FitPriorOptions, command: str) -> dict[str, Any]:
     """Fits; the result has the prior's folder and its figures."""
     out = options.run / recipes.FOLDER if options.out is None else options.out
-    names = ("width", "depth", "heads")
-    counts = options.prior in ("n-gram", "frequencies")
-    sizes = {} if counts else {name: getattr(options, name) for name in names}
-    training = replace(
-        PriorRun().training,
-        **{name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate", "seed")},
-    )
-    recipe = PriorRun(options.prior, sizes, training, classes=not options.unlabelled)
+    sizes = {name: getattr(options, name) for name in ("width", "depth", "heads")}
+    trained = {name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate", "seed")}
+    recipe = PriorRun(options.prior, sizes, replace(PriorRun().training, **trained), classes=not options.unlabelled)
+    if recipe.counts:
+        given = [name for name in (*sizes, *trained) if getattr(options, name) != getattr(FitPriorOptions, name)]
+        if given:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(f"A prior that counts is not trained: leave out {named}, or take another --prior.")
+        recipe = replace(recipe, options={})
+    read_model(options.run)
     metrics = recipes.fit_prior(options.run, recipe, out, resume=options.resume, command=command)
     return {"run": str(options.run), "prior": str(out), "metrics": metrics}
 
@@ -186,7 +189,7 @@ def sample(options: SampleOptions, command: str) -> dict[str, Any]:
     """Draws; the result has the file and the classes."""
     generator, folder = _generator(options.run, options.prior)
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.guidance, options.seed)
-    out = _png(folder / "samples.png" if options.out is None else options.out)
+    out = checked_png(folder / "samples.png" if options.out is None else options.out)
     for name in ("number", "columns"):
         if getattr(options, name) < 1:
             raise ValueError(f"'{name}' must be at least 1, got {getattr(options, name)}. Use 8.")
@@ -203,18 +206,20 @@ def judge(options: JudgeOptions, command: str) -> dict[str, Any]:
     """Draws and judges; the result has the figures and the file."""
     generator, folder = _generator(options.run, options.prior)
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.guidance, options.seed)
-    out = _png(folder / "judged.png" if options.out is None else options.out)
+    out = checked_png(folder / "judged.png" if options.out is None else options.out)
     if options.number < 4:
         raise ValueError(f"'number' must be at least 4, got {options.number}. Use 1000.")
-    data = recipes.load_data(recipes.read_run(options.run).data)
+    config = recipes.read_run(options.run).data
+    data = tiled(recipes.load_data(config), config.crop, generator.tokenizer)
     classifier = judging.classifier_of(data, options.run / judging.CLASSIFIER, options.steps)
     classifier = classifier.to(generator.prior.device)
     verdict = judging.judge(generator, data, classifier, options.number, sampling)
-    shown = verdict.images[: 2 * SHOWN].cpu()
+    columns = min(SHOWN, options.number)
+    shown = verdict.images[: 2 * columns if options.number >= 2 * columns else columns].cpu()
     nearest = judging.nearest_real(classifier, shown, data.train)
     real = torch.stack([data.train[index] for index in nearest]).float() / 255
-    rows = [part for some in zip(shown.split(SHOWN), real.split(SHOWN), strict=True) for part in some]
-    _write_sheet(out, torch.cat(rows), SHOWN)
+    rows = [part for some in zip(shown.split(columns), real.split(columns), strict=True) for part in some]
+    _write_sheet(out, torch.cat(rows), columns)
     found = {"run": str(options.run), "prior": str(folder), "out": str(out), "images": options.number}
     return {**found, "sampling": asdict(sampling), "figures": verdict.figures}
 
@@ -236,8 +241,8 @@ def complete(options: CompleteOptions, command: str) -> dict[str, Any]:
     labels = None if options.label is None else torch.full((options.number,), options.label)
     drawn = generator.complete(image.expand(options.number, -1, -1, -1), mask, labels, sampling)
     shown = torch.where(mask, 0.5, image)
-    out = _png(options.out)
-    _write_sheet(out, torch.cat([image, shown, drawn.images]), options.number + 2)
+    out = checked_png(options.out)
+    _write_sheet(out, torch.cat([image, shown, drawn.images.cpu()]), options.number + 2)
     found = {"run": str(options.run), "prior": str(folder), "out": str(out), "images": options.number}
     return {**found, "hidden": float(mask.float().mean())}
 
@@ -249,15 +254,14 @@ def _generator(run: Path, prior: Path | None) -> tuple[Generator, Path]:
         ValueError: If the prior is another tokenizer's.
     """
     folder = run / recipes.FOLDER if prior is None else prior
-    tokenizer, stored = hub.load(run), hub.load_prior(folder)
+    tokenizer, stored = load_model(run), hub.load_prior(folder)
     mark = hub.fingerprint(tokenizer)
     if stored.tokenizer != mark:
         raise ValueError(
             f"{folder} was fitted to the tokenizer {stored.tokenizer[:12]}, {run} is {mark[:12]}. Fit one with "
             f"'gmvq fit-prior {run}'."
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Generator(tokenizer.to(device), stored.prior.to(device)), folder
+    return Generator(tokenizer, stored.prior.to(fast_device())), folder
 
 
 def _labels(asked: tuple[int, ...], number: int, classes: int) -> Tensor | None:
@@ -299,14 +303,6 @@ def _mask(words: str, size: tuple[int, int]) -> Tensor:
 def _write_sheet(path: Path, images: Tensor, columns: int) -> None:
     """Small images are magnified, so that they can be seen."""
     tokenization.write_png(path, sheet(images, columns, magnify=max(1, VISIBLE // max(images.shape[-2:]))))
-
-
-def _png(path: Path) -> Path:
-    if path.suffix.lower() != ".png":
-        raise ValueError(
-            f"'OUT' must end in .png, since PNG loses nothing, got {path}. Use {path.with_suffix('.png')}."
-        )
-    return path
 
 
 def _write_codes(path: Path, generator: Generator, codes: Tensor) -> None:

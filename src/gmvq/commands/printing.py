@@ -30,7 +30,7 @@ _JUDGED = (
     ("agreement", "class seen in drawn images", "{:.1%}"),
     ("real_accuracy", "class seen in held-out images", "{:.1%}"),
     ("frechet", "Fréchet distance", "{:.3f}"),
-    ("reconstructed_frechet", "the same of reconstructions", "{:.3f}"),
+    ("reconstructed_frechet", "of reconstructed images", "{:.3f}"),
     ("kernel", "kernel distance", "{:.4f}"),
     ("precision", "precision", "{:.3f}"),
     ("recall", "recall", "{:.3f}"),

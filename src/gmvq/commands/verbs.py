@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gmvq import benchmarking, hub, leaderboard, recipes, tokenization
 from gmvq.benchmarking import Shape
 from gmvq.commands.generating import complete, fit_prior, judge, sample
+from gmvq.commands.loading import checked_png, load_model, read_model
 from gmvq.commands.options import (
     BenchOptions,
     CompareOptions,
@@ -49,7 +50,7 @@ def train(options: TrainOptions, command: str) -> dict[str, Any]:
 
 def evaluate_run(options: EvaluateOptions, command: str) -> dict[str, Any]:
     """Measures; the result has the figures and how they were measured."""
-    model = _load(options.run)
+    model = load_model(options.run)
     if options.data is not None:
         data, source = _load_data(options.data, model, options.run), str(options.data)
     else:
@@ -69,7 +70,7 @@ def evaluate_run(options: EvaluateOptions, command: str) -> dict[str, Any]:
 
 def reconstruct(options: ReconstructOptions, command: str) -> dict[str, Any]:
     """Writes reconstructions; the result has each file with its PSNR, and the mean."""
-    model = _load(options.run)
+    model = load_model(options.run)
     images, targets = _reconstructions(options, model)
     files: list[dict[str, Any]] = []
     with _progress("Reconstructing", len(images)) as advance:
@@ -89,7 +90,7 @@ def reconstruct(options: ReconstructOptions, command: str) -> dict[str, Any]:
 
 def tokenize(options: TokenizeOptions, command: str) -> dict[str, Any]:
     """Writes codes; the result says how many."""
-    model = _load(options.run)
+    model = load_model(options.run)
     images = _part(_load_data(options.data, model, options.run), options.part)
     with _progress("Tokenizing", len(images)) as advance:
         info = tokenization.tokenize(model, images, options.out, batch_size=options.batch_size, on_progress=advance)
@@ -106,7 +107,7 @@ def tokenize(options: TokenizeOptions, command: str) -> dict[str, Any]:
 
 def detokenize(options: DetokenizeOptions, command: str) -> dict[str, Any]:
     """Writes images; the result has their paths."""
-    model = _load(options.run)
+    model = load_model(options.run)
     total = len(tokenization.TokenFile(options.tokens))
     with _progress("Decoding", total) as advance:
         paths = tokenization.detokenize(
@@ -123,7 +124,7 @@ def detokenize(options: DetokenizeOptions, command: str) -> dict[str, Any]:
 
 def info(options: InfoOptions, command: str) -> dict[str, Any]:
     """The result has the model, the record of the run and its figures; a model alone has neither of the last two."""
-    model = _read(options.run)
+    model = read_model(options.run)
     return {
         "run": str(options.run),
         "fingerprint": hub.fingerprint(model),
@@ -208,21 +209,6 @@ VERBS: dict[str, Callable[[Any, str], dict[str, Any]]] = {
 }
 
 
-def _read(folder: Path) -> Autoencoder:
-    """The model of a run, on the CPU."""
-    if (folder / recipes.RECORD).is_file() and not (folder / hub.CONFIG).is_file():
-        raise FileNotFoundError(
-            f"The training of {folder} is not finished. Go on with 'gmvq train', its options and --resume."
-        )
-    return hub.load(folder)
-
-
-def _load(folder: Path) -> Autoencoder:
-    """The model of a run, where it works fastest."""
-    model = _read(folder)
-    return model.to("cuda") if torch.cuda.is_available() else model
-
-
 def _device(model: Autoencoder) -> torch.device:
     return next(model.parameters()).device
 
@@ -258,11 +244,7 @@ def _reconstructions(options: ReconstructOptions, model: Autoencoder) -> tuple[I
         channels = model.config.channels if model.config.channels in CHANNEL_CHOICES else None
         images: Images = ArrayImages(read_image(source, channels)[None], names=[source.name])
         if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
-            if out.suffix.lower() != ".png":
-                raise ValueError(
-                    f"'OUT' must end in .png, since PNG loses nothing, got {out}. Use {out.with_suffix('.png')}."
-                )
-            targets = [out]
+            targets = [checked_png(out)]
         else:
             targets = [out / name for name in tokenization.png_names(images.names)]
     else:

@@ -130,7 +130,8 @@ def measure(
 
 def folder_of(out: Path, protocol: Protocol, contender: Contender, run: Run) -> Path:
     """Where a run goes; a contender that was changed gets another folder."""
-    digest = hashlib.sha256(json.dumps(_run_of(run), sort_keys=True).encode()).hexdigest()[:6]
+    settings = _run_of(run) | ({"compile": True} if run.training.compile else {})
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
     name = contender.name.replace(":", "_")
     return out / protocol.name / f"{name}-{run.training.seed}-{digest}"
 
@@ -191,6 +192,7 @@ def _made(task: _Task) -> dict[str, Any]:
     data, folder = _shared["data"], task.folder
     before = recipes.read_json(folder / ROW)
     if before is not None and not task.again:  # it was made, but did not come into the table
+        recipes.check_folder(folder, task.run, data)
         return before
     quiet = Console(file=sys.stderr, quiet=True)
     metrics, diverged = None, None

@@ -117,8 +117,11 @@ def _combined(combine: Callable[[list[AbstractQuantizer]], AbstractComposite], s
 
 
 def _hierarchical(dim: int, codebook_size: int, **options: Any) -> Hierarchical:  # noqa: ANN401
-    """VAR's scales with one codebook for all, of moving averages and revival, in as many bits as one code a place."""
-    # a place has a code, a quarter of one, a sixteenth ...: four thirds of a code, each of three quarters of the bits
+    """VAR's scales with one codebook for all, of moving averages and revival, in about the bits of one code a place.
+
+    A place has a code, a quarter of one, a sixteenth and so on: four thirds of a code, each of three quarters of the
+    bits. On grids whose side is no power of two it is more: 7 percent on 7x7 places.
+    """
     size = max(2, round(codebook_size**0.75))
     return Hierarchical(VectorQuantizer(dim, size, **{"decay": 0.99, "revive_below": 1.0, **options}), SHARES)
 

@@ -240,5 +240,6 @@ class Transformer(nn.Module):
     def _rotation(self, features: Tensor) -> Rotation:
         # no buffers: half precision would round the angles
         if self._rotations is None or self._rotations.cosines.device != features.device:
-            self._rotations = rotation(self.places, self.width // self.heads, features.device)
+            with torch.inference_mode(False):  # what is kept may be needed for a gradient later
+                self._rotations = rotation(self.places, self.width // self.heads, features.device)
         return self._rotations

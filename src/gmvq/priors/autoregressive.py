@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from gmvq.networks.transformer import Transformer, initialize
 from gmvq.priors.base import AbstractSequentialPrior, CodeShape, Reader
+from gmvq.priors.conditioning import ClassVectors
 from gmvq.priors.orders import OrderName
 
 
@@ -53,10 +54,6 @@ class AutoregressiveConfig:
     dropout: float = 0.1
     label_dropout: float = 0.1
     order: OrderName = "raster"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"'label_dropout' must lie in [0, 1], got {self.label_dropout}. Use 0.1.")
 
 
 class AutoregressivePrior(AbstractSequentialPrior):
@@ -90,7 +87,7 @@ class AutoregressivePrior(AbstractSequentialPrior):
         self.config = config
         width, sizes = config.width, shape.codebook_sizes
         self.embeddings = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
-        self.labels = nn.Embedding(shape.classes + 1, width)  # the last one: no class
+        self.classes = ClassVectors(shape.classes, width, config.label_dropout)
         self.axes = nn.ParameterList(nn.Parameter(torch.empty(places, width)) for places in shape.grid)
         self.transformer = Transformer(width, config.depth, config.heads, shape.places, dropout=config.dropout)
         self.levels = (
@@ -99,7 +96,7 @@ class AutoregressivePrior(AbstractSequentialPrior):
             else None
         )
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
-        initialize(self.axes, self.embeddings, self.labels, self.heads)
+        initialize(self.axes, self.embeddings, self.heads)
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """Mean negative log-likelihood of a code in nats, to learn from; in training, classes are dropped at random.
@@ -111,11 +108,8 @@ class AutoregressivePrior(AbstractSequentialPrior):
         Returns:
             Nats for each code, ``()``.
         """
-        sequence, labels = self._inputs(codes, labels)
-        if labels is not None and self.training and self.config.label_dropout:
-            dropped = torch.rand(len(labels), device=labels.device) < self.config.label_dropout
-            labels = labels.masked_fill(dropped, self.shape.classes)
-        return -self._log_probs(sequence, labels).mean()
+        # the trainer's codes were looked at before: to look again would wait for the GPU in each step
+        return -self._log_probs(*self._inputs(codes, labels, ranges=False)).mean()
 
     def log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:  # noqa: D102
         return self._log_probs(*self._inputs(codes, labels)).flatten(1).sum(1)
@@ -129,9 +123,7 @@ class AutoregressivePrior(AbstractSequentialPrior):
 
     def first_input(self, batch: int, labels: Tensor | None) -> Tensor:
         """What the transformer reads before the first place, ``(B, width)``."""
-        none = self.shape.classes
-        labels = torch.full((batch,), none, device=self.device) if labels is None else labels
-        return self.labels(labels)
+        return self.classes(labels, batch)
 
     def place_vectors(self) -> Tensor:
         """Vectors of the places in order, ``(T, width)``."""
@@ -142,9 +134,10 @@ class AutoregressivePrior(AbstractSequentialPrior):
         """The sum of the vectors of the codes of places, ``(..., levels)`` -> ``(..., width)``."""
         return torch.stack([embed(places[..., level]) for level, embed in enumerate(self.embeddings)]).sum(0)
 
-    def _inputs(self, codes: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        sequence = self.sequence(self.shape.checked(codes).to(self.device))
-        labels = self.shape.checked_labels(labels, len(codes), self.device)
+    def _inputs(self, codes: Tensor, labels: Tensor | None, *, ranges: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Codes by place in order ``(B, T, levels)``, and labels."""
+        sequence = self.sequence(self.shape.checked(codes, ranges=ranges).to(self.device))
+        labels = self.shape.checked_labels(labels, len(codes), self.device, ranges=ranges)
         return sequence.reshape(len(codes), self.shape.places, self.shape.levels), labels
 
     def _logits(self, places: Tensor, labels: Tensor | None) -> list[Tensor]:

@@ -76,8 +76,12 @@ class CodeShape:
         """Axes of the codes of one image."""
         return (*self.grid, self.levels) if self.levels > 1 else self.grid
 
-    def checked(self, codes: Tensor) -> Tensor:
+    def checked(self, codes: Tensor, *, ranges: bool = True) -> Tensor:
         """Codes as int64 ``(B, *axes)``.
+
+        Args:
+            codes: Integers of any type.
+            ranges: Look at the codes themselves, too, for which a GPU must wait.
 
         Raises:
             ValueError: If they are not integers of these axes, or outside their codebooks.
@@ -88,8 +92,8 @@ class CodeShape:
                 f"{tuple(codes.shape)}. Pass what the tokenizer's encode() returned."
             )
         codes = codes.long()
-        sizes = torch.tensor(self.codebook_sizes, device=codes.device)
-        if codes.numel():
+        if ranges and codes.numel():
+            sizes = torch.tensor(self.codebook_sizes, device=codes.device)
             by_level = codes.reshape(-1, self.levels)
             if bool((by_level < 0).any()) or bool((by_level >= sizes).any()):
                 raise ValueError(
@@ -98,8 +102,16 @@ class CodeShape:
                 )
         return codes
 
-    def checked_labels(self, labels: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
-        """Labels as int64 ``(B,)``, or None.
+    def checked_labels(
+        self, labels: Tensor | None, batch: int, device: torch.device, *, ranges: bool = True
+    ) -> Tensor | None:
+        """Labels as int64 ``(B,)`` on a device, or None.
+
+        Args:
+            labels: Integers of any type.
+            batch: How many they must be.
+            device: Where to.
+            ranges: Look at the labels themselves, too, for which a GPU must wait.
 
         Raises:
             ValueError: If there are labels without classes, they are not one integer for each image, or out of range.
@@ -112,7 +124,7 @@ class CodeShape:
             raise ValueError(
                 f"'labels' must be {batch} integers, got {labels.dtype} {tuple(labels.shape)}. Give one for each image."
             )
-        if batch and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+        if ranges and batch and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             raise ValueError(
                 f"'labels' must lie in [0, {self.classes}), got {int(labels.min())} to {int(labels.max())}. Check them."
             )
@@ -207,9 +219,24 @@ class AbstractPrior(nn.Module, ABC):
         """:meth:`log_prob`, or a bound of it from below where that takes many passes: nats for each image ``(B,)``."""
         return self.log_prob(codes, labels)
 
-    def bits_per_code(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Mean length of a code of each image in bits, ``(B,)``."""
-        return -self.log_prob(codes, labels) / (self.shape.length * math.log(2))
+    @torch.no_grad()
+    def bits_per_code(self, codes: Tensor, labels: Tensor | None = None, batch_size: int = 64) -> float:
+        """Mean length of a code in bits, by :meth:`quick_log_prob`.
+
+        Args:
+            codes: Int64 ``(N, *grid[, levels])``, of at least one image, on any device.
+            labels: Class of each image ``(N,)``; None for none.
+            batch_size: Images at a time.
+
+        Raises:
+            ValueError: If codes or labels do not fit.
+        """
+        nats = 0.0
+        for start in range(0, len(codes), batch_size):
+            part = slice(start, start + batch_size)
+            some = codes[part].to(self.device), None if labels is None else labels[part].to(self.device)
+            nats -= float(self.quick_log_prob(*some).sum(dtype=torch.float64))
+        return nats / (len(codes) * self.shape.length * math.log(2))
 
     @property
     def device(self) -> torch.device:
@@ -273,8 +300,13 @@ class AbstractSequentialPrior(AbstractPrior):
                 f"'known' must be (B, s) with s below {self.shape.length}, got {tuple(known.shape)}. Give the first "
                 "codes of sequence(codes)."
             )
-        reader = self.reader(len(known), self.shape.checked_labels(labels, len(known), known.device))
-        for codes in known.long().unbind(1):
+        for step, codes in enumerate(known.unbind(1)):
+            size = self.shape.codebook_sizes[step % self.shape.levels]
+            if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
+                raise ValueError(f"'known' must lie in [0, {size}) at its code {step}. Give codes of the codebook.")
+        known = known.long().to(self.device)
+        reader = self.reader(len(known), self.shape.checked_labels(labels, len(known), self.device))
+        for codes in known.unbind(1):
             reader.logits()
             reader.add(codes)
         return reader.logits().float().softmax(-1)
@@ -296,7 +328,7 @@ class AbstractSequentialPrior(AbstractPrior):
         sampling = Sampling() if sampling is None else sampling
         sequence, labels = self._to_complete(known, labels, sampling)
         uniforms = sampling.uniforms(first, len(sequence), self.shape.length, self.device)
-        readers = self._readers(len(sequence), labels, sampling)
+        readers = [self.reader(len(sequence), each) for each in sampling.conditions(labels)]
         for step in range(self.shape.length):
             logits = [reader.logits() for reader in readers]
             guided = sampling.guided(*logits) if len(logits) == 2 else logits[0]
@@ -306,11 +338,6 @@ class AbstractSequentialPrior(AbstractPrior):
             for reader in readers:
                 reader.add(codes)
         return self.codes_of(sequence)
-
-    def _readers(self, batch: int, labels: Tensor | None, sampling: Sampling) -> list[Reader]:
-        """With the class, or without it, or both in this order."""
-        wanted = [labels, None] if sampling.needs_both else [labels if sampling.guidance else None]
-        return [self.reader(batch, each) for each in wanted]
 
     def _to_complete(self, known: Tensor, labels: Tensor | None, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
         """The sequence with -1 where a code is to be drawn ``(B, S)``, and checked labels."""

@@ -52,13 +52,13 @@ class Frequencies(AbstractSequentialPrior):
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Counts codes ``(B, *grid[, levels])``, beside what was counted before."""
         for codes in batches:
-            by_level = self.shape.checked(codes).reshape(-1, self.shape.levels)
+            by_level = self.shape.checked(codes).to(self.device).reshape(-1, self.shape.levels)
             for level, size in enumerate(self.shape.codebook_sizes):
                 self.counts[level, :size] += torch.bincount(by_level[:, level], minlength=size).to(self.counts)
 
     def log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:  # noqa: D102
-        by_level = self.shape.checked(codes).reshape(len(codes), -1, self.shape.levels)
-        self.shape.checked_labels(labels, len(codes), codes.device)
+        by_level = self.shape.checked(codes).to(self.device).reshape(len(codes), -1, self.shape.levels)
+        self.shape.checked_labels(labels, len(codes), self.device)
         parts = [self.log_probabilities(level)[by_level[..., level]] for level in range(self.shape.levels)]
         return torch.stack(parts).sum((0, 2)).float()
 

@@ -1,10 +1,11 @@
 r"""A transformer that sees some codes and says the others, all at once: drawn in a few steps, completed anywhere.
 
-Learning hides a share of the codes. With t uniform in (0, 1) and each code hidden with probability t, the weighted sum
+Learning hides n of the S codes. With n uniform in 1, ..., S and any n of them, the weighted sum
 
-.. math:: -\log p(c) \le \mathbb{E}_t \Big[ \tfrac1t \sum_{s \text{ hidden}} -\log p(c_s \mid \text{the shown}, y) \Big]
+.. math::
+    -\log p(c) \le \mathbb{E}_n \Big[ \tfrac{S}{n} \sum_{s \text{ hidden}} -\log p(c_s \mid \text{the shown}, y) \Big]
 
-is the bound of absorbing diffusion, and of autoregression in a random order (``weighting="bound"``). MaskGIT hides
+is the bound of autoregression in a random order, and of absorbing diffusion (``weighting="bound"``). MaskGIT hides
 :math:`\cos(\pi u / 2)` of the codes with u uniform and takes the mean over the hidden ones (``weighting="mean"``),
 which bounds nothing and makes better pictures in few steps.
 
@@ -32,11 +33,9 @@ from torch import Tensor, nn
 
 from gmvq.networks.transformer import Transformer, initialize
 from gmvq.priors.base import AbstractSequentialPrior, CodeShape, Reader
+from gmvq.priors.conditioning import ClassVectors
 from gmvq.priors.orders import OrderName
 from gmvq.priors.sampling import Sampling, inverted
-
-LEAST_SHARE = 1e-3
-"""Least share of the codes that learning hides: the bound weighs the hidden ones by its inverse."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,6 @@ class MaskedConfig:
     order: OrderName = "raster"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"'label_dropout' must lie in [0, 1], got {self.label_dropout}. Use 0.1.")
         if self.weighting not in ("mean", "bound"):
             raise ValueError(f"'weighting' must be 'mean' or 'bound', got {self.weighting!r}. Use 'mean'.")
 
@@ -92,10 +89,14 @@ class Unmasking:
         if math.isnan(self.choice_temperature) or self.choice_temperature < 0:
             raise ValueError(f"'choice_temperature' must be at least 0, got {self.choice_temperature}. Use 4.5.")
 
-    def hidden_after(self, step: int, steps: int, hidden: Tensor) -> Tensor:
-        """How many of ``hidden`` codes are hidden after a step, counted from 1: fewer than before, 0 after the last."""
-        share = math.cos(math.pi / 2 * step / steps)
-        return (hidden * share).floor().clamp_max(hidden - step).clamp_min(0).long() if step < steps else hidden * 0
+    def hidden_after(self, step: int, hidden: Tensor) -> Tensor:
+        """How many of ``hidden`` codes ``(B,)`` are so after a step, counted from 1: fewer each time, 0 in the end."""
+        share = torch.cos(math.pi / 2 * (step / self.steps_of(hidden)).clamp_max(1))
+        return (hidden * share + 1e-6).floor().long().minimum(hidden - step).clamp_min(0)
+
+    def steps_of(self, hidden: Tensor) -> Tensor:
+        """Steps of images with so many hidden codes: no more than there are codes."""
+        return hidden.clamp(1, self.steps)
 
 
 class MaskedPrior(AbstractSequentialPrior):
@@ -130,13 +131,13 @@ class MaskedPrior(AbstractSequentialPrior):
         self.config = config
         width, sizes = config.width, shape.codebook_sizes
         self.embeddings = nn.ModuleList(nn.Embedding(size + 1, width) for size in sizes)  # the last one: hidden
-        self.labels = nn.Embedding(shape.classes + 1, width)  # the last one: no class
+        self.classes = ClassVectors(shape.classes, width, config.label_dropout)
         self.axes = nn.ParameterList(nn.Parameter(torch.empty(places, width)) for places in (*shape.grid, shape.levels))
         self.transformer = Transformer(
             width, config.depth, config.heads, shape.length + 1, causal=False, dropout=config.dropout
         )
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
-        initialize(self.axes, self.embeddings, self.labels, self.heads)
+        initialize(self.axes, self.embeddings, self.heads)
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """What to learn from, in nats for each code: a random share is hidden, classes are dropped in training.
@@ -148,20 +149,19 @@ class MaskedPrior(AbstractSequentialPrior):
         Returns:
             Nats for each code, ``()``; with ``weighting="bound"`` their expectation is at least -log p / S.
         """
-        sequence, labels = self._inputs(codes, labels)
-        if labels is not None and self.training and self.config.label_dropout:
-            dropped = torch.rand(len(labels), device=labels.device) < self.config.label_dropout
-            labels = labels.masked_fill(dropped, self.shape.classes)
+        # the trainer's codes were looked at before: to look again would wait for the GPU in each step
+        sequence, labels = self._inputs(codes, labels, ranges=False)
+        batch, length = sequence.shape
         # one number for the batch, shifted evenly over its images: less variance than one for each
-        share = (torch.rand((), device=sequence.device) + torch.arange(len(sequence), device=sequence.device)) / max(
-            1, len(sequence)
-        )
-        share = share % 1
-        share = (share if self.config.weighting == "bound" else torch.cos(math.pi / 2 * share)).clamp_min(LEAST_SHARE)
-        hidden = torch.rand(sequence.shape, device=sequence.device) < share[:, None]
+        even = (
+            torch.rand((), device=sequence.device) + torch.arange(batch, device=sequence.device) / max(1, batch)
+        ) % 1
+        share = even if self.config.weighting == "bound" else torch.cos(math.pi / 2 * even)
+        number = ((share * length).long() + 1).clamp_max(length)[:, None]
+        hidden = torch.rand(sequence.shape, device=sequence.device).argsort(1).argsort(1) < number
         nats = -self._log_probs(sequence, hidden, labels) * hidden
-        if self.config.weighting == "bound":
-            return (nats.sum(1) / share).mean() / self.shape.length
+        if self.config.weighting == "bound":  # each of n hidden codes may be the next: S / n times the weight
+            return (nats / number).sum(1).mean()
         return nats.sum() / hidden.sum().clamp_min(1)
 
     def log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -244,20 +244,20 @@ class MaskedPrior(AbstractSequentialPrior):
         hidden = sequence < 0
         sequence = sequence.clamp_min(0)
         hidden_at_first = hidden.sum(1)
-        most = int(hidden_at_first.max()) if len(sequence) else 0
-        steps = min(unmasking.steps, max(1, most))
-        numbers = sampling.uniforms(first, len(sequence), 2 * steps * self.shape.length, self.device)
-        numbers = numbers.unflatten(1, (steps, 2, self.shape.length))
-        for step in range(1, steps + 1):
+        own_steps = unmasking.steps_of(hidden_at_first)  # of each image, so that none depends on the others
+        numbers = sampling.uniforms(first, len(sequence), 2 * unmasking.steps * self.shape.length, self.device)
+        numbers = numbers.unflatten(1, (unmasking.steps, 2, self.shape.length))
+        for step in range(1, int(own_steps.max()) + 1 if len(sequence) else 1):
             drawn, confidence = self._drawn(sequence, hidden, labels, sampling, numbers[:, step - 1, 0])
             sequence = torch.where(hidden, drawn, sequence)
             gumbel = -(-numbers[:, step - 1, 1].clamp(1e-12, 1 - 1e-12).log()).log()
             if math.isinf(unmasking.choice_temperature):
                 confidence = gumbel
             else:
-                confidence = confidence + unmasking.choice_temperature * (1 - step / steps) * gumbel
+                calm = (1 - step / own_steps).clamp_min(0)[:, None]
+                confidence = confidence + unmasking.choice_temperature * calm * gumbel
             least_first = confidence.masked_fill(~hidden, torch.inf).argsort(1).argsort(1)
-            hidden = hidden & (least_first < unmasking.hidden_after(step, steps, hidden_at_first)[:, None])
+            hidden = hidden & (least_first < unmasking.hidden_after(step, hidden_at_first)[:, None])
         return self.codes_of(sequence)
 
     def reader(self, batch: int, labels: Tensor | None = None) -> Reader:  # noqa: D102
@@ -273,8 +273,7 @@ class MaskedPrior(AbstractSequentialPrior):
             for level, (embed, size) in enumerate(zip(self.embeddings, self.shape.codebook_sizes, strict=True))
         ]
         inputs = torch.stack(parts, dim=2).flatten(1, 2) + self._place_vectors()
-        none = torch.full((len(sequence),), self.shape.classes, device=sequence.device)
-        first = self.labels(none if labels is None else labels)
+        first = self.classes(labels, len(sequence))
         answers = self.transformer(torch.cat([first[:, None], inputs], dim=1))[:, 1:].unflatten(1, (-1, levels))
         return [head(answers[:, :, level]) for level, head in enumerate(self.heads)]
 
@@ -283,9 +282,10 @@ class MaskedPrior(AbstractSequentialPrior):
         vectors = grid[0] if len(grid) == 1 else (grid[0][:, None] + grid[1]).flatten(0, 1)
         return (vectors[self.order][:, None] + levels).flatten(0, 1)
 
-    def _inputs(self, codes: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        sequence = self.sequence(self.shape.checked(codes).to(self.device))
-        return sequence, self.shape.checked_labels(labels, len(codes), self.device)
+    def _inputs(self, codes: Tensor, labels: Tensor | None, *, ranges: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Codes in order ``(B, S)``, and labels."""
+        sequence = self.sequence(self.shape.checked(codes, ranges=ranges).to(self.device))
+        return sequence, self.shape.checked_labels(labels, len(codes), self.device, ranges=ranges)
 
     def _log_probs(self, sequence: Tensor, hidden: Tensor, labels: Tensor | None) -> Tensor:
         """Nats of each code given those that are not hidden, ``(B, S)``."""
@@ -299,16 +299,15 @@ class MaskedPrior(AbstractSequentialPrior):
     def _drawn(
         self, sequence: Tensor, hidden: Tensor, labels: Tensor | None, sampling: Sampling, uniforms: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """A draw of all codes, and its log-probability, both ``(B, S)``."""
-        wanted = [labels, None] if sampling.needs_both else [labels if sampling.guidance else None]
-        answers = [self.logits(sequence, hidden, each) for each in wanted]
+        """A draw of all codes, and its log-probability before temperature and cuts, both ``(B, S)``."""
+        answers = [self.logits(sequence, hidden, each) for each in sampling.conditions(labels)]
         drawn, confidence = [], []
         for level, logits in enumerate(zip(*answers, strict=True)):
             guided = (sampling.guided(*logits) if len(logits) == 2 else logits[0]).flatten(0, 1)
             probabilities = sampling.probabilities(guided)
             codes = inverted(probabilities, uniforms[:, level :: self.shape.levels].flatten())
             drawn.append(codes)
-            confidence.append(probabilities.gather(-1, codes[:, None])[:, 0].log())
+            confidence.append(guided.float().log_softmax(-1).gather(-1, codes[:, None])[:, 0])
         shape = sequence.shape
         return torch.stack(drawn, dim=-1).reshape(shape), torch.stack(confidence, dim=-1).reshape(shape)
 

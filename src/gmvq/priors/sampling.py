@@ -63,6 +63,10 @@ class Sampling:
         """True if logits with and without the class are needed."""
         return self.guidance not in (0.0, 1.0)
 
+    def conditions(self, labels: Tensor | None) -> list[Tensor | None]:
+        """What logits are needed with: the class, or none, or both in this order."""
+        return [labels, None] if self.needs_both else [labels if self.guidance else None]
+
     def guided(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         """Logits at the guidance, of those with and without the class."""
         return unconditional + self.guidance * (conditional - unconditional)

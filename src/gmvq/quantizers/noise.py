@@ -138,10 +138,10 @@ class ConstantNoise(AbstractNoise):
         return 0.0
 
     def _ratio(self, energies: Tensor, code_dim: int) -> Tensor:
-        return torch.full_like(energies, max(self.scale, LEAST_SCALE) ** 2)
+        return torch.full_like(energies, max(self.scale**2, LEAST_RATIO))
 
     def _log_ratio(self, log_energies: Tensor, code_dim: int) -> Tensor:
-        return torch.full_like(log_energies, 2 * math.log(max(self.scale, LEAST_SCALE)))
+        return torch.full_like(log_energies, math.log(max(self.scale**2, LEAST_RATIO)))
 
 
 def as_noise(noise: float | AbstractNoise) -> AbstractNoise:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from gmvq.metrics import measure_realism
 from gmvq.metrics.realism import nearest_neighbours
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.priors import Sampling
-from gmvq.recipes.running import read_json
+from gmvq.recipes.running import CHECKPOINT, is_main, read_json
 from gmvq.training import Training
 from gmvq.training.tasks import ClassifierTask, accuracy_of
 from gmvq.training.trainer import learn
@@ -54,14 +55,10 @@ class Verdict:
     Args:
         figures: Agreement and realism, ready for JSON.
         images: The drawn images, float ``(B, C, H, W)``.
-        labels: The classes that were asked for ``(B,)``.
-        seen: The classes that the judge sees ``(B,)``.
     """
 
     figures: dict[str, Any]
     images: Tensor
-    labels: Tensor
-    seen: Tensor
 
 
 def classifier_of(data: Data, folder: Path, steps: int | None = None, console: Console | None = None) -> Classifier:
@@ -85,16 +82,22 @@ def classifier_of(data: Data, folder: Path, steps: int | None = None, console: C
     wanted = {"fingerprint": fingerprint(data), "steps": _TRAINING.steps if steps is None else steps}
     if read_json(folder / MARK) == wanted:
         return hub.load_classifier(folder)
-    side = min(train.sizes[0])
-    halvings = max(1, min(2, (side & -side).bit_length() - 1))
+    side = math.gcd(*train.sizes[0])
+    halvings = max(1, min(2, (side & -side).bit_length() - 1))  # as often as both sides are even, at most twice
     if any(length % 2**halvings for length in train.sizes[0]):
         raise ValueError(f"'data' must be images of even sides for a judge, got {train.sizes[0]}. Crop them first.")
     classes = int(torch.cat([train.labels, held_out.labels]).max()) + 1
     console.print("Training the judge ...", highlight=False)
     torch.manual_seed(0)
     task = ClassifierTask(Classifier(ClassifierConfig(train.channels, classes, halvings=halvings)), data)
-    classifier = learn(task, replace(_TRAINING, steps=wanted["steps"]), folder, console=console).model
-    hub.write_json(folder / MARK, wanted)
+    training = replace(_TRAINING, steps=wanted["steps"])
+    # a judge that was stopped goes on; the checkpoint of another one is set aside
+    going_on = read_json(folder / MARK) == {**wanted, "unfinished": True} and (folder / CHECKPOINT).is_file()
+    if is_main():
+        hub.write_json(folder / MARK, {**wanted, "unfinished": True})
+    classifier = learn(task, training, folder, resume=going_on, console=console).model
+    if is_main():
+        hub.write_json(folder / MARK, wanted)
     return classifier.eval()
 
 
@@ -117,25 +120,34 @@ def judge(
     Returns:
         Figures: ``agreement``, the share of drawn images in which the judge sees the class that was asked for (None for
         a prior without classes); ``real_accuracy``, the same on held-out images; ``frechet``, ``kernel``,
-        ``precision`` and ``recall`` of its features, beside held-out images; the same of reconstructions of held-out
-        images as ``reconstructed_*``: what the tokenizer leaves for the prior to reach.
+        ``precision`` and ``recall`` of its features, beside held-out images; the same of as many reconstructed
+        training images as ``reconstructed_*``: what a perfect prior would reach with this tokenizer.
 
     Raises:
-        ValueError: If fewer than 4 images are to be drawn.
+        ValueError: If fewer than 4 images are to be drawn, or the real ones are of another size.
     """
+    if {*data.train.sizes, *data.held_out.sizes} != {generator.size}:
+        raise ValueError(f"'data' must be images of {generator.size} pixels, as they are drawn. Cut them.")
     classes = generator.prior.shape.classes
     labels = torch.arange(number) % max(1, classes)
     drawn = generator.sample(number, labels if classes else None, sampling).images
     features, seen = _looked_at(classifier, drawn)
     real = data.held_out.subset(range(min(REAL, len(data.held_out))))
-    batches = [batch.images for batch in held_out_batches(real, 256)]
-    real_features = torch.cat([_looked_at(classifier, images)[0] for images in batches])
-    again = torch.cat([_looked_at(classifier, generator.tokenizer.reconstruct(images))[0] for images in batches])
+    real_features = torch.cat([_looked_at(classifier, batch.images)[0] for batch in held_out_batches(real, 256)])
+    # others than the held-out ones, and as many as are drawn: an image is nearer to itself than any drawn one can be
+    learned = data.train.subset([index * len(data.train) // number for index in range(number)])
+    device = generator.prior.device
+    again = torch.cat(
+        [
+            _looked_at(classifier, generator.tokenizer.reconstruct(batch.images.to(device)))[0]
+            for batch in held_out_batches(learned, 256)
+        ]
+    )
     own, reconstructed = measure_realism(real_features, features), measure_realism(real_features, again)
     agreement = float((seen == labels).float().mean()) if classes else None
     found = {"agreement": agreement, "real_accuracy": accuracy_of(classifier, data.held_out), **own._asdict()}
     found |= {f"reconstructed_{name}": getattr(reconstructed, name) for name in ("frechet", "kernel")}
-    return Verdict(found, drawn, labels, seen)
+    return Verdict(found, drawn)
 
 
 @torch.no_grad()

@@ -8,11 +8,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from gmvq.data import ArrayImages, Data, Images, fingerprint
 from gmvq.models import Autoencoder
 from gmvq.priors import AbstractPrior, CodeShape, Frequencies, NGram, PriorName, make_prior
 from gmvq.recipes.catalogue import load_data
-from gmvq.recipes.running import METRICS, RECORD, read_json, read_run
+from gmvq.recipes.running import METRICS, RECORD, circumstances, is_main, now, read_json, read_run
 from gmvq.tokenization import TokenFile, tokenize
-from gmvq.training import Training, provenance
+from gmvq.training import Training
 from gmvq.training.tasks import PriorTask
 from gmvq.training.trainer import learn
 from gmvq.types import CodeBatch
@@ -37,8 +37,11 @@ VERSION = 1
 FOLDER = "prior"
 """Where the prior of a run is, by default, in the run's folder."""
 TOKENS = "tokens"
+SOURCE = "source.json"
 MEASURED = 2000
 """Held-out images that a prior is measured on."""
+CHOSEN_BY = 20
+"""One training image of so many is not learned from: by these the weights are chosen that are kept."""
 
 _TRAINING = Training(
     steps=3000,
@@ -72,6 +75,11 @@ class PriorRun:
     training: Training = _TRAINING
     classes: bool = True
 
+    @property
+    def counts(self) -> bool:
+        """True for a prior that has nothing to train."""
+        return self.prior in ("n-gram", "frequencies")
+
 
 def fit_prior(
     folder: str | Path,
@@ -86,7 +94,8 @@ def fit_prior(
     """Fits a prior to the codes of a tokenizer and measures it on held-out images.
 
     Images are those that the tokenizer learned from. Where they differ in size, or the tokenizer saw crops, they are
-    cut into tiles of the size of the crops.
+    cut into tiles of the size of the crops. One training image of twenty is kept from learning, to choose the weights
+    by; held-out images are for the figures alone.
 
     Args:
         folder: The tokenizer's run.
@@ -100,72 +109,125 @@ def fit_prior(
     Returns:
         What ``metrics.json`` holds: ``bits_per_code`` of held-out codes, ``frequencies_bits_per_code`` and
         ``n_gram_bits_per_code`` of priors that count, and ``bits_per_dim``: of the codes and of the image given them,
-        at least the negative log-likelihood of the image.
+        at least the negative log-likelihood of the image. ``protocol`` says how. Ranks other than the first get
+        nothing.
 
     Raises:
         FileNotFoundError: If there is no run, or nothing to resume.
-        ValueError: If the tokenizer has not one code for each place, or an option is out of range.
+        ValueError: If the tokenizer has not one code for each place, the folder holds something else, the checkpoint is
+            of another prior, or an option is out of range.
         OSError: If data cannot be read or the folder cannot be written.
     """
     folder, recipe = Path(folder), PriorRun() if recipe is None else recipe
     out = folder / FOLDER if out is None else Path(out)
     console = Console(file=sys.stderr) if console is None else console
+    _check_folder(out)
     tokenizer, run = hub.load(folder), read_run(folder)
     data = load_data(run.data) if data is None else data
-    side = run.data.crop
-    train, held_out = _tiled(data.train, side, tokenizer), _tiled(data.held_out, side, tokenizer)
-    classes = _classes(train, held_out) if recipe.classes else 0
-    console.print("Tokenizing ...", highlight=False)
-    codes = _codes(tokenizer, train, out / TOKENS / "train.safetensors", bool(classes))
-    rest = _codes(tokenizer, held_out, out / TOKENS / "held_out.safetensors", bool(classes))
-    shape = CodeShape(tuple(codes.codes.shape[1:]), (_size(tokenizer),), classes)
-    mark = hub.fingerprint(tokenizer)
-    record = _record(recipe, mark, data, command)
-    hub.write_json(out / RECORD, record)
+    tiles = tiled(data, run.data.crop, tokenizer)
+    classes = _classes(tiles) if recipe.classes else 0
+    codes = _codes(tokenizer, tiles, out / TOKENS, console)
+    train, rest = (part if classes else part._replace(labels=None) for part in codes)
+    shape = CodeShape(tuple(train.codes.shape[1:]), (_size(tokenizer),), classes)
     torch.manual_seed(recipe.training.seed)
     prior, seconds = make_prior(recipe.prior, shape, recipe.options), 0.0
+    record = {"format": FORMAT, "version": VERSION, "run": asdict(recipe), **circumstances(command)}
+    if is_main() and not resume:  # a refused checkpoint leaves the folder as it was
+        (out / METRICS).unlink(missing_ok=True)
+        hub.write_json(out / RECORD, record)
+    mark = hub.fingerprint(tokenizer)
     if isinstance(prior, (Frequencies, NGram)):
-        prior.fit(codes.codes.split(1024))
+        if resume:
+            raise ValueError("A prior that counts has nothing to resume. Leave --resume out.")
+        prior.fit(train.codes.split(1024))
         hub.save_prior(prior, mark, out)
     else:
-        about = {"images": len(train), "fingerprint": fingerprint(data)[:16]}
-        task = PriorTask(prior, codes, rest, mark, about)
+        learned_from, chosen_by = _divided(train)
+        about = {"images": len(train.codes), "fingerprint": fingerprint(data)[:16]}
+        task = PriorTask(prior, learned_from, chosen_by, mark, about)
         learned = learn(task, recipe.training, out, resume=resume, console=console)
         prior, seconds = learned.model, learned.seconds
+    if not is_main():
+        return {}
     console.print("Measuring on held-out images ...", highlight=False)
-    metrics = {**_measured(prior.eval(), tokenizer, codes, rest, held_out), "seconds": seconds}
+    metrics = {**_measured(prior.eval(), tokenizer, train, rest, tiles.held_out), "seconds": seconds}
     hub.write_json(out / METRICS, metrics)
-    hub.write_json(out / RECORD, {**record, "finished": _now()})
+    hub.write_json(out / RECORD, {**record, "finished": now()})
     return metrics
 
 
+def tiled(data: Data, crop: int | None, tokenizer: Autoencoder) -> Data:
+    """Images of one size: as they are, or cut into tiles of whole tokens.
+
+    Args:
+        data: The images.
+        crop: Side of the crops that the tokenizer saw; None if it saw whole images.
+        tokenizer: Whose tokens they must have.
+
+    Raises:
+        ValueError: If no image is as large as a tile, or as a token.
+    """
+    sizes = {*data.train.sizes, *data.held_out.sizes}
+    token = tokenizer.downsampling
+    if crop is None and len(sizes) == 1 and not any(length % token for length in next(iter(sizes))):
+        return data
+    side = min(min(size) for size in sizes) if crop is None else crop
+    side -= side % token
+    if side < 1:
+        raise ValueError(f"The images must have sides of at least {token} pixels, those of a token. Leave others out.")
+    return data._replace(train=_tiles(data.train, side), held_out=_tiles(data.held_out, side))
+
+
+def _tiles(images: Images, side: int) -> Images:
+    tiles, names, places = [], [], []
+    for index, (name, (height, width)) in enumerate(zip(images.names, images.sizes, strict=True)):
+        if min(height, width) < side:
+            continue
+        image = images[index]
+        for top in range(0, height - side + 1, side):
+            for left in range(0, width - side + 1, side):
+                tiles.append(image[:, top : top + side, left : left + side])
+                names.append(f"{name}/{top}-{left}")
+                places.append(index)
+    if not tiles:
+        raise ValueError(f"No image has a side of {side} pixels, that of the tokenizer's crops. Give larger images.")
+    labels = None if images.labels is None else images.labels[torch.tensor(places)]
+    return ArrayImages(torch.stack(tiles), labels, names)
+
+
+def _divided(train: CodeBatch) -> tuple[CodeBatch, CodeBatch]:
+    """What to learn from, and every twentieth image to choose the weights by; all for both where they are few."""
+    kept = torch.arange(len(train.codes)) % CHOSEN_BY == CHOSEN_BY - 1
+    if not bool(kept.any()):
+        return train, train
+
+    def part(rows: Tensor) -> CodeBatch:
+        return CodeBatch(train.codes[rows], None if train.labels is None else train.labels[rows])
+
+    return part(~kept), part(kept)
+
+
 def _measured(
-    prior: AbstractPrior, tokenizer: Autoencoder, codes: CodeBatch, rest: CodeBatch, held_out: Images
+    prior: AbstractPrior, tokenizer: Autoencoder, train: CodeBatch, rest: CodeBatch, held_out: Images
 ) -> dict[str, Any]:
     """Bits of held-out codes, beside those of priors that count, and of the images."""
-    counted: dict[str, AbstractPrior] = {}
-    for name, other in (("frequencies", Frequencies(prior.shape)), ("n_gram", NGram(prior.shape))):
-        other.fit(codes.codes.split(1024))
-        counted[f"{name}_bits_per_code"] = other
     number = min(MEASURED, len(rest.codes))
-    some = CodeBatch(*(None if part is None else part[:number] for part in rest))  # pyright: ignore[reportArgumentType]
-    bits = {"bits_per_code": _bits(prior, some), **{name: _bits(one, some) for name, one in counted.items()}}
-    if some.labels is not None:
-        bits["unconditional_bits_per_code"] = _bits(prior, some._replace(labels=None))
-    nats, dimensions = _decoding_nats(tokenizer, held_out, some.codes)
-    total = bits["bits_per_code"] * prior.shape.length * number + nats / math.log(2)
-    return {**bits, "bits_per_dim": total / dimensions, "images": number}
-
-
-@torch.no_grad()
-def _bits(prior: AbstractPrior, batch: CodeBatch) -> float:
-    total = 0.0
-    for start in range(0, len(batch.codes), 64):
-        part = slice(start, start + 64)
-        labels = None if batch.labels is None else batch.labels[part].to(prior.device)
-        nats = prior.quick_log_prob(batch.codes[part].to(prior.device), labels)
-        total -= float(nats.sum(dtype=torch.float64))
-    return total / (len(batch.codes) * prior.shape.length * math.log(2))
+    codes, labels = rest.codes[:number], None if rest.labels is None else rest.labels[:number]
+    found: dict[str, Any] = {"bits_per_code": prior.bits_per_code(codes, labels)}
+    if labels is not None:
+        found["unconditional_bits_per_code"] = prior.bits_per_code(codes)
+    for name, other in (("frequencies", Frequencies(prior.shape)), ("n_gram", NGram(prior.shape))):
+        other.fit(train.codes.split(1024))
+        found[f"{name}_bits_per_code"] = other.bits_per_code(codes)
+    nats, dimensions = _decoding_nats(tokenizer, held_out, codes)
+    total = found["bits_per_code"] * prior.shape.length * number + nats / math.log(2)
+    bound = type(prior).quick_log_prob is not AbstractPrior.quick_log_prob
+    protocol = (
+        f"Codes of the first {number:,} held-out images{', with their classes' if labels is not None else ''}; "
+        f"{'a bound over random orders, estimated' if bound else 'exact'}. Priors that count have seen all training "
+        "codes. Bits per dimension are those of the codes and of the 8-bit image given them."
+    )
+    return {**found, "bits_per_dim": total / dimensions, "images": number, "protocol": protocol}
 
 
 @torch.no_grad()
@@ -182,84 +244,59 @@ def _decoding_nats(tokenizer: Autoencoder, images: Images, codes: Tensor) -> tup
     return total, dimensions
 
 
-def _codes(tokenizer: Autoencoder, images: Images, path: Path, labelled: bool) -> CodeBatch:
-    """The codes of images, out of the file if it has them."""
-    if not _has(path, tokenizer, images):
-        tokenize(tokenizer, images, path)
-    tokens = TokenFile(path)
-    codes = torch.stack([tokens[index] for index in range(len(tokens))])
-    return CodeBatch(codes, images.labels if labelled else None)
+def _codes(tokenizer: Autoencoder, tiles: Data, folder: Path, console: Console) -> tuple[CodeBatch, CodeBatch]:
+    """The codes of both sides, out of the folder if it has those of these images by this tokenizer."""
+    source = {"tokenizer": hub.fingerprint(tokenizer), "images": fingerprint(tiles)}
+    files = {side: folder / f"{side}.safetensors" for side in ("train", "held_out")}
+    codes = _stored(files) if read_json(folder / SOURCE) == source else None
+    if codes is None:
+        console.print("Tokenizing ...", highlight=False)
+        for side, path in files.items():
+            tokenize(tokenizer, getattr(tiles, side), path)
+        hub.write_json(folder / SOURCE, source)
+        codes = _stored(files)
+        assert codes is not None
+    return CodeBatch(codes["train"], tiles.train.labels), CodeBatch(codes["held_out"], tiles.held_out.labels)
 
 
-def _has(path: Path, tokenizer: Autoencoder, images: Images) -> bool:
-    """True if a file has the codes of these images by this tokenizer."""
+def _stored(files: Mapping[str, Path]) -> dict[str, Tensor] | None:
+    """Codes by side, None if a file is not there or damaged."""
     try:
-        info = TokenFile(path).info
+        tokens = {side: TokenFile(path) for side, path in files.items()}
+        return {side: torch.stack([file[i] for i in range(len(file))]) for side, file in tokens.items()}
     except (FileNotFoundError, ValueError):
-        return False
-    return info.tokenizer == hub.fingerprint(tokenizer) and list(info.names) == list(images.names)
+        return None
 
 
-def _tiled(images: Images, side: int | None, tokenizer: Autoencoder) -> Images:
-    """Images of one size: as they are, or cut into tiles of whole tokens."""
-    sizes = set(images.sizes)
-    if side is None and len(sizes) == 1 and not any(length % tokenizer.downsampling for length in next(iter(sizes))):
-        return images
-    if side is None:
-        side = min(min(size) for size in sizes)
-    side -= side % tokenizer.downsampling
-    if side < 1:
-        raise ValueError(
-            f"The images must be at least {tokenizer.downsampling} pixels on a side, the side of a token. Leave small "
-            "ones out."
-        )
-    tiles, names, labels = [], [], []
-    for index, (name, (height, width)) in enumerate(zip(images.names, images.sizes, strict=True)):
-        if min(height, width) < side:
+def _check_folder(out: Path) -> None:
+    """Refuses a folder of something else, which would be overwritten.
+
+    Raises:
+        ValueError: If there is a model or a record that is no prior's.
+    """
+    for name, form in ((hub.CONFIG, hub.PRIOR_FORMAT), (RECORD, FORMAT)):
+        if not (out / name).exists():
             continue
-        image = images[index]
-        for top in range(0, height - side + 1, side):
-            for left in range(0, width - side + 1, side):
-                tiles.append(image[:, top : top + side, left : left + side])
-                names.append(f"{name}/{top}-{left}")
-                labels.append(index)
-    if not tiles:
-        raise ValueError(f"No image has a side of {side} pixels, that of the tokenizer's crops. Give larger images.")
-    taken = None if images.labels is None else images.labels[torch.tensor(labels)]
-    return ArrayImages(torch.stack(tiles), taken, names)
+        found = (read_json(out / name) or {}).get("format")
+        if found != form:
+            raise ValueError(
+                f"'out' must be a folder of its own for the prior, and {out / name} is "
+                f"{json.dumps(found)}. Choose another --out."
+            )
 
 
-def _classes(train: Images, held_out: Images) -> int:
+def _classes(data: Data) -> int:
     """Number of classes, 0 where the images have no labels."""
-    if train.labels is None or held_out.labels is None or not len(train.labels):
-        return 0
-    return int(torch.cat([train.labels, held_out.labels]).max()) + 1
+    train, held_out = data.train.labels, data.held_out.labels
+    return 0 if train is None or held_out is None else int(torch.cat([train, held_out]).max()) + 1
 
 
 def _size(tokenizer: Autoencoder) -> int:
-    assert tokenizer.codebook_size is not None
+    """Number of codes.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if tokenizer.codebook_size is None:
+        raise ValueError("'folder' must be of a tokenizer with codes, got a VAE. Train one with another --quantizer.")
     return tokenizer.codebook_size
-
-
-def _record(recipe: PriorRun, tokenizer: str, data: Data, command: str | None) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "run": asdict(recipe),
-        "tokenizer": tokenizer,
-        "command": command,
-        "versions": provenance.versions(),
-        "hardware": provenance.hardware(),
-        "commit": provenance.commit(),
-        "started": _now(),
-        "data": {"name": data.name, "fingerprint": fingerprint(data)},
-    }
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def read_prior_metrics(folder: str | Path) -> dict[str, Any] | None:
-    """What a prior's folder says it measured, None if nothing."""
-    return read_json(Path(folder) / METRICS)

@@ -74,7 +74,7 @@ def run(
     if not resume and (out / METRICS).exists():
         console.print(f"Replacing the run in {out}, which has the same settings.", highlight=False, markup=False)
     record = _record(recipe, data, command)
-    if _is_main():
+    if is_main():
         for name in (METRICS, REPORT, PICTURE):  # those of a former run
             (out / name).unlink(missing_ok=True)
         hub.write_json(out / RECORD, record)
@@ -89,14 +89,14 @@ def run(
         resume=resume,
         console=console,
     )
-    if not _is_main():
+    if not is_main():
         return {}
     console.print("Measuring on held-out images ...", highlight=False, markup=False)
     measured = evaluate(trained.model, data.held_out, limit=recipe.data.evaluated)
     times = {"seconds": trained.seconds, "images_per_second": trained.images_per_second}
     metrics = {**figures_of(measured), **times}
     hub.write_json(out / METRICS, metrics)
-    hub.write_json(out / RECORD, {**record, "fingerprint": hub.fingerprint(trained.model), "finished": _now()})
+    hub.write_json(out / RECORD, {**record, "fingerprint": hub.fingerprint(trained.model), "finished": now()})
     if report:
         _write_pictures(out, trained.model, data, measured)
     return metrics
@@ -186,11 +186,7 @@ def _record(recipe: Run, data: Data, command: str | None) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "run": asdict(recipe),
-        "command": command,
-        "versions": provenance.versions(),
-        "hardware": provenance.hardware(),
-        "commit": provenance.commit(),
-        "started": _now(),
+        **circumstances(command),
         "data": {
             "name": data.name,
             "fingerprint": fingerprint(data),
@@ -201,11 +197,23 @@ def _record(recipe: Run, data: Data, command: str | None) -> dict[str, Any]:
     }
 
 
-def _now() -> str:
+def circumstances(command: str | None) -> dict[str, Any]:
+    """What was typed, with what, on what and when."""
+    return {
+        "command": command,
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(),
+        "commit": provenance.commit(),
+        "started": now(),
+    }
+
+
+def now() -> str:
+    """The time, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _is_main() -> bool:
+def is_main() -> bool:
     """False for all but the first process under torchrun or accelerate launch."""
     return os.environ.get("RANK", "0") == "0"
 

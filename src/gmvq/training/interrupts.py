@@ -20,9 +20,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, step: int, steps: int, run: Path) -> None:
         self.step, self.steps, self.run = step, steps, run
-        saved = (
-            f"saved in {run}. Go on with: gmvq train RECIPE --out {run} --resume" if step else "nothing was saved yet."
-        )
+        saved = f"saved in {run}. Give the same command with --resume to go on." if step else "nothing was saved yet."
         super().__init__(f"Stopped after step {step} of {steps}; {saved}")
 
 

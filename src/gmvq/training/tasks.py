@@ -244,6 +244,9 @@ class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
         self, prior: AbstractPrior, train: CodeBatch, held_out: CodeBatch, tokenizer: str, about: Mapping[str, Any]
     ) -> None:
         super().__init__(prior)
+        for codes, labels in (train, held_out):  # here, once: a look in each step would wait for the GPU
+            prior.shape.checked(codes)
+            prior.shape.checked_labels(labels, len(codes), codes.device)
         self.train, self.rest, self.tokenizer, self.about = train, held_out, tokenizer, about
 
     def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> CodeLoader:  # noqa: D102
@@ -266,16 +269,7 @@ class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
         codes, labels = (None if part is None else part[places] for part in self.rest)
         assert codes is not None
 
-        @torch.no_grad()
-        def measure(prior: AbstractPrior) -> dict[str, float | None]:
-            total = 0.0
-            for start in range(0, number, batch_size):
-                part = slice(start, start + batch_size)
-                some = codes[part].to(prior.device), None if labels is None else labels[part].to(prior.device)
-                total -= float(prior.quick_log_prob(*some).sum(dtype=torch.float64))
-            return {"bits_per_code": total / (number * prior.shape.length * math.log(2))}
-
-        return measure
+        return lambda prior: {"bits_per_code": prior.bits_per_code(codes, labels, batch_size)}
 
     def score(self, figures: Mapping[str, float | None]) -> float | None:  # noqa: D102
         bits = figures.get("bits_per_code")

@@ -24,6 +24,7 @@ from rich.console import Console
 from torch import nn
 
 from gmvq.data import Data
+from gmvq.distributed import broadcast
 from gmvq.models import Autoencoder, AutoencoderConfig
 from gmvq.training import checkpoint as checkpoints
 from gmvq.training.averaging import BestWeights, WeightAverage
@@ -365,8 +366,11 @@ class _Trainer(Generic[Model]):
 
     def _finish(self, first_step: int) -> TrainingResult[Model]:
         self.average.write_to(self.averaged, self.model)
-        if self.best is not None and self.best.state:
-            self.averaged.load_state_dict(self.best.state)
+        if self.best is not None:
+            if self.best.state:
+                self.averaged.load_state_dict(self.best.state)
+            for tensor in self.averaged.state_dict().values():  # the first rank alone has looked at held-out data
+                broadcast(tensor)
         batches = range(CALIBRATION_STEPS * self.training.gradient_accumulation)
         self.task.finish(self.averaged, map(self.loader.batch, batches), self._to_device)
         if self.is_main:

@@ -1,0 +1,46 @@
+"""Models of runs for the verbs, where they work fastest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from gmvq import hub, recipes
+from gmvq.models import Autoencoder
+
+
+def read_model(folder: Path) -> Autoencoder:
+    """The model of a run, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is none, or it is not finished.
+    """
+    if (folder / recipes.RECORD).is_file() and not (folder / hub.CONFIG).is_file():
+        raise FileNotFoundError(
+            f"The training of {folder} is not finished. Go on with 'gmvq train', its options and --resume."
+        )
+    return hub.load(folder)
+
+
+def fast_device() -> torch.device:
+    """The GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(folder: Path) -> Autoencoder:
+    """The model of a run, where it works fastest."""
+    return read_model(folder).to(fast_device())
+
+
+def checked_png(path: Path) -> Path:
+    """A path that ends in .png.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if path.suffix.lower() != ".png":
+        raise ValueError(
+            f"'OUT' must end in .png, since PNG loses nothing, got {path}. Use {path.with_suffix('.png')}."
+        )
+    return path

@@ -1,0 +1,41 @@
+"""What a transformer knows before the first code: the class of the image, or that it has none."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gmvq.networks.transformer import initialize
+
+
+class ClassVectors(nn.Module):
+    """A learned vector for each class, and one for none.
+
+    Args:
+        classes: Number of classes, 0 for none.
+        width: Features.
+        dropout: Share of the images that are learned without their class, so that guidance has both.
+
+    Shape:
+        labels ``(B,)`` or None -> ``(B, width)``.
+
+    Raises:
+        ValueError: If ``dropout`` is not in [0, 1].
+    """
+
+    def __init__(self, classes: int, width: int, dropout: float) -> None:
+        super().__init__()
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"'label_dropout' must lie in [0, 1], got {dropout}. Use 0.1.")
+        self.classes, self.dropout = classes, dropout
+        self.vectors = nn.Embedding(classes + 1, width)  # the last one: no class
+        initialize(self.vectors)
+
+    def forward(self, labels: Tensor | None, batch: int) -> Tensor:
+        """Vectors of the classes of a batch of images; in training, some are dropped at random."""
+        device = self.vectors.weight.device
+        if labels is None:
+            labels = torch.full((batch,), self.classes, device=device)
+        elif self.training and self.dropout:
+            labels = labels.masked_fill(torch.rand(batch, device=device) < self.dropout, self.classes)
+        return self.vectors(labels)
