@@ -4,6 +4,7 @@ import pytest
 
 from gmvq import recipes
 from gmvq.commands.options import OPTIONS, data_of, parse, run_of
+from gmvq.models import AdversarialConfig
 
 
 def run(*words):
@@ -101,6 +102,16 @@ def test_wrong_usage(verb, words, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err
+
+
+def test_an_opponent_has_options_of_its_own():
+    run = run_of(parse("train", ("photos", "--adversarial", "--opponent.weight", "0.5", "--features", "vgg.pth")))
+    assert run.adversarial == AdversarialConfig(weight=0.5)
+    assert run.features == "vgg.pth"
+    assert run_of(parse("train", ("photos",))).adversarial is None
+    for words in (("--opponent.weight", "0.5"), ("--features", "vgg.pth")):
+        with pytest.raises(ValueError, match="add --adversarial"):
+            run_of(parse("train", ("photos", *words)))
 
 
 @pytest.mark.parametrize(

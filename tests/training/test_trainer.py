@@ -14,7 +14,10 @@ import torch
 from rich.console import Console
 
 import gmvq
-from gmvq import hub
+from gmvq import Autoencoder, hub
+from gmvq.losses import FeatureLoss
+from gmvq.models import AdversarialConfig
+from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.quantizers import AbstractBottleneck
 from gmvq.quantizers.codebook import MovingAverageCodebook
 from gmvq.training import Interrupted, NonFiniteLossError, averaged_model, train
@@ -501,6 +504,75 @@ def test_a_compiled_model_learns_the_same(data, make_model, make_training, tmp_p
     for (name, one), other in zip(plain.model.state_dict().items(), compiled.model.state_dict().values(), strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5, msg=name)
     assert [*plain.model.state_dict()] == [*compiled.model.state_dict()]
+
+
+OPPONENT = AdversarialConfig(width=8, layers=2, begin=0.2, count=0.3, full=0.5)
+
+
+def test_a_tokenizer_is_trained_against_an_opponent(data, make_model, make_training, tmp_path):
+    plain = train(make_model(), data, make_training(), tmp_path / "plain")
+    console = Console(file=StringIO(), width=200)
+    opposed = train(make_model(), data, make_training(), tmp_path / "opposed", adversarial=OPPONENT, console=console)
+    assert isinstance(opposed.model, Autoencoder)
+    assert hub.fingerprint(hub.load(tmp_path / "opposed")) == hub.fingerprint(opposed.model)
+    assert hub.fingerprint(opposed.model) != hub.fingerprint(plain.model)
+    lines = [json.loads(line) for line in (tmp_path / "opposed/log.jsonl").read_text().splitlines()]
+    logged = {line["step"]: line for line in lines if line["kind"] == "train"}
+    assert logged[4]["discriminator"] == 0
+    assert logged[8]["discriminator"] > 0
+    assert logged[20]["adversarial_weight"] > 0
+    same = train(
+        make_model(), data, make_training(), tmp_path / "same", adversarial=replace(OPPONENT, begin=1, count=1, full=1)
+    )
+    for name, tensor in same.model.state_dict().items():  # one that never begins changes nothing
+        torch.testing.assert_close(tensor, plain.model.state_dict()[name], msg=name)
+
+
+def test_an_opposed_run_resumes_bit_for_bit(data, make_model, make_training, tmp_path, monkeypatch):
+    options = {"adversarial": replace(OPPONENT, gradient_penalty=1.0), "features": features()}
+    whole = train(make_model(), data, make_training(), tmp_path / "whole", **options).model
+    saved = trainer_module._Trainer._save
+
+    def stop(trainer):
+        saved(trainer)
+        if trainer.step == 10:
+            raise Interrupted(10, 20, trainer.out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module._Trainer, "_save", stop)
+        with pytest.raises(Interrupted):
+            train(make_model(), data, make_training(), tmp_path / "stopped", **options)
+    assert averaged_model(tmp_path / "stopped").encode(torch.rand(1, 1, 8, 8)).shape == (1, 4, 4)
+    resumed = train(make_model(), data, make_training(), tmp_path / "stopped", resume=True, **options).model
+    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    with pytest.raises(ValueError, match="The checkpoint is of another run"):
+        train(make_model(), data, make_training(), tmp_path / "stopped", resume=True)
+
+
+def features():
+    torch.manual_seed(1)
+    return FeatureLoss(Classifier(ClassifierConfig(1, 4, width=8, features=8)).encoder.layers)
+
+
+@pytest.mark.parametrize(("bias", "said"), [(9.0, "as if it guessed"), (None, "its gradient says little then")])
+def test_a_broken_discriminator_is_told_of(data, make_model, make_training, tmp_path, monkeypatch, bias, said):
+    def broken(discriminator, images):
+        logits = images.mean((1, 2, 3))[:, None, None, None]
+        if bias is not None:  # it takes all for real
+            return 0 * logits + bias
+        return logits * 0 + (9.0 if not images.requires_grad and images.unique().numel() <= 256 else -9.0)
+
+    monkeypatch.setattr("gmvq.networks.discriminators.PatchDiscriminator.forward", broken)
+    console = Console(file=StringIO(), width=300)
+    opponent = replace(OPPONENT, lecam=0.0)
+    train(make_model(), data, make_training(), tmp_path, adversarial=opponent, console=console)
+    assert console.file.getvalue().count(said) == 1  # once, not at each line of the log
+
+
+def test_features_need_an_opponent(data, make_model, make_training, tmp_path):
+    with pytest.raises(ValueError, match="'features' must be None without 'adversarial'"):
+        train(make_model(), data, make_training(), tmp_path, features=features())
 
 
 def test_fp16_needs_a_gpu(data, make_model, make_training, tmp_path):

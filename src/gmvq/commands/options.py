@@ -6,7 +6,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -15,7 +15,7 @@ import tyro
 from gmvq import benchmarking, leaderboard, recipes
 from gmvq.commands.generating import CompleteOptions, FitPriorOptions, JudgeOptions, RunFolder, SampleOptions
 from gmvq.comparison import QUANTIZERS
-from gmvq.models import AutoencoderConfig
+from gmvq.models import AdversarialConfig, AutoencoderConfig
 from gmvq.models.bottlenecks import QuantizerName
 from gmvq.recipes import DataConfig, Run
 from gmvq.training import Training
@@ -47,6 +47,10 @@ class TrainOptions:
         images: How images are prepared.
         model: What the autoencoder is made of.
         training: How it is trained.
+        adversarial: Train against a discriminator, for sharper images.
+        opponent: How that discriminator works.
+        features: Compare features beside it: a file with the weights of torchvision's VGG-16, or the folder of a
+            classifier that gmvq judge has left.
     """
 
     recipe: Annotated[RecipeName, tyro.conf.Positional]
@@ -58,8 +62,11 @@ class TrainOptions:
     images: Annotated[DataConfig, tyro.conf.arg(name="data")]
     model: AutoencoderConfig
     training: Training
+    opponent: AdversarialConfig = field(default_factory=AdversarialConfig)
     data: Path | None = None
     out: Path | None = None
+    adversarial: bool = False
+    features: Path | None = None
     resume: bool = False
     tensorboard: bool = False
     json: bool = False
@@ -312,7 +319,12 @@ def run_of(options: TrainOptions) -> Run:
     for name in ("steps", "batch_size", "seed", "tensorboard"):
         if getattr(options, name) != getattr(recipe.training, name):
             training = replace(training, **{name: getattr(options, name)})
-    return Run(options.recipe, data, model, training)
+    if not options.adversarial and (options.features is not None or options.opponent != AdversarialConfig()):
+        raise ValueError("--features and --opponent are of an opponent: add --adversarial, or leave them out.")
+    opponent = options.opponent if options.adversarial else None
+    return Run(
+        options.recipe, data, model, training, opponent, None if options.features is None else str(options.features)
+    )
 
 
 def data_of(options: CompareOptions) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What training minimizes beside the bottleneck's own loss."""
 
+from gmvq.losses.perceptual import FeatureLoss, vgg16_features
 from gmvq.losses.reconstruction import (
     AbstractLikelihood,
     BernoulliLikelihood,
@@ -12,8 +13,10 @@ from gmvq.losses.reconstruction import (
 __all__ = [
     "AbstractLikelihood",
     "BernoulliLikelihood",
+    "FeatureLoss",
     "FixedGaussianLikelihood",
     "GaussianLikelihood",
     "LaplaceLikelihood",
     "make_likelihood",
+    "vgg16_features",
 ]

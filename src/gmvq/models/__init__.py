@@ -1,5 +1,6 @@
 """Tokenizers: encoder, bottleneck and decoder as one model."""
 
+from gmvq.models.adversarial import AdversarialAutoencoder, AdversarialConfig
 from gmvq.models.autoencoder import Autoencoder, AutoencoderConfig, QuantizerName
 
-__all__ = ["Autoencoder", "AutoencoderConfig", "QuantizerName"]
+__all__ = ["AdversarialAutoencoder", "AdversarialConfig", "Autoencoder", "AutoencoderConfig", "QuantizerName"]

@@ -141,7 +141,7 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: If the images' shape or type does not fit the model.
         """
-        images = self._as_float(images)
+        images = self.as_float(images)
         height, width = images.shape[-2:]
         right, bottom = -width % self.downsampling, -height % self.downsampling
         # the border is repeated: reflection needs images larger than the padding
@@ -211,7 +211,7 @@ class Autoencoder(nn.Module):
 
     def forward(self, images: Tensor) -> Reconstruction:
         """Reconstruction, codes and the objective of a batch ``(B, C, H, W)``."""
-        images = self._as_float(images)
+        images = self.as_float(images)
         quantized = self.bottleneck(self.latents(images))
         parameters = self.decode_values(quantized.values, (images.shape[-2], images.shape[-1]))
         reconstruction = self.likelihood(parameters, images)
@@ -238,7 +238,7 @@ class Autoencoder(nn.Module):
         total, count = 0.0, 0
         with evaluating(self):
             for images in batches:
-                images = self._as_float(images)
+                images = self.as_float(images)
                 generator = torch.Generator(images.device).manual_seed(count)
                 values = self.bottleneck.sample_posterior(self.latents(images), generator).values
                 parameters = self.decode_values(values, (images.shape[-2], images.shape[-1]))
@@ -253,7 +253,12 @@ class Autoencoder(nn.Module):
             return published(config.channels, dim, widths, config.blocks)
         return own(config.channels, dim, widths, config.blocks, config.normalization)
 
-    def _as_float(self, images: Tensor) -> Tensor:
+    def as_float(self, images: Tensor) -> Tensor:
+        """Images as floats in [0, 1].
+
+        Raises:
+            ValueError: If their shape or type does not fit the model.
+        """
         if images.ndim != 4 or images.shape[1] != self.config.channels or 0 in images.shape[2:]:
             raise ValueError(
                 f"'images' must have shape (B, {self.config.channels}, H, W), got {tuple(images.shape)}. "

@@ -268,7 +268,7 @@ def _checked(model: Autoencoder, images: Tensor, codes: Tensor) -> tuple[Abstrac
             f"'model' must have a code for each place to refine, got one with a {type(quantizer).__name__}, whose "
             "codes are of several scales. Leave the refinement out."
         )
-    images = model._as_float(images)
+    images = model.as_float(images)
     if not bool(images.isfinite().all()):
         raise ValueError("'images' must be finite, got NaN or infinity. Clean them with torch.nan_to_num(images).")
     shape = (len(images), *(-(-side // model.downsampling) for side in images.shape[-2:]))

@@ -26,7 +26,17 @@ from gmvq.recipes.catalogue import (
     template,
 )
 from gmvq.recipes.priors import FOLDER, PriorRun, fit_prior
-from gmvq.recipes.running import METRICS, RECORD, REPORT, check_folder, figures_of, read_json, read_run, run
+from gmvq.recipes.running import (
+    METRICS,
+    RECORD,
+    REPORT,
+    check_folder,
+    figures_of,
+    load_features,
+    read_json,
+    read_run,
+    run,
+)
 
 __all__ = [
     "BUNDLED_DATA",
@@ -49,6 +59,7 @@ __all__ = [
     "fitted",
     "folder",
     "load_data",
+    "load_features",
     "make",
     "photos",
     "read_json",

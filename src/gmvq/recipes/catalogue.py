@@ -11,7 +11,7 @@ from gmvq.data import Data, load
 from gmvq.data import digits as digits_data
 from gmvq.data import photographs as photographs_data
 from gmvq.data.celeba import check_side
-from gmvq.models import AutoencoderConfig
+from gmvq.models import AdversarialConfig, AutoencoderConfig
 from gmvq.training import Training
 
 PHOTOGRAPHS = "bundled:photographs"
@@ -70,12 +70,16 @@ class Run:
         data: What to learn from.
         model: What the autoencoder is made of.
         training: How it is trained.
+        adversarial: Its opponent in training, None for none.
+        features: Where the network of a distance of features is, see :func:`gmvq.recipes.load_features`; None for none.
     """
 
     name: str
     data: DataConfig
     model: AutoencoderConfig
     training: Training
+    adversarial: AdversarialConfig | None = None
+    features: str | None = None
 
 
 def photos() -> Run:

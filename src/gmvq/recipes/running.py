@@ -17,7 +17,8 @@ from rich.console import Console
 from gmvq import hub
 from gmvq.data import Data, fingerprint
 from gmvq.evaluation import Evaluation, evaluate
-from gmvq.models import Autoencoder, AutoencoderConfig
+from gmvq.losses import FeatureLoss, vgg16_features
+from gmvq.models import AdversarialConfig, Autoencoder, AutoencoderConfig
 from gmvq.recipes.catalogue import DataConfig, Run, fitted, load_data
 from gmvq.training import Training, provenance, train
 from gmvq.training.figures import save_reconstructions
@@ -86,6 +87,8 @@ def run(
         out,
         crop=recipe.data.crop,
         flip=recipe.data.flip,
+        adversarial=recipe.adversarial,
+        features=None if recipe.features is None else load_features(recipe.features),
         resume=resume,
         console=console,
     )
@@ -100,6 +103,23 @@ def run(
     if report:
         _write_pictures(out, trained.model, data, measured)
     return metrics
+
+
+def load_features(path: str | Path) -> FeatureLoss:
+    """A distance of features, by the network at a path.
+
+    Args:
+        path: A file with the weights of torchvision's VGG-16, or the folder of a classifier, as ``gmvq judge RUN``
+            leaves in ``RUN/classifier``.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+        ValueError: If it is neither.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return FeatureLoss(hub.load_classifier(path).encoder.layers)
+    return vgg16_features(path)
 
 
 def figures_of(measured: Evaluation) -> dict[str, Any]:
@@ -158,7 +178,15 @@ def read_run(folder: str | Path) -> Run:
     try:
         fields = record["run"]
         data, model = DataConfig(**fields["data"]), AutoencoderConfig(**fields["model"])
-        return Run(fields["name"], data, model, Training(**fields["training"]))
+        opponent = fields.get("adversarial")
+        return Run(
+            fields["name"],
+            data,
+            model,
+            Training(**fields["training"]),
+            None if opponent is None else AdversarialConfig(**opponent),
+            fields.get("features"),
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not of this version of gmvq ({error!r}). Give the data with --data.") from error
 

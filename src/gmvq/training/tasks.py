@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gmvq import hub
 from gmvq.data import AbstractLoader, CodeLoader, Data, Images, Loader, fingerprint, held_out_batches
-from gmvq.models import Autoencoder
+from gmvq.models import AdversarialAutoencoder, Autoencoder
 from gmvq.networks import Classifier
 from gmvq.priors import AbstractPrior, described
 from gmvq.training.monitoring import HeldOut
@@ -28,6 +28,9 @@ from gmvq.types import Batch, CodeBatch, Reconstruction
 
 Model = TypeVar("Model", bound=nn.Module)
 Drawn = TypeVar("Drawn")
+
+WINS, LOSES = 0.98, 0.52
+"""Accuracies of a discriminator above and below which it teaches little."""
 
 HELD_OUT_CODES = 1 << 15
 """Codes of the held-out images that are looked at during training."""
@@ -88,6 +91,10 @@ class AbstractTask(ABC, Generic[Model, Drawn]):
 
     def score(self, figures: Mapping[str, float | None]) -> float | None:
         """How good held-out figures are, higher is better; None if they do not say."""
+        return None
+
+    def advice(self, figures: Mapping[str, float | None]) -> str | None:
+        """A warning about figures of training that are not as they should be; None if they are."""
         return None
 
     def begin(self) -> None:
@@ -178,6 +185,83 @@ class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
 
     def save(self, averaged: Autoencoder, out: Path) -> None:  # noqa: D102
         hub.save(averaged, out)
+
+
+class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
+    """A tokenizer against an opponent, from images; the tokenizer is what is saved.
+
+    Args:
+        model: Both.
+        data: The images.
+        drawing: How they are drawn.
+    """
+
+    def __init__(self, model: AdversarialAutoencoder, data: Data, drawing: Drawing) -> None:
+        super().__init__(model)
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.alone = AutoencoderTask(model.autoencoder, data, drawing)
+        self.codebook_size = self.alone.codebook_size
+
+    def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:  # noqa: D102
+        return self.alone.loader(batch_size, seed, rank, ranks)
+
+    def inputs(self, batch: Batch, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:  # noqa: D102
+        return self.alone.inputs(batch, to_device)
+
+    def outcome(self, answer: Reconstruction, batch: Batch) -> Outcome:  # noqa: D102
+        return self.alone.outcome(answer, batch)
+
+    def description(self) -> dict[str, Any]:  # noqa: D102
+        return {**self.alone.description(), "adversarial": asdict(self.model.config)}
+
+    def layers(self) -> tuple[nn.Module, ...]:  # noqa: D102
+        return (*self.alone.layers(), self.model.discriminator)
+
+    def held_out(  # noqa: D102
+        self, batch_size: int
+    ) -> Callable[[AdversarialAutoencoder], dict[str, float | None]] | None:
+        measure = self.alone.held_out(batch_size)
+        return None if measure is None else lambda model: measure(model.autoencoder)
+
+    def score(self, figures: Mapping[str, float | None]) -> float | None:  # noqa: D102
+        return self.alone.score(figures)
+
+    def advice(self, figures: Mapping[str, float | None]) -> str | None:
+        """Says when the opponent tells all images apart, or none, once it counts."""
+        accuracy = figures.get("discriminator_accuracy")
+        if accuracy is None or not figures.get("adversarial_weight"):
+            return None
+        if accuracy > WINS:
+            return (
+                f"The discriminator tells {accuracy:.0%} of the patches: its gradient says little then. Normal is 60 "
+                "to 90 %. Give it less width, or more of the LeCam or R1 regularizer."
+            )
+        if accuracy < LOSES:
+            return (
+                f"The discriminator tells {accuracy:.0%} of the patches, as if it guessed. Normal is 60 to 90 %. Give "
+                "it more width, let it begin earlier, or look for what is broken in it."
+            )
+        return None
+
+    def begin(self) -> None:  # noqa: D102
+        self.alone.begin()
+
+    def end(self) -> None:  # noqa: D102
+        self.alone.end()
+
+    def before_step(self, progress: float) -> None:  # noqa: D102
+        self.model.set_progress(progress)
+
+    def after_step(self) -> None:  # noqa: D102
+        self.alone.after_step()
+
+    def finish(  # noqa: D102
+        self, averaged: AdversarialAutoencoder, batches: Iterable[Batch], to_device: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.alone.finish(averaged.autoencoder, batches, to_device)
+
+    def save(self, averaged: AdversarialAutoencoder, out: Path) -> None:  # noqa: D102
+        hub.save(averaged.autoencoder, out)
 
 
 class ClassifierTask(AbstractTask[Classifier, Batch]):

@@ -25,7 +25,8 @@ from torch import nn
 
 from gmvq.data import Data
 from gmvq.distributed import broadcast
-from gmvq.models import Autoencoder, AutoencoderConfig
+from gmvq.losses import FeatureLoss
+from gmvq.models import AdversarialAutoencoder, AdversarialConfig, Autoencoder, AutoencoderConfig
 from gmvq.training import checkpoint as checkpoints
 from gmvq.training.averaging import BestWeights, WeightAverage
 from gmvq.training.checkpoint import Checkpoint
@@ -43,7 +44,7 @@ from gmvq.training.preparation import (
     seed_everything,
 )
 from gmvq.training.progress import ProgressLine
-from gmvq.training.tasks import AbstractTask, AutoencoderTask, Drawing, Model
+from gmvq.training.tasks import AbstractTask, AdversarialTask, AutoencoderTask, Drawing, Model
 from gmvq.types import Batch
 
 CALIBRATION_STEPS = 8
@@ -77,6 +78,8 @@ def train(
     crop: int | None = None,
     flip: bool = False,
     crops_per_image: int = 1,
+    adversarial: AdversarialConfig | None = None,
+    features: FeatureLoss | None = None,
     resume: bool = False,
     console: Console | None = None,
 ) -> TrainingResult[Autoencoder]:
@@ -94,6 +97,8 @@ def train(
         crop: Side of random crops in pixels, None for whole images.
         flip: Mirror half of the images.
         crops_per_image: How often an epoch draws each image.
+        adversarial: Train against a discriminator; None for none.
+        features: A distance of features beside it; it needs ``adversarial``, whose ``feature_weight`` it has.
         resume: Go on from the folder's checkpoint.
         console: Where to show progress, as ``rich.console.Console(stderr=True)``; None for nowhere.
 
@@ -107,8 +112,14 @@ def train(
         Interrupted: After Ctrl-C or termination; the state is saved.
         OSError: If the folder cannot be written; the last checkpoint stays valid.
     """
-    task = AutoencoderTask(model, data, Drawing(crop, flip, crops_per_image))
-    return learn(task, training, out, resume=resume, console=console)
+    drawing = Drawing(crop, flip, crops_per_image)
+    if adversarial is None:
+        if features is not None:
+            raise ValueError("'features' must be None without 'adversarial'. Give AdversarialConfig(weight=0.0).")
+        return learn(AutoencoderTask(model, data, drawing), training, out, resume=resume, console=console)
+    opposed = AdversarialAutoencoder(model, adversarial, features)
+    learned = learn(AdversarialTask(opposed, data, drawing), training, out, resume=resume, console=console)
+    return TrainingResult(learned.model.autoencoder, *learned[1:])
 
 
 def learn(
@@ -154,8 +165,10 @@ def averaged_model(out: str | Path) -> Autoencoder:
     """
     checkpoint = checkpoints.read_checkpoint(Path(out))
     model = Autoencoder(AutoencoderConfig(**checkpoint.configuration["model"]))
-    weights = checkpoints.with_prefix(checkpoint.tensors, "model")
-    model.load_state_dict({**weights, **checkpoints.with_prefix(checkpoint.tensors, "average")})
+    parts = [checkpoints.with_prefix(checkpoint.tensors, name) for name in ("model", "average")]
+    if "adversarial" in checkpoint.configuration:  # the tokenizer without its opponent
+        parts = [checkpoints.with_prefix(part, "autoencoder") for part in parts]
+    model.load_state_dict({**parts[0], **parts[1]})
     return model.eval()
 
 
@@ -187,6 +200,7 @@ class _Trainer(Generic[Model]):
         self.console = console if self.is_main else None
         self.journal: Journal | None = None
         self.step, self.saved_step, self.logged = 0, 0, (0, 0.0)
+        self.advised: str | None = None
 
     def run(self, *, resume: bool) -> TrainingResult[Model]:
         first_step = self._resume() if resume else self._begin()
@@ -324,6 +338,9 @@ class _Trainer(Generic[Model]):
         if self.journal is not None:
             self.journal.write("train", self.step, figures)
         self.progress.show(figures)
+        if (advice := self.task.advice(figures)) and advice != self.advised:
+            self.advised = advice
+            self._say(f"step {self.step}: {advice}")
 
     def _evaluate(self) -> None:
         if self.measure is None:

@@ -1,0 +1,111 @@
+r"""What a discriminator and its opponent minimize, of logits of real and of reconstructed images.
+
+.. math::
+    \text{hinge}: \quad & L_D = \mathbb{E} \max(0, 1 - D(x)) + \mathbb{E} \max(0, 1 + D(\hat x)), \quad
+                          L_G = -\mathbb{E} D(\hat x) \\
+    \text{non-saturating}: \quad & L_D = \mathbb{E} \log(1 + e^{-D(x)}) + \mathbb{E} \log(1 + e^{D(\hat x)}), \quad
+                          L_G = \mathbb{E} \log(1 + e^{-D(\hat x)})
+
+References:
+    hinge: Geometric GAN (Lim and Ye, 2017), https://arxiv.org/abs/1705.02894;
+    non-saturating: Generative Adversarial Nets (Goodfellow et al., 2014), https://arxiv.org/abs/1406.2661;
+    R1: Which Training Methods for GANs do actually Converge? (Mescheder et al., 2018),
+    https://arxiv.org/abs/1801.04406;
+    LeCam: Regularizing Generative Adversarial Networks under Limited Data (Tseng et al., 2021),
+    https://arxiv.org/abs/2104.03310;
+    adaptive weight: Taming Transformers for High-Resolution Image Synthesis (Esser et al., 2021),
+    https://arxiv.org/abs/2012.09841
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+AdversarialLoss = Literal["hinge", "non-saturating"]
+
+LARGEST_WEIGHT = 1e4
+"""Of the adaptive weight, where the opponent's gradient is next to nothing."""
+
+
+def discriminator_loss(kind: AdversarialLoss, real: Tensor, fake: Tensor) -> Tensor:
+    """What the discriminator minimizes, ``()``, of logits of any shape.
+
+    Raises:
+        ValueError: If there is no such loss.
+    """
+    _check(kind)
+    if kind == "hinge":
+        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def generator_loss(kind: AdversarialLoss, fake: Tensor) -> Tensor:
+    """What its opponent minimizes, ``()``.
+
+    Raises:
+        ValueError: If there is no such loss.
+    """
+    _check(kind)
+    return -fake.mean() if kind == "hinge" else F.softplus(-fake).mean()
+
+
+def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    r"""R1, :math:`\mathbb{E} |\nabla_x D(x)|^2`: the mean squared length of the gradient at real images, ``()``.
+
+    Args:
+        logits: Of the images, with a graph back to them.
+        images: Real images ``(B, C, H, W)`` that ask for a gradient.
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.square().flatten(1).sum(1).mean()
+
+
+class LeCam(nn.Module):
+    r"""Holds the discriminator's logits near where they were: for few images, which it learns by heart.
+
+    .. math:: \mathbb{E} (D(x) - \alpha_{\hat x})^2 + \mathbb{E} (D(\hat x) - \alpha_x)^2
+
+    with :math:`\alpha` the running means of its logits of real and of reconstructed images.
+
+    Args:
+        decay: Share of the past in the running means.
+    """
+
+    real: Tensor
+    fake: Tensor
+
+    def __init__(self, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("real", torch.zeros(()))
+        self.register_buffer("fake", torch.zeros(()))
+
+    def forward(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The penalty of logits, ``()``; in training the running means follow."""
+        penalty = F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()
+        if self.training:
+            with torch.no_grad():
+                self.real.lerp_(real.detach().mean().to(self.real), 1 - self.decay)
+                self.fake.lerp_(fake.detach().mean().to(self.fake), 1 - self.decay)
+        return penalty
+
+
+def adaptive_weight(loss: Tensor, opponent: Tensor, last_layer: Tensor) -> Tensor:
+    r"""The weight at which two losses move the decoder's last layer alike, :math:`|\nabla L| / |\nabla L_G|`, ``()``.
+
+    Args:
+        loss: What the decoder minimizes anyway, ``()``.
+        opponent: What the weight is for, ``()``.
+        last_layer: Weights of the last layer, in both graphs.
+    """
+    norms = [torch.autograd.grad(each, last_layer, retain_graph=True)[0].detach().norm() for each in (loss, opponent)]
+    return (norms[0] / norms[1].clamp_min(1e-12)).clamp_max(LARGEST_WEIGHT)
+
+
+def _check(kind: str) -> None:
+    if kind not in get_args(AdversarialLoss):
+        raise ValueError(f"'loss' must be one of {', '.join(get_args(AdversarialLoss))}, got {kind!r}. Use hinge.")

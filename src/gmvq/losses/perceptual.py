@@ -1,0 +1,140 @@
+r"""A distance of features: what two images are of counts, and not their pixels alone.
+
+With features :math:`f_l` of some layers of a network that learned to classify, scaled to length 1 over their channels
+at each of :math:`N_l` places,
+
+.. math:: \frac1{|\mathcal L|} \sum_{l \in \mathcal L} \frac1{N_l} \sum_{n} |f_{ln}(x) - f_{ln}(y)|^2
+
+The network is the user's: VGG-16 from a file of weights, or a small classifier that learned the same data. Nothing is
+downloaded.
+
+References:
+    Perceptual Losses for Real-Time Style Transfer and Super-Resolution (Johnson et al., 2016),
+    https://arxiv.org/abs/1603.08155;
+    The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (Zhang et al., 2018),
+    https://arxiv.org/abs/1801.03924
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
+"""Channels of VGG-16's convolutions; 0 halves the sides."""
+
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's channels, by which VGG-16's images are normalized."""
+
+
+class FeatureLoss(nn.Module):
+    """The distance of two images in the features of a network that stays as it is.
+
+    Args:
+        network: Layers, one after the other.
+        layers: Which of them count, by their place; all ReLUs by default.
+        mean: Subtracted from each channel of the images first.
+        deviation: What they are divided by then.
+
+    Shape:
+        images and targets in [0, 1], ``(B, C, H, W)`` -> ``()``.
+
+    Raises:
+        ValueError: If no layer counts, or there is none at a place.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self,
+        network: nn.Sequential,
+        layers: Sequence[int] | None = None,
+        mean: Sequence[float] = (0.0,),
+        deviation: Sequence[float] = (1.0,),
+    ) -> None:
+        super().__init__()
+        kinds = (nn.ReLU, nn.SiLU)
+        chosen = [i for i, layer in enumerate(network) if isinstance(layer, kinds)] if layers is None else [*layers]
+        if not chosen or not all(0 <= place < len(network) for place in chosen):
+            raise ValueError(
+                f"'layers' must be places below {len(network)}, at least one, got {chosen}. Choose others."
+            )
+        self.layers = frozenset(chosen)
+        self.network = nn.Sequential(*list(network)[: max(chosen) + 1]).eval().requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("deviation", torch.tensor(deviation)[:, None, None])
+
+    def train(self, mode: bool = True) -> FeatureLoss:
+        """Leaves the network in evaluation mode: its features are those of one network throughout."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """The distance, with a gradient to the images."""
+        first = self.features(images)
+        with torch.no_grad():
+            second = self.features(targets)
+        distances = [(x - y).square().sum(1).mean() for x, y in zip(first, second, strict=True)]
+        return torch.stack(distances).mean()
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Features of the layers that count, of length 1 over channels at each place."""
+        channels = max(images.shape[1], len(self.mean))
+        if images.shape[1] not in (1, channels):
+            raise ValueError(f"'images' must have 1 or {channels} channels for these features, got {images.shape[1]}.")
+        values, found = (images.expand(-1, channels, -1, -1) - self.mean) / self.deviation, []
+        for place, layer in enumerate(self.network.children()):
+            values = layer(values)
+            if place in self.layers:
+                found.append(F.normalize(values, dim=1, eps=1e-8))
+        return found
+
+
+def vgg16_features(weights: str | Path) -> FeatureLoss:
+    """The distance of features before each halving of VGG-16, as LPIPS takes them, all weighted alike.
+
+    Args:
+        weights: A file of torchvision's VGG-16, as ``vgg16-397923af.pth`` or its ``features.*`` as safetensors.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is none of VGG-16.
+    """
+    path = Path(weights)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There are no weights at {path}. Save https://download.pytorch.org/models/vgg16-397923af.pth there."
+        )
+    parts: list[nn.Module] = []
+    channels, ends = 3, []
+    for wide in _VGG16:
+        if wide:
+            parts += [nn.Conv2d(channels, wide, 3, padding=1), nn.ReLU()]
+            channels = wide
+        else:
+            ends.append(len(parts) - 1)
+            parts.append(nn.MaxPool2d(2))
+    network = nn.Sequential(*parts)
+    try:
+        state = _read(path)
+        network.load_state_dict({name: state[f"features.{name}"] for name in network.state_dict()})
+    except Exception as error:  # whatever is in the file
+        raise ValueError(
+            f"{path} holds no weights of VGG-16 ({type(error).__name__}: {error}). Save them anew."
+        ) from error
+    return FeatureLoss(network, [*ends, len(parts) - 1], _MEAN, _DEVIATION)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)

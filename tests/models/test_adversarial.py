@@ -1,0 +1,133 @@
+import pytest
+import torch
+
+from gmvq.losses import FeatureLoss
+from gmvq.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
+from gmvq.models import AdversarialAutoencoder, AdversarialConfig, Autoencoder, AutoencoderConfig
+from gmvq.models.adversarial import OPPONENT
+from gmvq.networks import Classifier, ClassifierConfig
+from gmvq.networks.discriminators import PatchDiscriminator
+
+NOW = {"begin": 0.0, "count": 0.0, "full": 0.0}
+
+
+def made(progress=0.5, features=False, **changes):
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(AutoencoderConfig(width=8, blocks=1, codebook_size=16))
+    autoencoder(torch.rand(4, 3, 16, 16))
+    autoencoder.bottleneck.updates_itself = False
+    network = Classifier(ClassifierConfig(3, 4, width=8, features=8)).encoder.layers
+    config = AdversarialConfig(**{**NOW, "width": 8, "layers": 2, **changes})
+    model = AdversarialAutoencoder(autoencoder, config, FeatureLoss(network) if features else None)
+    model.set_progress(progress)
+    return model
+
+
+def gradients(model):
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("loss", ["hinge", "non-saturating"])
+@pytest.mark.parametrize("norm", ["spectral", "layer", "none"])
+def test_one_backward_gives_each_side_its_own_gradient(loss, norm):
+    images = torch.rand(4, 3, 16, 16)
+    model = made(loss=loss, norm=norm, lecam=0.0)
+    model.discriminator.eval()  # spectral normalization takes a step in each forward of training
+    model(images).loss.backward()
+    together = gradients(model)
+    model.zero_grad()
+
+    reconstruction = model.autoencoder(images)
+    real, fake = model.discriminator(images), model.discriminator(reconstruction.images.detach())
+    discriminator_loss(loss, real, fake).backward()
+    own = {name: gradient for name, gradient in gradients(model).items() if name.startswith("discriminator")}
+    model.zero_grad()
+    fooled = generator_loss(loss, model.discriminator(reconstruction.images))
+    weight = 0.3 * adaptive_weight(reconstruction.loss, fooled, model.last_layer)
+    (reconstruction.loss + weight * fooled).backward()
+    own |= {name: gradient for name, gradient in gradients(model).items() if name.startswith("autoencoder")}
+    assert together.keys() == own.keys()
+    for name, gradient in together.items():
+        torch.testing.assert_close(gradient, own[name], msg=name, rtol=1e-4, atol=1e-6)
+
+
+def test_before_it_begins_the_autoencoder_learns_as_without():
+    images = torch.rand(4, 3, 16, 16)
+    model = made(progress=0.2, begin=0.3, count=0.4, full=0.6)
+    out = model(images)
+    alone = model.autoencoder(images)
+    torch.testing.assert_close(out.loss, alone.loss)
+    assert {name: out.terms[name].item() for name in OPPONENT} == dict.fromkeys(OPPONENT, 0.0)
+    out.loss.backward()
+    assert all(parameter.grad is None for parameter in model.discriminator.parameters())
+    model.set_progress(0.35)
+    begun = model(images)
+    assert begun.terms["discriminator"] > 0
+    assert begun.terms["adversarial_weight"] == 0
+    assert begun.terms.keys() == out.terms.keys()
+    model.zero_grad()
+    begun.loss.backward()
+    learned = gradients(model)
+    model.zero_grad()
+    model.autoencoder(images).loss.backward()
+    for name, gradient in gradients(model).items():
+        if name.startswith("autoencoder"):
+            torch.testing.assert_close(learned[name], gradient, msg=name, rtol=1e-4, atol=1e-6)
+
+
+def test_the_weight_rises_along_a_line():
+    config = AdversarialConfig(weight=2.0, begin=0.1, count=0.2, full=0.6)
+    assert [config.weight_at(progress) for progress in (0.0, 0.19, 0.2, 0.4, 0.6, 1.0)] == [0, 0, 0, 1, 2, 2]
+    assert AdversarialConfig(**NOW).weight_at(0.0) == 0.3
+
+
+def test_regularizers_and_features_change_the_loss():
+    images = torch.rand(4, 3, 16, 16)
+    plain = made(lecam=0.0)(images).loss
+    for changes in ({"lecam": 1.0}, {"lecam": 0.0, "gradient_penalty": 5.0}, {"lecam": 0.0, "features": True}):
+        changed = made(**changes)(images)
+        assert not torch.isclose(changed.loss, plain)
+        changed.loss.backward()
+    assert made(features=True, feature_weight=0.0)(images).loss.isfinite()
+
+
+def test_in_evaluation_it_is_the_autoencoder():
+    model, images = made().eval(), torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(model(images).loss, model.autoencoder(images).loss)
+    eight_bit = (images * 255).byte()
+    model.train()
+    torch.testing.assert_close(model(eight_bit).loss.isfinite(), torch.tensor(True))
+
+
+def test_a_discriminator_learns_to_tell():
+    torch.manual_seed(0)
+    discriminator = PatchDiscriminator(1, width=8, layers=2)
+    optimizer = torch.optim.Adam(discriminator.parameters(), 1e-2)
+    for _ in range(40):
+        real, fake = torch.rand(16, 1, 8, 8).round(), torch.rand(16, 1, 8, 8)
+        loss = (1 - discriminator(real)).relu().mean() + (1 + discriminator(fake)).relu().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (discriminator(real) > 0).float().mean() > 0.9
+    assert (discriminator(fake) < 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "reason"),
+    [
+        (AdversarialConfig, {"weight": -1.0}, "'weight' must be a finite number of at least 0"),
+        (AdversarialConfig, {"begin": 0.5, "count": 0.4}, "'begin', 'count' and 'full' must be in order"),
+        (AdversarialConfig, {"full": 1.5}, "'begin', 'count' and 'full' must be in order"),
+        (PatchDiscriminator, {"channels": 0}, "'channels' must be an integer of at least 1"),
+        (PatchDiscriminator, {"channels": 3, "norm": "batch"}, "'norm' must be one of spectral"),
+    ],
+)
+def test_wrong_options_get_a_reason(kind, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        kind(**options)
+
+
+def test_images_too_small_for_the_discriminator_get_a_reason():
+    with pytest.raises(ValueError, match="must have sides of at least 8 pixels"):
+        PatchDiscriminator(3)(torch.rand(1, 3, 4, 8))
