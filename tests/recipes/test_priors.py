@@ -61,6 +61,24 @@ def test_a_prior_is_fitted_and_measured(run, name, kind):
     assert metrics["bits_per_dim"] > metrics["bits_per_code"] * codes[0].numel() / data.held_out[0].numel()
 
 
+@pytest.mark.parametrize("name", ["code-flow", "latent-flow"])
+def test_a_flow_is_fitted_and_has_no_likelihood(run, name):
+    recipe = quick(name)
+    metrics = fit_prior(run, replace(recipe, options={**recipe.options, "steps": 3}), console=QUIET)
+    assert metrics["bits_per_code"] is None
+    assert metrics["bits_per_dim"] is None
+    assert metrics["n_gram_bits_per_code"] > 0
+    prior = hub.load_prior(run / "prior").prior
+    assert prior.sample(2, torch.tensor([1, 2])).shape == (2, *prior.shape.grid)
+    lines = [json.loads(line) for line in (run / "prior/log.jsonl").read_text().splitlines()]
+    assert all(line["held_out_loss"] > 0 for line in lines if line["kind"] == "evaluation")
+    if name == "latent-flow":
+        quantizer = hub.load(run).bottleneck
+        torch.testing.assert_close(prior.codes, quantizer.code_vectors)
+        assert prior.deviation > 0
+        assert prior.code_dim == quantizer.codebook_dim
+
+
 def test_images_are_tokenized_once(run, monkeypatch):
     fit_prior(run, quick("frequencies"), console=QUIET)
     monkeypatch.setattr("gmvq.recipes.priors.tokenize", lambda *_: pytest.fail("tokenized again"))

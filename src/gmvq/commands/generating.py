@@ -38,7 +38,8 @@ class FitPriorOptions:
 
     Args:
         run: Folder of the tokenizer's run.
-        prior: autoregressive or masked transformers, or n-gram and frequencies, which count.
+        prior: autoregressive or masked transformers, flows between codes or between latents, or n-gram and
+            frequencies, which count.
         out: Folder of the prior; by default prior in that of the run.
         steps: Optimizer steps.
         batch_size: Images in a batch.

@@ -131,6 +131,10 @@ class CodeShape:
         return labels.long().to(device)
 
 
+class NoLikelihoodError(TypeError):
+    """The prior draws codes and does not say how likely given ones are."""
+
+
 class Reader(ABC):
     """Codes of some images, one after the other: what is likely next, given those that came before."""
 
@@ -151,9 +155,11 @@ class AbstractPrior(nn.Module, ABC):
 
     Attributes:
         citations: Keys of its sources in the bibliography.
+        has_likelihood: True if :meth:`log_prob` gives one.
     """
 
     citations: ClassVar[tuple[str, ...]] = ()
+    has_likelihood: ClassVar[bool] = True
 
     def __init__(self, shape: CodeShape) -> None:
         super().__init__()
@@ -172,6 +178,7 @@ class AbstractPrior(nn.Module, ABC):
 
         Raises:
             ValueError: If codes or labels do not fit.
+            NoLikelihoodError: If the prior has none.
         """
 
     def sample(
@@ -237,6 +244,15 @@ class AbstractPrior(nn.Module, ABC):
             some = codes[part].to(self.device), None if labels is None else labels[part].to(self.device)
             nats -= float(self.quick_log_prob(*some).sum(dtype=torch.float64))
         return nats / (len(codes) * self.shape.length * math.log(2))
+
+    def _to_complete(self, known: Tensor, labels: Tensor | None, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+        """Checked codes with -1 where one is to be drawn, and checked labels, where the prior is."""
+        drawn = known < 0
+        checked = self.shape.checked(known.masked_fill(drawn, 0)).masked_fill(drawn, -1)
+        labels = self.shape.checked_labels(labels, len(known), self.device)
+        if labels is None and sampling.needs_both:
+            raise ValueError(f"'guidance' must be 1 without labels, got {sampling.guidance}. Give labels.")
+        return checked.to(self.device), labels
 
     @property
     def device(self) -> torch.device:
@@ -326,7 +342,8 @@ class AbstractSequentialPrior(AbstractPrior):
         those of :meth:`complete`.
         """
         sampling = Sampling() if sampling is None else sampling
-        sequence, labels = self._to_complete(known, labels, sampling)
+        known, labels = self._to_complete(known, labels, sampling)
+        sequence = self.sequence(known)
         uniforms = sampling.uniforms(first, len(sequence), self.shape.length, self.device)
         readers = [self.reader(len(sequence), each) for each in sampling.conditions(labels)]
         for step in range(self.shape.length):
@@ -338,12 +355,3 @@ class AbstractSequentialPrior(AbstractPrior):
             for reader in readers:
                 reader.add(codes)
         return self.codes_of(sequence)
-
-    def _to_complete(self, known: Tensor, labels: Tensor | None, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
-        """The sequence with -1 where a code is to be drawn ``(B, S)``, and checked labels."""
-        drawn = known < 0
-        checked = self.shape.checked(known.masked_fill(drawn, 0)).masked_fill(drawn, -1)
-        labels = self.shape.checked_labels(labels, len(known), self.device)
-        if labels is None and sampling.needs_both:
-            raise ValueError(f"'guidance' must be 1 without labels, got {sampling.guidance}. Give labels.")
-        return self.sequence(checked.to(self.device)), labels

@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple, get_args
 from gmvq.priors.autoregressive import AutoregressiveConfig, AutoregressivePrior
 from gmvq.priors.base import AbstractPrior, CodeShape
 from gmvq.priors.counting import Frequencies, NGram
+from gmvq.priors.flow import CodeFlowPrior, FlowConfig, LatentFlowConfig, LatentFlowPrior
 from gmvq.priors.masked import MaskedConfig, MaskedPrior
 
-PriorName = Literal["autoregressive", "masked", "n-gram", "frequencies"]
+PriorName = Literal["autoregressive", "masked", "code-flow", "latent-flow", "n-gram", "frequencies"]
 
 
 class Kind(NamedTuple):
@@ -29,6 +30,8 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     "autoregressive": Kind(AutoregressivePrior, AutoregressiveConfig),
     "masked": Kind(MaskedPrior, MaskedConfig),
+    "code-flow": Kind(CodeFlowPrior, FlowConfig),
+    "latent-flow": Kind(LatentFlowPrior, LatentFlowConfig),
     "n-gram": Kind(NGram, None),
     "frequencies": Kind(Frequencies, None),
 }

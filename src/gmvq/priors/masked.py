@@ -240,7 +240,8 @@ class MaskedPrior(AbstractSequentialPrior):
         """
         sampling = Sampling() if sampling is None else sampling
         unmasking = Unmasking() if unmasking is None else unmasking
-        sequence, labels = self._to_complete(known, labels, sampling)
+        known, labels = self._to_complete(known, labels, sampling)
+        sequence = self.sequence(known)
         hidden = sequence < 0
         sequence = sequence.clamp_min(0)
         hidden_at_first = hidden.sum(1)

@@ -23,7 +23,8 @@ from torch import Tensor
 from gmvq import hub
 from gmvq.data import ArrayImages, Data, Images, fingerprint
 from gmvq.models import Autoencoder
-from gmvq.priors import AbstractPrior, CodeShape, Frequencies, NGram, PriorName, make_prior
+from gmvq.priors import AbstractPrior, CodeShape, Frequencies, LatentFlowPrior, NGram, PriorName, make_prior
+from gmvq.quantizers import AbstractQuantizer, GaussianMixtureQuantizer
 from gmvq.recipes.catalogue import load_data
 from gmvq.recipes.running import METRICS, RECORD, circumstances, is_main, now, read_json, read_run
 from gmvq.tokenization import TokenFile, tokenize
@@ -109,8 +110,8 @@ def fit_prior(
     Returns:
         What ``metrics.json`` holds: ``bits_per_code`` of held-out codes, ``frequencies_bits_per_code`` and
         ``n_gram_bits_per_code`` of priors that count, and ``bits_per_dim``: of the codes and of the image given them,
-        at least the negative log-likelihood of the image. ``protocol`` says how. Ranks other than the first get
-        nothing.
+        at least the negative log-likelihood of the image; None for a prior without a likelihood. ``protocol`` says how.
+        Ranks other than the first get nothing.
 
     Raises:
         FileNotFoundError: If there is no run, or nothing to resume.
@@ -130,7 +131,9 @@ def fit_prior(
     train, rest = (part if classes else part._replace(labels=None) for part in codes)
     shape = CodeShape(tuple(train.codes.shape[1:]), (_size(tokenizer),), classes)
     torch.manual_seed(recipe.training.seed)
-    prior, seconds = make_prior(recipe.prior, shape, recipe.options), 0.0
+    prior, seconds = make_prior(recipe.prior, shape, _options(recipe, tokenizer)), 0.0
+    if isinstance(prior, LatentFlowPrior):
+        prior.place(*_mixture(tokenizer), torch.bincount(train.codes.flatten(), minlength=_size(tokenizer)))
     record = {"format": FORMAT, "version": VERSION, "run": asdict(recipe), **circumstances(command)}
     if is_main() and not resume:  # a refused checkpoint leaves the folder as it was
         (out / METRICS).unlink(missing_ok=True)
@@ -213,21 +216,28 @@ def _measured(
     """Bits of held-out codes, beside those of priors that count, and of the images."""
     number = min(MEASURED, len(rest.codes))
     codes, labels = rest.codes[:number], None if rest.labels is None else rest.labels[:number]
-    found: dict[str, Any] = {"bits_per_code": prior.bits_per_code(codes, labels)}
-    if labels is not None:
+    found: dict[str, Any] = {"bits_per_code": prior.bits_per_code(codes, labels) if prior.has_likelihood else None}
+    if labels is not None and prior.has_likelihood:
         found["unconditional_bits_per_code"] = prior.bits_per_code(codes)
     for name, other in (("frequencies", Frequencies(prior.shape)), ("n_gram", NGram(prior.shape))):
         other.fit(train.codes.split(1024))
         found[f"{name}_bits_per_code"] = other.bits_per_code(codes)
-    nats, dimensions = _decoding_nats(tokenizer, held_out, codes)
-    total = found["bits_per_code"] * prior.shape.length * number + nats / math.log(2)
-    bound = type(prior).quick_log_prob is not AbstractPrior.quick_log_prob
+    found["bits_per_dim"] = None
+    if found["bits_per_code"] is not None:
+        nats, dimensions = _decoding_nats(tokenizer, held_out, codes)
+        total = found["bits_per_code"] * prior.shape.length * number + nats / math.log(2)
+        found["bits_per_dim"] = total / dimensions
+    how = "exact"
+    if not prior.has_likelihood:
+        how = "the prior has no likelihood"
+    elif type(prior).quick_log_prob is not AbstractPrior.quick_log_prob:
+        how = "a bound over random orders, estimated"
     protocol = (
         f"Codes of the first {number:,} held-out images{', with their classes' if labels is not None else ''}; "
-        f"{'a bound over random orders, estimated' if bound else 'exact'}. Priors that count have seen all training "
+        f"{how}. Priors that count have seen all training "
         "codes. Bits per dimension are those of the codes and of the 8-bit image given them."
     )
-    return {**found, "bits_per_dim": total / dimensions, "images": number, "protocol": protocol}
+    return {**found, "images": number, "protocol": protocol}
 
 
 @torch.no_grad()
@@ -283,6 +293,21 @@ def _check_folder(out: Path) -> None:
                 f"'out' must be a folder of its own for the prior, and {out / name} is "
                 f"{json.dumps(found)}. Choose another --out."
             )
+
+
+def _options(recipe: PriorRun, tokenizer: Autoencoder) -> dict[str, Any]:
+    """The prior's options; a flow of latents has as many features as the codebook."""
+    own = {"code_dim": tokenizer.bottleneck.codebook_dim} if recipe.prior == "latent-flow" else {}
+    return {**own, **recipe.options}
+
+
+def _mixture(tokenizer: Autoencoder) -> tuple[Tensor, float]:
+    """The codebook ``(K, L)``, and sigma of a mixture, 0 of others."""
+    quantizer = tokenizer.bottleneck
+    assert isinstance(quantizer, AbstractQuantizer)
+    codes = quantizer.code_vectors.detach()
+    is_mixture = isinstance(quantizer, GaussianMixtureQuantizer)
+    return codes, float(quantizer.variance.value(codes).mean().sqrt()) if is_mixture else 0.0
 
 
 def _classes(data: Data) -> int:

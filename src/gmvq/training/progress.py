@@ -12,6 +12,7 @@ _SHOWN = {
     "psnr": "{:.2f} dB",
     "perplexity": "perplexity {:.0f}",
     "accuracy": "{:.1%} right",
+    "held_out_loss": "loss {:.4f}",
     "bits_per_code": "{:.3f} bits a code",
     "images_per_second": "{:.0f} images/s",
 }

@@ -303,6 +303,20 @@ class ClassifierTask(AbstractTask[Classifier, Batch]):
 
 
 @torch.no_grad()
+def _loss_of(prior: AbstractPrior, codes: Tensor, labels: Tensor | None, batch_size: int) -> float:
+    """What a prior minimizes, over codes, with the same noise each time."""
+    total = 0.0
+    devices = [prior.device] if prior.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        for start in range(0, len(codes), batch_size):
+            part = slice(start, start + batch_size)
+            some = codes[part].to(prior.device), None if labels is None else labels[part].to(prior.device)
+            total += float(prior(*some)) * len(some[0])
+    return total / len(codes)
+
+
+@torch.no_grad()
 def accuracy_of(classifier: Classifier, images: Images) -> float:
     """Share of images whose label a classifier in evaluation mode tells."""
     device = next(classifier.parameters()).device
@@ -340,7 +354,8 @@ class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
         return to_device(batch.codes), None if batch.labels is None else to_device(batch.labels)
 
     def outcome(self, answer: Tensor, batch: CodeBatch) -> Outcome:  # noqa: D102
-        return Outcome(answer, {"bits_per_code": answer.detach() / math.log(2)}, None)
+        terms = {"bits_per_code": answer.detach() / math.log(2)} if self.model.has_likelihood else {}
+        return Outcome(answer, terms, None)
 
     def description(self) -> dict[str, Any]:  # noqa: D102
         return {"model": described(self.model), "data": {"tokenizer": self.tokenizer, **self.about}}
@@ -353,11 +368,13 @@ class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
         codes, labels = (None if part is None else part[places] for part in self.rest)
         assert codes is not None
 
-        return lambda prior: {"bits_per_code": prior.bits_per_code(codes, labels, batch_size)}
+        if self.model.has_likelihood:
+            return lambda prior: {"bits_per_code": prior.bits_per_code(codes, labels, batch_size)}
+        return lambda prior: {"held_out_loss": _loss_of(prior, codes, labels, batch_size)}
 
     def score(self, figures: Mapping[str, float | None]) -> float | None:  # noqa: D102
-        bits = figures.get("bits_per_code")
-        return None if bits is None else -bits
+        loss = figures.get("bits_per_code" if self.model.has_likelihood else "held_out_loss")
+        return None if loss is None else -loss
 
     def save(self, averaged: AbstractPrior, out: Path) -> None:  # noqa: D102
         hub.save_prior(averaged, self.tokenizer, out)

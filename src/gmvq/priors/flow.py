@@ -1,0 +1,333 @@
+r"""Flows from noise to codes: all places move at once, from t = 0 to t = 1.
+
+**Between codes** (:class:`CodeFlowPrior`). At time t each code is that of the image with probability t, and any code
+otherwise. A transformer that sees all of them and t says what the image's codes are, by cross entropy; drawing, each
+code jumps to one that it says, at the rate :math:`1 / (1 - t)`. So what was drawn can be drawn anew, which a masked
+prior's codes cannot.
+
+**Between latents** (:class:`LatentFlowPrior`). The codebook is the means of a mixture, so codes have places in space:
+
+.. math:: z_t = (1 - t)\, \epsilon + t\, z, \quad z \sim p(z \mid c), \qquad
+          \min_v \mathbb{E} \big| v(z_t, t) - (z - \epsilon) \big|^2
+
+and drawing follows :math:`dz = v\, dt` from noise to a latent, whose most likely component is its code.
+
+Neither says how likely given codes are.
+
+References:
+    Discrete Flow Matching (Gat et al., 2024), https://arxiv.org/abs/2407.15595;
+    Flow Matching for Generative Modeling (Lipman et al., 2022), https://arxiv.org/abs/2210.02747
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gmvq.networks.transformer import Transformer, initialize
+from gmvq.priors.base import AbstractPrior, CodeShape, NoLikelihoodError
+from gmvq.priors.conditioning import ClassVectors
+from gmvq.priors.sampling import Sampling, inverted
+
+FREQUENCIES = 64
+"""Sines and cosines each by which a time is told."""
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Size of a flow.
+
+    Args:
+        width: Features of the transformer.
+        depth: Layers.
+        heads: Heads of the attention.
+        dropout: Share of the features that each part of a layer loses in training.
+        label_dropout: Share of the images that are learned without their class, so that guidance has both.
+        steps: Steps in which images are drawn.
+
+    Raises:
+        ValueError: If ``steps`` is not at least 1.
+    """
+
+    width: int = 256
+    depth: int = 6
+    heads: int = 4
+    dropout: float = 0.1
+    label_dropout: float = 0.1
+    steps: int = 50
+
+    def __post_init__(self) -> None:
+        if type(self.steps) is not int or self.steps < 1:
+            raise ValueError(f"'steps' must be an integer of at least 1, got {self.steps!r}. Use 50.")
+
+
+@dataclass(frozen=True)
+class LatentFlowConfig(FlowConfig):
+    """Size of a flow of latents.
+
+    Args:
+        code_dim: Features L of a code.
+
+    Raises:
+        ValueError: If a number is not at least 1.
+    """
+
+    code_dim: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.code_dim) is not int or self.code_dim < 1:
+            raise ValueError(f"'code_dim' must be an integer of at least 1, got {self.code_dim!r}. Use the codebook's.")
+
+
+class AbstractFlowPrior(AbstractPrior):
+    """A transformer that looks at all places, a time and a class.
+
+    Args:
+        shape: What codes it is of.
+        config: Its size.
+    """
+
+    has_likelihood: ClassVar[bool] = False
+
+    def __init__(self, shape: CodeShape, config: FlowConfig) -> None:
+        super().__init__(shape)
+        self.config = config
+        width = self.config.width
+        self.classes = ClassVectors(shape.classes, width, self.config.label_dropout)
+        self.times = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.axes = nn.ParameterList(nn.Parameter(torch.empty(places, width)) for places in (*shape.grid, shape.levels))
+        self.transformer = Transformer(
+            width, self.config.depth, self.config.heads, shape.length + 2, causal=False, dropout=self.config.dropout
+        )
+        initialize(self.axes, self.times)
+
+    def log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Raises an error: a flow does not say how likely given codes are.
+
+        Raises:
+            NoLikelihoodError: Always.
+        """
+        raise NoLikelihoodError(f"{type(self).__name__} has no likelihood of codes. Use AutoregressivePrior.")
+
+    def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What to learn from, ``()``.
+
+        Args:
+            codes: Int64 ``(B, *grid[, levels])``.
+            labels: Class of each image ``(B,)``; None for none.
+        """
+        # the trainer's codes were looked at before: to look again would wait for the GPU in each step
+        rows = self.shape.checked(codes, ranges=False).to(self.device).flatten(1)
+        labels = self.shape.checked_labels(labels, len(codes), self.device, ranges=False)
+        # one time for the batch, shifted evenly over its images: less variance than one for each
+        shifts = torch.arange(len(rows), device=rows.device) / max(1, len(rows))
+        return self._loss(rows, (torch.rand((), device=rows.device) + shifts) % 1, labels)
+
+    @torch.no_grad()
+    def complete(  # noqa: D102
+        self, known: Tensor, labels: Tensor | None = None, sampling: Sampling | None = None, *, first: int = 0
+    ) -> Tensor:
+        sampling = Sampling() if sampling is None else sampling
+        known, labels = self._to_complete(known, labels, sampling)
+        return self._drawn(known.flatten(1), labels, sampling, first).reshape(known.shape)
+
+    @abstractmethod
+    def _loss(self, codes: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
+        """The loss of codes ``(B, S)`` at times ``(B,)``."""
+
+    @abstractmethod
+    def _drawn(self, known: Tensor, labels: Tensor | None, sampling: Sampling, first: int) -> Tensor:
+        """Draws the codes ``(B, S)`` that are -1."""
+
+    def _answers(self, features: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
+        """What the transformer says of features of all codes ``(B, S, width)``, the same shape."""
+        *grid, levels = self.axes
+        places = grid[0] if len(grid) == 1 else (grid[0][:, None] + grid[1]).flatten(0, 1)
+        features = features + (places[:, None] + levels).flatten(0, 1)
+        speeds = torch.exp(-math.log(1000.0) * torch.arange(FREQUENCIES, device=times.device) / FREQUENCIES) * 1000.0
+        angles = times[:, None] * speeds
+        told = self.times(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        head = torch.stack([self.classes(labels, len(features)), told], dim=1)
+        return self.transformer(torch.cat([head, features], dim=1))[:, 2:]
+
+
+class CodeFlowPrior(AbstractFlowPrior):
+    r"""A flow between codes, from codes drawn evenly.
+
+    .. math:: p(c_t = k) = t\, [k = c] + (1 - t) / K
+
+    Args:
+        shape: What codes it is of.
+        config: Its size.
+
+    Shape:
+        codes ``(B, *grid[, levels])`` -> a cross entropy in nats for each code, ``()``.
+
+    References:
+        Discrete Flow Matching (Gat et al., 2024), https://arxiv.org/abs/2407.15595
+
+    Example:
+        >>> prior = CodeFlowPrior(CodeShape((4, 4), (16,)), FlowConfig(width=32, depth=1, heads=2, steps=4)).eval()
+        >>> prior.sample(2).shape
+        torch.Size([2, 4, 4])
+    """
+
+    citations: ClassVar[tuple[str, ...]] = ("dfm_gat2024",)
+
+    def __init__(self, shape: CodeShape, config: FlowConfig | None = None) -> None:
+        super().__init__(shape, FlowConfig() if config is None else config)
+        width, sizes = self.config.width, shape.codebook_sizes
+        self.embeddings = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
+        self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
+        initialize(self.embeddings, self.heads)
+
+    def _logits(self, codes: Tensor, times: Tensor, labels: Tensor | None) -> list[Tensor]:
+        """Logits of the image's codes, for each level ``(B, T, K)``."""
+        by_place = codes.unflatten(1, (-1, self.shape.levels))
+        parts = [embed(by_place[..., level]) for level, embed in enumerate(self.embeddings)]
+        answers = self._answers(torch.stack(parts, dim=2).flatten(1, 2), times, labels)
+        answers = answers.unflatten(1, (-1, self.shape.levels))
+        return [head(answers[:, :, level]) for level, head in enumerate(self.heads)]
+
+    def _loss(self, codes: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
+        sizes = torch.tensor(self.shape.codebook_sizes, device=codes.device).repeat(self.shape.places)
+        noise = (torch.rand(codes.shape, device=codes.device) * sizes).long()
+        mixed = torch.where(torch.rand(codes.shape, device=codes.device) < times[:, None], codes, noise)
+        by_place = codes.unflatten(1, (-1, self.shape.levels))
+        nats = [
+            F.cross_entropy(logits.float().flatten(0, 1), by_place[..., level].flatten())
+            for level, logits in enumerate(self._logits(mixed, times, labels))
+        ]
+        return torch.stack(nats).mean()
+
+    def _drawn(self, known: Tensor, labels: Tensor | None, sampling: Sampling, first: int) -> Tensor:
+        steps, (batch, length) = self.config.steps, known.shape
+        numbers = sampling.uniforms(first, batch, (2 * steps + 1) * length, self.device).unflatten(1, (-1, length))
+        sizes = torch.tensor(self.shape.codebook_sizes, device=self.device).repeat(self.shape.places)
+        given = known >= 0
+        codes = torch.where(given, known, (numbers[:, 0] * sizes).long().minimum(sizes - 1))
+        for step in range(steps):
+            time = step / steps
+            # within a step of length h a code jumps with probability h / (1 - t): all of them in the last one
+            jumps = (numbers[:, 2 * step + 2] < 1 / (steps - step)) & ~given
+            codes = torch.where(jumps, self._said(codes, time, labels, sampling, numbers[:, 2 * step + 1]), codes)
+        return codes
+
+    def _said(self, codes: Tensor, time: float, labels: Tensor | None, sampling: Sampling, uniforms: Tensor) -> Tensor:
+        """A draw of the image's codes ``(B, S)``, given those at a time."""
+        times = torch.full((len(codes),), time, device=codes.device)
+        answers = [self._logits(codes, times, each) for each in sampling.conditions(labels)]
+        drawn = []
+        for level, logits in enumerate(zip(*answers, strict=True)):
+            guided = (sampling.guided(*logits) if len(logits) == 2 else logits[0]).flatten(0, 1)
+            numbers = uniforms[:, level :: self.shape.levels].flatten()
+            drawn.append(inverted(sampling.probabilities(guided), numbers))
+        return torch.stack(drawn, dim=-1).reshape(codes.shape)
+
+
+class LatentFlowPrior(AbstractFlowPrior):
+    r"""A flow between latents, from a normal distribution, whose codes are the most likely components.
+
+    It needs the codebook, of one level: :meth:`place` it before learning.
+
+    Args:
+        shape: What codes it is of, with one level.
+        config: Its size.
+
+    Shape:
+        codes ``(B, *grid)`` -> a squared error of the velocity, ``()``, in units of the latents' standard deviation.
+
+    Raises:
+        ValueError: If there are several levels.
+
+    References:
+        Flow Matching for Generative Modeling (Lipman et al., 2022), https://arxiv.org/abs/2210.02747
+
+    Example:
+        >>> size = LatentFlowConfig(width=32, depth=1, heads=2, steps=4, code_dim=2)
+        >>> prior = LatentFlowPrior(CodeShape((4, 4), (16,)), size)
+        >>> prior.place(torch.randn(16, 2), deviation=0.1)
+        >>> prior.eval().sample(3).shape
+        torch.Size([3, 4, 4])
+    """
+
+    citations: ClassVar[tuple[str, ...]] = ("flow_lipman2022",)
+    codes: Tensor
+    mean: Tensor
+    scale: Tensor
+    deviation: Tensor
+
+    def __init__(self, shape: CodeShape, config: LatentFlowConfig | None = None) -> None:
+        if shape.levels != 1:
+            raise ValueError(f"'shape' must have one level for a flow of latents, got {shape.levels}. Join the codes.")
+        config = LatentFlowConfig() if config is None else config
+        super().__init__(shape, config)
+        self.code_dim = code_dim = config.code_dim
+        self.project_in = nn.Linear(code_dim, self.config.width)
+        self.project_out = nn.Linear(self.config.width, code_dim)
+        initialize(self.project_in, self.project_out)
+        self.register_buffer("codes", torch.zeros(shape.codebook_sizes[0], code_dim))
+        self.register_buffer("mean", torch.zeros(code_dim))
+        self.register_buffer("scale", torch.ones(code_dim))
+        self.register_buffer("deviation", torch.zeros(()))
+
+    @torch.no_grad()
+    def place(self, codebook: Tensor, deviation: float = 0.0, counts: Tensor | None = None) -> None:
+        """Tells where the codes are.
+
+        Args:
+            codebook: Code vectors ``(K, L)``, inside the quantizer's projection.
+            deviation: sigma, of the latents about their code: learning sees codes blurred by it.
+            counts: How often each code occurs ``(K,)``; all alike by default.
+
+        Raises:
+            ValueError: If the codebook has another shape, is not finite, or ``deviation`` is below 0.
+        """
+        if codebook.shape != self.codes.shape or not bool(codebook.isfinite().all()):
+            raise ValueError(f"'codebook' must be finite, {tuple(self.codes.shape)}, got {tuple(codebook.shape)}.")
+        if not 0 <= deviation < math.inf:
+            raise ValueError(f"'deviation' must be a finite number of at least 0, got {deviation}. Use 0.0.")
+        weights = torch.ones(len(codebook)) if counts is None else counts.cpu().float()
+        weights = (weights / weights.sum())[:, None].to(codebook)
+        mean = (weights * codebook).sum(0)
+        variance = (weights * (codebook - mean).square()).sum(0) + deviation**2
+        self.codes.copy_(codebook)
+        self.mean.copy_(mean)
+        self.scale.copy_(variance.clamp_min(1e-12).sqrt())
+        self.deviation.fill_(deviation)
+
+    def _velocity(self, latents: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
+        return self.project_out(self._answers(self.project_in(latents), times, labels))
+
+    def _loss(self, codes: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
+        latents = self.codes[codes] + self.deviation * torch.randn(*codes.shape, self.code_dim, device=codes.device)
+        latents, noise = (latents - self.mean) / self.scale, torch.randn(latents.shape, device=codes.device)
+        at = times[:, None, None]
+        velocity = self._velocity(torch.lerp(noise, latents, at), times, labels)
+        return (velocity.float() - (latents - noise)).square().mean()
+
+    def _drawn(self, known: Tensor, labels: Tensor | None, sampling: Sampling, first: int) -> Tensor:
+        steps, (batch, length) = self.config.steps, known.shape
+        uniforms = sampling.uniforms(first, batch, length * self.code_dim, self.device).clamp(1e-12, 1 - 1e-12)
+        noise = torch.special.ndtri(uniforms).float().unflatten(1, (length, self.code_dim))
+        given, there = (known >= 0)[..., None], (self.codes[known.clamp_min(0)] - self.mean) / self.scale
+        latents = sampling.temperature * noise
+        for step in range(steps):
+            time = step / steps
+            latents = torch.where(given, torch.lerp(noise, there, time), latents)
+            half = latents + self._guided(latents, time, labels, sampling) / (2 * steps)
+            latents = latents + self._guided(half, time + 0.5 / steps, labels, sampling) / steps  # the midpoint rule
+        nearest = torch.cdist((latents * self.scale + self.mean).flatten(0, 1), self.codes).argmin(1)
+        return torch.where(known >= 0, known, nearest.reshape(known.shape))
+
+    def _guided(self, latents: Tensor, time: float, labels: Tensor | None, sampling: Sampling) -> Tensor:
+        times = torch.full((len(latents),), time, device=latents.device)
+        answers = [self._velocity(latents, times, each) for each in sampling.conditions(labels)]
+        return sampling.guided(*answers) if len(answers) == 2 else answers[0]
