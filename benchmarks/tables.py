@@ -87,12 +87,13 @@ def trials_table(trials: dict[str, Any]) -> str:
 
 def search_table(search: dict[str, Any]) -> str:
     """The variants that were tried on the networks of the leaderboard."""
-    data = {"cifar": "CIFAR-10", "fashion": "Fashion-MNIST", "celeba": "CelebA 64x64"}
+    names = {"cifar": "CIFAR-10", "fashion": "Fashion-MNIST", "celeba": "CelebA 64x64"}
+    data = {key: name for key, name in names.items() if any(key in row for row in search["rows"])}
     lines = [f"| MSE (1e-3) / perplexity | {' | '.join(data.values())} |", "| --- | --- | --- | --- |"]
     for row in search["rows"]:
         cells = [
             "; ".join(
-                f"{run['mse']:.2f} / {run['perplexity']}" + (f" (seed {run['seed']})" if run["seed"] else "")
+                f"{run['mse']:.2f} / {run['perplexity'] or '-'}" + (f" (seed {run['seed']})" if run["seed"] else "")
                 for run in row[name]
             )
             if name in row
@@ -204,7 +205,9 @@ def pages() -> dict[Path, str]:
         ROOT / "README.md": between_marks(readme, short_table(compared)),
         ROOT / "docs/which-quantizer.md": between_marks(guide, short_table(everyone, "[All figures](results.md).")),
         ROOT / "docs/gm-vq.md": between_marks(
-            between_marks(defaults, trials_table(trials)), search_table(search), "search"
+            between_marks(between_marks(defaults, trials_table(trials)), search_table(search), "search"),
+            search_table(search["later"]),
+            "later search",
         ),
         ROOT / "docs/results.md": "\n\n".join(results) + "\n",
     }
