@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gmvq.generation import Generator, interpolate, sheet
+from gmvq.generation import Generator, interpolate, sheet, swap
 from gmvq.models import Autoencoder, AutoencoderConfig
 from gmvq.priors import AutoregressiveConfig, AutoregressivePrior, CodeShape, MaskedConfig, MaskedPrior, NGram, Sampling
 
@@ -53,6 +53,28 @@ def test_what_is_shown_stays_and_what_is_hidden_is_drawn(kind):
     assert generator.complete(eight_bit, mask.expand(5, -1, -1)).images.shape == images.shape
 
 
+@pytest.mark.parametrize("quantizer", ["residual", "product"])
+def test_codes_of_several_levels_are_drawn_and_completed_level_by_level(quantizer):
+    model = tokenizer(quantizer=quantizer, codebook_size=64, code_dim=6, quantizer_options={"levels": 3})
+    assert model.level_sizes == (4, 4, 4)
+    torch.manual_seed(1)
+    shape = CodeShape((4, 4), model.level_sizes)
+    generator = Generator(model, AutoregressivePrior(shape, AutoregressiveConfig(width=16, depth=1, heads=2)).eval())
+    drawn = generator.sample(3)
+    assert drawn.codes.shape == (3, 4, 4)
+    assert torch.equal(drawn.codes, generator.tokenizer.code_of(generator.prior.sample(3)))
+    assert torch.equal(model.code_of(model.levels_of(drawn.codes)), drawn.codes)
+    torch.testing.assert_close(drawn.images, model.decode(drawn.codes))
+    images, mask = torch.rand(2, 3, 8, 8), torch.zeros(8, 8, dtype=torch.bool)
+    mask[4:] = True
+    completed = generator.complete(images, mask)
+    hidden = torch.where(mask, torch.nan, images).nanmean((2, 3), keepdim=True)
+    assert torch.equal(completed.codes[:, :2], model.encode(torch.where(mask, hidden, images))[:, :2])
+    whole = Generator(model, AutoregressivePrior(CodeShape((4, 4), (64,)), AutoregressiveConfig(16, 1, heads=2)).eval())
+    assert whole.sample(2).codes.max() < 64
+    assert generator.sample(0).codes.shape == (0, 4, 4)
+
+
 def test_an_interpolation_goes_from_one_to_the_other():
     model = tokenizer()
     first, second = torch.rand(2, 3, 9, 7), torch.rand(2, 3, 9, 7)
@@ -60,6 +82,26 @@ def test_an_interpolation_goes_from_one_to_the_other():
     assert between.shape == (5, 2, 3, 9, 7)
     torch.testing.assert_close(between[0], model.reconstruct(first))
     torch.testing.assert_close(between[-1], model.reconstruct(second))
+
+
+def test_codes_of_one_image_are_put_into_another():
+    model = tokenizer()
+    first, second = torch.rand(2, 3, 9, 7), torch.rand(2, 3, 9, 7)
+    mask = torch.zeros(9, 7, dtype=torch.bool)
+    mask[8, 6] = True  # the last token, of which the images have a quarter
+    swapped = swap(model, first, second, mask)
+    expected = model.encode(first)
+    expected[:, -1, -1] = model.encode(second)[:, -1, -1]
+    assert torch.equal(swapped.codes, expected)
+    torch.testing.assert_close(swapped.images, model.decode(expected, (9, 7)))
+    each = torch.stack([mask, ~torch.zeros_like(mask)])
+    assert torch.equal(swap(model, first, second, each).codes[1], model.encode(second)[1])
+    with pytest.raises(ValueError, match="'mask' be boolean of their size"):
+        swap(model, first, second, mask[:8])
+    with pytest.raises(ValueError, match="must have one shape"):
+        swap(model, first, second[..., :6], mask)
+    with pytest.raises(ValueError, match="'tokenizer' must have a code for each place"):
+        swap(tokenizer(quantizer="none"), first, second, mask)
 
 
 def test_a_sheet_has_all_images_on_white():
@@ -76,7 +118,7 @@ def test_a_sheet_has_all_images_on_white():
 
 
 def test_what_does_not_fit_gets_a_reason():
-    with pytest.raises(ValueError, match="'prior' must be of maps of 16 codes"):
+    with pytest.raises(ValueError, match="'prior' must be of maps of 16 codes, got"):
         Generator(tokenizer(), prior(size=8))
     with pytest.raises(ValueError, match="'tokenizer' must have a code for each place"):
         Generator(tokenizer(quantizer="none"), prior())

@@ -30,6 +30,8 @@ VERBS = {
     "fit-prior": "Fit a prior to a tokenizer's codes, to draw new images from.",
     "sample": "Draw new images from a prior.",
     "complete": "Hide a part of an image and draw it anew.",
+    "interpolate": "Go from one image to another by way of their codes.",
+    "swap": "Put the codes of one image into another.",
     "judge": "Draw images and say how real they are.",
     "compare": "Train several quantizers on the same data and compare them over seeds.",
     "bench": "Measure time and memory beside other libraries on this machine.",

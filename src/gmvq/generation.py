@@ -1,9 +1,10 @@
-"""New images: a prior draws codes, the tokenizer decodes them.
+"""New images: a prior draws codes, or two images share theirs; the tokenizer decodes them.
 
 ::
 
     labels --prior.sample--> codes --tokenizer.decode--> images
     images, mask --tokenizer.encode--> known codes --prior.complete--> codes --tokenizer.decode--> images
+    two images --tokenizer.encode--> codes of both --interpolate, swap--> codes --tokenizer.decode--> images
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ class Generator:
                 f"'tokenizer' must have a code for each place, got one with the quantizer "
                 f"{tokenizer.config.quantizer!r}. Train one with --quantizer gaussian-mixture."
             )
-        if prior.shape.codebook_sizes != (tokenizer.codebook_size,) or len(prior.shape.grid) != 2:
+        sizes, levels = prior.shape.codebook_sizes, tokenizer.level_sizes
+        if sizes not in ((tokenizer.codebook_size,), levels) or len(prior.shape.grid) != 2:
             raise ValueError(
-                f"'prior' must be of maps of {tokenizer.codebook_size} codes, got {prior.shape.codebook_sizes} on "
+                f"'prior' must be of maps of {' x '.join(map(str, levels))} codes, got {sizes} on "
                 f"{prior.shape.grid}. Give the prior that was fitted to this tokenizer."
             )
         self.tokenizer, self.prior = tokenizer, prior
@@ -87,10 +89,10 @@ class Generator:
         for start in range(0, number, batch_size):
             end = min(number, start + batch_size)
             some = None if labels is None else labels[start:end]
-            codes = self.prior.sample(end - start, some, sampling, first=first + start)
+            codes = self._code_of(self.prior.sample(end - start, some, sampling, first=first + start))
             parts.append(Generated(self.tokenizer.decode(codes), codes))
         if not parts:
-            codes = self.prior.sample(0, labels, sampling)
+            codes = self._code_of(self.prior.sample(0, labels, sampling))
             return Generated(torch.zeros(0, self.tokenizer.config.channels, *self.size, device=codes.device), codes)
         return Generated(*(torch.cat(some) for some in zip(*parts, strict=True)))
 
@@ -132,9 +134,15 @@ class Generator:
         means = (images * shown).sum((2, 3), keepdim=True) / shown.sum((2, 3), keepdim=True).clamp_min(1)
         codes = self.tokenizer.encode(torch.where(hidden, means, images))
         redrawn = F.max_pool2d(hidden.float(), self.tokenizer.downsampling)[:, 0] > 0
-        codes = self.prior.complete(codes.masked_fill(redrawn, -1), labels, sampling, first=first)
+        known = codes.masked_fill(redrawn, -1)
+        known = self.tokenizer.levels_of(known) if self.prior.shape.levels > 1 else known
+        codes = self._code_of(self.prior.complete(known, labels, sampling, first=first))
         decoded = self.tokenizer.decode(codes)
         return Generated(torch.where(shown, images, decoded) if keep else decoded, codes)
+
+    def _code_of(self, drawn: Tensor) -> Tensor:
+        """The tokenizer's codes ``(B, h, w)``, of the prior's, which may be several levels of them."""
+        return self.tokenizer.code_of(drawn) if self.prior.shape.levels > 1 else drawn
 
 
 @torch.no_grad()
@@ -163,6 +171,34 @@ def interpolate(tokenizer: Autoencoder, first: Tensor, second: Tensor, steps: in
     size = (first.shape[-2], first.shape[-1])
     between = [torch.lerp(*ends, step / (steps - 1)) for step in range(steps)]
     return torch.stack([tokenizer.decode(tokenizer.bottleneck.encode(latents), size) for latents in between])
+
+
+@torch.no_grad()
+def swap(tokenizer: Autoencoder, first: Tensor, second: Tensor, mask: Tensor) -> Generated:
+    """Images with the codes of others in some places.
+
+    Args:
+        tokenizer: In evaluation mode, with a code for each place.
+        first: What is changed, float in [0, 1] or uint8 ``(B, C, H, W)``.
+        second: What the codes are of, the same.
+        mask: Booleans ``(H, W)`` or ``(B, H, W)``, True where a pixel is to be of the second: a code is taken if any of
+            its pixels is.
+
+    Raises:
+        ValueError: If images and mask do not fit each other, or the tokenizer has not one code for each place.
+    """
+    if not tokenizer.has_code_maps:
+        raise ValueError("'tokenizer' must have a code for each place. Train one with --quantizer gaussian-mixture.")
+    size = (first.shape[-2], first.shape[-1])
+    if first.shape != second.shape or tuple(mask.shape) not in (size, (len(first), *size)) or mask.dtype != torch.bool:
+        raise ValueError(
+            f"'first' and 'second' must have one shape and 'mask' be boolean of their size, got {tuple(first.shape)}, "
+            f"{tuple(second.shape)} and {mask.dtype} {tuple(mask.shape)}. Resize them."
+        )
+    masked = mask.to(first.device).expand(len(first), -1, -1)[:, None].float()
+    taken = F.max_pool2d(masked, tokenizer.downsampling, ceil_mode=True)[:, 0] > 0
+    codes = torch.where(taken, tokenizer.encode(second), tokenizer.encode(first))
+    return Generated(tokenizer.decode(codes, size), codes)
 
 
 def sheet(images: Tensor, columns: int, gap: int = 2, magnify: int = 1) -> Tensor:

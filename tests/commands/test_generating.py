@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from gmvq import recipes
+from gmvq import hub, recipes
 from gmvq.__main__ import main
 from gmvq.recipes import judging
 from gmvq.training import Interrupted
@@ -79,6 +79,43 @@ def test_a_completion_shows_the_image_the_mask_and_the_draws(run, tmp_path, caps
     assert np.array_equal(first, image)
     kept = masked != 128
     assert np.array_equal(drawn[kept], image[kept])
+
+
+@pytest.fixture
+def pair(tmp_path):
+    generator = np.random.default_rng(0)
+    paths = [tmp_path / "first.png", tmp_path / "second.png"]
+    for path in paths:
+        Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    return paths
+
+
+def test_an_interpolation_is_shown_between_its_ends(run, pair, tmp_path, capsys):
+    out = tmp_path / "between.png"
+    assert main(["interpolate", str(run), *map(str, pair), str(out), "-n", "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 5
+    shown = pixels(out)
+    assert shown.shape == (64, 7 * 64 + 6 * 2)
+    for place, path in ((0, pair[0]), (6, pair[1])):
+        assert np.array_equal(shown[::8, 66 * place : 66 * place + 64 : 8], pixels(path))
+    assert main(["interpolate", str(run), *map(str, pair), str(out), "-n", "1"]) == 1
+    assert "'steps' must be an integer of at least 2" in capsys.readouterr().err
+
+
+def test_codes_are_swapped_where_the_mask_says(run, pair, tmp_path, capsys):
+    out = tmp_path / "swapped.png"
+    words = ["swap", str(run), *map(str, pair), str(out)]
+    assert main([*words, "--mask", "right", "--json"]) == 0
+    model = hub.load(run)
+    first, second = (model.encode(torch.tensor(pixels(path))[None, None]) for path in pair)
+    half = first.shape[-1] // 2
+    assert json.loads(capsys.readouterr().out)["changed_codes"] == int((first != second)[..., half:].sum())
+    mixed = torch.cat([first[..., :half], second[..., half:]], dim=-1)
+    expected = (model.decode(mixed)[0, 0] * 255).round().byte().numpy()
+    assert np.abs(pixels(out)[::8, 132::8].astype(int) - expected).max() <= 1
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(pair[1])
+    assert main(words) == 1
+    assert "must have one size, got 8x8 and 9x8 pixels" in capsys.readouterr().err
 
 
 def test_the_judge_learns_once_and_shows_nearest_neighbours(run, capsys):

@@ -95,10 +95,23 @@ def test_codes_split_into_those_of_the_quantizer_inside(make):
     split = joined.split(every).reshape(len(every), -1)
     assert torch.equal(split, torch.cartesian_prod(*map(torch.arange, inside.codebook_sizes)))
     assert (joined.split(torch.tensor([[-1]])) == -1).all()
+    assert torch.equal(joined.join(joined.split(codes)), codes)
+    assert torch.equal(joined.join(joined.split(every).clone().fill_(-1)), torch.full_like(every, -1))
     assert joined.split(codes[:0]).shape == (0, 3, 5, *inside.code_shape)
     assert torch.equal(joined.codebook, inside.decode(joined.split(every)))
     assert joined.code_shape == ()
     assert joined.codebook_sizes == (len(every),)
+
+
+def test_join_refuses_what_are_no_codes():
+    joined = Joined(Product([VectorQuantizer(2, size) for size in (5, 4, 3)]))
+    with pytest.raises(ValueError, match=r"'parts' must be integers of shape \(\*, 3\)"):
+        joined.join(torch.zeros(7, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="'parts' must be integers"):
+        joined.join(torch.zeros(7, 3))
+    for wrong in ([0, 0, 3], [-2, 0, 0]):
+        with pytest.raises(ValueError, match=r"'parts' must lie in \[-1, 5, 4, 3\)"):
+            joined.join(torch.tensor(wrong))
 
 
 @pytest.mark.parametrize(("codes", "reason"), [(torch.tensor([60]), "must lie in"), (torch.ones(3), "be integers")])

@@ -61,6 +61,21 @@ def test_a_prior_is_fitted_and_measured(run, name, kind):
     assert metrics["bits_per_dim"] > metrics["bits_per_code"] * codes[0].numel() / data.held_out[0].numel()
 
 
+def test_residual_codes_are_learned_level_by_level(tmp_path):
+    run = recipes.changed(recipes.digits(), steps=2, width=8, blocks=1, batch_size=8, codebook_size=64)
+    model = replace(run.model, quantizer="residual", code_dim=6, quantizer_options={"levels": 3})
+    recipes.run(replace(run, model=model), tmp_path, console=QUIET, report=False)
+    metrics = fit_prior(tmp_path, quick(), console=QUIET)
+    prior = hub.load_prior(tmp_path / "prior").prior
+    assert prior.shape.codebook_sizes == (4, 4, 4)
+    assert metrics["levels"] == 3
+    assert 0 < metrics["n_gram_bits_per_code"] < 2.1
+    pixels = recipes.load_data(run.data).held_out[0].numel()
+    assert metrics["bits_per_dim"] > 3 * metrics["bits_per_code"] * prior.shape.places / pixels
+    fit_prior(tmp_path, replace(quick("latent-flow"), options={**SMALL, "steps": 3}), console=QUIET)
+    assert hub.load_prior(tmp_path / "prior").prior.shape.codebook_sizes == (64,)
+
+
 @pytest.mark.parametrize("name", ["code-flow", "latent-flow"])
 def test_a_flow_is_fitted_and_has_no_likelihood(run, name):
     recipe = quick(name)

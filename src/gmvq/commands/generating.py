@@ -12,21 +12,17 @@ import tyro
 from torch import Tensor
 
 from gmvq import hub, recipes, tokenization
-from gmvq.commands.loading import checked_png, fast_device, load_model, read_model
+from gmvq.commands.loading import RunFolder, checked_png, fast_device, load_model, read_model
+from gmvq.commands.sheets import read_mask, write_sheet
 from gmvq.data import read_image
 from gmvq.data.decoding import CHANNEL_CHOICES
-from gmvq.generation import Generator, sheet
+from gmvq.generation import Generator
 from gmvq.priors import PriorName, Sampling
 from gmvq.recipes import judging
 from gmvq.recipes.priors import PriorRun, tiled
 
-RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 SHOWN = 10
 """Drawn images in a row of the judge's sheet."""
-VISIBLE = 64
-"""Pixels to whose side small images are magnified."""
-HIDDEN = ("lower", "upper", "left", "right", "middle")
-"""Words for masks: the half, or the middle quarter, that is hidden."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +192,7 @@ def sample(options: SampleOptions, command: str) -> dict[str, Any]:
             raise ValueError(f"'{name}' must be at least 1, got {getattr(options, name)}. Use 8.")
     labels = _labels(options.label, options.number, generator.prior.shape.classes)
     drawn = generator.sample(options.number, labels, sampling)
-    _write_sheet(out, drawn.images, options.columns)
+    write_sheet(out, drawn.images, options.columns)
     if options.codes is not None:
         _write_codes(options.codes, generator, drawn.codes)
     found = {"run": str(options.run), "prior": str(folder), "out": str(out), "images": options.number}
@@ -220,7 +216,7 @@ def judge(options: JudgeOptions, command: str) -> dict[str, Any]:
     nearest = judging.nearest_real(classifier, shown, data.train)
     real = torch.stack([data.train[index] for index in nearest]).float() / 255
     rows = [part for some in zip(shown.split(columns), real.split(columns), strict=True) for part in some]
-    _write_sheet(out, torch.cat(rows), columns)
+    write_sheet(out, torch.cat(rows), columns)
     found = {"run": str(options.run), "prior": str(folder), "out": str(out), "images": options.number}
     return {**found, "sampling": asdict(sampling), "figures": verdict.figures}
 
@@ -237,13 +233,13 @@ def complete(options: CompleteOptions, command: str) -> dict[str, Any]:
         )
     if options.number < 1:
         raise ValueError(f"'number' must be at least 1, got {options.number}. Use 7.")
-    mask = _mask(options.mask, generator.size)
+    mask = read_mask(options.mask, generator.size)
     sampling = Sampling(options.temperature, guidance=options.guidance, seed=options.seed)
     labels = None if options.label is None else torch.full((options.number,), options.label)
     drawn = generator.complete(image.expand(options.number, -1, -1, -1), mask, labels, sampling)
     shown = torch.where(mask, 0.5, image)
     out = checked_png(options.out)
-    _write_sheet(out, torch.cat([image, shown, drawn.images.cpu()]), options.number + 2)
+    write_sheet(out, torch.cat([image, shown, drawn.images.cpu()]), options.number + 2)
     found = {"run": str(options.run), "prior": str(folder), "out": str(out), "images": options.number}
     return {**found, "hidden": float(mask.float().mean())}
 
@@ -273,37 +269,6 @@ def _labels(asked: tuple[int, ...], number: int, classes: int) -> Tensor | None:
     if not wanted:
         return None
     return torch.tensor(wanted).repeat(math.ceil(number / len(wanted)))[:number]
-
-
-def _mask(words: str, size: tuple[int, int]) -> Tensor:
-    """Booleans ``(H, W)``, True where an image is hidden."""
-    height, width = size
-    if words not in HIDDEN:
-        path = Path(words)
-        if not path.is_file():
-            raise ValueError(f"'mask' must be one of {', '.join(HIDDEN)} or a picture, got {words!r}. Use lower.")
-        mask = read_image(path, 1)[0] >= 128
-        if tuple(mask.shape) != size:
-            raise ValueError(
-                f"'mask' must have {width}x{height} pixels, got {mask.shape[1]}x{mask.shape[0]}. Resize {path}."
-            )
-        return mask
-    mask = torch.zeros(size, dtype=torch.bool)
-    if words == "middle":
-        mask[height // 4 : height - height // 4, width // 4 : width - width // 4] = True
-        return mask
-    rows, columns = slice(None), slice(None)
-    if words in ("lower", "upper"):
-        rows = slice(height // 2, None) if words == "lower" else slice(height // 2)
-    else:
-        columns = slice(width // 2, None) if words == "right" else slice(width // 2)
-    mask[rows, columns] = True
-    return mask
-
-
-def _write_sheet(path: Path, images: Tensor, columns: int) -> None:
-    """Small images are magnified, so that they can be seen."""
-    tokenization.write_png(path, sheet(images, columns, magnify=max(1, VISIBLE // max(images.shape[-2:]))))
 
 
 def _write_codes(path: Path, generator: Generator, codes: Tensor) -> None:

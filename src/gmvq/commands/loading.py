@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 
 from gmvq import hub, recipes
 from gmvq.models import Autoencoder
+
+RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
 
 def read_model(folder: Path) -> Autoencoder:

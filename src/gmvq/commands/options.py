@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from gmvq import benchmarking, leaderboard, recipes
-from gmvq.commands.generating import CompleteOptions, FitPriorOptions, JudgeOptions, RunFolder, SampleOptions
+from gmvq.commands.editing import InterpolateOptions, SwapOptions
+from gmvq.commands.generating import CompleteOptions, FitPriorOptions, JudgeOptions, SampleOptions
+from gmvq.commands.loading import RunFolder
 from gmvq.comparison import QUANTIZERS
 from gmvq.models import AdversarialConfig, AutoencoderConfig
 from gmvq.models.bottlenecks import QuantizerName
@@ -254,6 +256,8 @@ OPTIONS: dict[str, type[Any]] = {
     "fit-prior": FitPriorOptions,
     "sample": SampleOptions,
     "complete": CompleteOptions,
+    "interpolate": InterpolateOptions,
+    "swap": SwapOptions,
     "judge": JudgeOptions,
     "compare": CompareOptions,
     "bench": BenchOptions,

@@ -153,6 +153,8 @@ PRINTERS: dict[str, Callable[[Mapping[str, Any], Console], None]] = {
     "fit-prior": fit_prior,
     "sample": drawn,
     "complete": drawn,
+    "interpolate": drawn,
+    "swap": drawn,
     "judge": judge,
     "compare": compare,
     "bench": bench,

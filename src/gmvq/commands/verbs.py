@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gmvq import benchmarking, hub, leaderboard, recipes, tokenization
 from gmvq.benchmarking import Shape
+from gmvq.commands.editing import interpolate, swap
 from gmvq.commands.generating import complete, fit_prior, judge, sample
 from gmvq.commands.loading import checked_png, load_model, read_model
 from gmvq.commands.options import (
@@ -203,6 +204,8 @@ VERBS: dict[str, Callable[[Any, str], dict[str, Any]]] = {
     "fit-prior": fit_prior,
     "sample": sample,
     "complete": complete,
+    "interpolate": interpolate,
+    "swap": swap,
     "judge": judge,
     "compare": compare_runs,
     "bench": bench,

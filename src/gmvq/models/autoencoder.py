@@ -28,7 +28,7 @@ from gmvq.models.modes import evaluating
 from gmvq.models.refinement import refine
 from gmvq.networks import Decoder, Encoder, SQVAEDecoder, SQVAEEncoder
 from gmvq.networks.layers import Normalization
-from gmvq.quantizers import Hierarchical
+from gmvq.quantizers import Hierarchical, Joined
 from gmvq.types import Reconstruction
 
 NetworkName = Literal["convolutional", "sq-vae"]
@@ -129,6 +129,39 @@ class Autoencoder(nn.Module):
     def has_code_maps(self) -> bool:
         """True if each place of the latents has one code: codes are ``(B, h, w)``."""
         return self.codebook_size is not None and self.bottleneck.quantizes_rows
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """Number of codes at each level of a code, as ``(K,)``; several where it stands for several, as of a residual.
+
+        Raises:
+            ValueError: If the bottleneck has no codes.
+        """
+        if self.codebook_size is None:
+            raise ValueError("The model has no codes: its bottleneck is continuous. Train one with a quantizer.")
+        if isinstance(self.bottleneck, Joined):
+            return self.bottleneck.places[0].codebook_sizes
+        return (self.codebook_size,)
+
+    def levels_of(self, codes: Tensor) -> Tensor:
+        """The codes that one stands for: int64 ``(*)`` -> ``(*, levels)``; -1 gives -1 at all levels.
+
+        Raises:
+            ValueError: If codes are not integers or none of the codebook.
+        """
+        if not isinstance(self.bottleneck, Joined):
+            return codes[..., None]
+        return self.bottleneck.split(codes).flatten(codes.ndim)
+
+    def code_of(self, levels: Tensor) -> Tensor:
+        """The one code that some stand for: int64 ``(*, levels)`` -> ``(*)``; -1 at any level gives -1.
+
+        Raises:
+            ValueError: If codes are not integers or none of their level's codebook.
+        """
+        if not isinstance(self.bottleneck, Joined):
+            return levels[..., 0]
+        return self.bottleneck.join(levels.unflatten(-1, self.bottleneck.places[0].code_shape))
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of latents of an image of some height and width."""

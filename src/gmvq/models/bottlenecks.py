@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -100,18 +99,23 @@ def _affine(dim: int, size: int) -> dict[str, Any]:
     return {**_sized(decay=None, cosine=True, revive_below=1.0)(dim, size), "parts": parts}
 
 
-def _combined(combine: Callable[[list[AbstractQuantizer]], AbstractComposite], shares: int) -> Callable[..., Joined]:
-    """Two codebooks of the square root of the size, each with moving averages and revival, as one."""
+def _combined(
+    combine: Callable[[list[AbstractQuantizer]], AbstractComposite], *, split: bool = False
+) -> Callable[..., Joined]:
+    """Some codebooks of the root of the size, each with moving averages and revival, as one; two unless told."""
 
-    def make(dim: int, codebook_size: int, **options: Any) -> Joined:  # noqa: ANN401
-        side = math.isqrt(codebook_size)
-        if side * side != codebook_size or dim % shares:
+    def make(dim: int, codebook_size: int, levels: int = 2, **options: Any) -> Joined:  # noqa: ANN401
+        if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
+            raise ValueError(f"'levels' must be an integer of at least 2, got {levels!r}. Use 2.")
+        parts = levels if split else 1
+        side = round(codebook_size ** (1 / levels))
+        if side**levels != codebook_size or side < 2 or dim % parts:
             raise ValueError(
-                f"'codebook_size' of two codebooks must be a square and 'code_dim' a multiple of {shares}, got "
-                f"{codebook_size} and {dim}. Use for example 1024 and 64."
+                f"'codebook_size' of {levels} codebooks must be the power {levels} of a number and 'code_dim' a "
+                f"multiple of {parts}, got {codebook_size} and {dim}. Use for example {32**levels} and {32 * levels}."
             )
         settings = {"decay": 0.99, "revive_below": 1.0, **options}
-        return Joined(combine([VectorQuantizer(dim // shares, side, **settings) for _ in range(2)]))
+        return Joined(combine([VectorQuantizer(dim // parts, side, **settings) for _ in range(levels)]))
 
     return make
 
@@ -150,9 +154,9 @@ RECIPES: dict[str, Recipe] = {
     "random-projection": Recipe(
         RandomProjectionQuantizer, lambda dim, size: {**_sized()(dim, size), "codebook_dim": max(1, min(16, dim - 1))}
     ),
-    "product": Recipe(_combined(Product, 2), _sized()),
-    "residual": Recipe(_combined(Residual, 1), _sized()),
-    "implicit-residual": Recipe(_combined(ImplicitResidual, 1), _sized()),
+    "product": Recipe(_combined(Product, split=True), _sized()),
+    "residual": Recipe(_combined(Residual), _sized()),
+    "implicit-residual": Recipe(_combined(ImplicitResidual), _sized()),
     "hierarchical": Recipe(_hierarchical, _sized()),
     "none": Recipe(GaussianBottleneck, lambda dim, size: {"dim": dim}),
 }

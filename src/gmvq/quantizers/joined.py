@@ -114,6 +114,24 @@ class Joined(AbstractComposite):
         codes = checked_codes(codes, self.codebook_size)
         return self._split(codes.reshape(-1)).reshape(*codes.shape, *self.places[0].code_shape)
 
+    def join(self, parts: Tensor) -> Tensor:
+        """What :meth:`split` undoes: int64 ``(*, *quantizer.code_shape)`` -> ``(*)``; -1 in any place gives -1.
+
+        Raises:
+            ValueError: If the last axes are not those of the quantizer's codes, or a code is none of its codebook.
+        """
+        axes = self.places[0].code_shape
+        if parts.is_floating_point() or parts.dtype == torch.bool or tuple(parts.shape[-len(axes) :]) != axes:
+            raise ValueError(
+                f"'parts' must be integers of shape (*, {', '.join(map(str, axes))}), got {parts.dtype} "
+                f"{tuple(parts.shape)}. Pass what split() returned."
+            )
+        rows, sizes = parts.reshape(-1, *axes).long(), self.places[0].codebook_sizes
+        over = rows.flatten(1) >= torch.tensor(sizes, device=rows.device)
+        if bool(over.any()) or bool((rows < -1).any()):
+            raise ValueError(f"'parts' must lie in [-1, {', '.join(map(str, sizes))}), got {int(rows.max())}.")
+        return self._join(rows).reshape(parts.shape[: -len(axes)])
+
     def _split(self, codes: Tensor) -> Tensor:
         parts = self.digits.levels(codes.clamp_min(0)).flip(-1).masked_fill(codes[:, None] < 0, -1)
         return parts.reshape(-1, *self.places[0].code_shape)

@@ -108,9 +108,10 @@ def fit_prior(
         console: Where progress goes; by default standard error.
 
     Returns:
-        What ``metrics.json`` holds: ``bits_per_code`` of held-out codes, ``frequencies_bits_per_code`` and
-        ``n_gram_bits_per_code`` of priors that count, and ``bits_per_dim``: of the codes and of the image given them,
-        at least the negative log-likelihood of the image; None for a prior without a likelihood. ``protocol`` says how.
+        What ``metrics.json`` holds: ``bits_per_code`` of held-out codes, at each of the ``levels`` of a token;
+        ``frequencies_bits_per_code`` and ``n_gram_bits_per_code`` of priors that count; and ``bits_per_dim``, of the
+        codes and of the image given them, at least the negative log-likelihood of the image; None for a prior without
+        a likelihood. ``protocol`` says how.
         Ranks other than the first get nothing.
 
     Raises:
@@ -129,7 +130,10 @@ def fit_prior(
     classes = _classes(tiles) if recipe.classes else 0
     codes = _codes(tokenizer, tiles, out / TOKENS, console)
     train, rest = (part if classes else part._replace(labels=None) for part in codes)
-    shape = CodeShape(tuple(train.codes.shape[1:]), (_size(tokenizer),), classes)
+    sizes = (_size(tokenizer),)
+    if recipe.prior != "latent-flow":  # which is among the vectors of whole codes
+        sizes, train, rest = tokenizer.level_sizes, _by_level(tokenizer, train), _by_level(tokenizer, rest)
+    shape = CodeShape(tuple(train.codes.shape[1:3]), sizes, classes)
     torch.manual_seed(recipe.training.seed)
     prior, seconds = make_prior(recipe.prior, shape, _options(recipe, tokenizer)), 0.0
     if isinstance(prior, LatentFlowPrior):
@@ -198,6 +202,11 @@ def _tiles(images: Images, side: int) -> Images:
     return ArrayImages(torch.stack(tiles), labels, names)
 
 
+def _by_level(tokenizer: Autoencoder, batch: CodeBatch) -> CodeBatch:
+    """Codes ``(N, h, w)`` as those that each stands for, ``(N, h, w, levels)`` where these are several."""
+    return batch._replace(codes=tokenizer.levels_of(batch.codes)) if len(tokenizer.level_sizes) > 1 else batch
+
+
 def _divided(train: CodeBatch) -> tuple[CodeBatch, CodeBatch]:
     """What to learn from, and every twentieth image to choose the weights by; all for both where they are few."""
     kept = torch.arange(len(train.codes)) % CHOSEN_BY == CHOSEN_BY - 1
@@ -224,7 +233,8 @@ def _measured(
         found[f"{name}_bits_per_code"] = other.bits_per_code(codes)
     found["bits_per_dim"] = None
     if found["bits_per_code"] is not None:
-        nats, dimensions = _decoding_nats(tokenizer, held_out, codes)
+        whole = tokenizer.code_of(codes) if prior.shape.levels > 1 else codes
+        nats, dimensions = _decoding_nats(tokenizer, held_out, whole)
         total = found["bits_per_code"] * prior.shape.length * number + nats / math.log(2)
         found["bits_per_dim"] = total / dimensions
     how = "exact"
@@ -237,7 +247,7 @@ def _measured(
         f"{how}. Priors that count have seen all training "
         "codes. Bits per dimension are those of the codes and of the 8-bit image given them."
     )
-    return {**found, "images": number, "protocol": protocol}
+    return {**found, "levels": prior.shape.levels, "images": number, "protocol": protocol}
 
 
 @torch.no_grad()
