@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gmvq.models import Autoencoder
+from gmvq.models import Autoencoder, DiffusionDecoder
 from gmvq.priors import AbstractPrior, Sampling
 
 
@@ -37,12 +37,13 @@ class Generator:
     Args:
         tokenizer: In evaluation mode.
         prior: Over its codes, in evaluation mode, on the same device.
+        decoder: What decodes the codes in place of the tokenizer's own decoder, there too; None for that.
 
     Raises:
         ValueError: If the tokenizer has not one code for each place, or the prior is of other codes.
     """
 
-    def __init__(self, tokenizer: Autoencoder, prior: AbstractPrior) -> None:
+    def __init__(self, tokenizer: Autoencoder, prior: AbstractPrior, decoder: DiffusionDecoder | None = None) -> None:
         if not tokenizer.has_code_maps:
             raise ValueError(
                 f"'tokenizer' must have a code for each place, got one with the quantizer "
@@ -54,7 +55,7 @@ class Generator:
                 f"'prior' must be of maps of {' x '.join(map(str, levels))} codes, got {sizes} on "
                 f"{prior.shape.grid}. Give the prior that was fitted to this tokenizer."
             )
-        self.tokenizer, self.prior = tokenizer, prior
+        self.tokenizer, self.prior, self.decoder = tokenizer, prior, decoder
 
     @property
     def size(self) -> tuple[int, int]:
@@ -90,7 +91,7 @@ class Generator:
             end = min(number, start + batch_size)
             some = None if labels is None else labels[start:end]
             codes = self._code_of(self.prior.sample(end - start, some, sampling, first=first + start))
-            parts.append(Generated(self.tokenizer.decode(codes), codes))
+            parts.append(Generated(self._decoded(codes, sampling, first + start), codes))
         if not parts:
             codes = self._code_of(self.prior.sample(0, labels, sampling))
             return Generated(torch.zeros(0, self.tokenizer.config.channels, *self.size, device=codes.device), codes)
@@ -137,8 +138,15 @@ class Generator:
         known = codes.masked_fill(redrawn, -1)
         known = self.tokenizer.levels_of(known) if self.prior.shape.levels > 1 else known
         codes = self._code_of(self.prior.complete(known, labels, sampling, first=first))
-        decoded = self.tokenizer.decode(codes)
+        decoded = self._decoded(codes, sampling, first)
         return Generated(torch.where(shown, images, decoded) if keep else decoded, codes)
+
+    def _decoded(self, codes: Tensor, sampling: Sampling | None, first: int) -> Tensor:
+        """Images of codes; a diffusion decoder's noise is that of the sampling's seed and the image's number."""
+        if self.decoder is None:
+            return self.tokenizer.decode(codes)
+        seed = 0 if sampling is None else sampling.seed
+        return self.decoder.decode(self.tokenizer, codes, seed=seed, first=first)
 
     def _code_of(self, drawn: Tensor) -> Tensor:
         """The tokenizer's codes ``(B, h, w)``, of the prior's, which may be several levels of them."""

@@ -5,7 +5,8 @@ A model's folder holds ``model.safetensors`` (weights) and ``config.json``::
     {"format": "gmvq.autoencoder", "version": 1, "gmvq": "0.1.0", "config": {...}, "fingerprint": "sha256 ..."}
 
 The fingerprint is the SHA-256 of the configuration and of all weights by name, so that codes can name their tokenizer.
-A prior's folder is the same, of the format ``gmvq.prior``; its configuration names the tokenizer of its codes.
+A prior's folder is the same, of the format ``gmvq.prior``, and that of a diffusion decoder, ``gmvq.decoder``; their
+configuration names the tokenizer of their codes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
-from gmvq.models import Autoencoder, AutoencoderConfig
+from gmvq.models import Autoencoder, AutoencoderConfig, DiffusionConfig, DiffusionDecoder
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.priors import AbstractPrior, described, from_description
 
@@ -35,12 +36,14 @@ Built = TypeVar("Built")
 FORMAT = "gmvq.autoencoder"
 PRIOR_FORMAT = "gmvq.prior"
 CLASSIFIER_FORMAT = "gmvq.classifier"
+DECODER_FORMAT = "gmvq.decoder"
 VERSION = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 _MAKE = {
     FORMAT: ("Give a run's folder, as runs/photos.", "Give the folder of a run made by 'gmvq train'."),
     CLASSIFIER_FORMAT: ("Make it with 'gmvq judge RUN'.", "Give the folder of a classifier made by 'gmvq judge'."),
+    DECODER_FORMAT: ("Make it with 'gmvq fit-decoder RUN'.", "Give the folder of one made by 'gmvq fit-decoder'."),
     PRIOR_FORMAT: ("Make it with 'gmvq fit-prior RUN'.", "Give the folder of a prior made by 'gmvq fit-prior'."),
 }
 RETIRED = "_retired"
@@ -57,6 +60,18 @@ class StoredPrior(NamedTuple):
     """
 
     prior: AbstractPrior
+    tokenizer: str
+
+
+class StoredDecoder(NamedTuple):
+    """A diffusion decoder at rest.
+
+    Attributes:
+        decoder: The decoder.
+        tokenizer: Fingerprint of the tokenizer whose codes it decodes.
+    """
+
+    decoder: DiffusionDecoder
     tokenizer: str
 
 
@@ -175,6 +190,40 @@ def load_prior(folder: str | Path) -> StoredPrior:
         return StoredPrior(prior.eval(), config["tokenizer"]), _digest(dict(config), prior.state_dict())
 
     return _read(Path(folder), PRIOR_FORMAT, built)
+
+
+def save_decoder(decoder: DiffusionDecoder, tokenizer: str, folder: str | Path) -> Path:
+    """Writes a diffusion decoder's weights and configuration.
+
+    Args:
+        decoder: The decoder.
+        tokenizer: Fingerprint of the tokenizer whose codes it decodes.
+        folder: Where to; made if it is not there.
+
+    Returns:
+        The folder.
+    """
+    config, state = {"decoder": asdict(decoder.config), "tokenizer": tokenizer}, decoder.state_dict()
+    return _write(Path(folder), DECODER_FORMAT, config, state, _digest(config, state))
+
+
+def load_decoder(folder: str | Path) -> StoredDecoder:
+    """Reads a diffusion decoder that :func:`save_decoder` wrote, in evaluation mode, on the CPU.
+
+    Args:
+        folder: A decoder's folder, as ``runs/photos/decoder``.
+
+    Raises:
+        FileNotFoundError: If the folder or one of its files is not there.
+        ValueError: If a file is damaged, of another format, or not the one that was saved.
+    """
+
+    def built(config: Mapping[str, Any], weights: dict[str, Tensor]) -> tuple[StoredDecoder, str]:
+        decoder = DiffusionDecoder(DiffusionConfig(**config["decoder"]))
+        decoder.load_state_dict(weights)
+        return StoredDecoder(decoder.eval(), config["tokenizer"]), _digest(dict(config), decoder.state_dict())
+
+    return _read(Path(folder), DECODER_FORMAT, built)
 
 
 def save_classifier(classifier: Classifier, folder: str | Path) -> Path:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from gmvq.metrics.distortion import PSNR_CAP, Distortion, mse, psnr, ssim, ssim_window
+from gmvq.metrics.distortion import PSNR_CAP, Distortion, high_frequency_energy, mse, psnr, ssim, ssim_window
 
 
 def pair(*shape, seed=0, noise=0.2, dtype=torch.float64):
@@ -180,3 +180,15 @@ def test_bad_input_is_refused(images, targets, message):
     for figure in (mse, psnr, ssim):
         with pytest.raises(ValueError, match=message):
             figure(images, targets)
+
+
+def test_high_frequency_energy_is_the_mean_square_of_the_laplacian():
+    images = torch.rand(2, 3, 9, 7, dtype=torch.float64)
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=torch.float64).expand(3, 1, 3, 3)
+    expected = torch.nn.functional.conv2d(images, kernel, groups=3).square().mean((1, 2, 3))
+    torch.testing.assert_close(high_frequency_energy(images), expected)
+    ramp = torch.linspace(0, 1, 9)[:, None].expand(1, 1, 9, 7)
+    assert float(high_frequency_energy(ramp)) == pytest.approx(0, abs=1e-12)
+    assert high_frequency_energy(torch.nn.functional.avg_pool2d(images, 3, 1, 1)).max() < expected.min()
+    with pytest.raises(ValueError, match="sides of at least 3 pixels"):
+        high_frequency_energy(images[..., :2])

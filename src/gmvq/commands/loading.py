@@ -9,7 +9,7 @@ import torch
 import tyro
 
 from gmvq import hub, recipes
-from gmvq.models import Autoencoder
+from gmvq.models import Autoencoder, DiffusionDecoder
 
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
@@ -35,6 +35,28 @@ def fast_device() -> torch.device:
 def load_model(folder: Path) -> Autoencoder:
     """The model of a run, where it works fastest."""
     return read_model(folder).to(fast_device())
+
+
+def load_decoder(run: Path, folder: Path | None, model: Autoencoder) -> DiffusionDecoder | None:
+    """The diffusion decoder in a folder, where it works fastest; None for None.
+
+    Args:
+        run: The folder of the tokenizer's run.
+        folder: The decoder's.
+        model: The tokenizer.
+
+    Raises:
+        ValueError: If the decoder is another tokenizer's.
+    """
+    if folder is None:
+        return None
+    stored, mark = hub.load_decoder(folder), hub.fingerprint(model)
+    if stored.tokenizer != mark:
+        raise ValueError(
+            f"{folder} was fitted to the tokenizer {stored.tokenizer[:12]}, {run} is {mark[:12]}. Fit one with "
+            f"'gmvq fit-decoder {run}'."
+        )
+    return stored.decoder.to(fast_device())
 
 
 def checked_png(path: Path) -> Path:

@@ -14,7 +14,7 @@ import tyro
 
 from gmvq import benchmarking, leaderboard, recipes
 from gmvq.commands.editing import InterpolateOptions, SwapOptions
-from gmvq.commands.generating import CompleteOptions, FitPriorOptions, JudgeOptions, SampleOptions
+from gmvq.commands.generating import CompleteOptions, FitDecoderOptions, FitPriorOptions, JudgeOptions, SampleOptions
 from gmvq.commands.loading import RunFolder
 from gmvq.comparison import QUANTIZERS
 from gmvq.models import AdversarialConfig, AutoencoderConfig
@@ -107,12 +107,16 @@ class ReconstructOptions:
         run: Folder of the run.
         source: An image, a folder of images, or other data.
         out: A .png file for one image, else a folder.
+        decoder: Folder of a diffusion decoder to decode with, as RUN/decoder; by default the tokenizer's own.
+        seed: Of that decoder's noise.
         json: Print one JSON object on standard output, and nothing else there.
     """
 
     run: RunFolder
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN", name="in")]
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    decoder: Path | None = None
+    seed: int = 0
     json: bool = False
 
 
@@ -254,6 +258,7 @@ OPTIONS: dict[str, type[Any]] = {
     "detokenize": DetokenizeOptions,
     "info": InfoOptions,
     "fit-prior": FitPriorOptions,
+    "fit-decoder": FitDecoderOptions,
     "sample": SampleOptions,
     "complete": CompleteOptions,
     "interpolate": InterpolateOptions,

@@ -44,6 +44,17 @@ _PRIOR_SHOWN = (
     ("images", "held-out images", "{:,}"),
     ("seconds", "training", "{:.1f} s"),
 )
+_DECODER_SHOWN = (
+    ("psnr", "PSNR", "{:.2f} dB"),
+    ("own_psnr", "of the tokenizer's decoder", "{:.2f} dB"),
+    ("ssim", "SSIM", "{:.4f}"),
+    ("own_ssim", "of the tokenizer's decoder", "{:.4f}"),
+    ("sharpness", "high-frequency energy, originals 1", "{:.2f}"),
+    ("own_sharpness", "of the tokenizer's decoder", "{:.2f}"),
+    ("images", "held-out images", "{:,}"),
+    ("images_per_second", "decoding", "{:.1f} images/s"),
+    ("seconds", "training", "{:.1f} s"),
+)
 _FILES_SHOWN = 20
 
 
@@ -127,6 +138,13 @@ def fit_prior(result: Mapping[str, Any], console: Console) -> None:
     _say(console, f"Prior: {result['prior']}. Draw with: gmvq sample {result['run']} -n 64")
 
 
+def fit_decoder(result: Mapping[str, Any], console: Console) -> None:
+    """Figures beside those of the tokenizer's own decoder, and what to do next."""
+    console.print(_metrics(result["metrics"], _DECODER_SHOWN))
+    run, decoder = result["run"], result["decoder"]
+    _say(console, f"Decoder: {decoder}. Use it with: gmvq reconstruct {run} IN OUT --decoder {decoder}")
+
+
 def judge(result: Mapping[str, Any], console: Console) -> None:
     """Figures, and what they are of."""
     figures = result["figures"]
@@ -151,6 +169,7 @@ PRINTERS: dict[str, Callable[[Mapping[str, Any], Console], None]] = {
     "detokenize": detokenize,
     "info": info,
     "fit-prior": fit_prior,
+    "fit-decoder": fit_decoder,
     "sample": drawn,
     "complete": drawn,
     "interpolate": drawn,

@@ -14,12 +14,13 @@ from typing import Any, cast
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from gmvq import benchmarking, hub, leaderboard, recipes, tokenization
 from gmvq.benchmarking import Shape
 from gmvq.commands.editing import interpolate, swap
-from gmvq.commands.generating import complete, fit_prior, judge, sample
-from gmvq.commands.loading import checked_png, load_model, read_model
+from gmvq.commands.generating import complete, fit_decoder, fit_prior, judge, sample
+from gmvq.commands.loading import checked_png, load_decoder, load_model, read_model
 from gmvq.commands.options import (
     BenchOptions,
     CompareOptions,
@@ -38,7 +39,7 @@ from gmvq.data import ArrayImages, Data, Images, load, read_image
 from gmvq.data.decoding import CHANNEL_CHOICES, IMAGE_SUFFIXES
 from gmvq.evaluation import evaluate
 from gmvq.metrics import psnr
-from gmvq.models import Autoencoder
+from gmvq.models import Autoencoder, DiffusionDecoder
 from gmvq.models.bottlenecks import QuantizerName
 
 
@@ -72,12 +73,13 @@ def evaluate_run(options: EvaluateOptions, command: str) -> dict[str, Any]:
 def reconstruct(options: ReconstructOptions, command: str) -> dict[str, Any]:
     """Writes reconstructions; the result has each file with its PSNR, and the mean."""
     model = load_model(options.run)
+    decoder = load_decoder(options.run, options.decoder, model)
     images, targets = _reconstructions(options, model)
     files: list[dict[str, Any]] = []
     with _progress("Reconstructing", len(images)) as advance:
         for index, target in enumerate(targets):
             image = images[index][None].to(_device(model))
-            written = tokenization.write_png(target, model.reconstruct(image)[0])
+            written = tokenization.write_png(target, _decoded(model, decoder, image, options.seed, index)[0])
             figure = float(psnr(written[None].float() / 255, images[index][None].float() / 255))
             # the PSNR of an image that came back exactly is infinite, which JSON cannot hold
             files.append(
@@ -87,6 +89,13 @@ def reconstruct(options: ReconstructOptions, command: str) -> dict[str, Any]:
     finite = [file["psnr"] for file in files if file["psnr"] is not None]
     mean = sum(finite) / len(finite) if finite else None
     return {"run": str(options.run), "out": str(options.out), "images": len(files), "psnr": mean, "files": files}
+
+
+def _decoded(model: Autoencoder, decoder: DiffusionDecoder | None, image: Tensor, seed: int, number: int) -> Tensor:
+    """An image through its codes and back, ``(1, C, H, W)``."""
+    if decoder is None:
+        return model.reconstruct(image)
+    return decoder.decode(model, model.encode(image), (image.shape[-2], image.shape[-1]), seed=seed, first=number)
 
 
 def tokenize(options: TokenizeOptions, command: str) -> dict[str, Any]:
@@ -202,6 +211,7 @@ VERBS: dict[str, Callable[[Any, str], dict[str, Any]]] = {
     "detokenize": detokenize,
     "info": info,
     "fit-prior": fit_prior,
+    "fit-decoder": fit_decoder,
     "sample": sample,
     "complete": complete,
     "interpolate": interpolate,

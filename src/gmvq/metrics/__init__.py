@@ -4,7 +4,7 @@ Functions measure one batch; classes stream over a data set, sum in float64, and
 """
 
 from gmvq.metrics.codes import CodebookStatistics, CompositeStatistics
-from gmvq.metrics.distortion import Distortion, mse, psnr, ssim
+from gmvq.metrics.distortion import Distortion, high_frequency_energy, mse, psnr, ssim
 from gmvq.metrics.information import MixtureInformation
 from gmvq.metrics.likelihood import (
     aggregated_bound,
@@ -26,6 +26,7 @@ __all__ = [
     "bits_per_dimension",
     "categorical_divergence",
     "evidence_lower_bound",
+    "high_frequency_energy",
     "importance_weighted_bound",
     "load_lpips",
     "measure_realism",

@@ -122,6 +122,32 @@ def ssim_window(side: int) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
+def high_frequency_energy(images: Tensor) -> Tensor:
+    """How sharp each image is: the mean square of its Laplacian, which a blur takes away first.
+
+    Args:
+        images: Floats in [0, 1], shape ``(B, C, H, W)``, of sides of at least 3 pixels.
+
+    Returns:
+        float64 ``(B,)``; the ratio to that of the original says how much of its detail is left.
+
+    Raises:
+        ValueError: If the images are smaller, or values are not floats, not finite or outside of [0, 1].
+
+    Example:
+        >>> stripes = (torch.arange(8) % 2).float().expand(1, 1, 8, 8)
+        >>> float(high_frequency_energy(stripes)), float(high_frequency_energy(stripes * 0.5))
+        (4.0, 1.0)
+    """
+    images, _ = _checked(images, images)
+    if min(images.shape[2:]) < 3:
+        raise ValueError(f"'images' must have sides of at least 3 pixels, got {tuple(images.shape)}. Give larger ones.")
+    middle = images[..., 1:-1, 1:-1]
+    across = images[..., 1:-1, :-2] + images[..., 1:-1, 2:] - 2 * middle
+    down = images[..., :-2, 1:-1] + images[..., 2:, 1:-1] - 2 * middle
+    return (across + down).square().mean((1, 2, 3))
+
+
 class Distortion:
     """Means of MSE, PSNR and SSIM over the images of a data set, streamed.
 

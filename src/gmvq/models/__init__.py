@@ -2,5 +2,14 @@
 
 from gmvq.models.adversarial import AdversarialAutoencoder, AdversarialConfig
 from gmvq.models.autoencoder import Autoencoder, AutoencoderConfig, QuantizerName
+from gmvq.models.diffusion import DiffusionConfig, DiffusionDecoder
 
-__all__ = ["AdversarialAutoencoder", "AdversarialConfig", "Autoencoder", "AutoencoderConfig", "QuantizerName"]
+__all__ = [
+    "AdversarialAutoencoder",
+    "AdversarialConfig",
+    "Autoencoder",
+    "AutoencoderConfig",
+    "DiffusionConfig",
+    "DiffusionDecoder",
+    "QuantizerName",
+]

@@ -214,7 +214,13 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: If the codes' shape, type or range does not fit the model.
         """
-        return self.likelihood.mean(self.decode_values(self._values_of(codes, size), size))
+        return self.decoded(codes, size)[0]
+
+    @torch.no_grad()
+    def decoded(self, codes: Tensor, size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+        """:meth:`decode`'s images of codes, and the values ``(B, h, w, dim)`` that the decoder saw."""
+        values = self._values_of(codes, size)
+        return self.likelihood.mean(self.decode_values(values, size)), values
 
     def _values_of(self, codes: Tensor, size: tuple[int, int] | None) -> Tensor:
         """What the decoder sees for codes, ``(B, h, w, dim)``."""

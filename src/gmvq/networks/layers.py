@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 Normalization = Literal["layer", "group", "batch", "none"]
@@ -19,6 +21,13 @@ class ChannelNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Maps ``(B, C, H, W)`` to the same shape."""
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
+def waves(times: Tensor, frequencies: int) -> Tensor:
+    """Sines and cosines of times in [0, 1], fast and slow ones: ``(B,)`` -> ``(B, 2 frequencies)``."""
+    speeds = torch.exp(-math.log(1000.0) * torch.arange(frequencies, device=times.device) / frequencies) * 1000.0
+    angles = times[:, None] * speeds
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def normalization_layer(name: str, width: int) -> nn.Module:

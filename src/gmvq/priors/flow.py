@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmvq.networks.layers import waves
 from gmvq.networks.transformer import Transformer, initialize
 from gmvq.priors.base import AbstractPrior, CodeShape, NoLikelihoodError
 from gmvq.priors.conditioning import ClassVectors
@@ -151,9 +152,7 @@ class AbstractFlowPrior(AbstractPrior):
         *grid, levels = self.axes
         places = grid[0] if len(grid) == 1 else (grid[0][:, None] + grid[1]).flatten(0, 1)
         features = features + (places[:, None] + levels).flatten(0, 1)
-        speeds = torch.exp(-math.log(1000.0) * torch.arange(FREQUENCIES, device=times.device) / FREQUENCIES) * 1000.0
-        angles = times[:, None] * speeds
-        told = self.times(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        told = self.times(waves(times, FREQUENCIES))
         head = torch.stack([self.classes(labels, len(features)), told], dim=1)
         return self.transformer(torch.cat([head, features], dim=1))[:, 2:]
 

@@ -25,6 +25,7 @@ from gmvq.recipes.catalogue import (
     photos,
     template,
 )
+from gmvq.recipes.decoding import DECODER, DecoderRun, fit_decoder
 from gmvq.recipes.priors import FOLDER, PriorRun, fit_prior
 from gmvq.recipes.running import (
     METRICS,
@@ -40,12 +41,14 @@ from gmvq.recipes.running import (
 
 __all__ = [
     "BUNDLED_DATA",
+    "DECODER",
     "FOLDER",
     "METRICS",
     "NAMES",
     "RECORD",
     "REPORT",
     "DataConfig",
+    "DecoderRun",
     "PriorRun",
     "Run",
     "celeba",
@@ -55,6 +58,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "figures_of",
+    "fit_decoder",
     "fit_prior",
     "fitted",
     "folder",

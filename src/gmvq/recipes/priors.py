@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from gmvq.models import Autoencoder
 from gmvq.priors import AbstractPrior, CodeShape, Frequencies, LatentFlowPrior, NGram, PriorName, make_prior
 from gmvq.quantizers import AbstractQuantizer, GaussianMixtureQuantizer
 from gmvq.recipes.catalogue import load_data
-from gmvq.recipes.running import METRICS, RECORD, circumstances, is_main, now, read_json, read_run
+from gmvq.recipes.running import METRICS, RECORD, check_part, circumstances, is_main, now, read_json, read_run
 from gmvq.tokenization import TokenFile, tokenize
 from gmvq.training import Training
 from gmvq.training.tasks import PriorTask
@@ -123,7 +122,7 @@ def fit_prior(
     folder, recipe = Path(folder), PriorRun() if recipe is None else recipe
     out = folder / FOLDER if out is None else Path(out)
     console = Console(file=sys.stderr) if console is None else console
-    _check_folder(out)
+    check_part(out, hub.PRIOR_FORMAT, FORMAT, "prior")
     tokenizer, run = hub.load(folder), read_run(folder)
     data = load_data(run.data) if data is None else data
     tiles = tiled(data, run.data.crop, tokenizer)
@@ -286,23 +285,6 @@ def _stored(files: Mapping[str, Path]) -> dict[str, Tensor] | None:
         return {side: torch.stack([file[i] for i in range(len(file))]) for side, file in tokens.items()}
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _check_folder(out: Path) -> None:
-    """Refuses a folder of something else, which would be overwritten.
-
-    Raises:
-        ValueError: If there is a model or a record that is no prior's.
-    """
-    for name, form in ((hub.CONFIG, hub.PRIOR_FORMAT), (RECORD, FORMAT)):
-        if not (out / name).exists():
-            continue
-        found = (read_json(out / name) or {}).get("format")
-        if found != form:
-            raise ValueError(
-                f"'out' must be a folder of its own for the prior, and {out / name} is "
-                f"{json.dumps(found)}. Choose another --out."
-            )
 
 
 def _options(recipe: PriorRun, tokenizer: Autoencoder) -> dict[str, Any]:

@@ -164,6 +164,27 @@ def check_folder(out: str | Path, recipe: Run, data: Data | None = None) -> None
         )
 
 
+def check_part(out: Path, model: str, record: str, what: str) -> None:
+    """Refuses a folder of something else than a certain part of a run, which would be overwritten.
+
+    Args:
+        out: The folder.
+        model: Format of the models that may be there.
+        record: Format of the records.
+        what: What the part is called.
+
+    Raises:
+        ValueError: If there is a model or a record of another format.
+    """
+    for name, form in ((hub.CONFIG, model), (RECORD, record)):
+        found = (read_json(out / name) or {}).get("format")
+        if (out / name).exists() and found != form:
+            raise ValueError(
+                f"'out' must be a folder of its own for the {what}, and {out / name} is {json.dumps(found)}. Choose "
+                "another --out."
+            )
+
+
 def read_run(folder: str | Path) -> Run:
     """The run that a folder is of.
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from gmvq import hub
 from gmvq.data import AbstractLoader, CodeLoader, Data, Images, Loader, fingerprint, held_out_batches
-from gmvq.models import AdversarialAutoencoder, Autoencoder
+from gmvq.models import AdversarialAutoencoder, Autoencoder, DiffusionDecoder
 from gmvq.networks import Classifier
 from gmvq.priors import AbstractPrior, described
 from gmvq.training.monitoring import HeldOut
@@ -264,6 +265,68 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
         hub.save(averaged.autoencoder, out)
 
 
+class DiffusionTask(AbstractTask[DiffusionDecoder, Batch]):
+    """A diffusion decoder, from images through a tokenizer that stays as it is.
+
+    Args:
+        decoder: The decoder.
+        tokenizer: In evaluation mode.
+        data: The images.
+        drawing: How they are drawn.
+    """
+
+    def __init__(self, decoder: DiffusionDecoder, tokenizer: Autoencoder, data: Data, drawing: Drawing) -> None:
+        super().__init__(decoder)
+        decoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.tokenizer, self.data, self.drawing = tokenizer, data, drawing
+
+    def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:  # noqa: D102
+        drawing = self.drawing._asdict()
+        return Loader(self.data.train, batch_size, seed=seed, rank=rank, world_size=ranks, **drawing)
+
+    def inputs(self, batch: Batch, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:  # noqa: D102
+        return self._through(to_device(batch.images))
+
+    def outcome(self, answer: Tensor, batch: Batch) -> Outcome:  # noqa: D102
+        return Outcome(answer, {}, None)
+
+    def description(self) -> dict[str, Any]:  # noqa: D102
+        data = {"tokenizer": hub.fingerprint(self.tokenizer), "fingerprint": fingerprint(self.data)[:16]}
+        return {"model": asdict(self.model.config), "data": data, "drawing": self.drawing._asdict()}
+
+    def held_out(self, batch_size: int) -> Callable[[DiffusionDecoder], dict[str, float | None]] | None:  # noqa: D102
+        if not len(self.data.held_out):
+            return None
+        batches = HeldOut(self.data.held_out, batch_size).batches
+        return lambda decoder: {"held_out_loss": self._loss(decoder, batches)}
+
+    def score(self, figures: Mapping[str, float | None]) -> float | None:  # noqa: D102
+        loss = figures.get("held_out_loss")
+        return None if loss is None else -loss
+
+    def save(self, averaged: DiffusionDecoder, out: Path) -> None:  # noqa: D102
+        hub.save_decoder(averaged, hub.fingerprint(self.tokenizer), out)
+
+    def _through(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, what the tokenizer makes of them, and the values that its decoder saw."""
+        if next(self.tokenizer.parameters()).device != images.device:
+            self.tokenizer.to(images.device)
+        reconstructions, values = self.tokenizer.decoded(
+            self.tokenizer.encode(images), (images.shape[-2], images.shape[-1])
+        )
+        return images, reconstructions, values
+
+    @torch.no_grad()
+    def _loss(self, decoder: DiffusionDecoder, batches: Iterable[Tensor]) -> float:
+        """What a decoder minimizes, with the same noise each time."""
+        device, total, images = decoder.scale.device, 0.0, 0
+        with same_noise(device):
+            for batch in batches:
+                total += float(decoder(*self._through(batch.to(device).float() / 255))) * len(batch)
+                images += len(batch)
+        return total / images
+
+
 class ClassifierTask(AbstractTask[Classifier, Batch]):
     """A classifier, from labelled images.
 
@@ -302,13 +365,19 @@ class ClassifierTask(AbstractTask[Classifier, Batch]):
         hub.save_classifier(averaged, out)
 
 
+@contextmanager
+def same_noise(device: torch.device) -> Iterator[None]:
+    """Within it, random numbers are the same each time; outside they go on as if nothing had been."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
+
+
 @torch.no_grad()
 def _loss_of(prior: AbstractPrior, codes: Tensor, labels: Tensor | None, batch_size: int) -> float:
     """What a prior minimizes, over codes, with the same noise each time."""
     total = 0.0
-    devices = [prior.device] if prior.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
+    with same_noise(prior.device):
         for start in range(0, len(codes), batch_size):
             part = slice(start, start + batch_size)
             some = codes[part].to(prior.device), None if labels is None else labels[part].to(prior.device)

@@ -1,0 +1,204 @@
+r"""A decoder that draws what codes leave open: a flow from noise to the detail that a tokenizer's own decoder lacks.
+
+::
+
+    codes --tokenizer.decode--> reconstruction x0
+    noise, x0, values of the codes --flow, t = 0 to 1--> r,    image = x0 + s r
+
+.. math:: r_t = (1 - t)\, \epsilon + t\, (x - x_0) / s, \qquad
+          \min_v \mathbb{E} \big| v(r_t, t \mid x_0, z) - ((x - x_0) / s - \epsilon) \big|^2
+
+x is an image, z the values of its codes, s the standard deviation of what the decoder lacks. A decoder of least squared
+error shows the mean of all images that have the codes, which is blurred; this one shows one of them. Its squared error
+is up to twice as large.
+
+References:
+    Flow Matching for Generative Modeling (Lipman et al., 2022), https://arxiv.org/abs/2210.02747;
+    a decoder by diffusion: Diffusion Autoencoders (Preechakul et al., 2021), https://arxiv.org/abs/2111.15640
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gmvq.models.autoencoder import Autoencoder
+from gmvq.networks.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Size of a diffusion decoder.
+
+    Args:
+        channels: Channels C of the images.
+        dim: Features of the values that the tokenizer's decoder sees.
+        downsampling: Pixels of a token's side, a power of two.
+        width: Channels of the network's first level.
+        blocks: Residual blocks of each level.
+        steps: Steps of the flow; each takes two passes.
+
+    Raises:
+        ValueError: If a number is not at least 1, or the downsampling no power of two of at least 2.
+    """
+
+    channels: int
+    dim: int
+    downsampling: int
+    width: int = 64
+    blocks: int = 2
+    steps: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "dim", "width", "blocks", "steps"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"'{name}' must be an integer of at least 1, got {getattr(self, name)!r}. Use 8.")
+        if type(self.downsampling) is not int or self.downsampling < 2 or self.downsampling & (self.downsampling - 1):
+            raise ValueError(f"'downsampling' must be a power of two of at least 2, got {self.downsampling!r}. Use 4.")
+
+
+class DiffusionDecoder(nn.Module):
+    """Draws images of codes, beside the tokenizer that made them.
+
+    Args:
+        config: Its size.
+
+    Shape:
+        images and reconstructions ``(B, C, H, W)``, values ``(B, h, w, dim)`` -> a squared error of the velocity,
+        ``()``, in units of the squared deviation s.
+
+    References:
+        Flow Matching for Generative Modeling (Lipman et al., 2022), https://arxiv.org/abs/2210.02747
+
+    Example:
+        >>> from gmvq.models import Autoencoder, AutoencoderConfig
+        >>> tokenizer = Autoencoder(AutoencoderConfig(width=8, codebook_size=16)).eval()
+        >>> decoder = DiffusionDecoder(DiffusionConfig(channels=3, dim=4, downsampling=4, width=8)).eval()
+        >>> codes = tokenizer.encode(torch.rand(2, 3, 30, 30))
+        >>> decoder.decode(tokenizer, codes, (30, 30)).shape
+        torch.Size([2, 3, 30, 30])
+    """
+
+    citations: ClassVar[tuple[str, ...]] = ("flow_lipman2022",)
+    scale: Tensor
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        halvings = config.downsampling.bit_length() - 1
+        self.network = Denoiser(config.channels, config.dim, halvings, config.width, config.blocks)
+        self.register_buffer("scale", torch.ones(()))
+
+    def set_scale(self, deviation: float) -> None:
+        """Tells s, the standard deviation of what the tokenizer's decoder lacks, before learning.
+
+        Raises:
+            ValueError: If it is not a finite number above 0.
+        """
+        if not 0 < deviation < math.inf:
+            raise ValueError(f"'deviation' must be a finite number above 0, got {deviation}. Use the root of the MSE.")
+        self.scale.fill_(deviation)
+
+    def forward(self, images: Tensor, reconstructions: Tensor, values: Tensor) -> Tensor:
+        """What to learn from, ``()``.
+
+        Args:
+            images: Float in [0, 1], ``(B, C, H, W)``.
+            reconstructions: What the tokenizer's decoder makes of their codes, the same shape.
+            values: What it sees, ``(B, h, w, dim)``.
+        """
+        size = images.shape[-2:]
+        known, lacking = self._whole(reconstructions), self._whole((images - reconstructions) / self.scale)
+        batch = len(images)
+        # one time for the batch, shifted evenly over its images: less variance than one for each
+        even = torch.rand((), device=images.device) + torch.arange(batch, device=images.device) / max(1, batch)
+        times, noise = even % 1, torch.randn_like(lacking)
+        noisy = torch.lerp(noise, lacking, times[:, None, None, None])
+        velocity = self.network(noisy, known, values.movedim(-1, 1), times)
+        error = velocity.float() - (lacking - noise)
+        return error[..., : size[0], : size[1]].square().mean()
+
+    @torch.no_grad()
+    def draw(
+        self,
+        reconstructions: Tensor,
+        values: Tensor,
+        *,
+        steps: int | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+        first: int = 0,
+    ) -> Tensor:
+        """Images of codes, each by random numbers of its own.
+
+        Args:
+            reconstructions: What the tokenizer's decoder makes of the codes, float in [0, 1] ``(B, C, H, W)``.
+            values: What it sees, ``(B, h, w, dim)``.
+            steps: Steps of the flow; as the configuration says, by default.
+            temperature: Of the noise: 0 for none, which comes near the reconstruction.
+            seed: Of the noise.
+            first: Number of the first image: its noise is the same in any batch.
+
+        Returns:
+            Float in [0, 1], ``(B, C, H, W)``.
+
+        Raises:
+            ValueError: If ``steps`` is not at least 1, or ``temperature`` no finite number of at least 0.
+        """
+        steps = self.config.steps if steps is None else steps
+        if type(steps) is not int or steps < 1:
+            raise ValueError(f"'steps' must be an integer of at least 1, got {steps!r}. Use 8.")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"'temperature' must be a finite number of at least 0, got {temperature}. Use 1.0.")
+        known, seen = self._whole(reconstructions), values.movedim(-1, 1)
+        moving = temperature * _noise(known, seed, first)
+        for step in range(steps):
+            times = torch.full((len(known),), step / steps, device=known.device)
+            half = moving + self.network(moving, known, seen, times) / (2 * steps)
+            moving = moving + self.network(half, known, seen, times + 0.5 / steps) / steps  # the midpoint rule
+        height, width = reconstructions.shape[-2:]
+        return (reconstructions + self.scale * moving[..., :height, :width]).clamp(0, 1)
+
+    @torch.no_grad()
+    def decode(
+        self, tokenizer: Autoencoder, codes: Tensor, size: tuple[int, int] | None = None, **how: int | float
+    ) -> Tensor:
+        """Images of codes, as :meth:`gmvq.Autoencoder.decode` and with the detail that it leaves open.
+
+        Args:
+            tokenizer: What made the codes, in evaluation mode.
+            codes: What its ``encode`` returned.
+            size: Height and width to crop to.
+            how: ``steps``, ``temperature``, ``seed`` and ``first``, see :meth:`draw`.
+
+        Raises:
+            ValueError: If codes do not fit the tokenizer, or the tokenizer not this decoder.
+        """
+        reconstructions, values = tokenizer.decoded(codes, size)
+        if values.shape[-1] != self.config.dim or tokenizer.downsampling != self.config.downsampling:
+            raise ValueError(
+                f"'tokenizer' must have values of {self.config.dim} features for {self.config.downsampling}x"
+                f"{self.config.downsampling} pixels, got {values.shape[-1]} for {tokenizer.downsampling}x"
+                f"{tokenizer.downsampling}. Give the one that this decoder was fitted to."
+            )
+        return self.draw(reconstructions, values, **how)  # pyright: ignore[reportArgumentType]
+
+    def _whole(self, images: Tensor) -> Tensor:
+        """Images with sides of whole tokens, their border repeated."""
+        right, bottom = (-side % self.config.downsampling for side in (images.shape[-1], images.shape[-2]))
+        return F.pad(images, (0, right, 0, bottom), mode="replicate") if right or bottom else images
+
+
+def _noise(like: Tensor, seed: int, first: int) -> Tensor:
+    """Normal numbers, those of an image by its number."""
+    rows = [
+        np.random.default_rng((seed, index)).standard_normal(like.shape[1:], dtype=np.float32)
+        for index in range(first, first + len(like))
+    ]
+    return torch.from_numpy(np.stack(rows)).to(like) if rows else torch.zeros_like(like)
