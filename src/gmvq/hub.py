@@ -77,16 +77,17 @@ class StoredDecoder(NamedTuple):
 
 def fingerprint(model: Autoencoder) -> str:
     """SHA-256 of a model's configuration and weights, in hexadecimal."""
-    return _digest(model.config.identity(), _state(model))
+    return digest(model.config.identity(), _state(model))
 
 
-def _digest(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+def digest(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a configuration, as JSON has it, and of tensors by name, in hexadecimal."""
+    found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # a view as bytes: NumPy has no bfloat16
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _state(model: Autoencoder) -> dict[str, Tensor]:
@@ -149,7 +150,7 @@ def save_prior(prior: AbstractPrior, tokenizer: str, folder: str | Path) -> Path
         The folder.
     """
     config = {**described(prior), "tokenizer": tokenizer}
-    return _write(Path(folder), PRIOR_FORMAT, config, prior.state_dict(), _digest(config, prior.state_dict()))
+    return _write(Path(folder), PRIOR_FORMAT, config, prior.state_dict(), digest(config, prior.state_dict()))
 
 
 def load(folder: str | Path) -> Autoencoder:
@@ -187,7 +188,7 @@ def load_prior(folder: str | Path) -> StoredPrior:
     def built(config: Mapping[str, Any], weights: dict[str, Tensor]) -> tuple[StoredPrior, str]:
         prior = from_description(config)
         prior.load_state_dict(weights)
-        return StoredPrior(prior.eval(), config["tokenizer"]), _digest(dict(config), prior.state_dict())
+        return StoredPrior(prior.eval(), config["tokenizer"]), digest(dict(config), prior.state_dict())
 
     return _read(Path(folder), PRIOR_FORMAT, built)
 
@@ -204,7 +205,7 @@ def save_decoder(decoder: DiffusionDecoder, tokenizer: str, folder: str | Path) 
         The folder.
     """
     config, state = {"decoder": asdict(decoder.config), "tokenizer": tokenizer}, decoder.state_dict()
-    return _write(Path(folder), DECODER_FORMAT, config, state, _digest(config, state))
+    return _write(Path(folder), DECODER_FORMAT, config, state, digest(config, state))
 
 
 def load_decoder(folder: str | Path) -> StoredDecoder:
@@ -221,7 +222,7 @@ def load_decoder(folder: str | Path) -> StoredDecoder:
     def built(config: Mapping[str, Any], weights: dict[str, Tensor]) -> tuple[StoredDecoder, str]:
         decoder = DiffusionDecoder(DiffusionConfig(**config["decoder"]))
         decoder.load_state_dict(weights)
-        return StoredDecoder(decoder.eval(), config["tokenizer"]), _digest(dict(config), decoder.state_dict())
+        return StoredDecoder(decoder.eval(), config["tokenizer"]), digest(dict(config), decoder.state_dict())
 
     return _read(Path(folder), DECODER_FORMAT, built)
 
@@ -237,7 +238,7 @@ def save_classifier(classifier: Classifier, folder: str | Path) -> Path:
         The folder.
     """
     config, state = asdict(classifier.config), classifier.state_dict()
-    return _write(Path(folder), CLASSIFIER_FORMAT, config, state, _digest(config, state))
+    return _write(Path(folder), CLASSIFIER_FORMAT, config, state, digest(config, state))
 
 
 def load_classifier(folder: str | Path) -> Classifier:
@@ -254,7 +255,7 @@ def load_classifier(folder: str | Path) -> Classifier:
     def built(config: Mapping[str, Any], weights: dict[str, Tensor]) -> tuple[Classifier, str]:
         classifier = Classifier(ClassifierConfig(**config))
         classifier.load_state_dict(weights)
-        return classifier.eval(), _digest(dict(config), classifier.state_dict())
+        return classifier.eval(), digest(dict(config), classifier.state_dict())
 
     return _read(Path(folder), CLASSIFIER_FORMAT, built)
 

@@ -104,13 +104,13 @@ def test_wrong_usage(verb, words, capsys):
     assert captured.err
 
 
-def test_an_opponent_has_options_of_its_own():
-    run = run_of(parse("train", ("photos", "--adversarial", "--opponent.weight", "0.5", "--features", "vgg.pth")))
+def test_a_discriminator_has_options_of_its_own():
+    run = run_of(parse("train", ("photos", "--adversarial", "--discriminator.weight", "0.5", "--features", "vgg.pth")))
     assert run.adversarial == AdversarialConfig(weight=0.5)
     assert run.features == "vgg.pth"
     assert run_of(parse("train", ("photos",))).adversarial is None
-    for words in (("--opponent.weight", "0.5"), ("--features", "vgg.pth")):
-        with pytest.raises(ValueError, match="add --adversarial"):
+    for words in (("--discriminator.weight", "0.5"), ("--features", "vgg.pth")):
+        with pytest.raises(ValueError, match="need --adversarial"):
             run_of(parse("train", ("photos", *words)))
 
 

@@ -40,16 +40,21 @@ def test_the_gradient_penalty_of_a_linear_discriminator_is_its_length():
     torch.testing.assert_close(penalty, weights.square().sum())
     penalty.backward()
     torch.testing.assert_close(weights.grad, 2 * weights.detach())
+    patches = (images * weights).sum((1, 2, 3))[:, None, None, None].expand(-1, 1, 3, 2)
+    torch.testing.assert_close(gradient_penalty(patches, images), penalty)  # as many patches as there may be
 
 
 def test_the_regularizer_follows_the_logits_and_holds_them_apart_no_more():
     lecam = LeCam(decay=0.5)
-    assert lecam(REAL, FAKE).item() == pytest.approx((4 + 0.25) / 3 + 9 / 3)
+    for _ in range(2):  # forwards of one step
+        assert lecam(REAL, FAKE).item() == pytest.approx((4 + 0.25) / 3 + 9 / 3)
+    lecam.update()
     assert lecam.real.item() == pytest.approx(0.25)
     assert lecam.fake.item() == pytest.approx(-1 / 3)
     lecam.eval()
     before = lecam.real.clone()
     lecam(REAL, FAKE)
+    lecam.update()
     assert torch.equal(lecam.real, before)
     assert lecam(REAL + 9, FAKE - 9) > lecam(REAL, FAKE)
 

@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from gmvq.losses import FeatureLoss
-from gmvq.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
+from gmvq.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss, gradient_penalty
 from gmvq.models import AdversarialAutoencoder, AdversarialConfig, Autoencoder, AutoencoderConfig
-from gmvq.models.adversarial import OPPONENT
+from gmvq.models.adversarial import DISCRIMINATOR, GENERATOR, LEARNING, OPPOSING
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.networks.discriminators import PatchDiscriminator
 
-NOW = {"begin": 0.0, "count": 0.0, "full": 0.0}
+NOW = {"discriminator_start": 0.0, "start": 0.0, "warmup": 0.0}
 
 
 def made(progress=0.5, features=False, **changes):
@@ -53,17 +53,19 @@ def test_one_backward_gives_each_side_its_own_gradient(loss, norm):
 
 def test_before_it_begins_the_autoencoder_learns_as_without():
     images = torch.rand(4, 3, 16, 16)
-    model = made(progress=0.2, begin=0.3, count=0.4, full=0.6)
+    model = made(progress=0.2, discriminator_start=0.3, start=0.4, warmup=0.2)
     out = model(images)
     alone = model.autoencoder(images)
     torch.testing.assert_close(out.loss, alone.loss)
-    assert {name: out.terms[name].item() for name in OPPONENT} == dict.fromkeys(OPPONENT, 0.0)
+    figures = (LEARNING, OPPOSING, *DISCRIMINATOR, *GENERATOR)
+    assert {name: out.terms[name].item() for name in figures} == dict.fromkeys(figures, 0.0)
     out.loss.backward()
     assert all(parameter.grad is None for parameter in model.discriminator.parameters())
     model.set_progress(0.35)
     begun = model(images)
     assert begun.terms["discriminator"] > 0
     assert begun.terms["adversarial_weight"] == 0
+    assert [begun.terms[name].item() for name in (LEARNING, OPPOSING)] == [1, 0]
     assert begun.terms.keys() == out.terms.keys()
     model.zero_grad()
     begun.loss.backward()
@@ -76,19 +78,50 @@ def test_before_it_begins_the_autoencoder_learns_as_without():
 
 
 def test_the_weight_rises_along_a_line():
-    config = AdversarialConfig(weight=2.0, begin=0.1, count=0.2, full=0.6)
+    config = AdversarialConfig(weight=2.0, discriminator_start=0.1, start=0.2, warmup=0.4)
     assert [config.weight_at(progress) for progress in (0.0, 0.19, 0.2, 0.4, 0.6, 1.0)] == [0, 0, 0, 1, 2, 2]
     assert AdversarialConfig(**NOW).weight_at(0.0) == 0.3
 
 
-def test_regularizers_and_features_change_the_loss():
+def test_regularizers_and_features_add_their_parts_to_the_loss():
     images = torch.rand(4, 3, 16, 16)
     plain = made(lecam=0.0)(images).loss
-    for changes in ({"lecam": 1.0}, {"lecam": 0.0, "gradient_penalty": 5.0}, {"lecam": 0.0, "features": True}):
-        changed = made(**changes)(images)
-        assert not torch.isclose(changed.loss, plain)
-        changed.loss.backward()
+    regularized = made(lecam=2.0)
+    real, fake = (regularized.discriminator(each).detach() for each in (images, regularized.autoencoder(images).images))
+    regularized = made(lecam=2.0)  # spectral normalization takes a step in each forward
+    expected = plain + 2 * (real.relu().square().mean() + (-fake).relu().square().mean())
+    torch.testing.assert_close(regularized(images).loss, expected, rtol=0.05, atol=0.01)
+    penalized = made(lecam=0.0, gradient_penalty=5.0)
+    asked = images.clone().requires_grad_()
+    penalty = gradient_penalty(made(lecam=0.0).discriminator(asked), asked)
+    torch.testing.assert_close(penalized(images).loss, plain + 2.5 * penalty, rtol=1e-4, atol=1e-5)
+    featured = made(lecam=0.0, features=True, weight=0.0)
+    out = featured(images)
+    distance = featured.features(out.images, images)
+    added = 0.1 * featured.autoencoder.likelihood.squared_error_weight(out.terms["mse"]) * distance
+    torch.testing.assert_close(out.loss, made(lecam=0.0, weight=0.0)(images).loss + added)
     assert made(features=True, feature_weight=0.0)(images).loss.isfinite()
+
+
+def test_the_features_are_no_part_of_its_state():
+    network = Classifier(ClassifierConfig(3, 4, width=8, features=8)).encoder.layers.train()
+    model = AdversarialAutoencoder(Autoencoder(AutoencoderConfig(width=8)), features=FeatureLoss(network))
+    assert not any("features" in name for name in model.state_dict())
+    assert all(parameter.requires_grad for parameter in network.parameters())  # those of the caller stay as they were
+    assert all(layer.training for layer in network)
+
+
+def test_in_low_precision_its_losses_are_in_float32():
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = made()(torch.rand(4, 3, 16, 16)).terms
+    assert {terms[name].dtype for name in (*DISCRIMINATOR, *GENERATOR)} == {torch.float32}
+
+
+def test_a_decoder_that_does_not_learn_gets_a_reason():
+    model = Autoencoder(AutoencoderConfig(width=8))
+    model.decoder.requires_grad_(False)
+    with pytest.raises(ValueError, match="last layer must learn"):
+        AdversarialAutoencoder(model)
 
 
 def test_in_evaluation_it_is_the_autoencoder():
@@ -117,8 +150,11 @@ def test_a_discriminator_learns_to_tell():
     ("kind", "options", "reason"),
     [
         (AdversarialConfig, {"weight": -1.0}, "'weight' must be a finite number of at least 0"),
-        (AdversarialConfig, {"begin": 0.5, "count": 0.4}, "'begin', 'count' and 'full' must be in order"),
-        (AdversarialConfig, {"full": 1.5}, "'begin', 'count' and 'full' must be in order"),
+        (AdversarialConfig, {"discriminator_start": 0.5, "start": 0.4}, "'discriminator_start', 'start' and the end"),
+        (AdversarialConfig, {"start": 0.9, "warmup": 0.2}, "'discriminator_start', 'start' and the end"),
+        (AdversarialConfig, {"loss": "wasserstein"}, "'loss' must be one of hinge"),
+        (AdversarialConfig, {"norm": "batch"}, "'norm' must be one of spectral"),
+        (AdversarialConfig, {"layers": 0}, "'layers' must be an integer of at least 1"),
         (PatchDiscriminator, {"channels": 0}, "'channels' must be an integer of at least 1"),
         (PatchDiscriminator, {"channels": 3, "norm": "batch"}, "'norm' must be one of spectral"),
     ],

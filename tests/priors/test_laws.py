@@ -9,8 +9,12 @@ import torch
 from gmvq.priors import (
     AutoregressiveConfig,
     AutoregressivePrior,
+    CodeFlowPrior,
     CodeShape,
+    FlowConfig,
     Frequencies,
+    LatentFlowConfig,
+    LatentFlowPrior,
     MaskedConfig,
     MaskedPrior,
     NGram,
@@ -42,6 +46,18 @@ PRIORS = {
 }
 
 
+def latent_flow(shape):
+    prior = LatentFlowPrior(shape, LatentFlowConfig(**SMALL, codebook_dim=2))
+    prior.place(torch.randn(shape.codebook_sizes[0], 2), deviation=0.1)
+    return prior
+
+
+FLOWS = {
+    "flow of codes": lambda shape: CodeFlowPrior(shape, FlowConfig(**SMALL)),
+    "flow of latents": latent_flow,
+}
+
+
 def every(shape):
     """All codes of a shape."""
     sizes = shape.codebook_sizes * shape.places
@@ -56,8 +72,20 @@ def shape(request):
 @pytest.fixture(params=PRIORS.values(), ids=PRIORS)
 def prior(request, shape):
     """A prior far from even: counted from a few codes, or with large weights."""
+    return made_of(request.param, shape)
+
+
+@pytest.fixture(params=[*PRIORS.values(), *FLOWS.values()], ids=[*PRIORS, *FLOWS])
+def drawing(request, shape):
+    """A prior that draws codes, whether it has a likelihood or not."""
+    if request.param is latent_flow and shape.levels > 1:
+        pytest.skip("a flow of latents has one level")
+    return made_of(request.param, shape)
+
+
+def made_of(make, shape):
     torch.manual_seed(0)
-    made = request.param(shape)
+    made = make(shape)
     if isinstance(made, (Frequencies, NGram)):
         codes = every(shape)
         made.fit([codes[torch.randint(len(codes), (20,))] for _ in range(2)])
@@ -99,14 +127,15 @@ def test_a_sequence_is_the_codes_in_another_order(prior):
     assert torch.equal(sequence.sort(1).values, codes.flatten(1).sort(1).values)
 
 
-def test_a_sample_is_the_same_alone_and_in_a_batch(prior):
-    labels = torch.arange(6) % prior.shape.classes
-    for sampling in (Sampling(seed=3), Sampling(temperature=0.7, top_k=2, top_p=0.9, guidance=1.5)):
-        batch = prior.sample(6, labels, sampling)
-        prior.shape.checked(batch)
-        single = torch.cat([prior.sample(1, labels[i : i + 1], sampling, first=i) for i in range(6)])
+def test_a_sample_is_the_same_alone_and_in_a_batch(drawing):
+    labels = torch.arange(6) % drawing.shape.classes
+    cuts = {} if isinstance(drawing, LatentFlowPrior) else {"top_k": 2, "top_p": 0.9}
+    for sampling in (Sampling(seed=3, steps=6), Sampling(temperature=0.7, guidance=1.5, steps=5, **cuts)):
+        batch = drawing.sample(6, labels, sampling)
+        drawing.shape.checked(batch)
+        single = torch.cat([drawing.sample(1, labels[i : i + 1], sampling, first=i) for i in range(6)])
         assert torch.equal(batch, single)
-    assert prior.sample(0).shape == (0, *prior.shape.axes)
+    assert drawing.sample(0).shape == (0, *drawing.shape.axes)
 
 
 @torch.no_grad()
@@ -123,23 +152,23 @@ def test_samples_are_distributed_as_their_likelihood_says(prior):
     assert (counts - probabilities).abs().sum() / 2 < 1.5 * expected + 0.01
 
 
-def test_known_codes_stay(prior):
-    codes = every(prior.shape)[:4]
+def test_known_codes_stay(drawing):
+    codes = every(drawing.shape)[:4]
     known = codes.clone()
     known.reshape(len(codes), -1)[:, 1:] = -1
-    completed = prior.complete(known)
+    completed = drawing.complete(known)
     assert torch.equal(completed.flatten(1)[:, 0], codes.flatten(1)[:, 0])
-    assert torch.equal(prior.complete(codes), codes)
+    assert torch.equal(drawing.complete(codes), codes)
 
 
-def test_a_completion_is_the_same_alone_and_beside_others(prior):
-    codes = every(prior.shape)[-3:]
+def test_a_completion_is_the_same_alone_and_beside_others(drawing):
+    codes = every(drawing.shape)[-3:]
     known = codes.clone()
     for index, row in enumerate(known.view(len(known), -1)):  # as many hidden as there are, and fewer
         row[: row.numel() // (index + 1)] = -1
     sampling = Sampling(seed=4)
-    batch = prior.complete(known, sampling=sampling)
-    single = [prior.complete(known[i : i + 1], sampling=sampling, first=i) for i in range(len(known))]
+    batch = drawing.complete(known, sampling=sampling)
+    single = [drawing.complete(known[i : i + 1], sampling=sampling, first=i) for i in range(len(known))]
     assert torch.equal(batch, torch.cat(single))
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from gmvq import hub, recipes
 from gmvq.data import ArrayImages, Data
-from gmvq.priors import AutoregressivePrior, MaskedPrior, NGram
+from gmvq.priors import AutoregressivePrior, MaskedPrior, NGram, Sampling
 from gmvq.recipes import PriorRun, fit_prior
 from gmvq.recipes.priors import tiled
 from gmvq.training import Interrupted
@@ -72,26 +72,36 @@ def test_residual_codes_are_learned_level_by_level(tmp_path):
     assert 0 < metrics["n_gram_bits_per_code"] < 2.1
     pixels = recipes.load_data(run.data).held_out[0].numel()
     assert metrics["bits_per_dim"] > 3 * metrics["bits_per_code"] * prior.shape.places / pixels
-    fit_prior(tmp_path, replace(quick("latent-flow"), options={**SMALL, "steps": 3}), console=QUIET)
+    fit_prior(tmp_path, quick("latent-flow"), console=QUIET)
     assert hub.load_prior(tmp_path / "prior").prior.shape.codebook_sizes == (64,)
+
+
+def test_a_flow_of_latents_needs_components_of_equal_weight(tmp_path):
+    run = recipes.changed(recipes.digits(), steps=2, width=8, blocks=1, batch_size=8, codebook_size=16)
+    options = {"learned": ["mixture_weights"]}
+    recipes.run(
+        replace(run, model=replace(run.model, quantizer_options=options)), tmp_path, console=QUIET, report=False
+    )
+    with pytest.raises(ValueError, match="components of equal weight and variance"):
+        fit_prior(tmp_path, quick("latent-flow"), console=QUIET)
 
 
 @pytest.mark.parametrize("name", ["code-flow", "latent-flow"])
 def test_a_flow_is_fitted_and_has_no_likelihood(run, name):
     recipe = quick(name)
-    metrics = fit_prior(run, replace(recipe, options={**recipe.options, "steps": 3}), console=QUIET)
+    metrics = fit_prior(run, recipe, console=QUIET)
     assert metrics["bits_per_code"] is None
     assert metrics["bits_per_dim"] is None
     assert metrics["n_gram_bits_per_code"] > 0
     prior = hub.load_prior(run / "prior").prior
-    assert prior.sample(2, torch.tensor([1, 2])).shape == (2, *prior.shape.grid)
+    assert prior.sample(2, torch.tensor([1, 2]), Sampling(steps=3)).shape == (2, *prior.shape.grid)
     lines = [json.loads(line) for line in (run / "prior/log.jsonl").read_text().splitlines()]
     assert all(line["held_out_loss"] > 0 for line in lines if line["kind"] == "evaluation")
     if name == "latent-flow":
         quantizer = hub.load(run).bottleneck
         torch.testing.assert_close(prior.codes, quantizer.code_vectors)
         assert prior.deviation > 0
-        assert prior.code_dim == quantizer.codebook_dim
+        assert prior.codebook_dim == quantizer.codebook_dim
 
 
 def test_images_are_tokenized_once(run, monkeypatch):

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import platform
@@ -141,17 +142,19 @@ def die(module, _):
     if calls == {kill_at}:
         os.kill(os.getpid(), signal.SIGKILL)
 model.encoder.register_forward_pre_hook(die)
-train(model, data, training, {out!r})
+train(model, data, training, {out!r}, {more})
 """
 
 
-def start(data, out, training, *, kill_at=0, environment=None):
+def start(data, out, training, *, kill_at=0, environment=None, more=""):
     """The run of ``SCRIPT`` in a process of its own."""
     out.mkdir(exist_ok=True)
     images = out.parent / "images.pt"
     torch.save(torch.cat([data.train.images, data.held_out.images]), images)
     folder = str(Path(gmvq.__file__).parents[1])
-    script = SCRIPT.format(folder=folder, images=str(images), out=str(out), kill_at=kill_at, training=training)
+    script = SCRIPT.format(
+        folder=folder, images=str(images), out=str(out), kill_at=kill_at, training=training, more=more
+    )
     environment = {**os.environ, **(environment or {})}
     return subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -183,14 +186,15 @@ def test_a_killed_process_resumes_bit_for_bit(data, make_model, make_training, t
     assert_same_state(tmp_path / "straight", tmp_path / "killed")
 
 
-def test_two_processes_learn_as_one_with_twice_the_batch(data, make_model, make_training, tmp_path):
+def run_two(data, out, more=""):
+    """The run of ``SCRIPT`` in two processes, each with half of the batch."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     settings = {**SETTINGS, "batch_size": 4}
     processes = [
-        start(data, tmp_path / "two", settings, environment={**common, "RANK": rank, "LOCAL_RANK": rank})
+        start(data, out, settings, environment={**common, "RANK": rank, "LOCAL_RANK": rank}, more=more)
         for rank in ("0", "1")
     ]
     try:
@@ -199,6 +203,18 @@ def test_two_processes_learn_as_one_with_twice_the_batch(data, make_model, make_
         for process in processes:
             process.kill()
     assert [code for _, code in outcomes] == [0, 0], outcomes
+
+
+def test_two_processes_learn_against_a_discriminator_that_starts_late(data, tmp_path):
+    how = "AdversarialConfig(width=8, layers=2, discriminator_start=0.2, start=0.3, warmup=0.2)"
+    run_two(data, tmp_path / "two", f"adversarial=__import__('gmvq').models.{how}")
+    logged = {line["step"]: line for line in read_log(tmp_path / "two") if "loss" in line}
+    assert logged[4]["discriminator"] is None
+    assert logged[20]["adversarial_weight"] > 0
+
+
+def test_two_processes_learn_as_one_with_twice_the_batch(data, make_model, make_training, tmp_path):
+    run_two(data, tmp_path / "two")
     train(placed(make_model), data, make_training(**SETTINGS), tmp_path / "one")
     one, two = gmvq.load(tmp_path / "one").state_dict(), gmvq.load(tmp_path / "two").state_dict()
     for name in one:  # revivals are drawn for dead codes, of which there are none; the first rank calibrates alone
@@ -506,30 +522,35 @@ def test_a_compiled_model_learns_the_same(data, make_model, make_training, tmp_p
     assert [*plain.model.state_dict()] == [*compiled.model.state_dict()]
 
 
-OPPONENT = AdversarialConfig(width=8, layers=2, begin=0.2, count=0.3, full=0.5)
+AGAINST = AdversarialConfig(width=8, layers=2, discriminator_start=0.2, start=0.3, warmup=0.2)
 
 
-def test_a_tokenizer_is_trained_against_an_opponent(data, make_model, make_training, tmp_path):
+def test_a_tokenizer_is_trained_against_a_discriminator(data, make_model, make_training, tmp_path):
     plain = train(make_model(), data, make_training(), tmp_path / "plain")
     console = Console(file=StringIO(), width=200)
-    opposed = train(make_model(), data, make_training(), tmp_path / "opposed", adversarial=OPPONENT, console=console)
+    opposed = train(make_model(), data, make_training(), tmp_path / "opposed", adversarial=AGAINST, console=console)
     assert isinstance(opposed.model, Autoencoder)
     assert hub.fingerprint(hub.load(tmp_path / "opposed")) == hub.fingerprint(opposed.model)
     assert hub.fingerprint(opposed.model) != hub.fingerprint(plain.model)
     lines = [json.loads(line) for line in (tmp_path / "opposed/log.jsonl").read_text().splitlines()]
     logged = {line["step"]: line for line in lines if line["kind"] == "train"}
-    assert logged[4]["discriminator"] == 0
-    assert logged[8]["discriminator"] > 0
+    assert logged[4]["discriminator"] is None
+    assert logged[8]["discriminator"] > 1  # a mean over the steps in which it learned
+    assert logged[4]["adversarial_weight"] is None
     assert logged[20]["adversarial_weight"] > 0
     same = train(
-        make_model(), data, make_training(), tmp_path / "same", adversarial=replace(OPPONENT, begin=1, count=1, full=1)
+        make_model(),
+        data,
+        make_training(),
+        tmp_path / "same",
+        adversarial=replace(AGAINST, discriminator_start=1, start=1, warmup=0),
     )
     for name, tensor in same.model.state_dict().items():  # one that never begins changes nothing
         torch.testing.assert_close(tensor, plain.model.state_dict()[name], msg=name)
 
 
 def test_an_opposed_run_resumes_bit_for_bit(data, make_model, make_training, tmp_path, monkeypatch):
-    options = {"adversarial": replace(OPPONENT, gradient_penalty=1.0), "features": features()}
+    options = {"adversarial": replace(AGAINST, gradient_penalty=1.0), "features": features()}
     whole = train(make_model(), data, make_training(), tmp_path / "whole", **options).model
     saved = trainer_module._Trainer._save
 
@@ -546,13 +567,41 @@ def test_an_opposed_run_resumes_bit_for_bit(data, make_model, make_training, tmp
     resumed = train(make_model(), data, make_training(), tmp_path / "stopped", resume=True, **options).model
     for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
-    with pytest.raises(ValueError, match="The checkpoint is of another run"):
-        train(make_model(), data, make_training(), tmp_path / "stopped", resume=True)
+    for others in ({}, {**options, "features": features(2)}, {**options, "features": None}):
+        with pytest.raises(ValueError, match="The checkpoint is of another run"):
+            train(make_model(), data, make_training(), tmp_path / "stopped", resume=True, **others)
 
 
-def features():
-    torch.manual_seed(1)
+def features(seed=1):
+    torch.manual_seed(seed)
     return FeatureLoss(Classifier(ClassifierConfig(1, 4, width=8, features=8)).encoder.layers)
+
+
+def test_the_discriminator_is_seeded(data, make_model, make_training, tmp_path):
+    model, made = make_model(), []
+    for number in range(2):
+        torch.manual_seed(number)  # whatever came before
+        out = tmp_path / str(number)
+        made.append(train(copy.deepcopy(model), data, make_training(), out, adversarial=AGAINST).model)
+    assert hub.fingerprint(made[0]) == hub.fingerprint(made[1])
+
+
+def test_the_discriminator_does_not_shorten_the_step_of_the_tokenizer(data, make_model, make_training, tmp_path):
+    model, training = make_model(), make_training(steps=6, gradient_clip=1e-3)
+    learning = replace(AGAINST, discriminator_start=0.0, start=1.0, warmup=0.0)  # and never against it
+    opposed = train(copy.deepcopy(model), data, training, tmp_path / "opposed", adversarial=learning).model
+    alone = train(copy.deepcopy(model), data, training, tmp_path / "alone").model
+    for name, tensor in alone.state_dict().items():
+        torch.testing.assert_close(opposed.state_dict()[name], tensor, msg=name)
+
+
+@pytest.mark.parametrize("option", ["keep_best", "compile"])
+def test_what_contradicts_a_discriminator_is_refused(data, make_model, make_training, tmp_path, option):
+    with pytest.raises(ValueError, match=f"'{option}' must be False with 'adversarial'"):
+        train(make_model(), data, make_training(**{option: True}), tmp_path, adversarial=AGAINST)
+    with pytest.raises(ValueError, match=r"'layers' of the discriminator must be fewer for images of 8 pixels"):
+        train(make_model(), data, make_training(), tmp_path, adversarial=replace(AGAINST, layers=4))
+    assert not tmp_path.exists() or not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("bias", "said"), [(9.0, "as if it guessed"), (None, "its gradient says little then")])
@@ -565,12 +614,12 @@ def test_a_broken_discriminator_is_told_of(data, make_model, make_training, tmp_
 
     monkeypatch.setattr("gmvq.networks.discriminators.PatchDiscriminator.forward", broken)
     console = Console(file=StringIO(), width=300)
-    opponent = replace(OPPONENT, lecam=0.0)
+    opponent = replace(AGAINST, lecam=0.0)
     train(make_model(), data, make_training(), tmp_path, adversarial=opponent, console=console)
     assert console.file.getvalue().count(said) == 1  # once, not at each line of the log
 
 
-def test_features_need_an_opponent(data, make_model, make_training, tmp_path):
+def test_features_need_a_discriminator(data, make_model, make_training, tmp_path):
     with pytest.raises(ValueError, match="'features' must be None without 'adversarial'"):
         train(make_model(), data, make_training(), tmp_path, features=features())
 

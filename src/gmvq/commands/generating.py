@@ -108,6 +108,7 @@ class SampleOptions:
         temperature: Below 1 likely codes become likelier; 0 takes the likeliest.
         top_k: Draw from this many of the likeliest codes.
         top_p: Draw from the likeliest codes that have this probability together.
+        draw_steps: Steps in which a masked prior or a flow draws; by default its own number.
         columns: Images in a row of the sheet.
         seed: Of all draws.
         prior: Folder of the prior; by default prior in that of the run.
@@ -124,6 +125,7 @@ class SampleOptions:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+    draw_steps: int | None = None
     columns: int = 8
     seed: int = 0
     prior: Path | None = None
@@ -148,6 +150,7 @@ class JudgeOptions:
         temperature: Below 1 likely codes become likelier; 0 takes the likeliest.
         top_k: Draw from this many of the likeliest codes.
         top_p: Draw from the likeliest codes that have this probability together.
+        draw_steps: Steps in which a masked prior or a flow draws; by default its own number.
         steps: Optimizer steps of the judge's training.
         seed: Of all draws.
         prior: Folder of the prior; by default prior in that of the run.
@@ -162,6 +165,7 @@ class JudgeOptions:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+    draw_steps: int | None = None
     steps: int = 1500
     seed: int = 0
     prior: Path | None = None
@@ -233,7 +237,9 @@ def fit_decoder(options: FitDecoderOptions, command: str) -> dict[str, Any]:
 def sample(options: SampleOptions, command: str) -> dict[str, Any]:
     """Draws; the result has the file and the classes."""
     generator, folder = _generator(options.run, options.prior, options.decoder)
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.guidance, options.seed)
+    sampling = Sampling(
+        options.temperature, options.top_k, options.top_p, options.guidance, options.seed, options.draw_steps
+    )
     out = checked_png(folder / "samples.png" if options.out is None else options.out)
     for name in ("number", "columns"):
         if getattr(options, name) < 1:
@@ -250,7 +256,9 @@ def sample(options: SampleOptions, command: str) -> dict[str, Any]:
 def judge(options: JudgeOptions, command: str) -> dict[str, Any]:
     """Draws and judges; the result has the figures and the file."""
     generator, folder = _generator(options.run, options.prior, options.decoder)
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.guidance, options.seed)
+    sampling = Sampling(
+        options.temperature, options.top_k, options.top_p, options.guidance, options.seed, options.draw_steps
+    )
     out = checked_png(folder / "judged.png" if options.out is None else options.out)
     if options.number < 4:
         raise ValueError(f"'number' must be at least 4, got {options.number}. Use 1000.")

@@ -50,7 +50,7 @@ class TrainOptions:
         model: What the autoencoder is made of.
         training: How it is trained.
         adversarial: Train against a discriminator, for sharper images.
-        opponent: How that discriminator works.
+        discriminator: How that discriminator works.
         features: Compare features beside it: a file with the weights of torchvision's VGG-16, or the folder of a
             classifier that gmvq judge has left.
     """
@@ -64,7 +64,7 @@ class TrainOptions:
     images: Annotated[DataConfig, tyro.conf.arg(name="data")]
     model: AutoencoderConfig
     training: Training
-    opponent: AdversarialConfig = field(default_factory=AdversarialConfig)
+    discriminator: AdversarialConfig = field(default_factory=AdversarialConfig)
     data: Path | None = None
     out: Path | None = None
     adversarial: bool = False
@@ -328,11 +328,11 @@ def run_of(options: TrainOptions) -> Run:
     for name in ("steps", "batch_size", "seed", "tensorboard"):
         if getattr(options, name) != getattr(recipe.training, name):
             training = replace(training, **{name: getattr(options, name)})
-    if not options.adversarial and (options.features is not None or options.opponent != AdversarialConfig()):
-        raise ValueError("--features and --opponent are of an opponent: add --adversarial, or leave them out.")
-    opponent = options.opponent if options.adversarial else None
+    if not options.adversarial and (options.features is not None or options.discriminator != AdversarialConfig()):
+        raise ValueError("--features and --discriminator need --adversarial: add it, or leave them out.")
+    adversarial = options.discriminator if options.adversarial else None
     return Run(
-        options.recipe, data, model, training, opponent, None if options.features is None else str(options.features)
+        options.recipe, data, model, training, adversarial, None if options.features is None else str(options.features)
     )
 
 

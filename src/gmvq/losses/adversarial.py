@@ -1,4 +1,4 @@
-r"""What a discriminator and its opponent minimize, of logits of real and of reconstructed images.
+r"""What a discriminator and the autoencoder against it minimize, of logits of real and of reconstructed images.
 
 .. math::
     \text{hinge}: \quad & L_D = \mathbb{E} \max(0, 1 - D(x)) + \mathbb{E} \max(0, 1 + D(\hat x)), \quad
@@ -25,10 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmvq.distributed import sum_over_ranks, world_size
+
 AdversarialLoss = Literal["hinge", "non-saturating"]
 
 LARGEST_WEIGHT = 1e4
-"""Of the adaptive weight, where the opponent's gradient is next to nothing."""
+"""Of the adaptive weight, where the adversarial gradient is next to nothing."""
 
 
 def discriminator_loss(kind: AdversarialLoss, real: Tensor, fake: Tensor) -> Tensor:
@@ -44,7 +46,7 @@ def discriminator_loss(kind: AdversarialLoss, real: Tensor, fake: Tensor) -> Ten
 
 
 def generator_loss(kind: AdversarialLoss, fake: Tensor) -> Tensor:
-    """What its opponent minimizes, ``()``.
+    """What the autoencoder minimizes against it, ``()``.
 
     Raises:
         ValueError: If there is no such loss.
@@ -56,20 +58,24 @@ def generator_loss(kind: AdversarialLoss, fake: Tensor) -> Tensor:
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
     r"""R1, :math:`\mathbb{E} |\nabla_x D(x)|^2`: the mean squared length of the gradient at real images, ``()``.
 
+    D(x) is the mean over the patches of an image, as in the losses: so the penalty does not grow with the image.
+
     Args:
-        logits: Of the images, with a graph back to them.
+        logits: Of the patches of the images ``(B, ...)``, with a graph back to them.
         images: Real images ``(B, C, H, W)`` that ask for a gradient.
     """
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    by_image = logits.reshape(len(logits), -1).mean(1)
+    (gradient,) = torch.autograd.grad(by_image.sum(), images, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()
 
 
 class LeCam(nn.Module):
-    r"""Holds the discriminator's logits near where they were: for few images, which it learns by heart.
+    r"""Holds the logits of real and of reconstructed images together: for few images, which are learned by heart.
 
-    .. math:: \mathbb{E} (D(x) - \alpha_{\hat x})^2 + \mathbb{E} (D(\hat x) - \alpha_x)^2
+    .. math:: \mathbb{E} \max(0, D(x) - \alpha_{\hat x})^2 + \mathbb{E} \max(0, \alpha_x - D(\hat x))^2
 
-    with :math:`\alpha` the running means of its logits of real and of reconstructed images.
+    with :math:`\alpha` the running means of the logits of real and of reconstructed images, over all ranks. They move
+    by :meth:`update`, once for each step however many forwards it has.
 
     Args:
         decay: Share of the past in the running means.
@@ -83,26 +89,36 @@ class LeCam(nn.Module):
         self.decay = decay
         self.register_buffer("real", torch.zeros(()))
         self.register_buffer("fake", torch.zeros(()))
+        self._seen: list[Tensor] = []
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The penalty of logits, ``()``; in training the running means follow."""
-        penalty = F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()
+        """The penalty of logits, ``()``; in training their means are kept for :meth:`update`."""
         if self.training:
-            with torch.no_grad():
-                self.real.lerp_(real.detach().mean().to(self.real), 1 - self.decay)
-                self.fake.lerp_(fake.detach().mean().to(self.fake), 1 - self.decay)
-        return penalty
+            self._seen.append(torch.stack([real.detach().mean(), fake.detach().mean()]).to(self.real))
+        return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the running means toward those of the forwards since the last call, of all ranks."""
+        if not self._seen:
+            return
+        seen = sum_over_ranks(torch.stack(self._seen).mean(0)) / world_size()
+        self._seen = []
+        self.real.lerp_(seen[0], 1 - self.decay)
+        self.fake.lerp_(seen[1], 1 - self.decay)
 
 
-def adaptive_weight(loss: Tensor, opponent: Tensor, last_layer: Tensor) -> Tensor:
+def adaptive_weight(loss: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     r"""The weight at which two losses move the decoder's last layer alike, :math:`|\nabla L| / |\nabla L_G|`, ``()``.
 
     Args:
         loss: What the decoder minimizes anyway, ``()``.
-        opponent: What the weight is for, ``()``.
+        adversarial: What the weight is for, ``()``.
         last_layer: Weights of the last layer, in both graphs.
     """
-    norms = [torch.autograd.grad(each, last_layer, retain_graph=True)[0].detach().norm() for each in (loss, opponent)]
+    norms = [
+        torch.autograd.grad(each, last_layer, retain_graph=True)[0].detach().norm() for each in (loss, adversarial)
+    ]
     return (norms[0] / norms[1].clamp_min(1e-12)).clamp_max(LARGEST_WEIGHT)
 
 

@@ -17,6 +17,7 @@ References:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,14 @@ _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class FeatureLoss(nn.Module):
-    """The distance of two images in the features of a network that stays as it is.
+    """The distance of two images in the features of a network that stays as it is: a copy of the one given.
 
     Args:
         network: Layers, one after the other.
         layers: Which of them count, by their place; all ReLUs by default.
         mean: Subtracted from each channel of the images first.
         deviation: What they are divided by then.
+        smallest_side: Pixels of the shorter side that an image must have.
 
     Shape:
         images and targets in [0, 1], ``(B, C, H, W)`` -> ``()``.
@@ -57,6 +59,7 @@ class FeatureLoss(nn.Module):
         layers: Sequence[int] | None = None,
         mean: Sequence[float] = (0.0,),
         deviation: Sequence[float] = (1.0,),
+        smallest_side: int = 1,
     ) -> None:
         super().__init__()
         kinds = (nn.ReLU, nn.SiLU)
@@ -66,7 +69,9 @@ class FeatureLoss(nn.Module):
                 f"'layers' must be places below {len(network)}, at least one, got {chosen}. Choose others."
             )
         self.layers = frozenset(chosen)
-        self.network = nn.Sequential(*list(network)[: max(chosen) + 1]).eval().requires_grad_(False)
+        self.smallest_side = smallest_side
+        own = copy.deepcopy(nn.Sequential(*list(network)[: max(chosen) + 1]))
+        self.network = own.eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("deviation", torch.tensor(deviation)[:, None, None])
 
@@ -86,6 +91,11 @@ class FeatureLoss(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Features of the layers that count, of length 1 over channels at each place."""
+        if min(images.shape[2:]) < self.smallest_side:
+            raise ValueError(
+                f"'images' must have sides of at least {self.smallest_side} pixels for these features, got "
+                f"{tuple(images.shape)}. Take those of a classifier of the same data."
+            )
         channels = max(images.shape[1], len(self.mean))
         if images.shape[1] not in (1, channels):
             raise ValueError(f"'images' must have 1 or {channels} channels for these features, got {images.shape[1]}.")
@@ -129,7 +139,7 @@ def vgg16_features(weights: str | Path) -> FeatureLoss:
         raise ValueError(
             f"{path} holds no weights of VGG-16 ({type(error).__name__}: {error}). Save them anew."
         ) from error
-    return FeatureLoss(network, [*ends, len(parts) - 1], _MEAN, _DEVIATION)
+    return FeatureLoss(network, [*ends, len(parts) - 1], _MEAN, _DEVIATION, smallest_side=2 ** len(ends))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-r"""An autoencoder and its opponent, in one module with one loss: reconstructions that a discriminator takes for real.
+r"""An autoencoder and a discriminator, in one module with one loss: reconstructions that are taken for real.
 
 ::
 
@@ -11,11 +11,14 @@ r"""An autoencoder and its opponent, in one module with one loss: reconstruction
 The discriminator is held still in :math:`L_G`, and the reconstructions in :math:`L_D`, so the gradient of the sum is
 each part's own: one optimizer step moves both. :math:`\lambda` makes :math:`L_G` move the decoder's last layer as much
 as the rest does; w(t) is 0 until the discriminator has learned for a while, and then rises.
+
+Under several processes each has its own :math:`\lambda`, of its own images.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,32 +37,33 @@ from gmvq.models.autoencoder import Autoencoder
 from gmvq.networks.discriminators import DiscriminatorNorm, PatchDiscriminator
 from gmvq.types import Reconstruction
 
-OPPONENT = (
-    *("discriminator", "real_logit", "fake_logit", "discriminator_accuracy"),
-    *("adversarial", "adversarial_weight"),
-)
-"""Figures of the opponent; all 0 before it begins, the last two before it counts."""
+LEARNING, OPPOSING = "discriminator_share", "adversarial_share"
+"""Figures that say whether the discriminator learned in a step, and whether its loss counted: 1 or 0."""
+DISCRIMINATOR = ("discriminator", "real_logit", "fake_logit", "discriminator_accuracy")
+GENERATOR = ("adversarial", "adversarial_weight")
+"""Figures that mean something in such steps alone, and are 0 in others."""
 
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """How an opponent sharpens a tokenizer.
+    """How a discriminator sharpens a tokenizer.
 
     Args:
-        weight: w, of the opponent's loss against the autoencoder's, once it counts.
+        weight: w, of the adversarial loss against the autoencoder's, once it counts in full.
         loss: ``hinge`` or ``non-saturating``.
         width: Channels of the discriminator's first layer.
         layers: Its strided convolutions.
         norm: ``spectral``, ``layer`` or ``none``.
-        begin: Progress of training in [0, 1] at which the opponent begins to learn.
-        count: Progress at which its loss begins to count.
-        full: Progress at which it counts in full; between them its weight rises along a line.
+        discriminator_start: Progress of training in [0, 1] at which the discriminator begins to learn.
+        start: Progress at which the adversarial loss begins to count.
+        warmup: Share of training over which its weight rises from 0 along a line then.
         gradient_penalty: Weight of R1; 0 for none.
         lecam: Weight of the LeCam regularizer; 0 for none.
         feature_weight: Weight of the distance of features, where there is one.
 
     Raises:
-        ValueError: If a weight is below 0, or ``begin``, ``count`` and ``full`` are not in order within [0, 1].
+        ValueError: If a weight is below 0, a number of the discriminator is not at least 1, there is no such loss or
+            norm, ``discriminator_start`` comes after ``start``, or training ends before the warm-up.
     """
 
     weight: float = 0.3
@@ -67,35 +71,47 @@ class AdversarialConfig:
     width: int = 64
     layers: int = 3
     norm: DiscriminatorNorm = "spectral"
-    begin: float = 0.3
-    count: float = 0.4
-    full: float = 0.6
+    discriminator_start: float = 0.3
+    start: float = 0.4
+    warmup: float = 0.2
     gradient_penalty: float = 0.0
     lecam: float = 0.001
     feature_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("weight", "gradient_penalty", "lecam", "feature_weight"):
+        for name in ("weight", "gradient_penalty", "lecam", "feature_weight", "warmup"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"'{name}' must be a finite number of at least 0, got {getattr(self, name)}. Use 0.1.")
-        if not 0 <= self.begin <= self.count <= self.full <= 1:
+        for name in ("width", "layers"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"'{name}' must be an integer of at least 1, got {getattr(self, name)!r}. Use 3.")
+        for name, kinds in (("loss", get_args(AdversarialLoss)), ("norm", get_args(DiscriminatorNorm))):
+            if getattr(self, name) not in kinds:
+                raise ValueError(f"'{name}' must be one of {', '.join(kinds)}, got {getattr(self, name)!r}.")
+        if not 0 <= self.discriminator_start <= self.start <= self.start + self.warmup <= 1 + 1e-9:
             raise ValueError(
-                f"'begin', 'count' and 'full' must be in order within [0, 1], got {self.begin}, {self.count} and "
-                f"{self.full}. Use 0.3, 0.4 and 0.6."
+                "'discriminator_start', 'start' and the end of the 'warmup' must be in order within [0, 1], got "
+                f"{self.discriminator_start}, {self.start} and {self.start + self.warmup}. Use 0.3, 0.4 and a warm-up "
+                "of 0.2."
             )
 
+    @property
+    def smallest_side(self) -> int:
+        """Pixels of the shorter side that an image must have."""
+        return 2**self.layers
+
     def weight_at(self, progress: float) -> float:
-        """W at a progress of training in [0, 1].
+        """The weight w at a progress of training in [0, 1].
 
         Example:
-            >>> AdversarialConfig(weight=1.0, count=0.4, full=0.6).weight_at(0.5)
+            >>> AdversarialConfig(weight=1.0, start=0.4, warmup=0.2).weight_at(0.5)
             0.5
         """
-        if progress < self.count:
+        if progress < self.start:
             return 0.0
-        if progress >= self.full:
+        if progress >= self.start + self.warmup:
             return self.weight
-        return round(self.weight * (progress - self.count) / (self.full - self.count), 12)
+        return round(self.weight * (progress - self.start) / self.warmup, 12)
 
 
 class AdversarialAutoencoder(nn.Module):
@@ -103,28 +119,36 @@ class AdversarialAutoencoder(nn.Module):
 
     Args:
         autoencoder: The tokenizer: what is kept in the end.
-        config: How its opponent works.
-        features: A distance of features beside, or None.
+        config: How the discriminator works.
+        features: A distance of features beside, or None. It is no part of the model's state.
 
     Shape:
         images ``(B, C, H, W)`` -> :class:`gmvq.types.Reconstruction`; in evaluation that of the autoencoder alone.
-    """
 
-    progress: Tensor
+    Raises:
+        ValueError: If the decoder's last layer does not learn.
+    """
 
     def __init__(
         self, autoencoder: Autoencoder, config: AdversarialConfig | None = None, features: FeatureLoss | None = None
     ) -> None:
         super().__init__()
         self.config = AdversarialConfig() if config is None else config
-        self.autoencoder, self.features = autoencoder, features
+        self.autoencoder = autoencoder
+        self._features = (features,)  # not registered: a checkpoint would hold its weights several times
         self.discriminator = PatchDiscriminator(
             autoencoder.config.channels, self.config.width, self.config.layers, self.config.norm
         )
         self.lecam = LeCam()
-        self.register_buffer("progress", torch.zeros(()))
-        # on the host: a branch on the buffer would wait for the GPU in each step
+        # on the host: a branch on a buffer would wait for the GPU in each step
         self._progress = 0.0
+        if not self.last_layer.requires_grad:
+            raise ValueError("The decoder's last layer must learn, got one without a gradient: the weight is by that.")
+
+    @property
+    def features(self) -> FeatureLoss | None:
+        """The distance of features, or None."""
+        return self._features[0]
 
     @property
     def last_layer(self) -> Tensor:
@@ -134,7 +158,6 @@ class AdversarialAutoencoder(nn.Module):
     def set_progress(self, progress: float) -> None:
         """Tells how far training has come, in [0, 1]."""
         self.autoencoder.bottleneck.set_progress(progress)
-        self.progress.fill_(progress)
         self._progress = progress
 
     def forward(self, images: Tensor) -> Reconstruction:
@@ -145,37 +168,41 @@ class AdversarialAutoencoder(nn.Module):
         images = self.autoencoder.as_float(images)
         loss, terms = made.loss, dict(made.terms)
         if self.features is not None and self.config.feature_weight:
+            if self.features.mean.device != images.device:
+                self.features.to(images.device)
             distance = self.features(made.images, images)
             scale = self.autoencoder.likelihood.squared_error_weight(terms["mse"])
             loss = loss + self.config.feature_weight * scale * distance
             terms["feature_distance"] = distance.detach()
-        terms |= dict.fromkeys(OPPONENT, loss.new_zeros(()))  # a log has the same figures from the first step
-        if self._progress >= self.config.begin:
+        # a log has the same figures from the first step
+        terms |= dict.fromkeys((LEARNING, OPPOSING, *DISCRIMINATOR, *GENERATOR), loss.new_zeros(()))
+        if self._progress >= self.config.discriminator_start:
             opposed, found = self._opposed(loss, made.images, images)
             loss, terms = loss + opposed, terms | found
         return made._replace(loss=loss, terms=terms)
 
     def _opposed(self, loss: Tensor, fakes: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the opponent adds to the loss, and figures of it."""
+        """What the discriminator adds to the loss, and figures of it."""
         config = self.config
         images = images.detach().requires_grad_(config.gradient_penalty > 0)
-        real, fake = self.discriminator(images), self.discriminator(fakes.detach())
+        real, fake = self.discriminator(images).float(), self.discriminator(fakes.detach()).float()
         own = discriminator_loss(config.loss, real, fake)
-        if config.lecam:
-            own = own + config.lecam * self.lecam(real, fake)
-        if config.gradient_penalty:
-            own = own + config.gradient_penalty / 2 * gradient_penalty(real, images)
-        still = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        fooled = generator_loss(config.loss, functional_call(self.discriminator, still, (fakes,)))
         terms = {
+            LEARNING: torch.ones_like(own.detach()),
             "discriminator": own.detach(),
             "real_logit": real.detach().mean(),
             "fake_logit": fake.detach().mean(),
             "discriminator_accuracy": ((real > 0).float().mean() + (fake < 0).float().mean()).detach() / 2,
         }
+        if config.lecam:
+            own = own + config.lecam * self.lecam(real, fake)
+        if config.gradient_penalty:
+            own = own + config.gradient_penalty / 2 * gradient_penalty(real, images)
         weight = config.weight_at(self._progress)
         if not weight:
             return own, terms
+        still = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+        fooled = generator_loss(config.loss, functional_call(self.discriminator, still, (fakes,)).float())
         balanced = weight * adaptive_weight(loss, fooled, self.last_layer)
-        terms |= {"adversarial": fooled.detach(), "adversarial_weight": balanced}
+        terms |= {OPPOSING: terms[LEARNING], "adversarial": fooled.detach(), "adversarial_weight": balanced}
         return own + balanced * fooled, terms

@@ -108,8 +108,8 @@ class AutoregressivePrior(AbstractSequentialPrior):
         Returns:
             Nats for each code, ``()``.
         """
-        # the trainer's codes were looked at before: to look again would wait for the GPU in each step
-        return -self._log_probs(*self._inputs(codes, labels, ranges=False)).mean()
+        # on a GPU to look would wait for it in each step; the trainer's codes were looked at before
+        return -self._log_probs(*self._inputs(codes, labels, ranges=self.device.type == "cpu")).mean()
 
     def log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:  # noqa: D102
         return self._log_probs(*self._inputs(codes, labels)).flatten(1).sum(1)

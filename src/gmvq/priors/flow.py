@@ -10,9 +10,10 @@ prior's codes cannot.
 .. math:: z_t = (1 - t)\, \epsilon + t\, z, \quad z \sim p(z \mid c), \qquad
           \min_v \mathbb{E} \big| v(z_t, t) - (z - \epsilon) \big|^2
 
-and drawing follows :math:`dz = v\, dt` from noise to a latent, whose most likely component is its code.
+and drawing follows :math:`dz = v\, dt` from noise to a latent, whose code is the nearest one.
 
-Neither says how likely given codes are.
+To complete codes, those that are known stand at their place from the first, and are marked: in training, half of the
+images show a part of their codes so. Neither says here how likely given codes are.
 
 References:
     Discrete Flow Matching (Gat et al., 2024), https://arxiv.org/abs/2407.15595;
@@ -30,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmvq.kernels import nearest_code
 from gmvq.networks.layers import waves
 from gmvq.networks.transformer import Transformer, initialize
 from gmvq.priors.base import AbstractPrior, CodeShape, NoLikelihoodError
@@ -38,6 +40,10 @@ from gmvq.priors.sampling import Sampling, inverted
 
 FREQUENCIES = 64
 """Sines and cosines each by which a time is told."""
+STEPS = 50
+"""Steps in which images are drawn, unless the sampling says."""
+SHORTENED = 4
+"""How often the noise of a latent that has left its cell is halved before it is left out."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,10 @@ class FlowConfig:
         heads: Heads of the attention.
         dropout: Share of the features that each part of a layer loses in training.
         label_dropout: Share of the images that are learned without their class, so that guidance has both.
-        steps: Steps in which images are drawn.
+        known_share: Share of the images that show a part of their codes in training, so that codes can be completed.
 
     Raises:
-        ValueError: If ``steps`` is not at least 1.
+        ValueError: If ``known_share`` is not in [0, 1].
     """
 
     width: int = 256
@@ -61,11 +67,11 @@ class FlowConfig:
     heads: int = 4
     dropout: float = 0.1
     label_dropout: float = 0.1
-    steps: int = 50
+    known_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if type(self.steps) is not int or self.steps < 1:
-            raise ValueError(f"'steps' must be an integer of at least 1, got {self.steps!r}. Use 50.")
+        if not 0 <= self.known_share <= 1:
+            raise ValueError(f"'known_share' must lie in [0, 1], got {self.known_share}. Use 0.5.")
 
 
 @dataclass(frozen=True)
@@ -73,18 +79,20 @@ class LatentFlowConfig(FlowConfig):
     """Size of a flow of latents.
 
     Args:
-        code_dim: Features L of a code.
+        codebook_dim: Features L of a code.
 
     Raises:
         ValueError: If a number is not at least 1.
     """
 
-    code_dim: int = 4
+    codebook_dim: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.code_dim) is not int or self.code_dim < 1:
-            raise ValueError(f"'code_dim' must be an integer of at least 1, got {self.code_dim!r}. Use the codebook's.")
+        if type(self.codebook_dim) is not int or self.codebook_dim < 1:
+            raise ValueError(
+                f"'codebook_dim' must be an integer of at least 1, got {self.codebook_dim!r}. Use the codebook's."
+            )
 
 
 class AbstractFlowPrior(AbstractPrior):
@@ -107,7 +115,9 @@ class AbstractFlowPrior(AbstractPrior):
         self.transformer = Transformer(
             width, self.config.depth, self.config.heads, shape.length + 2, causal=False, dropout=self.config.dropout
         )
+        self.known = nn.Parameter(torch.empty(width))
         initialize(self.axes, self.times)
+        nn.init.normal_(self.known, std=0.02)
 
     def log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """Raises an error: a flow does not say how likely given codes are.
@@ -124,12 +134,16 @@ class AbstractFlowPrior(AbstractPrior):
             codes: Int64 ``(B, *grid[, levels])``.
             labels: Class of each image ``(B,)``; None for none.
         """
-        # the trainer's codes were looked at before: to look again would wait for the GPU in each step
-        rows = self.shape.checked(codes, ranges=False).to(self.device).flatten(1)
-        labels = self.shape.checked_labels(labels, len(codes), self.device, ranges=False)
+        # on a GPU to look would wait for it in each step; the trainer's codes were looked at before
+        looks = self.device.type == "cpu"
+        rows = self.shape.checked(codes, ranges=looks).to(self.device).flatten(1)
+        labels = self.shape.checked_labels(labels, len(codes), self.device, ranges=looks)
         # one time for the batch, shifted evenly over its images: less variance than one for each
         shifts = torch.arange(len(rows), device=rows.device) / max(1, len(rows))
-        return self._loss(rows, (torch.rand((), device=rows.device) + shifts) % 1, labels)
+        times = (torch.rand((), device=rows.device) + shifts) % 1
+        shares = torch.rand(2, len(rows), 1, device=rows.device)
+        shown = torch.where(shares[0] < self.config.known_share, shares[1], 0)
+        return self._loss(rows, times, labels, torch.rand(rows.shape, device=rows.device) < shown)
 
     @torch.no_grad()
     def complete(  # noqa: D102
@@ -140,18 +154,18 @@ class AbstractFlowPrior(AbstractPrior):
         return self._drawn(known.flatten(1), labels, sampling, first).reshape(known.shape)
 
     @abstractmethod
-    def _loss(self, codes: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
-        """The loss of codes ``(B, S)`` at times ``(B,)``."""
+    def _loss(self, codes: Tensor, times: Tensor, labels: Tensor | None, known: Tensor) -> Tensor:
+        """The loss of codes ``(B, S)`` at times ``(B,)``, of those that are not ``known`` ``(B, S)``."""
 
     @abstractmethod
     def _drawn(self, known: Tensor, labels: Tensor | None, sampling: Sampling, first: int) -> Tensor:
         """Draws the codes ``(B, S)`` that are -1."""
 
-    def _answers(self, features: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
+    def _answers(self, features: Tensor, times: Tensor, labels: Tensor | None, known: Tensor) -> Tensor:
         """What the transformer says of features of all codes ``(B, S, width)``, the same shape."""
         *grid, levels = self.axes
         places = grid[0] if len(grid) == 1 else (grid[0][:, None] + grid[1]).flatten(0, 1)
-        features = features + (places[:, None] + levels).flatten(0, 1)
+        features = features + (places[:, None] + levels).flatten(0, 1) + known[..., None] * self.known
         told = self.times(waves(times, FREQUENCIES))
         head = torch.stack([self.classes(labels, len(features)), told], dim=1)
         return self.transformer(torch.cat([head, features], dim=1))[:, 2:]
@@ -173,7 +187,7 @@ class CodeFlowPrior(AbstractFlowPrior):
         Discrete Flow Matching (Gat et al., 2024), https://arxiv.org/abs/2407.15595
 
     Example:
-        >>> prior = CodeFlowPrior(CodeShape((4, 4), (16,)), FlowConfig(width=32, depth=1, heads=2, steps=4)).eval()
+        >>> prior = CodeFlowPrior(CodeShape((4, 4), (16,)), FlowConfig(width=32, depth=1, heads=2)).eval()
         >>> prior.sample(2).shape
         torch.Size([2, 4, 4])
     """
@@ -187,42 +201,49 @@ class CodeFlowPrior(AbstractFlowPrior):
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
         initialize(self.embeddings, self.heads)
 
-    def _logits(self, codes: Tensor, times: Tensor, labels: Tensor | None) -> list[Tensor]:
+    def _logits(self, codes: Tensor, times: Tensor, labels: Tensor | None, known: Tensor) -> list[Tensor]:
         """Logits of the image's codes, for each level ``(B, T, K)``."""
         by_place = codes.unflatten(1, (-1, self.shape.levels))
         parts = [embed(by_place[..., level]) for level, embed in enumerate(self.embeddings)]
-        answers = self._answers(torch.stack(parts, dim=2).flatten(1, 2), times, labels)
+        answers = self._answers(torch.stack(parts, dim=2).flatten(1, 2), times, labels, known)
         answers = answers.unflatten(1, (-1, self.shape.levels))
         return [head(answers[:, :, level]) for level, head in enumerate(self.heads)]
 
-    def _loss(self, codes: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
-        sizes = torch.tensor(self.shape.codebook_sizes, device=codes.device).repeat(self.shape.places)
-        noise = (torch.rand(codes.shape, device=codes.device) * sizes).long()
-        mixed = torch.where(torch.rand(codes.shape, device=codes.device) < times[:, None], codes, noise)
+    def _loss(self, codes: Tensor, times: Tensor, labels: Tensor | None, known: Tensor) -> Tensor:
+        noise = (torch.rand(codes.shape, device=codes.device) * self._sizes).long()
+        there = (torch.rand(codes.shape, device=codes.device) < times[:, None]) | known
+        logits = self._logits(torch.where(there, codes, noise), times, labels, known)
         by_place = codes.unflatten(1, (-1, self.shape.levels))
         nats = [
-            F.cross_entropy(logits.float().flatten(0, 1), by_place[..., level].flatten())
-            for level, logits in enumerate(self._logits(mixed, times, labels))
+            F.cross_entropy(each.float().flatten(0, 1), by_place[..., level].flatten(), reduction="none")
+            for level, each in enumerate(logits)
         ]
-        return torch.stack(nats).mean()
+        unknown = ~known
+        return (torch.stack(nats, dim=-1).reshape(codes.shape) * unknown).sum() / unknown.sum().clamp_min(1)
 
     def _drawn(self, known: Tensor, labels: Tensor | None, sampling: Sampling, first: int) -> Tensor:
-        steps, (batch, length) = self.config.steps, known.shape
+        steps, (batch, length) = sampling.steps_or(STEPS), known.shape
         numbers = sampling.uniforms(first, batch, (2 * steps + 1) * length, self.device).unflatten(1, (-1, length))
-        sizes = torch.tensor(self.shape.codebook_sizes, device=self.device).repeat(self.shape.places)
-        given = known >= 0
+        given, sizes = known >= 0, self._sizes
         codes = torch.where(given, known, (numbers[:, 0] * sizes).long().minimum(sizes - 1))
         for step in range(steps):
-            time = step / steps
+            said = self._said(codes, step / steps, labels, sampling, numbers[:, 2 * step + 1], given)
             # within a step of length h a code jumps with probability h / (1 - t): all of them in the last one
             jumps = (numbers[:, 2 * step + 2] < 1 / (steps - step)) & ~given
-            codes = torch.where(jumps, self._said(codes, time, labels, sampling, numbers[:, 2 * step + 1]), codes)
+            codes = torch.where(jumps, said, codes)
         return codes
 
-    def _said(self, codes: Tensor, time: float, labels: Tensor | None, sampling: Sampling, uniforms: Tensor) -> Tensor:
+    @property
+    def _sizes(self) -> Tensor:
+        """Number of codes at each of the S codes of an image."""
+        return torch.tensor(self.shape.codebook_sizes, device=self.device).repeat(self.shape.places)
+
+    def _said(
+        self, codes: Tensor, time: float, labels: Tensor | None, sampling: Sampling, uniforms: Tensor, known: Tensor
+    ) -> Tensor:
         """A draw of the image's codes ``(B, S)``, given those at a time."""
         times = torch.full((len(codes),), time, device=codes.device)
-        answers = [self._logits(codes, times, each) for each in sampling.conditions(labels)]
+        answers = [self._logits(codes, times, each, known) for each in sampling.conditions(labels)]
         drawn = []
         for level, logits in enumerate(zip(*answers, strict=True)):
             guided = (sampling.guided(*logits) if len(logits) == 2 else logits[0]).flatten(0, 1)
@@ -232,9 +253,12 @@ class CodeFlowPrior(AbstractFlowPrior):
 
 
 class LatentFlowPrior(AbstractFlowPrior):
-    r"""A flow between latents, from a normal distribution, whose codes are the most likely components.
+    r"""A flow between latents, from a normal distribution, whose codes are the nearest ones.
 
-    It needs the codebook, of one level: :meth:`place` it before learning.
+    It needs the codebook, of one level: :meth:`place` it before learning. In learning, latents lie about their code
+    with the mixture's deviation, but no farther than it is the nearest: so each stands for its code.
+
+    A temperature scales the noise that the flow begins with; ``top_k`` and ``top_p`` have no meaning here.
 
     Args:
         shape: What codes it is of, with one level.
@@ -250,7 +274,7 @@ class LatentFlowPrior(AbstractFlowPrior):
         Flow Matching for Generative Modeling (Lipman et al., 2022), https://arxiv.org/abs/2210.02747
 
     Example:
-        >>> size = LatentFlowConfig(width=32, depth=1, heads=2, steps=4, code_dim=2)
+        >>> size = LatentFlowConfig(width=32, depth=1, heads=2, codebook_dim=2)
         >>> prior = LatentFlowPrior(CodeShape((4, 4), (16,)), size)
         >>> prior.place(torch.randn(16, 2), deviation=0.1)
         >>> prior.eval().sample(3).shape
@@ -268,13 +292,13 @@ class LatentFlowPrior(AbstractFlowPrior):
             raise ValueError(f"'shape' must have one level for a flow of latents, got {shape.levels}. Join the codes.")
         config = LatentFlowConfig() if config is None else config
         super().__init__(shape, config)
-        self.code_dim = code_dim = config.code_dim
-        self.project_in = nn.Linear(code_dim, self.config.width)
-        self.project_out = nn.Linear(self.config.width, code_dim)
+        self.codebook_dim = codebook_dim = config.codebook_dim
+        self.project_in = nn.Linear(codebook_dim, self.config.width)
+        self.project_out = nn.Linear(self.config.width, codebook_dim)
         initialize(self.project_in, self.project_out)
-        self.register_buffer("codes", torch.zeros(shape.codebook_sizes[0], code_dim))
-        self.register_buffer("mean", torch.zeros(code_dim))
-        self.register_buffer("scale", torch.ones(code_dim))
+        self.register_buffer("codes", torch.zeros(shape.codebook_sizes[0], codebook_dim))
+        self.register_buffer("mean", torch.zeros(codebook_dim))
+        self.register_buffer("scale", torch.zeros(codebook_dim))  # of no codebook yet
         self.register_buffer("deviation", torch.zeros(()))
 
     @torch.no_grad()
@@ -287,12 +311,15 @@ class LatentFlowPrior(AbstractFlowPrior):
             counts: How often each code occurs ``(K,)``; all alike by default.
 
         Raises:
-            ValueError: If the codebook has another shape, is not finite, or ``deviation`` is below 0.
+            ValueError: If the codebook has another shape, is not finite, ``deviation`` is below 0, or counts are not
+                one for each code, at least 0 and not all of them 0.
         """
         if codebook.shape != self.codes.shape or not bool(codebook.isfinite().all()):
             raise ValueError(f"'codebook' must be finite, {tuple(self.codes.shape)}, got {tuple(codebook.shape)}.")
         if not 0 <= deviation < math.inf:
             raise ValueError(f"'deviation' must be a finite number of at least 0, got {deviation}. Use 0.0.")
+        if counts is not None and (counts.shape != codebook.shape[:1] or bool((counts < 0).any()) or not counts.any()):
+            raise ValueError(f"'counts' must be {len(codebook)} numbers of at least 0, not all 0. Count the codes.")
         weights = torch.ones(len(codebook)) if counts is None else counts.cpu().float()
         weights = (weights / weights.sum())[:, None].to(codebook)
         mean = (weights * codebook).sum(0)
@@ -302,31 +329,54 @@ class LatentFlowPrior(AbstractFlowPrior):
         self.scale.copy_(variance.clamp_min(1e-12).sqrt())
         self.deviation.fill_(deviation)
 
-    def _velocity(self, latents: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
-        return self.project_out(self._answers(self.project_in(latents), times, labels))
+    def _velocity(self, latents: Tensor, times: Tensor, labels: Tensor | None, known: Tensor) -> Tensor:
+        return self.project_out(self._answers(self.project_in(latents), times, labels, known))
 
-    def _loss(self, codes: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
-        latents = self.codes[codes] + self.deviation * torch.randn(*codes.shape, self.code_dim, device=codes.device)
-        latents, noise = (latents - self.mean) / self.scale, torch.randn(latents.shape, device=codes.device)
-        at = times[:, None, None]
-        velocity = self._velocity(torch.lerp(noise, latents, at), times, labels)
-        return (velocity.float() - (latents - noise)).square().mean()
+    def latents_of(self, codes: Tensor) -> Tensor:
+        """Latents about their codes, which are the nearest: ``(*)`` -> ``(*, L)``; noise of the global generator."""
+        means = self.codes[codes]
+        noise = self.deviation * torch.randn(means.shape, device=means.device)
+        for _ in range(SHORTENED):
+            strayed = self.code_of(means + noise) != codes
+            noise = torch.where(strayed[..., None], noise / 2, noise)
+        return torch.where((self.code_of(means + noise) == codes)[..., None], means + noise, means)
+
+    def code_of(self, latents: Tensor) -> Tensor:
+        """The codes that are nearest: ``(*, L)`` -> int64 ``(*)``."""
+        return nearest_code(latents.reshape(-1, self.codebook_dim), self.codes).reshape(latents.shape[:-1])
+
+    def _loss(self, codes: Tensor, times: Tensor, labels: Tensor | None, known: Tensor) -> Tensor:
+        self._check_placed()
+        latents = (self.latents_of(codes) - self.mean) / self.scale
+        noise = torch.randn(latents.shape, device=codes.device)
+        moving = torch.lerp(noise, latents, times[:, None, None])
+        velocity = self._velocity(torch.where(known[..., None], latents, moving), times, labels, known)
+        unknown = ~known
+        error = (velocity.float() - (latents - noise)).square().mean(-1) * unknown
+        return error.sum() / unknown.sum().clamp_min(1)
 
     def _drawn(self, known: Tensor, labels: Tensor | None, sampling: Sampling, first: int) -> Tensor:
-        steps, (batch, length) = self.config.steps, known.shape
-        uniforms = sampling.uniforms(first, batch, length * self.code_dim, self.device).clamp(1e-12, 1 - 1e-12)
-        noise = torch.special.ndtri(uniforms).float().unflatten(1, (length, self.code_dim))
-        given, there = (known >= 0)[..., None], (self.codes[known.clamp_min(0)] - self.mean) / self.scale
-        latents = sampling.temperature * noise
+        self._check_placed()
+        if sampling.top_k is not None or sampling.top_p < 1:
+            raise ValueError("'top_k' and 'top_p' must be left out for a flow of latents, which has no probabilities.")
+        steps, (batch, length) = sampling.steps_or(STEPS), known.shape
+        uniforms = sampling.uniforms(first, batch, length * self.codebook_dim, self.device).clamp(1e-12, 1 - 1e-12)
+        noise = torch.special.ndtri(uniforms).float().unflatten(1, (length, self.codebook_dim))
+        given, there = known >= 0, (self.codes[known.clamp_min(0)] - self.mean) / self.scale
+        latents = torch.where(given[..., None], there, sampling.temperature * noise)
         for step in range(steps):
-            time = step / steps
-            latents = torch.where(given, torch.lerp(noise, there, time), latents)
-            half = latents + self._guided(latents, time, labels, sampling) / (2 * steps)
-            latents = latents + self._guided(half, time + 0.5 / steps, labels, sampling) / steps  # the midpoint rule
-        nearest = torch.cdist((latents * self.scale + self.mean).flatten(0, 1), self.codes).argmin(1)
-        return torch.where(known >= 0, known, nearest.reshape(known.shape))
+            half = latents + self._guided(latents, step / steps, labels, sampling, given) / (2 * steps)
+            # the midpoint rule
+            latents = latents + self._guided(half, (step + 0.5) / steps, labels, sampling, given) / steps
+        return torch.where(given, known, self.code_of(latents * self.scale + self.mean))
 
-    def _guided(self, latents: Tensor, time: float, labels: Tensor | None, sampling: Sampling) -> Tensor:
+    def _guided(self, latents: Tensor, time: float, labels: Tensor | None, sampling: Sampling, known: Tensor) -> Tensor:
+        """The velocity of all latents at a time; those that are known stay."""
         times = torch.full((len(latents),), time, device=latents.device)
-        answers = [self._velocity(latents, times, each) for each in sampling.conditions(labels)]
-        return sampling.guided(*answers) if len(answers) == 2 else answers[0]
+        answers = [self._velocity(latents, times, each, known) for each in sampling.conditions(labels)]
+        velocity = sampling.guided(*answers) if len(answers) == 2 else answers[0]
+        return velocity.masked_fill(known[..., None], 0.0)
+
+    def _check_placed(self) -> None:
+        if self.device.type == "cpu" and not bool(self.scale.any()):  # on a GPU to look would wait for it
+            raise ValueError("A flow of latents needs the codebook first. Call place(codebook).")

@@ -149,8 +149,8 @@ class MaskedPrior(AbstractSequentialPrior):
         Returns:
             Nats for each code, ``()``; with ``weighting="bound"`` their expectation is at least -log p / S.
         """
-        # the trainer's codes were looked at before: to look again would wait for the GPU in each step
-        sequence, labels = self._inputs(codes, labels, ranges=False)
+        # on a GPU to look would wait for it in each step; the trainer's codes were looked at before
+        sequence, labels = self._inputs(codes, labels, ranges=self.device.type == "cpu")
         batch, length = sequence.shape
         # one number for the batch, shifted evenly over its images: less variance than one for each
         even = (
@@ -230,7 +230,7 @@ class MaskedPrior(AbstractSequentialPrior):
             labels: Class of each image ``(B,)``; None for none.
             sampling: How to draw; as the model says, by default.
             first: Number of the first image, for its random numbers.
-            unmasking: In how many steps.
+            unmasking: In how many steps, and which codes stay; by default as many as ``sampling`` says.
 
         Returns:
             Int64 ``(B, *grid[, levels])``, the known codes as they were.
@@ -239,7 +239,7 @@ class MaskedPrior(AbstractSequentialPrior):
             ValueError: If known codes or labels do not fit, or guidance is asked for without labels.
         """
         sampling = Sampling() if sampling is None else sampling
-        unmasking = Unmasking() if unmasking is None else unmasking
+        unmasking = Unmasking(sampling.steps_or(Unmasking.steps)) if unmasking is None else unmasking
         known, labels = self._to_complete(known, labels, sampling)
         sequence = self.sequence(known)
         hidden = sequence < 0

@@ -31,6 +31,8 @@ class Sampling:
         top_p: Keep the most likely codes that together have this probability; 1 for all.
         guidance: w, the classifier-free guidance: 0 is without the class, 1 with it, more exaggerates it.
         seed: Of the uniform numbers.
+        steps: Steps in which priors draw that draw many codes at a time, the masked one and the flows; None for each
+            one's own number.
 
     Raises:
         ValueError: If a number is out of range.
@@ -45,6 +47,7 @@ class Sampling:
     top_p: float = 1.0
     guidance: float = 1.0
     seed: int = 0
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -57,6 +60,12 @@ class Sampling:
             raise ValueError(f"'guidance' must be a finite number of at least 0, got {self.guidance}. Use 1.0.")
         if isinstance(self.seed, bool) or self.seed < 0:
             raise ValueError(f"'seed' must be an integer of at least 0, got {self.seed}. Use 0.")
+        if self.steps is not None and (type(self.steps) is not int or self.steps < 1):
+            raise ValueError(f"'steps' must be an integer of at least 1, got {self.steps!r}. Use None.")
+
+    def steps_or(self, usual: int) -> int:
+        """Steps in which to draw, or as many as are usual."""
+        return usual if self.steps is None else self.steps
 
     @property
     def needs_both(self) -> bool:

@@ -70,7 +70,7 @@ class Run:
         data: What to learn from.
         model: What the autoencoder is made of.
         training: How it is trained.
-        adversarial: Its opponent in training, None for none.
+        adversarial: The discriminator that it is trained against, None for none.
         features: Where the network of a distance of features is, see :func:`gmvq.recipes.load_features`; None for none.
     """
 

@@ -289,17 +289,29 @@ def _stored(files: Mapping[str, Path]) -> dict[str, Tensor] | None:
 
 def _options(recipe: PriorRun, tokenizer: Autoencoder) -> dict[str, Any]:
     """The prior's options; a flow of latents has as many features as the codebook."""
-    own = {"code_dim": tokenizer.bottleneck.codebook_dim} if recipe.prior == "latent-flow" else {}
+    own = {"codebook_dim": tokenizer.bottleneck.codebook_dim} if recipe.prior == "latent-flow" else {}
     return {**own, **recipe.options}
 
 
 def _mixture(tokenizer: Autoencoder) -> tuple[Tensor, float]:
-    """The codebook ``(K, L)``, and sigma of a mixture, 0 of others."""
+    """The codebook ``(K, L)``, and sigma of a mixture, 0 of others.
+
+    Raises:
+        ValueError: If a code is not the nearest one: other components may be more likely.
+    """
     quantizer = tokenizer.bottleneck
-    assert isinstance(quantizer, AbstractQuantizer)
+    if not isinstance(quantizer, AbstractQuantizer) or not tokenizer.has_code_maps:
+        raise ValueError("A flow of latents needs one codebook and a code for each place. Take another --prior.")
     codes = quantizer.code_vectors.detach()
-    is_mixture = isinstance(quantizer, GaussianMixtureQuantizer)
-    return codes, float(quantizer.variance.value(codes).mean().sqrt()) if is_mixture else 0.0
+    if not isinstance(quantizer, GaussianMixtureQuantizer):
+        return codes, 0.0
+    variances = quantizer.variance.value(codes)
+    if quantizer.learned - {"codebook"} or bool((variances != variances.reshape(-1)[0]).any()):
+        raise ValueError(
+            "A flow of latents needs components of equal weight and variance, whose likeliest is the nearest one. Take "
+            "another --prior."
+        )
+    return codes, float(variances.mean().sqrt())
 
 
 def _classes(data: Data) -> int:

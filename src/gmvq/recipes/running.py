@@ -23,6 +23,7 @@ from gmvq.recipes.catalogue import DataConfig, Run, fitted, load_data
 from gmvq.training import Training, provenance, train
 from gmvq.training.figures import save_reconstructions
 from gmvq.training.report import write_report
+from gmvq.training.tasks import check_sides
 
 FORMAT = "gmvq.run"
 VERSION = 1
@@ -71,6 +72,9 @@ def run(
     data = load_data(recipe.data) if data is None else data
     recipe = fitted(recipe, data)
     check_folder(out, recipe)
+    if recipe.adversarial is not None:
+        check_sides(recipe.adversarial, data, recipe.data.crop)
+    features = None if recipe.features is None else load_features(recipe.features)
     resume = resume and (out / CHECKPOINT).is_file()
     if not resume and (out / METRICS).exists():
         console.print(f"Replacing the run in {out}, which has the same settings.", highlight=False, markup=False)
@@ -88,7 +92,7 @@ def run(
         crop=recipe.data.crop,
         flip=recipe.data.flip,
         adversarial=recipe.adversarial,
-        features=None if recipe.features is None else load_features(recipe.features),
+        features=features,
         resume=resume,
         console=console,
     )
@@ -199,13 +203,13 @@ def read_run(folder: str | Path) -> Run:
     try:
         fields = record["run"]
         data, model = DataConfig(**fields["data"]), AutoencoderConfig(**fields["model"])
-        opponent = fields.get("adversarial")
+        adversarial = fields.get("adversarial")
         return Run(
             fields["name"],
             data,
             model,
             Training(**fields["training"]),
-            None if opponent is None else AdversarialConfig(**opponent),
+            None if adversarial is None else AdversarialConfig(**adversarial),
             fields.get("features"),
         )
     except (KeyError, TypeError) as error:

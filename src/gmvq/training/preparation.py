@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from gmvq.training.config import Training
@@ -57,8 +58,12 @@ class Stopwatch:
         self.start()
 
 
-def make_accelerator(training: Training) -> Accelerator:
+def make_accelerator(training: Training, *, idle_parameters: bool = False) -> Accelerator:
     """Devices, precision and processes of a run.
+
+    Args:
+        training: How it is trained.
+        idle_parameters: Some parameters have no part in some steps: several processes must look which.
 
     Raises:
         ValueError: If the device does not have the precision.
@@ -67,7 +72,11 @@ def make_accelerator(training: Training) -> Accelerator:
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != training.precision:
         AcceleratorState._reset_state()
     forwards = training.gradient_accumulation
-    accelerator = Accelerator(mixed_precision=training.precision, gradient_accumulation_steps=forwards)
+    accelerator = Accelerator(
+        mixed_precision=training.precision,
+        gradient_accumulation_steps=forwards,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=idle_parameters)],
+    )
     if training.precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would go on in float32
         raise ValueError("'precision' must be 'no' or 'bf16' on a CPU, got 'fp16'. Use 'bf16'.")
     return accelerator

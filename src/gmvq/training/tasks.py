@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from gmvq import hub
 from gmvq.data import AbstractLoader, CodeLoader, Data, Images, Loader, fingerprint, held_out_batches
-from gmvq.models import AdversarialAutoencoder, Autoencoder, DiffusionDecoder
+from gmvq.models import AdversarialAutoencoder, AdversarialConfig, Autoencoder, DiffusionDecoder
+from gmvq.models.adversarial import DISCRIMINATOR, GENERATOR, LEARNING, OPPOSING
 from gmvq.networks import Classifier
 from gmvq.priors import AbstractPrior, described
 from gmvq.training.monitoring import HeldOut
@@ -59,9 +60,11 @@ class AbstractTask(ABC, Generic[Model, Drawn]):
 
     Attributes:
         codebook_size: Number of codes whose use is counted, None for none.
+        has_idle_parameters: True if some parameters have no part in some steps.
     """
 
     codebook_size: int | None = None
+    has_idle_parameters: bool = False
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -85,6 +88,14 @@ class AbstractTask(ABC, Generic[Model, Drawn]):
     def layers(self) -> tuple[nn.Module, ...]:
         """The parts of the model whose weights decay, if any do."""
         return (self.model,)
+
+    def clipped_apart(self) -> tuple[nn.Module, ...]:
+        """The parts of the model whose gradients are clipped each by its own norm."""
+        return (self.model,)
+
+    def averaged(self, figures: dict[str, float | None]) -> dict[str, float | None]:
+        """Figures of training for the log, of their means over the steps since the last line."""
+        return figures
 
     def held_out(self, batch_size: int) -> Callable[[Model], dict[str, float | None]] | None:
         """Figures of a model in evaluation mode on held-out data, or None without any."""
@@ -189,16 +200,22 @@ class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
 
 
 class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
-    """A tokenizer against an opponent, from images; the tokenizer is what is saved.
+    """A tokenizer against a discriminator, from images; the tokenizer is what is saved.
 
     Args:
         model: Both.
         data: The images.
         drawing: How they are drawn.
+
+    Raises:
+        ValueError: If the images, or their crops, are too small for the discriminator.
     """
+
+    has_idle_parameters = True
 
     def __init__(self, model: AdversarialAutoencoder, data: Data, drawing: Drawing) -> None:
         super().__init__(model)
+        check_sides(model.config, data, drawing.crop)
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.alone = AutoencoderTask(model.autoencoder, data, drawing)
         self.codebook_size = self.alone.codebook_size
@@ -213,10 +230,18 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
         return self.alone.outcome(answer, batch)
 
     def description(self) -> dict[str, Any]:  # noqa: D102
-        return {**self.alone.description(), "adversarial": asdict(self.model.config)}
+        features = self.model.features
+        own: dict[str, Any] = {"adversarial": asdict(self.model.config)}
+        if features is not None:
+            own["features"] = hub.digest({"layers": sorted(features.layers)}, features.state_dict())[:16]
+        return {**self.alone.description(), **own}
 
     def layers(self) -> tuple[nn.Module, ...]:  # noqa: D102
         return (*self.alone.layers(), self.model.discriminator)
+
+    def clipped_apart(self) -> tuple[nn.Module, ...]:
+        """Each side: a large gradient of one leaves the step of the other as it is."""
+        return self.model.autoencoder, self.model.discriminator
 
     def held_out(  # noqa: D102
         self, batch_size: int
@@ -224,23 +249,30 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
         measure = self.alone.held_out(batch_size)
         return None if measure is None else lambda model: measure(model.autoencoder)
 
-    def score(self, figures: Mapping[str, float | None]) -> float | None:  # noqa: D102
-        return self.alone.score(figures)
+    def averaged(self, figures: dict[str, float | None]) -> dict[str, float | None]:
+        """Figures of the discriminator over the steps in which it learned, and None before there are any."""
+        figures = dict(figures)
+        for name, of in ((LEARNING, DISCRIMINATOR), (OPPOSING, GENERATOR)):
+            share = figures.pop(name)
+            for key in of:
+                value = figures[key]
+                figures[key] = value / share if share and value is not None else None
+        return figures
 
     def advice(self, figures: Mapping[str, float | None]) -> str | None:
-        """Says when the opponent tells all images apart, or none, once it counts."""
+        """Says when the discriminator tells all patches, or none, once its loss counts."""
         accuracy = figures.get("discriminator_accuracy")
         if accuracy is None or not figures.get("adversarial_weight"):
             return None
         if accuracy > WINS:
             return (
-                f"The discriminator tells {accuracy:.0%} of the patches: its gradient says little then. Normal is 60 "
-                "to 90 %. Give it less width, or more of the LeCam or R1 regularizer."
+                f"The discriminator tells more than {WINS:.0%} of the patches: its gradient says little then. Give it "
+                "less width, or more of the LeCam or R1 regularizer."
             )
         if accuracy < LOSES:
             return (
-                f"The discriminator tells {accuracy:.0%} of the patches, as if it guessed. Normal is 60 to 90 %. Give "
-                "it more width, let it begin earlier, or look for what is broken in it."
+                f"The discriminator tells less than {LOSES:.0%} of the patches, as if it guessed. Give it more width, "
+                "let it start earlier, or look for what is broken in it."
             )
         return None
 
@@ -255,6 +287,7 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
 
     def after_step(self) -> None:  # noqa: D102
         self.alone.after_step()
+        self.model.lecam.update()
 
     def finish(  # noqa: D102
         self, averaged: AdversarialAutoencoder, batches: Iterable[Batch], to_device: Callable[[Tensor], Tensor]
@@ -263,6 +296,20 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
 
     def save(self, averaged: AdversarialAutoencoder, out: Path) -> None:  # noqa: D102
         hub.save(averaged.autoencoder, out)
+
+
+def check_sides(config: AdversarialConfig, data: Data, crop: int | None) -> None:
+    """Refuses images that a discriminator could not see, before hours of training and not after them.
+
+    Raises:
+        ValueError: If the images, or their crops, are too small for the discriminator.
+    """
+    side = crop if crop is not None else min((min(size) for size in data.train.sizes), default=config.smallest_side)
+    if side < config.smallest_side:
+        raise ValueError(
+            f"'layers' of the discriminator must be fewer for images of {side} pixels, got {config.layers}, which need "
+            f"{config.smallest_side}. Use {max(1, side.bit_length() - 1)}."
+        )
 
 
 class DiffusionTask(AbstractTask[DiffusionDecoder, Batch]):

@@ -47,6 +47,10 @@ from gmvq.training.progress import ProgressLine
 from gmvq.training.tasks import AbstractTask, AdversarialTask, AutoencoderTask, Drawing, Model
 from gmvq.types import Batch
 
+_OPPOSED = {
+    "keep_best": "The best PSNR is that of before the discriminator: what it is there for would be thrown away.",
+    "compile": "The adaptive weight looks at gradients in the midst of a forward.",
+}
 CALIBRATION_STEPS = 8
 """Steps whose images set the scale of the averaged model's likelihood."""
 
@@ -97,7 +101,7 @@ def train(
         crop: Side of random crops in pixels, None for whole images.
         flip: Mirror half of the images.
         crops_per_image: How often an epoch draws each image.
-        adversarial: Train against a discriminator; None for none.
+        adversarial: Train against a discriminator; None for none. It excludes ``keep_best`` and ``compile``.
         features: A distance of features beside it; it needs ``adversarial``, whose ``feature_weight`` it has.
         resume: Go on from the folder's checkpoint.
         console: Where to show progress, as ``rich.console.Console(stderr=True)``; None for nowhere.
@@ -117,7 +121,12 @@ def train(
         if features is not None:
             raise ValueError("'features' must be None without 'adversarial'. Give AdversarialConfig(weight=0.0).")
         return learn(AutoencoderTask(model, data, drawing), training, out, resume=resume, console=console)
-    opposed = AdversarialAutoencoder(model, adversarial, features)
+    for name in ("keep_best", "compile"):
+        if getattr(training, name):
+            raise ValueError(f"'{name}' must be False with 'adversarial', got True. {_OPPOSED[name]}")
+    with torch.random.fork_rng(devices=[]):  # the discriminator begins with the same weights whatever came before
+        torch.manual_seed(training.seed)
+        opposed = AdversarialAutoencoder(model, adversarial, features)
     learned = learn(AdversarialTask(opposed, data, drawing), training, out, resume=resume, console=console)
     return TrainingResult(learned.model.autoencoder, *learned[1:])
 
@@ -166,7 +175,7 @@ def averaged_model(out: str | Path) -> Autoencoder:
     checkpoint = checkpoints.read_checkpoint(Path(out))
     model = Autoencoder(AutoencoderConfig(**checkpoint.configuration["model"]))
     parts = [checkpoints.with_prefix(checkpoint.tensors, name) for name in ("model", "average")]
-    if "adversarial" in checkpoint.configuration:  # the tokenizer without its opponent
+    if "adversarial" in checkpoint.configuration:  # the tokenizer without its discriminator
         parts = [checkpoints.with_prefix(part, "autoencoder") for part in parts]
     model.load_state_dict({**parts[0], **parts[1]})
     return model.eval()
@@ -177,12 +186,12 @@ class _Trainer(Generic[Model]):
 
     def __init__(self, task: AbstractTask[Model, Any], training: Training, out: Path, console: Console | None) -> None:
         self.task, self.training, self.out = task, training, out
-        self.accelerator = make_accelerator(training)
+        self.accelerator = make_accelerator(training, idle_parameters=task.has_idle_parameters)
         device = self.accelerator.device
         if device.type == "cpu":
             keep_freed_memory()
         self.model = task.model.to(device).train()
-        self.parameters = list(self.model.parameters())
+        self.clipped = [list(part.parameters()) for part in task.clipped_apart()]
         self.averaged = copy.deepcopy(self.model).eval()
         self.optimizer = make_optimizer(self.model, task.layers(), training, device)
         self.prepared, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
@@ -301,12 +310,14 @@ class _Trainer(Generic[Model]):
 
     def _clip(self) -> torch.Tensor:
         """Shortens the gradient; its norm before."""
-        if self.training.gradient_clip is not None:
-            norm = self.accelerator.clip_grad_norm_(self.parameters, self.training.gradient_clip)
-            assert norm is not None
-            return norm
         self.accelerator.unscale_gradients()
-        return nn.utils.get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        norms = []
+        for parameters in self.clipped:
+            if self.training.gradient_clip is not None:
+                norms.append(nn.utils.clip_grad_norm_(parameters, self.training.gradient_clip))
+            else:
+                norms.append(nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
+        return norms[0] if len(norms) == 1 else torch.stack([norm.to(norms[0]) for norm in norms]).norm()
 
     def _to_device(self, images: torch.Tensor) -> torch.Tensor:
         device = self.accelerator.device
@@ -329,7 +340,7 @@ class _Trainer(Generic[Model]):
 
     def _log(self) -> None:
         self.window.check()
-        figures = self.window.take()
+        figures = self.task.averaged(self.window.take())
         seconds, (step, before) = self.stopwatch.read(), self.logged
         figures["learning_rate"] = self.training.learning_rate_at(self.step - 1)
         figures["images_per_second"] = (self.step - step) * self._images_per_step / max(seconds - before, 1e-9)
