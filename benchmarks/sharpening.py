@@ -1,0 +1,143 @@
+"""What sharpens a tokenizer's images and what it costs: a discriminator, or a decoder by diffusion, on photographs.
+
+One tokenizer of the bundled photographs is trained as it is, and once more against a discriminator from the same first
+weights, for as many steps; over the first, a diffusion decoder is fitted. Figures are of tiles of the held-out
+photographs through their codes: PSNR, SSIM, high-frequency energy over that of the tiles themselves, and how their
+features stand to those of the tiles. The features are of a small network that learned to tell which training photograph
+a tile is of, since the photographs have no classes; so the distances are no FID and KID.
+
+    python benchmarks/sharpening.py --out benchmarks/results/sharpening.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from gmvq import hub, recipes
+from gmvq.data import ArrayImages, Data, Images
+from gmvq.hub import write_json
+from gmvq.metrics import high_frequency_energy, measure_realism, psnr, ssim
+from gmvq.models import AdversarialConfig
+from gmvq.networks import Classifier
+from gmvq.recipes import DECODER, DecoderRun, fit_decoder
+from gmvq.recipes.judging import classifier_of
+from gmvq.training.preparation import cpu_threads
+from gmvq.training.provenance import commit, hardware, versions
+
+SIDE = 32
+CURVES = ("psnr", "mse", "discriminator", "discriminator_accuracy", "adversarial_weight")
+HELD_OUT = 10
+"""Of the judge's tiles one of so many is held out, to see how well it tells."""
+
+
+def tiles(images: Images, side: int, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """Tiles uint8 ``(N, C, side, side)``, and the image that each is of ``(N,)``; evenly fewer if there are more."""
+    parts, places = [], []
+    for index in range(len(images)):
+        image = images[index]
+        rows, columns = image.shape[1] // side, image.shape[2] // side
+        whole = image[:, : rows * side, : columns * side].unflatten(1, (rows, side)).unflatten(3, (columns, side))
+        parts.append(whole.permute(1, 3, 0, 2, 4).flatten(0, 1))
+        places.append(torch.full((rows * columns,), index))
+    found, of = torch.cat(parts), torch.cat(places)
+    if most is None or len(found) <= most:
+        return found, of
+    kept = torch.arange(most) * len(found) // most
+    return found[kept], of[kept]
+
+
+def judge_of(data: Data, folder: Path, steps: int, console: Console) -> Classifier:
+    """A network that tells which training photograph a tile is of."""
+    found, of = tiles(data.train, SIDE)
+    held_out = torch.arange(len(found)) % HELD_OUT == 0
+    sides = [ArrayImages(found[chosen], of[chosen]) for chosen in (~held_out, held_out)]
+    return classifier_of(Data("tiles of photographs", *sides, data.channels), folder, steps, console)
+
+
+@torch.no_grad()
+def figures(made: Callable[[Tensor, int], Tensor], real: Tensor, judge: Classifier) -> dict[str, float]:
+    """What tiles are like through a tokenizer."""
+    drawn = torch.cat([made(part, 64 * index) for index, part in enumerate(real.split(64))])
+    features = [torch.cat([judge.features(part) for part in some.split(256)]) for some in (real, drawn)]
+    realism = measure_realism(*features)
+    energy = [float(high_frequency_energy(some).mean()) for some in (drawn, real)]
+    return {
+        "psnr": float(psnr(drawn, real).mean()),
+        "ssim": float(ssim(drawn, real).mean()),
+        "sharpness": energy[0] / energy[1],
+        **{name: getattr(realism, name) for name in ("frechet", "kernel", "precision", "recall")},
+    }
+
+
+def curves(folder: Path) -> dict[str, list[list[float]]]:
+    """The course of training: for each figure pairs of step and value, of held-out images where there are such."""
+    found: dict[str, list[list[float]]] = {}
+    for text in (folder / "log.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        for name in CURVES:
+            if line.get(name) is not None and (line["kind"] == "evaluation") == (name in ("psnr", "mse")):
+                found.setdefault(name, []).append([line["step"], line[name]])
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1200, help="of each tokenizer")
+    parser.add_argument("--decoder-steps", type=int, default=1500)
+    parser.add_argument("--judge-steps", type=int, default=1000)
+    parser.add_argument("--width", type=int, default=64, help="of tokenizer, discriminator and decoder")
+    parser.add_argument("--tiles", type=int, default=1000, help="most held-out tiles")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--runs", type=Path, default=Path("runs/sharpening"))
+    parser.add_argument("--out", type=Path, default=Path("runs/sharpening.json"))
+    arguments = parser.parse_args(argv)
+    console = Console(stderr=True)
+    recipe = recipes.changed(recipes.photos(), steps=arguments.steps, width=arguments.width, seed=arguments.seed)
+    recipe = replace(recipe, training=replace(recipe.training, evaluate_every=max(1, arguments.steps // 24)))
+    data = recipes.load_data(recipe.data)
+    against = replace(recipe, adversarial=AdversarialConfig(width=arguments.width))
+    folders = {name: arguments.runs / f"{name}-{arguments.seed}" for name in ("plain", "adversarial")}
+    with cpu_threads(arguments.threads):
+        seconds = {}
+        for name, run in (("plain", recipe), ("adversarial", against)):
+            metrics = recipes.read_json(folders[name] / recipes.METRICS)
+            metrics = metrics or recipes.run(run, folders[name], data=data, resume=True, report=False, console=console)
+            seconds[name] = metrics["seconds"]
+        fitted = recipes.read_json(folders["plain"] / DECODER / recipes.METRICS)
+        if fitted is None:
+            training = replace(DecoderRun().training, steps=arguments.decoder_steps, seed=arguments.seed)
+            size = {"width": arguments.width}
+            fitted = fit_decoder(folders["plain"], DecoderRun(size, training), data=data, console=console)
+        judge = judge_of(data, arguments.runs / "judge", arguments.judge_steps, console)
+        real = tiles(data.held_out, SIDE, arguments.tiles)[0].float() / 255
+        plain, opposed = (hub.load(folder) for folder in folders.values())
+        decoder = hub.load_decoder(folders["plain"] / DECODER).decoder
+        ways: dict[str, Callable[[Tensor, int], Tensor]] = {
+            "plain": lambda part, _: plain.reconstruct(part),
+            "adversarial": lambda part, _: opposed.reconstruct(part),
+            "diffusion decoder": lambda part, first: decoder.decode(plain, plain.encode(part), first=first),
+        }
+        rows = []
+        for name, made in ways.items():
+            rows.append({"name": name, **figures(made, real, judge)})
+            print({key: value if isinstance(value, str) else round(value, 4) for key, value in rows[-1].items()})
+        where = {"versions": versions(), "hardware": hardware(), "commit": commit()}
+    seconds["diffusion decoder"] = fitted["seconds"]
+    sentence = " ".join((__doc__ or "").split("\n\n")[1].split())
+    options = {name: getattr(arguments, name) for name in ("steps", "decoder_steps", "judge_steps", "width", "seed")}
+    found = {"about": sentence, **options, "tiles": len(real), **where, "rows": rows, "seconds": seconds}
+    write_json(arguments.out, {**found, "curves": {name: curves(folder) for name, folder in folders.items()}})
+
+
+if __name__ == "__main__":
+    main()

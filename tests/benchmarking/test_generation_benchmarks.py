@@ -1,0 +1,65 @@
+"""``benchmarks/modelling.py`` and ``benchmarks/sharpening.py``, small."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gmvq.data import ArrayImages, Data
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import modelling
+import sharpening
+
+
+def test_priors_over_several_tokenizers_are_compared(tmp_path, monkeypatch, capsys):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (60, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(60) % 3
+    data = Data("noise", ArrayImages(images[:48], labels[:48]), ArrayImages(images[48:], labels[48:]), 1)
+    for room in ("running", "priors"):
+        monkeypatch.setattr(f"gmvq.recipes.{room}.load_data", lambda config: data)
+    out = tmp_path / "modelling.json"
+    small = ["--steps", "2", "--prior-steps", "3", "--width", "16", "--depth", "1", "--runs", str(tmp_path / "runs")]
+    words = ["--data", str(tmp_path), "--tokenizers", "finite-scalar", "residual", *small, "--out", str(out)]
+    modelling.main(words)
+    written = json.loads(out.read_text())
+    assert [(row["tokenizer"], row["levels"]) for row in written["rows"]] == [("finite-scalar", 1), ("residual", 2)]
+    for row in written["rows"]:
+        assert 0 < row["frequencies_bits_per_token"] < 14
+        assert row["bits_per_dim"] > row["bits_per_token"] * 49 / 784
+    capsys.readouterr()
+    monkeypatch.setattr("gmvq.recipes.run", None)  # nothing is trained again
+    monkeypatch.setattr(modelling, "fit_prior", None)
+    modelling.main(words)
+    assert json.loads(out.read_text())["rows"] == written["rows"]
+    assert "residual: " in capsys.readouterr().out
+
+
+def test_tiles_are_parts_of_their_images():
+    images = torch.arange(2 * 3 * 70 * 40).reshape(2, 3, 70, 40).remainder(251).byte()
+    found, of = sharpening.tiles(ArrayImages(images), 32)
+    assert found.shape == (4, 3, 32, 32)
+    assert torch.equal(found[1], images[0, :, 32:64, :32])
+    assert torch.equal(of, torch.tensor([0, 0, 1, 1]))
+    assert torch.equal(sharpening.tiles(ArrayImages(images), 32, 2)[1], torch.tensor([0, 1]))
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_ways_to_sharpness_are_compared(tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (6, 3, 96, 96), dtype=torch.uint8, generator=generator)
+    data = Data("noise", ArrayImages(images[:4]), ArrayImages(images[4:]), 3)
+    monkeypatch.setattr(sharpening.recipes, "load_data", lambda config: data)
+    out = tmp_path / "sharpening.json"
+    small = ["--steps", "10", "--decoder-steps", "2", "--judge-steps", "2", "--width", "8"]
+    sharpening.main([*small, "--runs", str(tmp_path / "runs"), "--out", str(out)])
+    written = json.loads(out.read_text())
+    assert [row["name"] for row in written["rows"]] == ["plain", "adversarial", "diffusion decoder"]
+    assert written["tiles"] == 18
+    assert all(row["frechet"] >= 0 and row["psnr"] > 0 for row in written["rows"])
+    assert "adversarial_weight" not in written["curves"]["plain"]
+    assert [step for step, _ in written["curves"]["adversarial"]["psnr"]] == list(range(1, 11))
