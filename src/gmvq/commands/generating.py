@@ -220,7 +220,8 @@ def fit_prior(options: FitPriorOptions, command: str) -> dict[str, Any]:
         recipe = replace(recipe, options={})
     read_model(options.run)
     metrics = recipes.fit_prior(options.run, recipe, out, resume=options.resume, command=command)
-    return {"run": str(options.run), "prior": str(out), "metrics": metrics}
+    report = str(out / recipes.REPORT)
+    return {"run": str(options.run), "prior": str(out), "metrics": metrics, "report": report}
 
 
 def fit_decoder(options: FitDecoderOptions, command: str) -> dict[str, Any]:

@@ -136,6 +136,7 @@ def fit_prior(result: Mapping[str, Any], console: Console) -> None:
     """Bits of held-out codes, and what to do next."""
     console.print(_metrics(result["metrics"], _PRIOR_SHOWN))
     _say(console, f"Prior: {result['prior']}. Draw with: gmvq sample {result['run']} -n 64")
+    _say(console, f"Drawn images beside real ones: {result['report']}")
 
 
 def fit_decoder(result: Mapping[str, Any], console: Console) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gmvq import hub
 from gmvq.data import ArrayImages, Data, Images, fingerprint
+from gmvq.generation import Generator
 from gmvq.models import Autoencoder
 from gmvq.priors import AbstractPrior, CodeShape, Frequencies, LatentFlowPrior, NGram, PriorName, make_prior
 from gmvq.quantizers import AbstractQuantizer, GaussianMixtureQuantizer
@@ -28,6 +29,7 @@ from gmvq.recipes.catalogue import load_data
 from gmvq.recipes.running import METRICS, RECORD, check_part, circumstances, is_main, now, read_json, read_run
 from gmvq.tokenization import TokenFile, tokenize
 from gmvq.training import Training
+from gmvq.training.prior_report import write_prior_report
 from gmvq.training.tasks import PriorTask
 from gmvq.training.trainer import learn
 from gmvq.types import CodeBatch
@@ -89,6 +91,7 @@ def fit_prior(
     resume: bool = False,
     data: Data | None = None,
     command: str | None = None,
+    report: bool = True,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Fits a prior to the codes of a tokenizer and measures it on held-out images.
@@ -104,6 +107,7 @@ def fit_prior(
         resume: Go on from the folder's checkpoint.
         data: The data, if they are loaded already.
         command: What was typed, for the record.
+        report: Write ``report.html``: what it draws, beside real images.
         console: Where progress goes; by default standard error.
 
     Returns:
@@ -159,6 +163,8 @@ def fit_prior(
     metrics = {**_measured(prior.eval(), tokenizer, train, rest, tiles.held_out), "seconds": seconds}
     hub.write_json(out / METRICS, metrics)
     hub.write_json(out / RECORD, {**record, "finished": now()})
+    if report:
+        write_prior_report(out, Generator(tokenizer.to(prior.device), prior), tiles.train, tiles.held_out)
     return metrics
 
 

@@ -57,6 +57,21 @@ LIKELIHOOD = (
     Measure("albo_bits_per_dim", "ALBO", "bits/dim", "The objective of training, with the aggregated posterior.",
             "Not always a bound: judge by the two above.", ".4f"),
 )  # fmt: skip
+PRIOR = (
+    Measure("bits_per_code", "Bits of a code", "bits", "Length of a held-out code under the prior.",
+            "Below n-grams and frequencies; the logarithm of the number of codes is what a code takes without a prior.",
+            ".3f"),
+    Measure("unconditional_bits_per_code", "The same without its class", "bits", form=".3f"),
+    Measure("n_gram_bits_per_code", "By n-grams", "bits", "Length of a code given those to the left and above.",
+            form=".3f"),
+    Measure("frequencies_bits_per_code", "By frequencies", "bits", "Length of a code by how often each occurs.",
+            form=".3f"),
+    Measure("levels", "Codes of a token", "", form=",.0f"),
+    Measure("prior_loss", "Loss", "", "What the prior minimizes.", form=".4f"),
+    Measure("held_out_loss", "Loss of held-out codes", "", form=".4f"),
+    Measure("bits_per_dim", "Codes and image", "bits/dim", "Length of the 8-bit image: its codes, and it given them.",
+            "Lower is better; at least the negative log-likelihood.", ".4f"),
+)  # fmt: skip
 POSTERIOR = (
     Measure("posterior_entropy", "Posterior entropy", "nats", "Doubt about the code of one token, on average.",
             "0 is certain; at {nats} any code would do.", ".3f"),
@@ -118,6 +133,7 @@ GROUPS = (
     ("Codes", CODES),
     ("Likelihood of the held-out data", LIKELIHOOD),
     ("Posterior over codes", POSTERIOR),
+    ("Prior over codes", PRIOR),
     ("Effort", EFFORT),
 )
 MEASURES = {measure.key: measure for _, group in (*GROUPS, ("Training", TRAINING)) for measure in group}

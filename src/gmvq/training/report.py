@@ -107,20 +107,17 @@ def write_report(
         if model.has_code_maps:
             counts = exhibits.count_codes(model, images) if counts is None else counts
             codebook = exhibits.decode_codebook(model, counts)
-    page = _render(
+    return write_page(
+        run / "report.html",
+        "report_template.html",
         **_heading(record, model, shown, run.resolve().name, title),
         **exhibits.pairs_section(shown, model.downsampling),
         **exhibits.maps_section(shown, codebook, model.downsampling),
         usage=None if codebook is None else exhibits.codebook_section(codebook),
-        **_training(record.curves, size),
-        groups=_groups(record.metrics, size),
-        **_making(record, model, run),
+        **training_section(record.curves, size),
+        groups=figure_groups(record.metrics, size),
+        **making_section(record, _model_rows(model, record, run), run),
     )
-    path = run / "report.html"
-    temporary = path.with_suffix(".html.partial")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
 
 
 def read_record(run: Path) -> Record:
@@ -223,13 +220,14 @@ def _cards(record: Record, codebook_size: int | None) -> list[Card]:
         if math.isfinite(metrics.get(card.name, math.nan)):
             name, value = glossary.measure(card.name).name, format(metrics[card.name], card.value)
             cards.append(card._replace(name=name, value=value))
-    seconds = _training_seconds(record)
+    seconds = training_seconds(record)
     if seconds is not None:
-        cards.append(Card("Training time", *glossary.duration(seconds), _steps(record)))
+        cards.append(Card("Training time", *glossary.duration(seconds), steps_made(record)))
     return cards
 
 
-def _training_seconds(record: Record) -> float | None:
+def training_seconds(record: Record) -> float | None:
+    """Time of training, None where nothing says."""
     seconds = record.metrics.get("seconds")
     if _is_finite(seconds):
         return seconds
@@ -237,12 +235,14 @@ def _training_seconds(record: Record) -> float | None:
     return curve.values[-1] if curve is not None and curve.values else None
 
 
-def _steps(record: Record) -> str:
+def steps_made(record: Record) -> str:
+    """Steps of training, in words."""
     last = max((curve.steps[-1] for curve in record.curves.values() if curve.steps), default=0)
     return f"{last:,.0f} steps" if last else "wall time"
 
 
-def _training(curves: dict[str, Curve], codebook_size: int | None) -> dict[str, Any]:
+def training_section(curves: dict[str, Curve], codebook_size: int | None) -> dict[str, Any]:
+    """Curves of what was logged, the most telling ones first."""
     first = ["loss", "psnr", "perplexity", "used_codes", "ssim"]
     last = ["learning_rate", "images_per_second"]
     hidden = {*first, *last, "seconds"} | ({"usage"} if "used_codes" in curves else set())
@@ -267,7 +267,7 @@ def _training(curves: dict[str, Curve], codebook_size: int | None) -> dict[str, 
     return {"curves": drawn, "curves_left_out": left_out, "curves_held_out": held_out}
 
 
-def _groups(metrics: dict[str, float], codebook_size: int | None) -> list[dict[str, Any]]:
+def figure_groups(metrics: dict[str, float], codebook_size: int | None) -> list[dict[str, Any]]:
     """Rows of the table, group by group; figures without an explanation come last under their own names."""
     groups, explained = [], set()
     for name, measures in glossary.GROUPS:
@@ -292,19 +292,20 @@ def _row(measure: glossary.Measure, values: list[float | None], codebook_size: i
     return {"name": measure.name, "numbers": numbers, "unit": measure.unit, "meaning": measure.meaning, "good": good}
 
 
-def _making(record: Record, model: Autoencoder, run: Path) -> dict[str, Any]:
+def making_section(record: Record, model: list[tuple[str, str]], run: Path) -> dict[str, Any]:
+    """How it was made: protocol, command and tables of settings, the rows of the model first."""
     saved = _read_object(run / "config.json")
     command = record.run.get("command") or ""
-    tables = [("Model", _model_rows(model, saved.get("fingerprint") or record.run.get("fingerprint")))]
+    tables = [("Model", model)]
     data = dict(_part(record.run, "data"))
     if isinstance(data.get("skipped"), list):
         data["skipped"] = len(data["skipped"])
     known = ("command", "fingerprint", "format", "version", "protocol")
     others = {key: value for key, value in record.run.items() if key not in known and isinstance(value, str | float)}
     tables += [
-        ("Training", _flat(_part(_part(record.run, "run"), "training"))),
-        ("Data", _flat(data)),
-        ("Made with", _flat({**others, **_part(record.run, "versions")})),
+        ("Training", flat(_part(_part(record.run, "run"), "training"))),
+        ("Data", flat(data)),
+        ("Made with", flat({**others, **_part(record.run, "versions")})),
     ]
     return {
         "protocol": record.protocol,
@@ -315,17 +316,18 @@ def _making(record: Record, model: Autoencoder, run: Path) -> dict[str, Any]:
     }
 
 
-def _model_rows(model: Autoencoder, fingerprint: object) -> list[tuple[str, str]]:
+def _model_rows(model: Autoencoder, record: Record, run: Path) -> list[tuple[str, str]]:
     config = model.config
-    rows = _flat(dataclasses.asdict(config)) if dataclasses.is_dataclass(config) else []
+    rows = flat(dataclasses.asdict(config)) if dataclasses.is_dataclass(config) else []
     rows.append(("parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"))
+    fingerprint = _read_object(run / "config.json").get("fingerprint") or record.run.get("fingerprint")
     return [*rows, ("fingerprint", str(fingerprint))] if fingerprint else rows
 
 
-def _flat(value: object, name: str = "") -> list[tuple[str, str]]:
+def flat(value: object, name: str = "") -> list[tuple[str, str]]:
     """Name and value of every leaf."""
     if isinstance(value, Mapping):
-        return [row for key, item in value.items() for row in _flat(item, f"{name} {_words(str(key))}".strip())]
+        return [row for key, item in value.items() for row in flat(item, f"{name} {_words(str(key))}".strip())]
     return [(name, str(value))]
 
 
@@ -339,8 +341,19 @@ def _words(key: str) -> str:
     return key.replace("_", " ")
 
 
-def _render(**context: Any) -> str:  # noqa: ANN401 (the template names what it takes, and a missing name is an error)
-    undefined = jinja2.StrictUndefined
-    environment = jinja2.Environment(autoescape=True, undefined=undefined, trim_blocks=True, lstrip_blocks=True)
-    text = resources.files("gmvq.training").joinpath("report_template.html").read_text(encoding="utf-8")
-    return environment.from_string(text).render(**context)
+def write_page(path: Path, template: str, **context: Any) -> Path:  # noqa: ANN401 (the template names what it takes)
+    """Writes a page whole or not at all; a name that the template asks for and is not there is an error."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(
+            lambda name: resources.files("gmvq.training").joinpath(name).read_text(encoding="utf-8")
+        ),
+    )
+    page = environment.get_template(template).render(**context)
+    temporary = path.with_suffix(".html.partial")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
