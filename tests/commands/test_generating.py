@@ -102,6 +102,20 @@ def test_an_interpolation_is_shown_between_its_ends(run, pair, tmp_path, capsys)
     assert "'steps' must be an integer of at least 2" in capsys.readouterr().err
 
 
+def test_held_out_images_go_by_their_number(run, tmp_path, capsys):
+    data = recipes.load_data(recipes.read_run(run).data)
+    out = str(tmp_path / "out.png")
+    assert main(["interpolate", str(run), "3", "5", out, "-n", "2"]) == 0
+    shown = pixels(out)
+    assert np.array_equal(shown[::8, :64:8], data.held_out[3][0].numpy())
+    assert np.array_equal(shown[::8, 3 * 66 :: 8], data.held_out[5][0].numpy())
+    assert main(["complete", str(run), "7", out, "-n", "1"]) == 0
+    assert np.array_equal(pixels(out)[::8, :64:8], data.held_out[7][0].numpy())
+    capsys.readouterr()
+    assert main(["swap", str(run), "3", "99999", out]) == 1
+    assert "'IN' must be an image or a number below" in capsys.readouterr().err
+
+
 def test_codes_are_swapped_where_the_mask_says(run, pair, tmp_path, capsys):
     out = tmp_path / "swapped.png"
     words = ["swap", str(run), *map(str, pair), str(out)]

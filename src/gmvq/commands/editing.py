@@ -11,10 +11,8 @@ import tyro
 from torch import Tensor
 
 from gmvq import generation
-from gmvq.commands.loading import RunFolder, checked_png, load_model
+from gmvq.commands.loading import RunFolder, checked_png, load_model, read_input
 from gmvq.commands.sheets import read_mask, write_sheet
-from gmvq.data import read_image
-from gmvq.data.decoding import CHANNEL_CHOICES
 from gmvq.models import Autoencoder
 
 FirstImage = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FIRST")]
@@ -28,7 +26,7 @@ class InterpolateOptions:
 
     Args:
         run: Folder of the tokenizer's run.
-        first: An image.
+        first: An image, or the number of a held-out image of the run.
         second: Another of the same size.
         out: The .png file: first, the steps, second.
         number: Steps, both ends among them.
@@ -49,7 +47,7 @@ class SwapOptions:
 
     Args:
         run: Folder of the tokenizer's run.
-        first: The image that is changed.
+        first: The image that is changed, or the number of a held-out image of the run.
         second: The image of the same size that the codes are of.
         out: The .png file: first, second, and first with codes of second.
         mask: Where: lower, upper, left, right, middle, or a picture of that size that is white there.
@@ -68,7 +66,7 @@ def interpolate(options: InterpolateOptions, command: str) -> dict[str, Any]:
     """Interpolates; the result has the file."""
     out = checked_png(options.out)
     model = load_model(options.run)
-    first, second = _pair(model, options.first, options.second)
+    first, second = _pair(options.run, model, options.first, options.second)
     between = generation.interpolate(model, first, second, options.number)[:, 0]
     write_sheet(out, torch.cat([first, between, second]), len(between) + 2)
     return {"run": str(options.run), "out": str(out), "images": len(between)}
@@ -78,7 +76,7 @@ def swap(options: SwapOptions, command: str) -> dict[str, Any]:
     """Swaps; the result has the file and how many codes were taken."""
     out = checked_png(options.out)
     model = load_model(options.run)
-    first, second = _pair(model, options.first, options.second)
+    first, second = _pair(options.run, model, options.first, options.second)
     mask = read_mask(options.mask, (first.shape[-2], first.shape[-1]))
     swapped = generation.swap(model, first, second, mask)
     write_sheet(out, torch.cat([first, second, swapped.images]), 3)
@@ -86,15 +84,13 @@ def swap(options: SwapOptions, command: str) -> dict[str, Any]:
     return {"run": str(options.run), "out": str(out), "images": 1, "changed_codes": differ}
 
 
-def _pair(model: Autoencoder, first: Path, second: Path) -> tuple[Tensor, Tensor]:
+def _pair(run: Path, model: Autoencoder, first: Path, second: Path) -> tuple[Tensor, Tensor]:
     """Two images of one size, each ``(1, C, H, W)``.
 
     Raises:
         ValueError: If they differ in size.
     """
-    channels = model.config.channels if model.config.channels in CHANNEL_CHOICES else None
-    device = next(model.parameters()).device
-    one, other = (read_image(path, channels)[None].to(device).float() / 255 for path in (first, second))
+    one, other = (read_input(path, run, model) for path in (first, second))
     if one.shape != other.shape:
         raise ValueError(
             f"FIRST and SECOND must have one size, got {one.shape[-1]}x{one.shape[-2]} and "

@@ -12,10 +12,8 @@ import tyro
 from torch import Tensor
 
 from gmvq import hub, recipes, tokenization
-from gmvq.commands.loading import RunFolder, checked_png, fast_device, load_decoder, load_model, read_model
+from gmvq.commands.loading import RunFolder, checked_png, fast_device, load_decoder, load_model, read_input, read_model
 from gmvq.commands.sheets import read_mask, write_sheet
-from gmvq.data import read_image
-from gmvq.data.decoding import CHANNEL_CHOICES
 from gmvq.generation import Generator
 from gmvq.priors import PriorName, Sampling
 from gmvq.recipes import DecoderRun, judging
@@ -179,7 +177,7 @@ class CompleteOptions:
 
     Args:
         run: Folder of the tokenizer's run.
-        source: An image of the size that the prior draws.
+        source: An image of the size that the prior draws, or the number of a held-out image of the run.
         out: The .png file: the image with its hidden part gray, and its completions.
         mask: What is hidden: lower, upper, left, right, middle, or a picture of that size that is white where it is.
         number: Completions to draw.
@@ -281,8 +279,7 @@ def judge(options: JudgeOptions, command: str) -> dict[str, Any]:
 def complete(options: CompleteOptions, command: str) -> dict[str, Any]:
     """Completes; the result has the file."""
     generator, folder = _generator(options.run, options.prior, options.decoder)
-    channels = generator.tokenizer.config.channels
-    image = read_image(options.source, channels if channels in CHANNEL_CHOICES else None)[None].float() / 255
+    image = read_input(options.source, options.run, generator.tokenizer).cpu()
     if tuple(image.shape[-2:]) != generator.size:
         raise ValueError(
             f"'IN' must have {generator.size[1]}x{generator.size[0]} pixels, as the prior draws them, got "

@@ -7,9 +7,13 @@ from typing import Annotated
 
 import torch
 import tyro
+from torch import Tensor
 
 from gmvq import hub, recipes
+from gmvq.data import read_image
+from gmvq.data.decoding import CHANNEL_CHOICES
 from gmvq.models import Autoencoder, DiffusionDecoder
+from gmvq.recipes.priors import tiled
 
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
@@ -35,6 +39,31 @@ def fast_device() -> torch.device:
 def load_model(folder: Path) -> Autoencoder:
     """The model of a run, where it works fastest."""
     return read_model(folder).to(fast_device())
+
+
+def read_input(source: Path, run: Path, model: Autoencoder) -> Tensor:
+    """An image as the model takes it, ``(1, C, H, W)`` in [0, 1], where the model is.
+
+    Args:
+        source: An image, or the number of a held-out image of the run, counted from 0; large ones are cut as they are
+            for a prior.
+        run: The folder of the tokenizer's run.
+        model: The tokenizer.
+
+    Raises:
+        ValueError: If there is no held-out image of that number.
+        OSError: If the image, or the run's data, cannot be read.
+    """
+    device = next(model.parameters()).device
+    channels = model.config.channels if model.config.channels in CHANNEL_CHOICES else None
+    if source.exists() or not str(source).isdecimal():
+        return read_image(source, channels)[None].to(device).float() / 255
+    config = recipes.read_run(run).data
+    held_out = tiled(recipes.load_data(config), config.crop, model).held_out
+    number = int(str(source))
+    if number >= len(held_out):
+        raise ValueError(f"'IN' must be an image or a number below {len(held_out)}, got {source}. Use 0.")
+    return held_out[number][None].to(device).float() / 255
 
 
 def load_decoder(run: Path, folder: Path | None, model: Autoencoder) -> DiffusionDecoder | None:
