@@ -154,6 +154,17 @@ def test_the_judge_learns_once_and_shows_nearest_neighbours(run, capsys):
     assert "class seen in drawn images" in again.out
 
 
+def test_the_judge_tells_fid_where_its_network_is_at_hand(run, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "gmvq.commands.generating.load_inception", lambda path: lambda images: images.flatten(1)[:, ::5]
+    )
+    assert main(["judge", str(run), "-n", "24", "--steps", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "FID" in said
+    assert "FID and KID by Inception" in said
+    assert "no FID" not in said
+
+
 def test_a_drawn_copy_is_its_own_nearest_neighbour(run):
     data = recipes.load_data(recipes.read_run(run).data)
     classifier = judging.classifier_of(data, run / "classifier", 3, Console(quiet=True))

@@ -15,6 +15,7 @@ from gmvq import hub, recipes, tokenization
 from gmvq.commands.loading import RunFolder, checked_png, fast_device, load_decoder, load_model, read_input, read_model
 from gmvq.commands.sheets import read_mask, write_sheet
 from gmvq.generation import Generator
+from gmvq.metrics import load_inception
 from gmvq.priors import PriorName, Sampling
 from gmvq.recipes import DecoderRun, judging
 from gmvq.recipes.priors import PriorRun, tiled
@@ -137,8 +138,8 @@ class JudgeOptions:
     """Draw images and say how real they are, by a classifier that learns the real ones first.
 
     Does it see the class that was asked for? How do its features of drawn images stand to those of held-out ones?
-    These are no FID and KID, which are of another network. A sheet shows drawn images, and below each the training
-    image that is nearest to it.
+    These are no FID and KID, which are of another network, and stand beside them where its weights are at hand. A sheet
+    shows drawn images, and below each the training image that is nearest to it.
 
     Args:
         run: Folder of the tokenizer's run.
@@ -150,6 +151,8 @@ class JudgeOptions:
         top_p: Draw from the likeliest codes that have this probability together.
         draw_steps: Steps in which a masked prior or a flow draws; by default its own number.
         steps: Optimizer steps of the judge's training.
+        inception: File with the weights of torch-fidelity's Inception network, for FID and KID; by default where torch
+            keeps what it downloads, and without them where there is none.
         seed: Of all draws.
         prior: Folder of the prior; by default prior in that of the run.
         decoder: Folder of a diffusion decoder to decode with, as RUN/decoder; by default the tokenizer's own.
@@ -165,6 +168,7 @@ class JudgeOptions:
     top_p: float = 1.0
     draw_steps: int | None = None
     steps: int = 1500
+    inception: Path | None = None
     seed: int = 0
     prior: Path | None = None
     decoder: Path | None = None
@@ -265,7 +269,8 @@ def judge(options: JudgeOptions, command: str) -> dict[str, Any]:
     data = tiled(recipes.load_data(config), config.crop, generator.tokenizer)
     classifier = judging.classifier_of(data, options.run / judging.CLASSIFIER, options.steps)
     classifier = classifier.to(generator.prior.device)
-    verdict = judging.judge(generator, data, classifier, options.number, sampling)
+    inception = load_inception(options.inception)
+    verdict = judging.judge(generator, data, classifier, options.number, sampling, inception)
     columns = min(SHOWN, options.number)
     shown = verdict.images[: 2 * columns if options.number >= 2 * columns else columns].cpu()
     nearest = judging.nearest_real(classifier, shown, data.train)

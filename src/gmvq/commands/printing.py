@@ -34,6 +34,9 @@ _JUDGED = (
     ("kernel", "kernel distance", "{:.4f}"),
     ("precision", "precision", "{:.3f}"),
     ("recall", "recall", "{:.3f}"),
+    ("fid", "FID", "{:.2f}"),
+    ("reconstructed_fid", "of reconstructed images", "{:.2f}"),
+    ("kid", "KID", "{:.4f}"),
 )
 _PRIOR_SHOWN = (
     ("bits_per_code", "bits of a held-out code", "{:.3f}"),
@@ -150,10 +153,11 @@ def judge(result: Mapping[str, Any], console: Console) -> None:
     """Figures, and what they are of."""
     figures = result["figures"]
     console.print(_metrics(figures, _JUDGED))
+    known = "; FID and KID by Inception" if "fid" in figures else " (no FID and KID)"
     _say(
         console,
         f"{figures['drawn']:,} drawn and {figures['real']:,} held-out images, by the features of a classifier of these "
-        f"data (no FID and KID). Drawn images above the nearest ones of the training: {result['out']}",
+        f"data{known}. Drawn images above the nearest ones of the training: {result['out']}",
     )
 
 

@@ -5,6 +5,7 @@ Functions measure one batch; classes stream over a data set, sum in float64, and
 
 from gmvq.metrics.codes import CodebookStatistics, CompositeStatistics
 from gmvq.metrics.distortion import Distortion, high_frequency_energy, mse, psnr, ssim
+from gmvq.metrics.inception import load_inception
 from gmvq.metrics.information import MixtureInformation
 from gmvq.metrics.likelihood import (
     aggregated_bound,
@@ -28,6 +29,7 @@ __all__ = [
     "evidence_lower_bound",
     "high_frequency_energy",
     "importance_weighted_bound",
+    "load_inception",
     "load_lpips",
     "measure_realism",
     "mse",

@@ -22,6 +22,7 @@ from gmvq import hub
 from gmvq.data import Data, Images, fingerprint, held_out_batches
 from gmvq.generation import Generator
 from gmvq.metrics import measure_realism
+from gmvq.metrics.inception import Features
 from gmvq.metrics.realism import nearest_neighbours
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.priors import Sampling
@@ -107,6 +108,7 @@ def judge(
     classifier: Classifier,
     number: int,
     sampling: Sampling | None = None,
+    inception: Features | None = None,
 ) -> Verdict:
     """Draws images of all classes in turn and judges them.
 
@@ -116,12 +118,15 @@ def judge(
         classifier: The judge, in evaluation mode.
         number: Images to draw.
         sampling: How.
+        inception: Features for FID and KID, see :func:`gmvq.metrics.load_inception`; None leaves them out.
 
     Returns:
         Figures: ``agreement``, the share of drawn images in which the judge sees the class that was asked for (None for
         a prior without classes); ``real_accuracy``, the same on held-out images; ``frechet``, ``kernel``,
         ``precision`` and ``recall`` of its features, beside held-out images; the same of as many reconstructed
-        training images as ``reconstructed_*``: what a perfect prior would reach with this tokenizer.
+        training images as ``reconstructed_*``: what a perfect prior would reach with this tokenizer. With ``inception``
+        also ``fid``, ``kid`` and ``reconstructed_fid``; they fall with the number of images, and published ones are of
+        tens of thousands.
 
     Raises:
         ValueError: If fewer than 4 images are to be drawn, or the real ones are of another size.
@@ -132,21 +137,25 @@ def judge(
     labels = torch.arange(number) % max(1, classes)
     drawn = generator.sample(number, labels if classes else None, sampling).images
     features, seen = _looked_at(classifier, drawn)
+    device = generator.prior.device
     real = data.held_out.subset(range(min(REAL, len(data.held_out))))
-    real_features = torch.cat([_looked_at(classifier, batch.images)[0] for batch in held_out_batches(real, 256)])
+    originals = torch.cat([batch.images for batch in held_out_batches(real, 256)])
     # others than the held-out ones, and as many as are drawn: an image is nearer to itself than any drawn one can be
     learned = data.train.subset([index * len(data.train) // number for index in range(number)])
-    device = generator.prior.device
     again = torch.cat(
-        [
-            _looked_at(classifier, generator.tokenizer.reconstruct(batch.images.to(device)))[0]
-            for batch in held_out_batches(learned, 256)
-        ]
+        [generator.tokenizer.reconstruct(batch.images.to(device)) for batch in held_out_batches(learned, 256)]
     )
-    own, reconstructed = measure_realism(real_features, features), measure_realism(real_features, again)
+    real_features, again_features = (_looked_at(classifier, images)[0] for images in (originals, again))
+    own, reconstructed = measure_realism(real_features, features), measure_realism(real_features, again_features)
     agreement = float((seen == labels).float().mean()) if classes else None
     found = {"agreement": agreement, "real_accuracy": accuracy_of(classifier, data.held_out), **own._asdict()}
     found |= {f"reconstructed_{name}": getattr(reconstructed, name) for name in ("frechet", "kernel")}
+    if inception is not None:
+        known = [
+            torch.cat([inception(some).cpu() for some in images.split(64)]) for images in (originals, drawn, again)
+        ]
+        of_drawn, of_again = (measure_realism(known[0], some) for some in known[1:])
+        found |= {"fid": of_drawn.frechet, "kid": of_drawn.kernel, "reconstructed_fid": of_again.frechet}
     return Verdict(found, drawn)
 
 
