@@ -1,7 +1,6 @@
 """Decoders by diffusion over a tokenizer of a run."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -22,19 +21,6 @@ def quick(**changes):
     often = {"warmup_steps": 2, "evaluate_every": 3, "checkpoint_every": 3}
     training = replace(DecoderRun().training, steps=6, batch_size=8, **often)
     return DecoderRun({"width": 8, "blocks": 1, "steps": 2}, replace(training, **changes))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("digits") / "run"
-    run = recipes.changed(recipes.digits(), steps=3, width=8, blocks=1, batch_size=8, codebook_size=16)
-    recipes.run(run, folder, console=QUIET, report=False)
-    return folder
-
-
-@pytest.fixture
-def run(trained, tmp_path):
-    return shutil.copytree(trained, tmp_path / "run")
 
 
 def test_a_decoder_is_fitted_and_measured(run):

@@ -1,5 +1,4 @@
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -23,20 +22,6 @@ SMALL = {"width": 16, "depth": 1, "heads": 2}
 def quick(prior="autoregressive", **changes):
     training = replace(PriorRun().training, steps=6, batch_size=8, warmup_steps=2, evaluate_every=3, checkpoint_every=3)
     return PriorRun(prior, {} if prior in ("n-gram", "frequencies") else SMALL, replace(training, **changes))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A tokenizer of the bundled digits, with labels."""
-    folder = tmp_path_factory.mktemp("digits") / "run"
-    run = recipes.changed(recipes.digits(), steps=3, width=8, blocks=1, batch_size=8, codebook_size=16)
-    recipes.run(run, folder, console=QUIET, report=False)
-    return folder
-
-
-@pytest.fixture
-def run(trained, tmp_path):
-    return shutil.copytree(trained, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

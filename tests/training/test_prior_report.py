@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -21,16 +20,7 @@ from gmvq.training.prior_report import nearest_by_pixels
 QUIET = Console(quiet=True)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("digits") / "run"
-    run = recipes.changed(recipes.digits(), steps=3, width=8, blocks=1, batch_size=8, codebook_size=16)
-    recipes.run(run, folder, console=QUIET, report=False)
-    return folder
-
-
-def page_of(trained, tmp_path, prior="autoregressive", **changes):
-    run = shutil.copytree(trained, tmp_path / "run")
+def page_of(run, prior="autoregressive", **changes):
     training = replace(PriorRun().training, steps=6, batch_size=8, warmup_steps=2, evaluate_every=3, log_every=2)
     options = {} if prior == "n-gram" else {"width": 16, "depth": 1, "heads": 2}
     fit_prior(run, PriorRun(prior, options, training, **changes), console=QUIET)
@@ -42,8 +32,8 @@ def pictures(page, text):
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in found]
 
 
-def test_drawn_images_stand_beside_the_nearest_and_the_real_ones(trained, tmp_path):
-    page, folder = page_of(trained, tmp_path)
+def test_drawn_images_stand_beside_the_nearest_and_the_real_ones(run):
+    page, folder = page_of(run)
     drawn, nearest = pictures(page, "Drawn image"), pictures(page, "Its nearest training image")
     assert len(drawn) == len(nearest) == 24
     data = recipes.load_data(recipes.read_run(folder.parent).data)
@@ -65,8 +55,8 @@ def test_drawn_images_stand_beside_the_nearest_and_the_real_ones(trained, tmp_pa
 
 
 @pytest.mark.parametrize("prior", ["n-gram", "code-flow"])
-def test_a_prior_without_classes_curves_or_likelihood_has_a_page(trained, tmp_path, prior):
-    page, _ = page_of(trained, tmp_path, prior, classes=False)
+def test_a_prior_without_classes_curves_or_likelihood_has_a_page(run, prior):
+    page, _ = page_of(run, prior, classes=False)
     assert "asked for class" not in page
     assert len(pictures(page, "Drawn image")) == 24
     assert ("Loss of held-out codes" in page) == (prior == "code-flow")
