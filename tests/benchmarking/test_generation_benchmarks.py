@@ -11,6 +11,7 @@ from gmvq.data import ArrayImages, Data
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import drawing
 import modelling
 import sharpening
 
@@ -63,3 +64,19 @@ def test_ways_to_sharpness_are_compared(tmp_path, monkeypatch):
     assert all(row["frechet"] >= 0 and row["psnr"] > 0 for row in written["rows"])
     assert "adversarial_weight" not in written["curves"]["plain"]
     assert [step for step, _ in written["curves"]["adversarial"]["psnr"]] == list(range(1, 11))
+
+
+def test_every_prior_draws_before_the_judge(tmp_path):
+    small = ["--tokenizer-steps", "3", "--steps", "3", "--width", "16", "--depth", "1", "--judge-steps", "2"]
+    out, pictures = tmp_path / "drawing.json", tmp_path / "pictures"
+    words = ["--priors", "autoregressive", "n-gram", "latent-flow", *small, "--number", "20"]
+    drawing.main([*words, "--runs", str(tmp_path / "runs"), "--pictures", str(pictures), "--out", str(out)])
+    written = json.loads(out.read_text())
+    expected = [(name, guidance) for name in ("autoregressive", "latent-flow") for guidance in (1.0, 1.5)]
+    assert sorted((row["prior"], row["guidance"]) for row in written["rows"]) == sorted([*expected, ("n-gram", 1.0)])
+    for row in written["rows"]:
+        assert row["drawn"] == 20
+        assert (row["bits_per_code"] is None) == (row["prior"] == "latent-flow")
+        assert 0 <= row["agreement"] <= 1
+    names = {path.stem for path in pictures.iterdir()}
+    assert names == {"autoregressive", "latent-flow", "completions", "interpolations", "swaps"}

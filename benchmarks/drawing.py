@@ -1,0 +1,133 @@
+"""What priors draw, and what a judge says of it: every kind of prior over the codes of one tokenizer, by class.
+
+A GM-VQ tokenizer learns from labelled images; over its codes each kind of prior learns for as many steps, by
+transformers of one size. A classifier that learned the real images looks at what they draw of each class: does it see
+the class that was asked for, and how do its features of drawn images stand to those of held-out ones? These are no FID
+and KID. Bits are of a held-out code, given its class; flows give none.
+
+    python benchmarks/drawing.py --out benchmarks/results/drawing.json --pictures docs/images/generation
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from gmvq import hub, recipes
+from gmvq.data import Data
+from gmvq.generation import Generator, interpolate, sheet, swap
+from gmvq.hub import write_json
+from gmvq.priors import PriorName, Sampling
+from gmvq.recipes import PriorRun, fit_prior, judging
+from gmvq.recipes.priors import tiled
+from gmvq.tokenization import write_png
+from gmvq.training.preparation import cpu_threads
+from gmvq.training.provenance import commit, hardware, versions
+
+COUNTED = ("n-gram", "frequencies")
+ROWS = 6
+"""Images of each class in a sheet of samples."""
+VISIBLE = 48
+"""Pixels to whose side small images are magnified."""
+EDITED = 6
+"""Held-out images in a sheet of completions, interpolations or swaps."""
+
+
+def fitted(name: PriorName, folder: Path, prior: PriorRun) -> dict[str, Any]:
+    """The figures of a prior over the tokenizer in a folder; one that is there is not trained again."""
+    out = folder / f"prior-{name}"
+    found = recipes.read_json(out / recipes.METRICS)
+    if found is None:
+        found = fit_prior(folder, replace(prior, prior=name), out)
+    return found
+
+
+def write_sheet(path: Path, images: Tensor, columns: int) -> None:
+    """A sheet of images, small ones magnified."""
+    write_png(path, sheet(images.cpu(), columns, magnify=max(1, VISIBLE // max(images.shape[-2:]))))
+
+
+def write_edits(pictures: Path, generator: Generator, data: Data, sampling: Sampling) -> None:
+    """Completions of lower halves, interpolations and swaps of held-out images."""
+    labels = data.held_out.labels
+    places = list(range(EDITED)) if labels is None else [int((labels == each).int().argmax()) for each in range(EDITED)]
+    chosen = torch.stack([data.held_out[place] for place in places]).float() / 255
+    mask = torch.zeros(chosen.shape[-2:], dtype=torch.bool)
+    mask[mask.shape[0] // 2 :] = True
+    rows = [chosen, torch.where(mask, 0.5, chosen)]
+    rows += [generator.complete(chosen, mask, sampling=sampling, first=len(chosen) * draw).images for draw in range(4)]
+    write_sheet(pictures / "completions.png", torch.stack(rows, dim=1).flatten(0, 1), len(rows))
+    others = chosen.roll(-1, dims=0)
+    between = interpolate(generator.tokenizer, chosen, others, 8).transpose(0, 1)
+    write_sheet(
+        pictures / "interpolations.png",
+        torch.cat([chosen[:, None], between, others[:, None]], dim=1).flatten(0, 1),
+        between.shape[1] + 2,
+    )
+    swapped = swap(generator.tokenizer, chosen, others, mask).images
+    write_sheet(pictures / "swaps.png", torch.stack([chosen, others, swapped]).flatten(0, 1), EDITED)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, draws and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=("digits", "fashion-mnist"), default="digits")
+    parser.add_argument("--data", type=Path, help="of Fashion-MNIST")
+    parser.add_argument("--priors", nargs="+", choices=get_args(PriorName), default=get_args(PriorName))
+    parser.add_argument("--tokenizer-steps", type=int, help="by default the recipe's")
+    parser.add_argument("--steps", type=int, default=1500, help="of each prior")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--judge-steps", type=int, default=1500)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 1.5])
+    parser.add_argument("--number", type=int, default=1000, help="images to draw")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--runs", type=Path, default=Path("runs/drawing"))
+    parser.add_argument("--pictures", type=Path, help="folder of the sheets; none are written without")
+    parser.add_argument("--out", type=Path, default=Path("runs/drawing.json"))
+    arguments = parser.parse_args(argv)
+    run = recipes.changed(recipes.make(arguments.recipe, arguments.data), steps=arguments.tokenizer_steps)
+    folder, size = arguments.runs / arguments.recipe, {"width": arguments.width, "depth": arguments.depth}
+    training = replace(PriorRun().training, steps=arguments.steps)
+    rows = []
+    with cpu_threads(arguments.threads):
+        tokenized = recipes.read_json(folder / recipes.METRICS) or recipes.run(run, folder, resume=True, report=False)
+        config = recipes.read_run(folder).data
+        tokenizer = hub.load(folder)
+        data = tiled(recipes.load_data(config), config.crop, tokenizer)
+        judge = judging.classifier_of(data, folder / judging.CLASSIFIER, arguments.judge_steps)
+        for name in arguments.priors:
+            counts = name in COUNTED
+            learned = PriorRun(name) if counts else PriorRun(name, size, training)
+            figures = fitted(name, folder, learned)
+            generator = Generator(tokenizer, hub.load_prior(folder / f"prior-{name}").prior)
+            for guidance in [1.0] if counts else arguments.guidance:
+                sampling = Sampling(guidance=guidance)
+                verdict = judging.judge(generator, data, judge, arguments.number, sampling)
+                bits = {key: figures[key] for key in ("bits_per_code", "bits_per_dim")}
+                rows.append({"prior": name, "guidance": guidance, **bits, **verdict.figures})
+                shown = {key: value if value is None else round(value, 4) for key, value in verdict.figures.items()}
+                print(f"{name}, guidance {guidance:g}: {bits} {shown}", flush=True)
+            if arguments.pictures is not None and not counts:
+                classes = generator.prior.shape.classes
+                labels = torch.arange(classes).repeat(ROWS)
+                drawn = generator.sample(len(labels), labels, Sampling(guidance=arguments.guidance[-1]))
+                write_sheet(arguments.pictures / f"{name}.png", drawn.images, classes)
+            if arguments.pictures is not None and name == "autoregressive":
+                write_edits(arguments.pictures, generator, data, Sampling(guidance=1.0))
+        where = {"versions": versions(), "hardware": hardware(), "commit": commit()}
+    sentence = " ".join((__doc__ or "").split("\n\n")[1].split())
+    options = {name: getattr(arguments, name) for name in ("recipe", "steps", "width", "depth", "judge_steps")}
+    tokenizer_figures = {name: tokenized[name] for name in ("psnr", "usage", "perplexity")}
+    about = {"about": sentence, **options, "number": arguments.number, **where}
+    write_json(arguments.out, {**about, "tokenizer": tokenizer_figures, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
