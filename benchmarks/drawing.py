@@ -17,40 +17,29 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
 
 from gmvq import hub, recipes
+from gmvq.commands.sheets import read_mask, write_sheet
 from gmvq.data import Data
-from gmvq.generation import Generator, interpolate, sheet, swap
+from gmvq.generation import Generator, interpolate, swap
 from gmvq.hub import write_json
 from gmvq.priors import PriorName, Sampling
 from gmvq.recipes import PriorRun, fit_prior, judging
 from gmvq.recipes.priors import tiled
-from gmvq.tokenization import write_png
 from gmvq.training.preparation import cpu_threads
 from gmvq.training.provenance import commit, hardware, versions
 
-COUNTED = ("n-gram", "frequencies")
 ROWS = 6
 """Images of each class in a sheet of samples."""
-VISIBLE = 48
-"""Pixels to whose side small images are magnified."""
 EDITED = 6
 """Held-out images in a sheet of completions, interpolations or swaps."""
 
 
-def fitted(name: PriorName, folder: Path, prior: PriorRun) -> dict[str, Any]:
-    """The figures of a prior over the tokenizer in a folder; one that is there is not trained again."""
+def fitted(name: PriorName, folder: Path, prior: PriorRun, tokenizer: str) -> dict[str, Any]:
+    """The figures of a prior over the tokenizer in a folder; the same one is not trained again."""
     out = folder / f"prior-{name}"
-    found = recipes.read_json(out / recipes.METRICS)
-    if found is None:
-        found = fit_prior(folder, replace(prior, prior=name), out)
-    return found
-
-
-def write_sheet(path: Path, images: Tensor, columns: int) -> None:
-    """A sheet of images, small ones magnified."""
-    write_png(path, sheet(images.cpu(), columns, magnify=max(1, VISIBLE // max(images.shape[-2:]))))
+    found = recipes.finished(out, prior, tokenizer)
+    return fit_prior(folder, prior, out) if found is None else found
 
 
 def write_edits(pictures: Path, generator: Generator, data: Data, sampling: Sampling) -> None:
@@ -58,8 +47,7 @@ def write_edits(pictures: Path, generator: Generator, data: Data, sampling: Samp
     labels = data.held_out.labels
     places = list(range(EDITED)) if labels is None else [int((labels == each).int().argmax()) for each in range(EDITED)]
     chosen = torch.stack([data.held_out[place] for place in places]).float() / 255
-    mask = torch.zeros(chosen.shape[-2:], dtype=torch.bool)
-    mask[mask.shape[0] // 2 :] = True
+    mask = read_mask("lower", generator.size)
     rows = [chosen, torch.where(mask, 0.5, chosen)]
     rows += [generator.complete(chosen, mask, sampling=sampling, first=len(chosen) * draw).images for draw in range(4)]
     write_sheet(pictures / "completions.png", torch.stack(rows, dim=1).flatten(0, 1), len(rows))
@@ -97,15 +85,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     training = replace(PriorRun().training, steps=arguments.steps)
     rows = []
     with cpu_threads(arguments.threads):
-        tokenized = recipes.read_json(folder / recipes.METRICS) or recipes.run(run, folder, resume=True, report=False)
+        fitted_run = recipes.fitted(run, recipes.load_data(run.data))
+        tokenized = recipes.finished(folder, fitted_run) or recipes.run(run, folder, resume=True, report=False)
         config = recipes.read_run(folder).data
         tokenizer = hub.load(folder)
         data = tiled(recipes.load_data(config), config.crop, tokenizer)
         judge = judging.classifier_of(data, folder / judging.CLASSIFIER, arguments.judge_steps)
         for name in arguments.priors:
-            counts = name in COUNTED
+            counts = PriorRun(name).counts
             learned = PriorRun(name) if counts else PriorRun(name, size, training)
-            figures = fitted(name, folder, learned)
+            figures = fitted(name, folder, learned, hub.fingerprint(tokenizer))
             generator = Generator(tokenizer, hub.load_prior(folder / f"prior-{name}").prior)
             for guidance in [1.0] if counts else arguments.guidance:
                 sampling = Sampling(guidance=guidance)

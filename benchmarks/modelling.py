@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gmvq import recipes
+from gmvq import hub, recipes
 from gmvq.hub import write_json
 from gmvq.leaderboard import CONTENDERS, PROTOCOLS
 from gmvq.recipes import PriorRun, fit_prior
@@ -34,13 +34,15 @@ def measured(name: str, data: Path, folder: Path, steps: int | None, prior: Prio
     template = replace(template, data=replace(template.data, source=str(data)))
     if steps is not None:
         template = replace(template, training=replace(template.training, steps=steps, warmup_steps=min(100, steps)))
-    run = CONTENDERS[name].run(template, seed)
-    tokenizer = recipes.read_json(folder / recipes.METRICS)
+    data_set = recipes.load_data(template.data)
+    run = recipes.fitted(CONTENDERS[name].run(template, seed), data_set)
+    tokenizer = recipes.finished(folder, run)
     if tokenizer is None:
-        tokenizer = recipes.run(run, folder, resume=True, report=False)
-    fitted = recipes.read_json(folder / recipes.FOLDER / recipes.METRICS)
+        tokenizer = recipes.run(run, folder, data=data_set, resume=True, report=False)
+    mark = hub.fingerprint(hub.load(folder))
+    fitted = recipes.finished(folder / recipes.FOLDER, prior, mark)
     if fitted is None:
-        fitted = fit_prior(folder, prior)
+        fitted = fit_prior(folder, prior, data=data_set)
     levels = fitted["levels"]
     tokens = {key: levels * fitted[f"{key}_per_code"] for key in ("bits", "n_gram_bits", "frequencies_bits")}
     return {

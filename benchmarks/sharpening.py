@@ -24,7 +24,7 @@ from torch import Tensor
 from gmvq import hub, recipes
 from gmvq.data import ArrayImages, Data, Images
 from gmvq.hub import write_json
-from gmvq.metrics import high_frequency_energy, measure_realism, psnr, ssim
+from gmvq.metrics import Distortion, high_frequency_energy, measure_realism
 from gmvq.models import AdversarialConfig
 from gmvq.networks import Classifier
 from gmvq.recipes import DECODER, DecoderRun, fit_decoder
@@ -69,9 +69,10 @@ def figures(made: Callable[[Tensor, int], Tensor], real: Tensor, judge: Classifi
     features = [torch.cat([judge.features(part) for part in some.split(256)]) for some in (real, drawn)]
     realism = measure_realism(*features)
     energy = [float(high_frequency_energy(some).mean()) for some in (drawn, real)]
+    distortion = Distortion()
+    distortion.update(drawn, real)
     return {
-        "psnr": float(psnr(drawn, real).mean()),
-        "ssim": float(ssim(drawn, real).mean()),
+        **{name: getattr(distortion, name) for name in ("psnr", "ssim")},
         "sharpness": energy[0] / energy[1],
         **{name: getattr(realism, name) for name in ("frechet", "kernel", "precision", "recall")},
     }
@@ -110,17 +111,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cpu_threads(arguments.threads):
         seconds = {}
         for name, run in (("plain", recipe), ("adversarial", against)):
-            metrics = recipes.read_json(folders[name] / recipes.METRICS)
-            metrics = metrics or recipes.run(run, folders[name], data=data, resume=True, report=False, console=console)
+            metrics = recipes.finished(folders[name], recipes.fitted(run, data))
+            if metrics is None:
+                metrics = recipes.run(run, folders[name], data=data, resume=True, report=False, console=console)
             seconds[name] = metrics["seconds"]
-        fitted = recipes.read_json(folders["plain"] / DECODER / recipes.METRICS)
+        plain, opposed = (hub.load(folder) for folder in folders.values())
+        training = replace(DecoderRun().training, steps=arguments.decoder_steps, seed=arguments.seed)
+        learned = DecoderRun({"width": arguments.width}, training)
+        fitted = recipes.finished(folders["plain"] / DECODER, learned, hub.fingerprint(plain))
         if fitted is None:
-            training = replace(DecoderRun().training, steps=arguments.decoder_steps, seed=arguments.seed)
-            size = {"width": arguments.width}
-            fitted = fit_decoder(folders["plain"], DecoderRun(size, training), data=data, console=console)
+            fitted = fit_decoder(folders["plain"], learned, data=data, console=console)
         judge = judge_of(data, arguments.runs / "judge", arguments.judge_steps, console)
         real = tiles(data.held_out, SIDE, arguments.tiles)[0].float() / 255
-        plain, opposed = (hub.load(folder) for folder in folders.values())
         decoder = hub.load_decoder(folders["plain"] / DECODER).decoder
         ways: dict[str, Callable[[Tensor, int], Tensor]] = {
             "plain": lambda part, _: plain.reconstruct(part),

@@ -89,7 +89,7 @@ def search_table(search: dict[str, Any]) -> str:
     """The variants that were tried on the networks of the leaderboard."""
     names = {"cifar": "CIFAR-10", "fashion": "Fashion-MNIST", "celeba": "CelebA 64x64"}
     data = {key: name for key, name in names.items() if any(key in row for row in search["rows"])}
-    lines = [f"| MSE (1e-3) / perplexity | {' | '.join(data.values())} |", "| --- | --- | --- | --- |"]
+    lines = [f"| MSE (1e-3) / perplexity | {' | '.join(data.values())} |", f"| --- |{' --- |' * len(data)}"]
     for row in search["rows"]:
         cells = [
             "; ".join(

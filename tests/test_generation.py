@@ -84,6 +84,14 @@ def test_an_interpolation_goes_from_one_to_the_other():
     torch.testing.assert_close(between[-1], model.reconstruct(second))
 
 
+def test_what_is_not_finite_is_not_interpolated():
+    images = torch.rand(2, 3, 8, 8)
+    for wrong in (torch.full_like(images, torch.nan), torch.full_like(images, torch.inf)):
+        for pair in ((images, wrong), (wrong, images)):
+            with pytest.raises(ValueError, match="must be finite"):
+                interpolate(tokenizer(), *pair, 3)
+
+
 def test_codes_of_one_image_are_put_into_another():
     model = tokenizer()
     first, second = torch.rand(2, 3, 9, 7), torch.rand(2, 3, 9, 7)

@@ -16,6 +16,7 @@ QUICK = {
     "train": "--steps 2 --model.width 8 --batch-size 4 --data.evaluated 1",
     "compare": "--seeds 1 --steps 2 --width 8 --batch-size 4",
     "fit-prior": "--steps 2 --batch-size 4 --width 16 --depth 1 --heads 2",
+    "fit-decoder": "--steps 2 --batch-size 4 --width 8 --blocks 1",
     "bench": "--only nearest --against product --shapes 64x4x16 --rounds 1",
 }
 
@@ -50,6 +51,7 @@ def test_the_commands_run(folder, capsys):
     commands = [line.removeprefix("$ gmvq ") for line in block.strip().splitlines()]
     assert {command.split()[0] for command in commands} == {
         "train", "evaluate", "reconstruct", "tokenize", "detokenize", "fit-prior", "sample", "info", "compare", "bench",
+        "complete", "interpolate", "swap", "fit-decoder",
     }  # fmt: skip
     for command in commands:
         words = shlex.split(f"{command} {QUICK.get(command.split()[0], '')}")

@@ -31,7 +31,7 @@ VERBS = {
     "fit-decoder": "Fit a decoder by diffusion to a tokenizer: sharper images of the same codes.",
     "sample": "Draw new images from a prior.",
     "complete": "Hide a part of an image and draw it anew.",
-    "interpolate": "Go from one image to another by way of their codes.",
+    "interpolate": "Go from one image to another by way of their latents.",
     "swap": "Put the codes of one image into another.",
     "judge": "Draw images and say how real they are.",
     "compare": "Train several quantizers on the same data and compare them over seeds.",

@@ -4,7 +4,7 @@
 
     labels --prior.sample--> codes --tokenizer.decode--> images
     images, mask --tokenizer.encode--> known codes --prior.complete--> codes --tokenizer.decode--> images
-    two images --tokenizer.encode--> codes of both --interpolate, swap--> codes --tokenizer.decode--> images
+    two images --tokenizer--> latents --interpolate--> codes, or codes --swap--> codes --tokenizer.decode--> images
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Generator:
         decoder: What decodes the codes in place of the tokenizer's own decoder, there too; None for that.
 
     Raises:
-        ValueError: If the tokenizer has not one code for each place, or the prior is of other codes.
+        ValueError: If the tokenizer has not one code for each place, or the prior or the decoder is of others.
     """
 
     def __init__(self, tokenizer: Autoencoder, prior: AbstractPrior, decoder: DiffusionDecoder | None = None) -> None:
@@ -55,6 +55,8 @@ class Generator:
                 f"'prior' must be of maps of {' x '.join(map(str, levels))} codes, got {sizes} on "
                 f"{prior.shape.grid}. Give the prior that was fitted to this tokenizer."
             )
+        if decoder is not None:
+            decoder.check_fits(tokenizer)
         self.tokenizer, self.prior, self.decoder = tokenizer, prior, decoder
 
     @property
@@ -141,6 +143,16 @@ class Generator:
         decoded = self._decoded(codes, sampling, first)
         return Generated(torch.where(shown, images, decoded) if keep else decoded, codes)
 
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, *, first: int = 0) -> Tensor:
+        """Images through their codes and back, decoded as drawn codes are: ``(B, C, H, W)``, float in [0, 1].
+
+        Args:
+            images: Float in [0, 1] or uint8, of whole tokens.
+            first: Number of the first image, for the noise of a diffusion decoder.
+        """
+        return self._decoded(self.tokenizer.encode(images), None, first)
+
     def _decoded(self, codes: Tensor, sampling: Sampling | None, first: int) -> Tensor:
         """Images of codes; a diffusion decoder's noise is that of the sampling's seed and the image's number."""
         if self.decoder is None:
@@ -157,6 +169,8 @@ class Generator:
 def interpolate(tokenizer: Autoencoder, first: Tensor, second: Tensor, steps: int) -> Tensor:
     """Images between two, by way of their latents: each step is quantized, so that it is an image that codes can hold.
 
+    Of a VAE, whose latents are not quantized, they are the images of latents between two means.
+
     Args:
         tokenizer: In evaluation mode.
         first: Float in [0, 1] or uint8 ``(B, C, H, W)``.
@@ -167,7 +181,7 @@ def interpolate(tokenizer: Autoencoder, first: Tensor, second: Tensor, steps: in
         Float in [0, 1], ``(steps, B, C, H, W)``.
 
     Raises:
-        ValueError: If there are fewer than 2 steps, or the images differ in shape.
+        ValueError: If there are fewer than 2 steps, the images differ in shape, or are not finite.
     """
     if type(steps) is not int or steps < 2:
         raise ValueError(f"'steps' must be an integer of at least 2, got {steps!r}. Use 8.")
@@ -175,6 +189,9 @@ def interpolate(tokenizer: Autoencoder, first: Tensor, second: Tensor, steps: in
         raise ValueError(
             f"'first' and 'second' must have one shape, got {tuple(first.shape)} and {tuple(second.shape)}. Resize one."
         )
+    for images in (first, second):
+        if images.is_floating_point() and not bool(images.isfinite().all()):
+            raise ValueError("'first' and 'second' must be finite, got NaN or infinity. Clean them.")
     ends = tokenizer.latents(first), tokenizer.latents(second)
     size = (first.shape[-2], first.shape[-1])
     between = [torch.lerp(*ends, step / (steps - 1)) for step in range(steps)]

@@ -21,8 +21,7 @@ def test_priors_over_several_tokenizers_are_compared(tmp_path, monkeypatch, caps
     images = torch.randint(256, (60, 1, 28, 28), dtype=torch.uint8, generator=generator)
     labels = torch.arange(60) % 3
     data = Data("noise", ArrayImages(images[:48], labels[:48]), ArrayImages(images[48:], labels[48:]), 1)
-    for room in ("running", "priors"):
-        monkeypatch.setattr(f"gmvq.recipes.{room}.load_data", lambda config: data)
+    monkeypatch.setattr(modelling.recipes, "load_data", lambda config: data)
     out = tmp_path / "modelling.json"
     small = ["--steps", "2", "--prior-steps", "3", "--width", "16", "--depth", "1", "--runs", str(tmp_path / "runs")]
     words = ["--data", str(tmp_path), "--tokenizers", "finite-scalar", "residual", *small, "--out", str(out)]
@@ -33,11 +32,17 @@ def test_priors_over_several_tokenizers_are_compared(tmp_path, monkeypatch, caps
         assert 0 < row["frequencies_bits_per_token"] < 14
         assert row["bits_per_dim"] > row["bits_per_token"] * 49 / 784
     capsys.readouterr()
-    monkeypatch.setattr("gmvq.recipes.run", None)  # nothing is trained again
-    monkeypatch.setattr(modelling, "fit_prior", None)
-    modelling.main(words)
+    with monkeypatch.context() as patch:
+        patch.setattr("gmvq.recipes.run", None)  # nothing is trained again
+        patch.setattr(modelling, "fit_prior", None)
+        modelling.main(words)
     assert json.loads(out.read_text())["rows"] == written["rows"]
     assert "residual: " in capsys.readouterr().out
+    modelling.main([*words, "--prior-steps", "4"])  # another one is: its figures are others
+    changed = json.loads(out.read_text())["rows"]
+    assert [row["mse"] for row in changed] == [row["mse"] for row in written["rows"]]
+    pairs = zip(changed, written["rows"], strict=True)
+    assert all(one["bits_per_token"] != other["bits_per_token"] for one, other in pairs)
 
 
 def test_tiles_are_parts_of_their_images():

@@ -99,7 +99,7 @@ def test_an_interpolation_is_shown_between_its_ends(run, pair, tmp_path, capsys)
     for place, path in ((0, pair[0]), (6, pair[1])):
         assert np.array_equal(shown[::8, 66 * place : 66 * place + 64 : 8], pixels(path))
     assert main(["interpolate", str(run), *map(str, pair), str(out), "-n", "1"]) == 1
-    assert "'steps' must be an integer of at least 2" in capsys.readouterr().err
+    assert "'number' must be at least 2, got 1" in capsys.readouterr().err
 
 
 def test_held_out_images_go_by_their_number(run, tmp_path, capsys):
@@ -113,7 +113,7 @@ def test_held_out_images_go_by_their_number(run, tmp_path, capsys):
     assert np.array_equal(pixels(out)[::8, :64:8], data.held_out[7][0].numpy())
     capsys.readouterr()
     assert main(["swap", str(run), "3", "99999", out]) == 1
-    assert "'IN' must be an image or a number below" in capsys.readouterr().err
+    assert "held-out images, got the number 99999" in capsys.readouterr().err
 
 
 def test_codes_are_swapped_where_the_mask_says(run, pair, tmp_path, capsys):
@@ -152,6 +152,31 @@ def test_the_judge_learns_once_and_shows_nearest_neighbours(run, capsys):
     again = capsys.readouterr()
     assert "Training the judge" not in again.err
     assert "class seen in drawn images" in again.out
+
+
+def test_steps_of_drawing_are_for_priors_that_have_some(run, tmp_path, capsys):
+    assert main(["sample", str(run), "-n", "2", "--draw-steps", "3"]) == 1
+    assert "'draw_steps' must be left out" in capsys.readouterr().err
+    small = ["--steps", "3", "--batch-size", "8", "--width", "16", "--depth", "1", "--heads", "2"]
+    assert main(["fit-prior", str(run), "--prior", "masked", *small]) == 0
+    sheets = [str(tmp_path / f"{steps}.png") for steps in (1, 8)]
+    for sheet in sheets:
+        steps = sheet.rpartition("/")[2].partition(".")[0]
+        assert main(["sample", str(run), "-n", "2", "--draw-steps", steps, "--out", sheet]) == 0
+    assert not np.array_equal(*map(pixels, sheets))
+
+
+def test_the_judge_compares_with_reconstructions_of_the_same_decoder(run, capsys):
+    small = ["--steps", "2", "--batch-size", "8", "--width", "8", "--blocks", "1"]
+    assert main(["fit-decoder", str(run), *small]) == 0
+    found = []
+    for decoder in ([], ["--decoder", str(run / "decoder")]):
+        capsys.readouterr()
+        assert main(["judge", str(run), "-n", "24", "--steps", "3", "--json", *decoder]) == 0
+        found.append(json.loads(capsys.readouterr().out)["figures"])
+    for name in ("frechet", "reconstructed_frechet"):
+        assert found[0][name] != found[1][name]
+    assert found[0]["real_accuracy"] == found[1]["real_accuracy"]
 
 
 def test_the_judge_tells_fid_where_its_network_is_at_hand(run, monkeypatch, capsys):

@@ -62,9 +62,9 @@ def test_the_regularizer_follows_the_logits_and_holds_them_apart_no_more():
 def test_the_weight_balances_the_gradients_of_the_last_layer():
     layer = nn.Linear(4, 1)
     out = layer(torch.randn(8, 4))
-    loss, opponent = (3 * out).mean(), out.square().mean()
-    weight = adaptive_weight(loss, opponent, layer.weight)
+    loss, adversarial = (3 * out).mean(), out.square().mean()
+    weight = adaptive_weight(loss, adversarial, layer.weight)
     first = torch.autograd.grad(loss, layer.weight, retain_graph=True)[0].norm()
-    second = torch.autograd.grad(weight * opponent, layer.weight, retain_graph=True)[0].norm()
+    second = torch.autograd.grad(weight * adversarial, layer.weight, retain_graph=True)[0].norm()
     torch.testing.assert_close(first, second)
-    assert adaptive_weight(loss, 0 * opponent, layer.weight) == 1e4
+    assert adaptive_weight(loss, 0 * adversarial, layer.weight) == 1e4

@@ -66,6 +66,8 @@ def test_what_is_missing_is_said_once(installed, caplog, monkeypatch):
     with caplog.at_level(logging.INFO, "gmvq"):
         assert load_inception() is None
     assert "torch-fidelity is not installed" in caplog.text
+    with pytest.raises(ValueError, match="need the package torch-fidelity"):  # what was asked for is not left out
+        load_inception(installed)
 
 
 def test_a_file_that_is_not_there_or_not_of_it_gets_a_reason(installed, tmp_path):

@@ -5,15 +5,18 @@ import copy
 import pytest
 import torch
 
+from gmvq.data import ArrayImages, Data
 from gmvq.metrics import high_frequency_energy
 from gmvq.models import Autoencoder, AutoencoderConfig, DiffusionConfig, DiffusionDecoder
+from gmvq.priors import Sampling
+from gmvq.training.tasks import DiffusionTask, Drawing
 
 
 def tokenizer(**changes):
     torch.manual_seed(0)
     settings = {"channels": 1, "codebook_size": 8, "width": 8, "blocks": 1, "downsampling": 4}
     model = Autoencoder(AutoencoderConfig(**{**settings, **changes}))
-    model(torch.rand(8, settings["channels"], 16, 16))
+    model(torch.rand(8, model.config.channels, 16, 16))
     return model.eval()
 
 
@@ -84,8 +87,17 @@ def test_what_does_not_fit_gets_a_reason():
     own = decoder().eval()
     model = tokenizer(downsampling=2)
     codes = model.encode(torch.rand(1, 1, 8, 8))
-    with pytest.raises(ValueError, match="'tokenizer' must have values of 4 features for 4x4 pixels, got 4 for 2x2"):
+    with pytest.raises(
+        ValueError, match="'tokenizer' must have 1 channels, values of 4 features and tokens of 4 pixels"
+    ):
         own.decode(model, codes)
+    with pytest.raises(ValueError, match="got 3, 4 and 4"):
+        own.check_fits(tokenizer(channels=3))
+    for wrong in ({"seed": -1}, {"first": -1}):
+        with pytest.raises(ValueError, match="'seed' and 'first' must be at least 0"):
+            own.draw(torch.rand(1, 1, 8, 8), torch.rand(1, 2, 2, 4), **wrong)
+    with pytest.raises(ValueError, match="must have at most 4,194,304 pixels"):
+        own.draw(torch.zeros(1, 1, 1, 1).expand(1, 1, 4096, 4096), torch.rand(1, 2, 2, 4))
     with pytest.raises(ValueError, match="'steps' must be an integer of at least 1"):
         own.draw(torch.rand(1, 1, 8, 8), torch.rand(1, 2, 2, 4), steps=0)
     with pytest.raises(ValueError, match="'temperature' must be a finite number of at least 0"):
@@ -98,11 +110,26 @@ def test_what_does_not_fit_gets_a_reason():
         decoder(downsampling=3)
 
 
-def test_the_tokenizer_is_not_touched():
-    model, own = tokenizer(), decoder()
+def test_the_tokenizer_of_a_task_is_a_copy():
+    model, own = tokenizer().train(), decoder()
+    images = torch.randint(256, (9, 1, 16, 16), dtype=torch.uint8)
+    data = Data("noise", ArrayImages(images), ArrayImages(images[:0]), 1)
+    task = DiffusionTask(own, model, data, Drawing(None, False, 1))
     before = copy.deepcopy(model.state_dict())
-    images = torch.rand(4, 1, 16, 16)
-    reconstructions, values = model.decoded(model.encode(images), (16, 16))
-    own(images, reconstructions, values).backward()
+    batch = next(iter(task.loader(4, 0, 0, 1).iterate(0, 1)))
+    task.outcome(own(*task.inputs(batch, lambda images: images)), batch).loss.backward()
+    assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    assert task.held_out(4) is None
+
+
+def test_its_noise_has_nothing_to_do_with_the_codes_of_the_same_image():
+    own, images = decoder().eval(), torch.zeros(400, 1, 4, 4)
+    torch.nn.init.zeros_(own.network.leave[-1].weight)
+    torch.nn.init.zeros_(own.network.leave[-1].bias)
+    own.set_scale(0.05)  # nothing is clipped
+    noise = own.draw(images + 0.5, torch.zeros(400, 1, 1, 4)).flatten(1) - 0.5
+    uniforms = Sampling().uniforms(0, 400, 16, torch.device("cpu")).float()
+    together = torch.corrcoef(torch.cat([uniforms, noise, noise.abs()], dim=1).T)[:16, 16:]
+    assert together.abs().max() < 0.25

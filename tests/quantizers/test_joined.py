@@ -109,8 +109,8 @@ def test_join_refuses_what_are_no_codes():
         joined.join(torch.zeros(7, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="'parts' must be integers"):
         joined.join(torch.zeros(7, 3))
-    for wrong in ([0, 0, 3], [-2, 0, 0]):
-        with pytest.raises(ValueError, match=r"'parts' must lie in \[-1, 5, 4, 3\)"):
+    for wrong, named in (([0, 0, 3], 3), ([-2, 0, 0], -2)):
+        with pytest.raises(ValueError, match=rf"'parts' must lie in \[-1, 5, 4, 3\), got {named}"):
             joined.join(torch.tensor(wrong))
 
 

@@ -9,6 +9,8 @@ from rich.console import Console
 
 from gmvq import hub, recipes
 from gmvq.__main__ import main
+from gmvq.data import ArrayImages
+from gmvq.models import Autoencoder
 from gmvq.recipes import DecoderRun, fit_decoder
 from gmvq.tokenization import write_png
 from gmvq.training import Interrupted
@@ -71,6 +73,8 @@ def test_the_commands_fit_and_use_it(run, tmp_path, capsys):
     own, drawn, again, other = (file.read_bytes() for file in files)
     assert drawn == again
     assert len({own, drawn, other}) == 3
+    assert main([*words, str(files[0]), "--seed", "1"]) == 1
+    assert "'seed' must be left out without 'decoder'" in capsys.readouterr().err
     assert main(["fit-prior", str(run), "--prior", "n-gram"]) == 0
     sheets = [tmp_path / "plain.png", tmp_path / "detailed.png"]
     for sheet, more in zip(sheets, ([], decoder), strict=True):
@@ -91,3 +95,33 @@ def test_a_decoder_of_another_tokenizer_is_refused(run, tmp_path, capsys):
     recipes.run(replace(vae, model=replace(vae.model, quantizer="none")), tmp_path / "vae", console=QUIET, report=False)
     with pytest.raises(ValueError, match="must be of a tokenizer with codes"):
         fit_decoder(tmp_path / "vae", quick(), console=QUIET)
+
+
+def test_images_that_come_back_exactly_are_measured(run, monkeypatch):
+    """The PSNR of an exact copy is infinite and the detail of a flat image is none: JSON holds neither."""
+    data = recipes.load_data(recipes.read_run(run).data)
+    flat = data._replace(held_out=ArrayImages(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)))
+    for name in ("decode", "decode_with_values"):
+        whole = getattr(Autoencoder, name)
+        monkeypatch.setattr(Autoencoder, name, _black(whole))
+    metrics = fit_decoder(run, quick(), data=flat, console=QUIET)
+    assert metrics["own_psnr"] == 100.0
+    assert metrics["sharpness"] is metrics["own_sharpness"] is None
+
+
+def _black(decode):
+    def decoded(model, codes, size=None):
+        found = decode(model, codes, size)
+        return torch.zeros_like(found) if isinstance(found, torch.Tensor) else (torch.zeros_like(found[0]), found[1])
+
+    return decoded
+
+
+def test_only_the_same_settings_are_finished(run):
+    assert recipes.finished(run / "decoder", quick()) is None
+    metrics = fit_decoder(run, quick(), console=QUIET)
+    mark = hub.fingerprint(hub.load(run))
+    assert recipes.finished(run / "decoder", quick(), mark) == metrics
+    assert recipes.finished(run / "decoder", quick(steps=7), mark) is None
+    assert recipes.finished(run / "decoder", quick(), "another tokenizer") is None
+    assert recipes.finished(run, recipes.read_run(run)) is not None

@@ -59,7 +59,7 @@ def test_a_prior_without_classes_curves_or_likelihood_has_a_page(run, prior):
     page, _ = page_of(run, prior, classes=False)
     assert "asked for class" not in page
     assert len(pictures(page, "Drawn image")) == 24
-    assert ("Loss of held-out codes" in page) == (prior == "code-flow")
+    assert ("Loss on images kept from learning" in page) == (prior == "code-flow")
     assert ("No curves" in page) == (prior == "n-gram")
 
 
@@ -72,3 +72,22 @@ def test_a_copy_is_found_among_many():
     assert float(distances.max()) == 0.0
     _, distances = nearest_by_pixels((drawn + 0.01).clamp(0, 1), images)
     assert float(distances.max()) == pytest.approx(0.01, rel=0.1)
+
+
+def test_a_page_shows_nothing_of_the_prior_that_was_there_before(run):
+    page_of(run)
+    page, folder = page_of(run, "n-gram")
+    assert "No curves" in page
+    assert not (folder / "log.jsonl").exists()
+
+
+def test_a_class_without_held_out_images_is_left_out(run):
+    data = recipes.load_data(recipes.read_run(run).data)
+    some = (data.held_out.labels != 3).nonzero().flatten().tolist()
+    fewer = data._replace(held_out=data.held_out.subset(some))
+    fit_prior(run, PriorRun("n-gram"), data=fewer, console=QUIET)
+    page = (run / "prior/report.html").read_text()
+    assert len(pictures(page, "Drawn image")) == 24
+    shown = re.findall(r"<figcaption>class (\d)", page)
+    assert len(shown) == 21
+    assert "3" not in shown

@@ -614,8 +614,8 @@ def test_a_broken_discriminator_is_told_of(data, make_model, make_training, tmp_
 
     monkeypatch.setattr("gmvq.networks.discriminators.PatchDiscriminator.forward", broken)
     console = Console(file=StringIO(), width=300)
-    opponent = replace(AGAINST, lecam=0.0)
-    train(make_model(), data, make_training(), tmp_path, adversarial=opponent, console=console)
+    against = replace(AGAINST, lecam=0.0)
+    train(make_model(), data, make_training(), tmp_path, adversarial=against, console=console)
     assert console.file.getvalue().count(said) == 1  # once, not at each line of the log
 
 

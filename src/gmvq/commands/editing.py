@@ -11,7 +11,7 @@ import tyro
 from torch import Tensor
 
 from gmvq import generation
-from gmvq.commands.loading import RunFolder, checked_png, load_model, read_input
+from gmvq.commands.loading import RunFolder, checked_png, load_model, read_inputs
 from gmvq.commands.sheets import read_mask, write_sheet
 from gmvq.models import Autoencoder
 
@@ -65,6 +65,8 @@ class SwapOptions:
 def interpolate(options: InterpolateOptions, command: str) -> dict[str, Any]:
     """Interpolates; the result has the file."""
     out = checked_png(options.out)
+    if options.number < 2:
+        raise ValueError(f"'number' must be at least 2, got {options.number}. Use 8.")
     model = load_model(options.run)
     first, second = _pair(options.run, model, options.first, options.second)
     between = generation.interpolate(model, first, second, options.number)[:, 0]
@@ -73,7 +75,7 @@ def interpolate(options: InterpolateOptions, command: str) -> dict[str, Any]:
 
 
 def swap(options: SwapOptions, command: str) -> dict[str, Any]:
-    """Swaps; the result has the file and how many codes were taken."""
+    """Swaps; the result has the file and how many codes are others than they were."""
     out = checked_png(options.out)
     model = load_model(options.run)
     first, second = _pair(options.run, model, options.first, options.second)
@@ -90,7 +92,7 @@ def _pair(run: Path, model: Autoencoder, first: Path, second: Path) -> tuple[Ten
     Raises:
         ValueError: If they differ in size.
     """
-    one, other = (read_input(path, run, model) for path in (first, second))
+    one, other = read_inputs((first, second), run, model)
     if one.shape != other.shape:
         raise ValueError(
             f"FIRST and SECOND must have one size, got {one.shape[-1]}x{one.shape[-2]} and "

@@ -12,11 +12,12 @@ import tyro
 from torch import Tensor
 
 from gmvq import hub, recipes, tokenization
-from gmvq.commands.loading import RunFolder, checked_png, fast_device, load_decoder, load_model, read_input, read_model
+from gmvq.commands.loading import RunFolder, checked_png, fast_device, load_decoder, load_model, read_inputs, read_model
 from gmvq.commands.sheets import read_mask, write_sheet
 from gmvq.generation import Generator
 from gmvq.metrics import load_inception
-from gmvq.priors import PriorName, Sampling
+from gmvq.priors import MaskedPrior, PriorName, Sampling
+from gmvq.priors.flow import AbstractFlowPrior
 from gmvq.recipes import DecoderRun, judging
 from gmvq.recipes.priors import PriorRun, tiled
 
@@ -188,6 +189,9 @@ class CompleteOptions:
         label: Class of the image; none by default.
         guidance: How much the class counts: 0 not at all, 1 as learned, more exaggerates it.
         temperature: Below 1 likely codes become likelier; 0 takes the likeliest.
+        top_k: Draw from this many of the likeliest codes.
+        top_p: Draw from the likeliest codes that have this probability together.
+        draw_steps: Steps in which a masked prior or a flow draws; by default its own number.
         seed: Of all draws.
         prior: Folder of the prior; by default prior in that of the run.
         decoder: Folder of a diffusion decoder to decode with, as RUN/decoder; by default the tokenizer's own.
@@ -202,6 +206,9 @@ class CompleteOptions:
     label: int | None = None
     guidance: float = 1.0
     temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    draw_steps: int | None = None
     seed: int = 0
     prior: Path | None = None
     decoder: Path | None = None
@@ -240,9 +247,7 @@ def fit_decoder(options: FitDecoderOptions, command: str) -> dict[str, Any]:
 def sample(options: SampleOptions, command: str) -> dict[str, Any]:
     """Draws; the result has the file and the classes."""
     generator, folder = _generator(options.run, options.prior, options.decoder)
-    sampling = Sampling(
-        options.temperature, options.top_k, options.top_p, options.guidance, options.seed, options.draw_steps
-    )
+    sampling = _sampling(options, generator)
     out = checked_png(folder / "samples.png" if options.out is None else options.out)
     for name in ("number", "columns"):
         if getattr(options, name) < 1:
@@ -259,9 +264,7 @@ def sample(options: SampleOptions, command: str) -> dict[str, Any]:
 def judge(options: JudgeOptions, command: str) -> dict[str, Any]:
     """Draws and judges; the result has the figures and the file."""
     generator, folder = _generator(options.run, options.prior, options.decoder)
-    sampling = Sampling(
-        options.temperature, options.top_k, options.top_p, options.guidance, options.seed, options.draw_steps
-    )
+    sampling = _sampling(options, generator)
     out = checked_png(folder / "judged.png" if options.out is None else options.out)
     if options.number < 4:
         raise ValueError(f"'number' must be at least 4, got {options.number}. Use 1000.")
@@ -270,9 +273,9 @@ def judge(options: JudgeOptions, command: str) -> dict[str, Any]:
     classifier = judging.classifier_of(data, options.run / judging.CLASSIFIER, options.steps)
     classifier = classifier.to(generator.prior.device)
     inception = load_inception(options.inception)
-    verdict = judging.judge(generator, data, classifier, options.number, sampling, inception)
     columns = min(SHOWN, options.number)
-    shown = verdict.images[: 2 * columns if options.number >= 2 * columns else columns].cpu()
+    verdict = judging.judge(generator, data, classifier, options.number, sampling, inception, keep=2 * columns)
+    shown = verdict.images[: 2 * columns if options.number >= 2 * columns else columns]
     nearest = judging.nearest_real(classifier, shown, data.train)
     real = torch.stack([data.train[index] for index in nearest]).float() / 255
     rows = [part for some in zip(shown.split(columns), real.split(columns), strict=True) for part in some]
@@ -284,7 +287,7 @@ def judge(options: JudgeOptions, command: str) -> dict[str, Any]:
 def complete(options: CompleteOptions, command: str) -> dict[str, Any]:
     """Completes; the result has the file."""
     generator, folder = _generator(options.run, options.prior, options.decoder)
-    image = read_input(options.source, options.run, generator.tokenizer).cpu()
+    image = read_inputs([options.source], options.run, generator.tokenizer)[0].cpu()
     if tuple(image.shape[-2:]) != generator.size:
         raise ValueError(
             f"'IN' must have {generator.size[1]}x{generator.size[0]} pixels, as the prior draws them, got "
@@ -293,7 +296,7 @@ def complete(options: CompleteOptions, command: str) -> dict[str, Any]:
     if options.number < 1:
         raise ValueError(f"'number' must be at least 1, got {options.number}. Use 7.")
     mask = read_mask(options.mask, generator.size)
-    sampling = Sampling(options.temperature, guidance=options.guidance, seed=options.seed)
+    sampling = _sampling(options, generator)
     labels = None if options.label is None else torch.full((options.number,), options.label)
     drawn = generator.complete(image.expand(options.number, -1, -1, -1), mask, labels, sampling)
     shown = torch.where(mask, 0.5, image)
@@ -318,6 +321,19 @@ def _generator(run: Path, prior: Path | None, decoder: Path | None) -> tuple[Gen
             f"'gmvq fit-prior {run}'."
         )
     return Generator(tokenizer, stored.prior.to(fast_device()), load_decoder(run, decoder, tokenizer)), folder
+
+
+def _sampling(options: SampleOptions | JudgeOptions | CompleteOptions, generator: Generator) -> Sampling:
+    """How to draw.
+
+    Raises:
+        ValueError: If an option is out of range, or has no meaning for the prior.
+    """
+    if options.draw_steps is not None and not isinstance(generator.prior, (MaskedPrior, AbstractFlowPrior)):
+        raise ValueError("'draw_steps' must be left out for a prior that draws codes one by one. Leave it out.")
+    return Sampling(
+        options.temperature, options.top_k, options.top_p, options.guidance, options.seed, options.draw_steps
+    )
 
 
 def _labels(asked: tuple[int, ...], number: int, classes: int) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +11,10 @@ import tyro
 from torch import Tensor
 
 from gmvq import hub, recipes
-from gmvq.data import read_image
+from gmvq.data import Images, read_image
 from gmvq.data.decoding import CHANNEL_CHOICES
 from gmvq.models import Autoencoder, DiffusionDecoder
-from gmvq.recipes.priors import tiled
+from gmvq.recipes.priors import cut, tile_side
 
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
@@ -41,29 +42,40 @@ def load_model(folder: Path) -> Autoencoder:
     return read_model(folder).to(fast_device())
 
 
-def read_input(source: Path, run: Path, model: Autoencoder) -> Tensor:
-    """An image as the model takes it, ``(1, C, H, W)`` in [0, 1], where the model is.
+def read_inputs(sources: Sequence[Path], run: Path, model: Autoencoder) -> list[Tensor]:
+    """Images as the model takes them, each ``(1, C, H, W)`` in [0, 1], where the model is.
 
     Args:
-        source: An image, or the number of a held-out image of the run, counted from 0; large ones are cut as they are
-            for a prior.
+        sources: Images, or numbers of held-out images of the run, counted from 0; large ones are cut as they are for a
+            prior.
         run: The folder of the tokenizer's run.
         model: The tokenizer.
 
     Raises:
-        ValueError: If there is no held-out image of that number.
-        OSError: If the image, or the run's data, cannot be read.
+        ValueError: If there is no held-out image of a number.
+        OSError: If an image, or the run's data, cannot be read.
     """
     device = next(model.parameters()).device
     channels = model.config.channels if model.config.channels in CHANNEL_CHOICES else None
-    if source.exists() or not str(source).isdecimal():
-        return read_image(source, channels)[None].to(device).float() / 255
+    numbered = [not source.exists() and str(source).isdecimal() for source in sources]
+    held_out = _held_out(run, model) if any(numbered) else None
+    images = []
+    for source, is_number in zip(sources, numbered, strict=True):
+        if not is_number or held_out is None:
+            images.append(read_image(source, channels))
+            continue
+        if int(str(source)) >= len(held_out):
+            raise ValueError(f"There are {len(held_out)} held-out images, got the number {source}. Use 0, or a file.")
+        images.append(held_out[int(str(source))])
+    return [image[None].to(device).float() / 255 for image in images]
+
+
+def _held_out(run: Path, model: Autoencoder) -> Images:
+    """Held-out images of a run, large ones cut into tiles."""
     config = recipes.read_run(run).data
-    held_out = tiled(recipes.load_data(config), config.crop, model).held_out
-    number = int(str(source))
-    if number >= len(held_out):
-        raise ValueError(f"'IN' must be an image or a number below {len(held_out)}, got {source}. Use 0.")
-    return held_out[number][None].to(device).float() / 255
+    data = recipes.load_data(config)
+    side = tile_side(data, config.crop, model)
+    return data.held_out if side is None else cut(data.held_out, side)
 
 
 def load_decoder(run: Path, folder: Path | None, model: Autoencoder) -> DiffusionDecoder | None:

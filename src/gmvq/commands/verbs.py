@@ -73,6 +73,8 @@ def evaluate_run(options: EvaluateOptions, command: str) -> dict[str, Any]:
 def reconstruct(options: ReconstructOptions, command: str) -> dict[str, Any]:
     """Writes reconstructions; the result has each file with its PSNR, and the mean."""
     model = load_model(options.run)
+    if options.decoder is None and options.seed:
+        raise ValueError(f"'seed' must be left out without 'decoder', got {options.seed}: nothing is drawn.")
     decoder = load_decoder(options.run, options.decoder, model)
     images, targets = _reconstructions(options, model)
     files: list[dict[str, Any]] = []

@@ -40,6 +40,10 @@ UNIFORM_WINDOW = 7
 RANGE_TOLERANCE = 1e-6
 
 
+SMALLEST_SIDE = 3
+"""Pixels of a side of which an image's Laplacian needs as many."""
+
+
 def mse(images: Tensor, targets: Tensor) -> Tensor:
     """Mean squared error of each image.
 
@@ -140,8 +144,10 @@ def high_frequency_energy(images: Tensor) -> Tensor:
         (4.0, 1.0)
     """
     images, _ = _checked(images, images)
-    if min(images.shape[2:]) < 3:
-        raise ValueError(f"'images' must have sides of at least 3 pixels, got {tuple(images.shape)}. Give larger ones.")
+    if min(images.shape[2:]) < SMALLEST_SIDE:
+        raise ValueError(
+            f"'images' must have sides of at least {SMALLEST_SIDE} pixels, got {tuple(images.shape)}. Give larger ones."
+        )
     middle = images[..., 1:-1, 1:-1]
     across = images[..., 1:-1, :-2] + images[..., 1:-1, 2:] - 2 * middle
     down = images[..., :-2, 1:-1] + images[..., 2:, 1:-1] - 2 * middle

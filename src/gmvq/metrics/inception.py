@@ -43,7 +43,7 @@ def load_inception(weights: str | Path | None = None) -> Features | None:
 
     Raises:
         FileNotFoundError: If a file is given and not there.
-        ValueError: If it holds no weights of the network.
+        ValueError: If it holds no weights of the network, or a file is given and the package is not installed.
 
     References:
         GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium (Heusel et al., 2017),
@@ -62,13 +62,15 @@ def load_inception(weights: str | Path | None = None) -> Features | None:
         return None
     name = PACKAGE.partition(".")[0]
     if name not in sys.modules and util.find_spec(name) is None:
-        _say("torch-fidelity is not installed. Use pip install torch-fidelity")
+        remedy = "Use pip install torch-fidelity"
+        if weights is not None:
+            raise ValueError(f"'weights' need the package torch-fidelity, which is not installed. {remedy}.")
+        _say(f"torch-fidelity is not installed. {remedy}")
         return None
+    made = importlib.import_module(PACKAGE).FeatureExtractorInceptionV3
     try:
         torch.load(path, map_location="cpu", weights_only=True)  # the package would unpickle whatever is in there
-        network = importlib.import_module(PACKAGE).FeatureExtractorInceptionV3(
-            "gmvq-inception", [LAYER], feature_extractor_weights_path=str(path)
-        )
+        network = made("gmvq-inception", [LAYER], feature_extractor_weights_path=str(path))
     except Exception as error:  # whatever is in the file
         raise ValueError(
             f"{path} holds no weights of torch-fidelity's Inception network ({type(error).__name__}: {error}). Save "

@@ -6,8 +6,9 @@ r"""An autoencoder and a discriminator, in one module with one loss: reconstruct
        |                          |                                                                +--> loss
        +--discriminator--> L_D <--+ (detached) --------------------------------------------------- +
 
-.. math:: L = L_{\text{autoencoder}} + w_f\, L_{\text{features}} + w(t)\, \lambda\, L_G + L_D
+.. math:: L = L_{\text{autoencoder}} + w_f\, s\, L_{\text{features}} + w(t)\, \lambda\, L_G + L_D
 
+s is the weight that the likelihood gives to a squared error of the images, so that distances of features weigh as one.
 The discriminator is held still in :math:`L_G`, and the reconstructions in :math:`L_D`, so the gradient of the sum is
 each part's own: one optimizer step moves both. :math:`\lambda` makes :math:`L_G` move the decoder's last layer as much
 as the rest does; w(t) is 0 until the discriminator has learned for a while, and then rises.
@@ -59,7 +60,7 @@ class AdversarialConfig:
         warmup: Share of training over which its weight rises from 0 along a line then.
         gradient_penalty: Weight of R1; 0 for none.
         lecam: Weight of the LeCam regularizer; 0 for none.
-        feature_weight: Weight of the distance of features, where there is one.
+        feature_weight: w_f, of the distance of features against the squared error, where there is one.
 
     Raises:
         ValueError: If a weight is below 0, a number of the discriminator is not at least 1, there is no such loss or

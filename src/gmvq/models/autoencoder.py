@@ -147,7 +147,7 @@ class Autoencoder(nn.Module):
         """The codes that one stands for: int64 ``(*)`` -> ``(*, levels)``; -1 gives -1 at all levels.
 
         Raises:
-            ValueError: If codes are not integers or none of the codebook.
+            ValueError: If there are several levels, and codes are not integers or none of the codebook.
         """
         if not isinstance(self.bottleneck, Joined):
             return codes[..., None]
@@ -157,7 +157,7 @@ class Autoencoder(nn.Module):
         """The one code that some stand for: int64 ``(*, levels)`` -> ``(*)``; -1 at any level gives -1.
 
         Raises:
-            ValueError: If codes are not integers or none of their level's codebook.
+            ValueError: If there are several levels, and codes are not integers or none of their level's codebook.
         """
         if not isinstance(self.bottleneck, Joined):
             return levels[..., 0]
@@ -214,10 +214,10 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: If the codes' shape, type or range does not fit the model.
         """
-        return self.decoded(codes, size)[0]
+        return self.decode_with_values(codes, size)[0]
 
     @torch.no_grad()
-    def decoded(self, codes: Tensor, size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+    def decode_with_values(self, codes: Tensor, size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
         """:meth:`decode`'s images of codes, and the values ``(B, h, w, dim)`` that the decoder saw."""
         values = self._values_of(codes, size)
         return self.likelihood.mean(self.decode_values(values, size)), values

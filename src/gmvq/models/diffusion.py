@@ -31,6 +31,9 @@ from torch import Tensor, nn
 from gmvq.models.autoencoder import Autoencoder
 from gmvq.networks.denoiser import Denoiser
 
+MOST_PIXELS = 1 << 22
+"""Largest image that is drawn: at a width of 64 it takes 1 GB for the features of one layer."""
+
 
 @dataclass(frozen=True)
 class DiffusionConfig:
@@ -149,13 +152,21 @@ class DiffusionDecoder(nn.Module):
             Float in [0, 1], ``(B, C, H, W)``.
 
         Raises:
-            ValueError: If ``steps`` is not at least 1, or ``temperature`` no finite number of at least 0.
+            ValueError: If ``steps`` is not at least 1, ``temperature`` no finite number of at least 0, ``seed`` or
+                ``first`` below 0, or the images have more than 2^22 pixels.
         """
         steps = self.config.steps if steps is None else steps
         if type(steps) is not int or steps < 1:
             raise ValueError(f"'steps' must be an integer of at least 1, got {steps!r}. Use 8.")
         if not 0 <= temperature < math.inf:
             raise ValueError(f"'temperature' must be a finite number of at least 0, got {temperature}. Use 1.0.")
+        if seed < 0 or first < 0:
+            raise ValueError(f"'seed' and 'first' must be at least 0, got {seed} and {first}. Use 0.")
+        if reconstructions[0:1, 0].numel() > MOST_PIXELS:
+            raise ValueError(
+                f"Images must have at most {MOST_PIXELS:,} pixels, got {tuple(reconstructions.shape[-2:])}: a "
+                "diffusion decoder works on all of them at once. Cut the image into parts."
+            )
         known, seen = self._whole(reconstructions), values.movedim(-1, 1)
         moving = temperature * _noise(known, seed, first)
         for step in range(steps):
@@ -180,14 +191,23 @@ class DiffusionDecoder(nn.Module):
         Raises:
             ValueError: If codes do not fit the tokenizer, or the tokenizer not this decoder.
         """
-        reconstructions, values = tokenizer.decoded(codes, size)
-        if values.shape[-1] != self.config.dim or tokenizer.downsampling != self.config.downsampling:
-            raise ValueError(
-                f"'tokenizer' must have values of {self.config.dim} features for {self.config.downsampling}x"
-                f"{self.config.downsampling} pixels, got {values.shape[-1]} for {tokenizer.downsampling}x"
-                f"{tokenizer.downsampling}. Give the one that this decoder was fitted to."
-            )
+        self.check_fits(tokenizer)
+        reconstructions, values = tokenizer.decode_with_values(codes, size)
         return self.draw(reconstructions, values, **how)  # pyright: ignore[reportArgumentType]
+
+    def check_fits(self, tokenizer: Autoencoder) -> None:
+        """Refuses a tokenizer of other images or values.
+
+        Raises:
+            ValueError: If it is one.
+        """
+        own = (self.config.channels, self.config.dim, self.config.downsampling)
+        others = (tokenizer.config.channels, tokenizer.bottleneck.dim, tokenizer.downsampling)
+        if own != others:
+            raise ValueError(
+                "'tokenizer' must have {} channels, values of {} features and tokens of {} pixels, got ".format(*own)
+                + "{}, {} and {}. Give the one that this decoder was fitted to.".format(*others)
+            )
 
     def _whole(self, images: Tensor) -> Tensor:
         """Images with sides of whole tokens, their border repeated."""
@@ -198,7 +218,8 @@ class DiffusionDecoder(nn.Module):
 def _noise(like: Tensor, seed: int, first: int) -> Tensor:
     """Normal numbers, those of an image by its number."""
     rows = [
-        np.random.default_rng((seed, index)).standard_normal(like.shape[1:], dtype=np.float32)
+        # the last number tells them from those by which codes are drawn, of the same seed and image
+        np.random.default_rng((seed, index, 1)).standard_normal(like.shape[1:], dtype=np.float32)
         for index in range(first, first + len(like))
     ]
     return torch.from_numpy(np.stack(rows)).to(like) if rows else torch.zeros_like(like)

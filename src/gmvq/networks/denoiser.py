@@ -11,10 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from gmvq.networks.layers import ChannelNorm, waves
-
-FREQUENCIES = 64
-"""Sines and cosines each by which a time is told."""
+from gmvq.networks.layers import WAVES, ChannelNorm, waves
 
 
 class TimedBlock(nn.Module):
@@ -62,7 +59,7 @@ class Denoiser(nn.Module):
         super().__init__()
         widths = [width if level == 0 else 2 * width for level in range(halvings + 1)]
         told = 4 * width
-        self.told = nn.Sequential(nn.Linear(2 * FREQUENCIES, told), nn.SiLU(), nn.Linear(told, told), nn.SiLU())
+        self.told = nn.Sequential(nn.Linear(WAVES, told), nn.SiLU(), nn.Linear(told, told), nn.SiLU())
         self.enter = nn.Conv2d(2 * channels, width, 3, padding=1)
         self.values = nn.Conv2d(dim, widths[-1], 1)
         self.down = nn.ModuleList(nn.ModuleList(TimedBlock(wide, told) for _ in range(blocks)) for wide in widths)
@@ -78,7 +75,7 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Tensor, known: Tensor, values: Tensor, times: Tensor) -> Tensor:
         """The velocity of noisy images at some times."""
-        told = self.told(waves(times, FREQUENCIES))
+        told = self.told(waves(times))
         features = self.enter(torch.cat([noisy, known], dim=1))
         passed = []
         for level, blocks in enumerate(self.down):

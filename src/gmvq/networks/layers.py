@@ -8,6 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+WAVES = 128
+"""Sines and cosines by which a time is told."""
+
 Normalization = Literal["layer", "group", "batch", "none"]
 
 
@@ -23,9 +26,10 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
-def waves(times: Tensor, frequencies: int) -> Tensor:
-    """Sines and cosines of times in [0, 1], fast and slow ones: ``(B,)`` -> ``(B, 2 frequencies)``."""
-    speeds = torch.exp(-math.log(1000.0) * torch.arange(frequencies, device=times.device) / frequencies) * 1000.0
+def waves(times: Tensor) -> Tensor:
+    """Sines and cosines of times in [0, 1], fast and slow ones: ``(B,)`` -> ``(B, WAVES)``."""
+    number = WAVES // 2
+    speeds = torch.exp(-math.log(1000.0) * torch.arange(number, device=times.device) / number) * 1000.0
     angles = times[:, None] * speeds
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 

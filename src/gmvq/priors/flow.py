@@ -7,7 +7,7 @@ prior's codes cannot.
 
 **Between latents** (:class:`LatentFlowPrior`). The codebook is the means of a mixture, so codes have places in space:
 
-.. math:: z_t = (1 - t)\, \epsilon + t\, z, \quad z \sim p(z \mid c), \qquad
+.. math:: z_t = (1 - t)\, \epsilon + t\, z, \quad z \sim p(z \mid c) \text{ in the cell of } c, \qquad
           \min_v \mathbb{E} \big| v(z_t, t) - (z - \epsilon) \big|^2
 
 and drawing follows :math:`dz = v\, dt` from noise to a latent, whose code is the nearest one.
@@ -32,14 +32,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.kernels import nearest_code
-from gmvq.networks.layers import waves
+from gmvq.networks.layers import WAVES, waves
 from gmvq.networks.transformer import Transformer, initialize
 from gmvq.priors.base import AbstractPrior, CodeShape, NoLikelihoodError
 from gmvq.priors.conditioning import ClassVectors
 from gmvq.priors.sampling import Sampling, inverted
 
-FREQUENCIES = 64
-"""Sines and cosines each by which a time is told."""
 STEPS = 50
 """Steps in which images are drawn, unless the sampling says."""
 SHORTENED = 4
@@ -110,7 +108,7 @@ class AbstractFlowPrior(AbstractPrior):
         self.config = config
         width = self.config.width
         self.classes = ClassVectors(shape.classes, width, self.config.label_dropout)
-        self.times = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.times = nn.Sequential(nn.Linear(WAVES, width), nn.SiLU(), nn.Linear(width, width))
         self.axes = nn.ParameterList(nn.Parameter(torch.empty(places, width)) for places in (*shape.grid, shape.levels))
         self.transformer = Transformer(
             width, self.config.depth, self.config.heads, shape.length + 2, causal=False, dropout=self.config.dropout
@@ -166,7 +164,7 @@ class AbstractFlowPrior(AbstractPrior):
         *grid, levels = self.axes
         places = grid[0] if len(grid) == 1 else (grid[0][:, None] + grid[1]).flatten(0, 1)
         features = features + (places[:, None] + levels).flatten(0, 1) + known[..., None] * self.known
-        told = self.times(waves(times, FREQUENCIES))
+        told = self.times(waves(times))
         head = torch.stack([self.classes(labels, len(features)), told], dim=1)
         return self.transformer(torch.cat([head, features], dim=1))[:, 2:]
 
@@ -193,10 +191,12 @@ class CodeFlowPrior(AbstractFlowPrior):
     """
 
     citations: ClassVar[tuple[str, ...]] = ("dfm_gat2024",)
+    sizes: Tensor
 
     def __init__(self, shape: CodeShape, config: FlowConfig | None = None) -> None:
         super().__init__(shape, FlowConfig() if config is None else config)
         width, sizes = self.config.width, shape.codebook_sizes
+        self.register_buffer("sizes", torch.tensor(sizes).repeat(shape.places), persistent=False)
         self.embeddings = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
         initialize(self.embeddings, self.heads)
@@ -210,7 +210,7 @@ class CodeFlowPrior(AbstractFlowPrior):
         return [head(answers[:, :, level]) for level, head in enumerate(self.heads)]
 
     def _loss(self, codes: Tensor, times: Tensor, labels: Tensor | None, known: Tensor) -> Tensor:
-        noise = (torch.rand(codes.shape, device=codes.device) * self._sizes).long()
+        noise = (torch.rand(codes.shape, device=codes.device) * self.sizes).long()
         there = (torch.rand(codes.shape, device=codes.device) < times[:, None]) | known
         logits = self._logits(torch.where(there, codes, noise), times, labels, known)
         by_place = codes.unflatten(1, (-1, self.shape.levels))
@@ -224,7 +224,7 @@ class CodeFlowPrior(AbstractFlowPrior):
     def _drawn(self, known: Tensor, labels: Tensor | None, sampling: Sampling, first: int) -> Tensor:
         steps, (batch, length) = sampling.steps_or(STEPS), known.shape
         numbers = sampling.uniforms(first, batch, (2 * steps + 1) * length, self.device).unflatten(1, (-1, length))
-        given, sizes = known >= 0, self._sizes
+        given, sizes = known >= 0, self.sizes
         codes = torch.where(given, known, (numbers[:, 0] * sizes).long().minimum(sizes - 1))
         for step in range(steps):
             said = self._said(codes, step / steps, labels, sampling, numbers[:, 2 * step + 1], given)
@@ -232,11 +232,6 @@ class CodeFlowPrior(AbstractFlowPrior):
             jumps = (numbers[:, 2 * step + 2] < 1 / (steps - step)) & ~given
             codes = torch.where(jumps, said, codes)
         return codes
-
-    @property
-    def _sizes(self) -> Tensor:
-        """Number of codes at each of the S codes of an image."""
-        return torch.tensor(self.shape.codebook_sizes, device=self.device).repeat(self.shape.places)
 
     def _said(
         self, codes: Tensor, time: float, labels: Tensor | None, sampling: Sampling, uniforms: Tensor, known: Tensor

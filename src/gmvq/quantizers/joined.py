@@ -127,9 +127,12 @@ class Joined(AbstractComposite):
                 f"{tuple(parts.shape)}. Pass what split() returned."
             )
         rows, sizes = parts.reshape(-1, *axes).long(), self.places[0].codebook_sizes
-        over = rows.flatten(1) >= torch.tensor(sizes, device=rows.device)
-        if bool(over.any()) or bool((rows < -1).any()):
-            raise ValueError(f"'parts' must lie in [-1, {', '.join(map(str, sizes))}), got {int(rows.max())}.")
+        flat = rows.flatten(1)
+        wrong = (flat >= torch.tensor(sizes, device=rows.device)) | (flat < -1)
+        if bool(wrong.any()):
+            raise ValueError(
+                f"'parts' must lie in [-1, {', '.join(map(str, sizes))}), got {int(flat[wrong][0])}. Check them."
+            )
         return self._join(rows).reshape(parts.shape[: -len(axes)])
 
     def _split(self, codes: Tensor) -> Tensor:

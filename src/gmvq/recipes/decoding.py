@@ -20,7 +20,8 @@ from rich.console import Console
 
 from gmvq import hub
 from gmvq.data import Data, Images
-from gmvq.metrics import high_frequency_energy, psnr, ssim
+from gmvq.metrics import Distortion, high_frequency_energy
+from gmvq.metrics.distortion import SMALLEST_SIDE
 from gmvq.models import Autoencoder, DiffusionConfig, DiffusionDecoder
 from gmvq.recipes.catalogue import load_data
 from gmvq.recipes.running import METRICS, RECORD, check_part, circumstances, is_main, now, read_run
@@ -85,8 +86,8 @@ def fit_decoder(
 
     Returns:
         What ``metrics.json`` holds: ``psnr``, ``ssim`` and ``sharpness`` of drawn images, the same of the tokenizer's
-        own as ``own_*``; sharpness is the high-frequency energy over that of the originals. Ranks other than the first
-        get nothing.
+        own as ``own_*``; sharpness is the high-frequency energy over that of the originals, None where these have
+        none. Ranks other than the first get nothing.
 
     Raises:
         FileNotFoundError: If there is no run, or nothing to resume.
@@ -137,29 +138,29 @@ def _measured(decoder: DiffusionDecoder, tokenizer: Autoencoder, held_out: Image
     """Distortion and sharpness of drawn images and of the tokenizer's own."""
     device = decoder.scale.device
     tokenizer = tokenizer.to(device)
-    sums, done, seconds = torch.zeros(7, dtype=torch.float64), 0, 0.0
+    distortions = {"": Distortion(), "own_": Distortion()}
+    energies, seconds = torch.zeros(3, dtype=torch.float64), 0.0
     for batch in HeldOut(held_out, 16).batches:
         real = batch.to(device).float() / 255
         size = (real.shape[-2], real.shape[-1])
         codes = tokenizer.encode(real)
-        own = tokenizer.decode(codes, size)
         start = time.perf_counter()
-        drawn = decoder.decode(tokenizer, codes, size, first=done)
-        seconds += float(drawn[0, 0, 0, 0] >= 0) * (time.perf_counter() - start)  # to look waits for the GPU
-        sums += torch.stack(
-            [
-                *(figure(some, real).sum().cpu() for some in (drawn, own) for figure in (psnr, ssim)),
-                *(high_frequency_energy(some).sum().cpu() for some in (drawn, own, real)),
-            ]
-        )
-        done += len(real)
-    means = (sums / done).tolist()
+        drawn = decoder.decode(tokenizer, codes, size, first=distortions[""].images).cpu()
+        seconds += time.perf_counter() - start
+        made = {"": drawn, "own_": tokenizer.decode(codes, size).cpu()}
+        for name, images in made.items():
+            distortions[name].update(images, real.cpu())
+        if min(size) >= SMALLEST_SIDE:
+            energies += torch.stack([high_frequency_energy(some).sum().cpu() for some in (*made.values(), real)])
+    images = distortions[""].images
     protocol = (
-        f"{done:,} held-out images, spread evenly, large ones by their centre, through their codes; sharpness is the "
+        f"{images:,} held-out images, spread evenly, large ones by their centre, through their codes; sharpness is the "
         "mean high-frequency energy over that of the originals."
     )
-    return {
-        **{"psnr": means[0], "ssim": means[1], "own_psnr": means[2], "own_ssim": means[3]},
-        **{"sharpness": means[4] / max(means[6], 1e-12), "own_sharpness": means[5] / max(means[6], 1e-12)},
-        **{"images": done, "images_per_second": done / max(seconds, 1e-9), "protocol": protocol},
-    }
+    figures: dict[str, Any] = {}
+    for place, (name, distortion) in enumerate(distortions.items()):
+        figures |= {f"{name}psnr": distortion.psnr, f"{name}ssim": distortion.ssim}
+        # flat images have no detail that could be kept
+        figures[f"{name}sharpness"] = float(energies[place] / energies[2]) if energies[2] > 1e-6 * images else None
+    speed = {"images": images, "images_per_second": images / max(seconds, 1e-9)}
+    return {**figures, **speed, "protocol": protocol}

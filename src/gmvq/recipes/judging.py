@@ -8,11 +8,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -34,6 +36,8 @@ from gmvq.training.trainer import learn
 CLASSIFIER = "classifier"
 """Where the judge of a run is, in the run's folder."""
 MARK = "data.json"
+BATCH = 64
+"""Images at a time."""
 REAL = 2000
 """Held-out images that the features of drawn ones are compared with."""
 
@@ -55,7 +59,7 @@ class Verdict:
 
     Args:
         figures: Agreement and realism, ready for JSON.
-        images: The drawn images, float ``(B, C, H, W)``.
+        images: The first drawn images, float ``(B, C, H, W)`` on the CPU.
     """
 
     figures: dict[str, Any]
@@ -63,7 +67,7 @@ class Verdict:
 
 
 def classifier_of(data: Data, folder: Path, steps: int | None = None, console: Console | None = None) -> Classifier:
-    """A classifier of labelled images, out of its folder if it learned from these.
+    """A classifier of labelled images, out of its folder if it learned from these; on the CPU, in evaluation mode.
 
     Args:
         data: Images with labels, all of one size.
@@ -99,7 +103,7 @@ def classifier_of(data: Data, folder: Path, steps: int | None = None, console: C
     classifier = learn(task, training, folder, resume=going_on, console=console).model
     if is_main():
         hub.write_json(folder / MARK, wanted)
-    return classifier.eval()
+    return classifier.cpu().eval()
 
 
 def judge(
@@ -109,6 +113,8 @@ def judge(
     number: int,
     sampling: Sampling | None = None,
     inception: Features | None = None,
+    *,
+    keep: int = 20,
 ) -> Verdict:
     """Draws images of all classes in turn and judges them.
 
@@ -119,6 +125,7 @@ def judge(
         number: Images to draw.
         sampling: How.
         inception: Features for FID and KID, see :func:`gmvq.metrics.load_inception`; None leaves them out.
+        keep: Drawn images to give back; the others are forgotten once the judge has seen them.
 
     Returns:
         Figures: ``agreement``, the share of drawn images in which the judge sees the class that was asked for (None for
@@ -133,30 +140,58 @@ def judge(
     """
     if {*data.train.sizes, *data.held_out.sizes} != {generator.size}:
         raise ValueError(f"'data' must be images of {generator.size} pixels, as they are drawn. Cut them.")
+    if inception is not None and data.channels not in (1, 3):
+        raise ValueError(f"'data' must be gray or RGB for FID and KID, got {data.channels} channels. Leave them out.")
     classes = generator.prior.shape.classes
     labels = torch.arange(number) % max(1, classes)
-    drawn = generator.sample(number, labels if classes else None, sampling).images
-    features, seen = _looked_at(classifier, drawn)
     device = generator.prior.device
+    kept: list[Tensor] = []
+
+    def drawn() -> Iterator[Tensor]:
+        for start in range(0, number, BATCH):
+            some = labels[start : start + BATCH]
+            images = generator.sample(len(some), some if classes else None, sampling, first=start).images
+            if start < keep:
+                kept.append(images[: keep - start].cpu())
+            yield images
+
     real = data.held_out.subset(range(min(REAL, len(data.held_out))))
-    originals = torch.cat([batch.images for batch in held_out_batches(real, 256)])
     # others than the held-out ones, and as many as are drawn: an image is nearer to itself than any drawn one can be
     learned = data.train.subset([index * len(data.train) // number for index in range(number)])
-    again = torch.cat(
-        [generator.tokenizer.reconstruct(batch.images.to(device)) for batch in held_out_batches(learned, 256)]
-    )
-    real_features, again_features = (_looked_at(classifier, images)[0] for images in (originals, again))
-    own, reconstructed = measure_realism(real_features, features), measure_realism(real_features, again_features)
-    agreement = float((seen == labels).float().mean()) if classes else None
+    starts = itertools.count(0, BATCH)
+    sides = {
+        "drawn": drawn(),
+        "real": (batch.images.to(device) for batch in held_out_batches(real, BATCH)),
+        "again": (
+            generator.reconstruct(batch.images.to(device), first=start)
+            for batch, start in zip(held_out_batches(learned, BATCH), starts, strict=False)
+        ),
+    }
+    seen = {name: _seen(classifier, inception, batches) for name, batches in sides.items()}
+    own, reconstructed = (measure_realism(seen["real"].features, seen[name].features) for name in ("drawn", "again"))
+    agreement = float((seen["drawn"].classes == labels).float().mean()) if classes else None
     found = {"agreement": agreement, "real_accuracy": accuracy_of(classifier, data.held_out), **own._asdict()}
     found |= {f"reconstructed_{name}": getattr(reconstructed, name) for name in ("frechet", "kernel")}
     if inception is not None:
-        known = [
-            torch.cat([inception(some).cpu() for some in images.split(64)]) for images in (originals, drawn, again)
-        ]
-        of_drawn, of_again = (measure_realism(known[0], some) for some in known[1:])
+        of_drawn, of_again = (measure_realism(seen["real"].known, seen[name].known) for name in ("drawn", "again"))
         found |= {"fid": of_drawn.frechet, "kid": of_drawn.kernel, "reconstructed_fid": of_again.frechet}
-    return Verdict(found, drawn)
+    return Verdict(found, torch.cat(kept))
+
+
+class _Seen(NamedTuple):
+    """What networks say of images, on the CPU: features ``(B, F)``, classes ``(B,)``, Inception's features or none."""
+
+    features: Tensor
+    classes: Tensor
+    known: Tensor
+
+
+def _seen(classifier: Classifier, inception: Features | None, batches: Iterable[Tensor]) -> _Seen:
+    parts = []
+    for images in batches:
+        known = torch.zeros(len(images), 0) if inception is None else inception(images).cpu()
+        parts.append((*_looked_at(classifier, images), known))
+    return _Seen(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 @torch.no_grad()

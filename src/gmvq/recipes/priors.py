@@ -26,9 +26,21 @@ from gmvq.models import Autoencoder
 from gmvq.priors import AbstractPrior, CodeShape, Frequencies, LatentFlowPrior, NGram, PriorName, make_prior
 from gmvq.quantizers import AbstractQuantizer, GaussianMixtureQuantizer
 from gmvq.recipes.catalogue import load_data
-from gmvq.recipes.running import METRICS, RECORD, check_part, circumstances, is_main, now, read_json, read_run
+from gmvq.recipes.running import (
+    LOG,
+    METRICS,
+    RECORD,
+    REPORT,
+    check_part,
+    circumstances,
+    is_main,
+    now,
+    read_json,
+    read_run,
+)
 from gmvq.tokenization import TokenFile, tokenize
 from gmvq.training import Training
+from gmvq.training.checkpoint import set_aside
 from gmvq.training.prior_report import write_prior_report
 from gmvq.training.tasks import PriorTask
 from gmvq.training.trainer import learn
@@ -143,7 +155,11 @@ def fit_prior(
         prior.place(*_mixture(tokenizer), torch.bincount(train.codes.flatten(), minlength=_size(tokenizer)))
     record = {"format": FORMAT, "version": VERSION, "run": asdict(recipe), **circumstances(command)}
     if is_main() and not resume:  # a refused checkpoint leaves the folder as it was
-        (out / METRICS).unlink(missing_ok=True)
+        for name in (METRICS, REPORT):
+            (out / name).unlink(missing_ok=True)
+        if recipe.counts:  # it has no steps: those that are there are another's
+            set_aside(out)
+            (out / LOG).unlink(missing_ok=True)
         hub.write_json(out / RECORD, record)
     mark = hub.fingerprint(tokenizer)
     if isinstance(prior, (Frequencies, NGram)):
@@ -179,18 +195,37 @@ def tiled(data: Data, crop: int | None, tokenizer: Autoencoder) -> Data:
     Raises:
         ValueError: If no image is as large as a tile, or as a token.
     """
+    side = tile_side(data, crop, tokenizer)
+    return data if side is None else data._replace(train=cut(data.train, side), held_out=cut(data.held_out, side))
+
+
+def tile_side(data: Data, crop: int | None, tokenizer: Autoencoder) -> int | None:
+    """Side of the tiles that :func:`tiled` cuts, None where images stay as they are.
+
+    Raises:
+        ValueError: If no image is as large as a token.
+    """
     sizes = {*data.train.sizes, *data.held_out.sizes}
     token = tokenizer.downsampling
     if crop is None and len(sizes) == 1 and not any(length % token for length in next(iter(sizes))):
-        return data
+        return None
     side = min(min(size) for size in sizes) if crop is None else crop
     side -= side % token
     if side < 1:
         raise ValueError(f"The images must have sides of at least {token} pixels, those of a token. Leave others out.")
-    return data._replace(train=_tiles(data.train, side), held_out=_tiles(data.held_out, side))
+    return side
 
 
-def _tiles(images: Images, side: int) -> Images:
+def cut(images: Images, side: int) -> Images:
+    """Square tiles side by side of each image that is large enough, with its label.
+
+    Args:
+        images: The images.
+        side: Side of a tile in pixels.
+
+    Raises:
+        ValueError: If none is.
+    """
     tiles, names, places = [], [], []
     for index, (name, (height, width)) in enumerate(zip(images.names, images.sizes, strict=True)):
         if min(height, width) < side:

@@ -31,6 +31,7 @@ RECORD = "run.json"
 METRICS = "metrics.json"
 CHECKPOINT = "checkpoint/state.safetensors"
 REPORT = "report.html"
+LOG = "log.jsonl"
 PICTURE = "reconstructions.png"
 _PICTURED = 8
 """Most images in the picture."""
@@ -187,6 +188,24 @@ def check_part(out: Path, model: str, record: str, what: str) -> None:
                 f"'out' must be a folder of its own for the {what}, and {out / name} is {json.dumps(found)}. Choose "
                 "another --out."
             )
+
+
+def finished(folder: str | Path, recipe: Any, tokenizer: str | None = None) -> dict[str, Any] | None:  # noqa: ANN401
+    """The figures of a finished run, of a prior or of a decoder in a folder, if it is of these settings.
+
+    Args:
+        folder: The folder.
+        recipe: The dataclass of its settings; a tokenizer's as :func:`gmvq.recipes.fitted` returned it.
+        tokenizer: Fingerprint of the tokenizer that a prior or a decoder must be of.
+    """
+    folder = Path(folder)
+    record, metrics, model = (read_json(folder / name) for name in (RECORD, METRICS, hub.CONFIG))
+    if record is None or metrics is None or model is None:
+        return None
+    if tokenizer is not None and (model.get("config") or {}).get("tokenizer") != tokenizer:
+        return None
+    same = _leaves(record.get("run") or {}) == _leaves(json.loads(json.dumps(asdict(recipe))))
+    return metrics if same else None
 
 
 def read_run(folder: str | Path) -> Run:

@@ -68,7 +68,7 @@ PRIOR = (
             form=".3f"),
     Measure("levels", "Codes of a token", "", form=",.0f"),
     Measure("prior_loss", "Loss", "", "What the prior minimizes.", form=".4f"),
-    Measure("held_out_loss", "Loss of held-out codes", "", form=".4f"),
+    Measure("held_out_loss", "Loss on images kept from learning", "", form=".4f"),
     Measure("bits_per_dim", "Codes and image", "bits/dim", "Length of the 8-bit image: its codes, and it given them.",
             "Lower is better; at least the negative log-likelihood.", ".4f"),
 )  # fmt: skip

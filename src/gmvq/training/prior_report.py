@@ -33,8 +33,8 @@ from gmvq.training.report import (
 
 SHOWN, SHOWN_LARGE = 24, 12
 """Images drawn for the page, when they are small and when they are not."""
-AT_A_TIME = 2048
-"""Training images that are compared at a time."""
+AT_A_TIME = 1 << 24
+"""Numbers of training images that are compared at a time: 64 MB."""
 
 
 def write_prior_report(folder: str | Path, generator: Generator, train: Images, held_out: Images) -> Path:
@@ -98,8 +98,9 @@ def nearest_by_pixels(drawn: Tensor, images: Images) -> tuple[Tensor, Tensor]:
     """
     rows, size = drawn.flatten(1), drawn[0].numel()
     least, place = torch.full((len(rows),), math.inf), torch.zeros(len(rows), dtype=torch.int64)
-    for start in range(0, len(images), AT_A_TIME):
-        some = range(start, min(start + AT_A_TIME, len(images)))
+    number = max(1, AT_A_TIME // size)
+    for start in range(0, len(images), number):
+        some = range(start, min(start + number, len(images)))
         real = torch.stack([images[index] for index in some]).flatten(1).float() / 255
         # by differences: for a copy, a product of large numbers would not come to 0
         found, where = torch.cdist(rows, real, compute_mode="donot_use_mm_for_euclid_dist").min(1)

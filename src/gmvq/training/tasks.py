@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -317,7 +318,7 @@ class DiffusionTask(AbstractTask[DiffusionDecoder, Batch]):
 
     Args:
         decoder: The decoder.
-        tokenizer: In evaluation mode.
+        tokenizer: The tokenizer; a copy of it is used, in evaluation mode.
         data: The images.
         drawing: How they are drawn.
     """
@@ -325,7 +326,8 @@ class DiffusionTask(AbstractTask[DiffusionDecoder, Batch]):
     def __init__(self, decoder: DiffusionDecoder, tokenizer: Autoencoder, data: Data, drawing: Drawing) -> None:
         super().__init__(decoder)
         decoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.tokenizer, self.data, self.drawing = tokenizer, data, drawing
+        self.tokenizer = copy.deepcopy(tokenizer).eval().requires_grad_(False)
+        self.data, self.drawing = data, drawing
 
     def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:  # noqa: D102
         drawing = self.drawing._asdict()
@@ -358,7 +360,7 @@ class DiffusionTask(AbstractTask[DiffusionDecoder, Batch]):
         """Images, what the tokenizer makes of them, and the values that its decoder saw."""
         if next(self.tokenizer.parameters()).device != images.device:
             self.tokenizer.to(images.device)
-        reconstructions, values = self.tokenizer.decoded(
+        reconstructions, values = self.tokenizer.decode_with_values(
             self.tokenizer.encode(images), (images.shape[-2], images.shape[-1])
         )
         return images, reconstructions, values
