@@ -1,0 +1,210 @@
+"""Writes the tables and the figure of docs/generation.md from benchmarks/results, so that none is typed by hand.
+
+    python benchmarks/generation_page.py [--check]
+
+With --check nothing is written; the exit status says whether the page holds what the JSON says. The JSON is that of
+drawing.py, modelling.py, sharpening.py and sampling.py; what is not there yet says so.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).parent / "leaderboard"))
+
+from page_svg import DASHES, SERIES, Drawing, legend, new_figure, style
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
+PAGE = ROOT / "docs/generation.md"
+FIGURE = ROOT / "docs/images/generation/sharpening.svg"
+PRIORS = {
+    "autoregressive": "autoregressive",
+    "masked": "masked",
+    "code-flow": "flow of codes",
+    "latent-flow": "flow of latents",
+    "n-gram": "n-grams",
+    "frequencies": "frequencies",
+}
+WAYS = {
+    "plain": "as it is",
+    "adversarial": "against a discriminator",
+    "diffusion decoder": "the same codes, decoded by diffusion",
+}
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """A result, or None if it is not there yet."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def number(value: float | None, form: str) -> str:
+    """A number, or a dash for none."""
+    return "-" if value is None else format(value, form)
+
+
+def made_with(result: Mapping[str, Any]) -> str:
+    """Where a result comes from."""
+    machine, versions = result["hardware"], result["versions"]
+    named = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "gmvq") if name in versions)
+    return f"{machine}; {named}; commit {str(result['commit'])[:12]}."
+
+
+def drawing_text(result: Mapping[str, Any]) -> str:
+    """What the judge says of each prior."""
+    rows = [
+        [
+            PRIORS[row["prior"]] + ("" if row["guidance"] == 1 else f", guidance {row['guidance']:g}"),
+            number(row["bits_per_code"], ".3f"),
+            number(row["agreement"], ".1%"),
+            number(row["frechet"], ".2f"),
+            number(row["precision"], ".2f"),
+            number(row["recall"], ".2f"),
+        ]
+        for row in result["rows"]
+    ]
+    real = result["rows"][0]
+    head = ("Prior", "Bits of a code", "Class that was asked for", "Fréchet distance", "Precision", "Recall")
+    return "\n\n".join(
+        [
+            table(head, rows),
+            f"The judge sees the class of {real['real_accuracy']:.1%} of the held-out images. Reconstructed training "
+            f"images have a Fréchet distance of {real['reconstructed_frechet']:.2f}: what a perfect prior would reach. "
+            f"{result['number']:,} images drawn by each. {made_with(result)}",
+        ]
+    )
+
+
+def modelling_text(result: Mapping[str, Any]) -> str:
+    """Bits of a token by tokenizer."""
+    rows = [
+        [
+            row["title"],
+            f"{row['psnr']:.2f}",
+            f"{row['perplexity']:,.0f}",
+            f"{row['bits_per_token']:.3f}",
+            f"{row['n_gram_bits_per_token']:.3f}",
+            f"{row['frequencies_bits_per_token']:.3f}",
+            number(row["bits_per_dim"], ".4f"),
+        ]
+        for row in result["rows"]
+    ]
+    head = ("Tokenizer", "PSNR (dB)", "Perplexity", "Bits of a token", "by n-grams", "by frequencies", "Bits / dim")
+    return "\n\n".join([table(head, rows), f"{result['about']} {made_with(result)}"])
+
+
+def sharpening_text(result: Mapping[str, Any]) -> str:
+    """What sharpens and what it costs."""
+    rows = [
+        [
+            WAYS[row["name"]],
+            f"{row['psnr']:.2f}",
+            f"{row['ssim']:.4f}",
+            f"{row['sharpness']:.2f}",
+            f"{row['frechet']:.2f}",
+            f"{row['kernel']:.4f}",
+            f"{result['seconds'][row['name']]:,.0f}",
+        ]
+        for row in result["rows"]
+    ]
+    head = ("Tokenizer", "PSNR (dB)", "SSIM", "Sharpness", "Fréchet", "Kernel", "Training (s)")
+    return "\n\n".join(
+        [
+            table(head, rows),
+            f"{result['about']} The diffusion decoder's seconds come on top of the tokenizer's. {made_with(result)}",
+            f"![Course of training with and without a discriminator]({FIGURE.relative_to(ROOT / 'docs')})",
+        ]
+    )
+
+
+def sampling_text(result: Mapping[str, Any]) -> str:
+    """Codes a second with and without the cache, and beside GPT-2."""
+    others = list(result["rows"][0]["cached_over"])
+    rows = [
+        [
+            str(row["batch"]),
+            f"{row['codes_per_second']['cached']:,.0f}",
+            *(number(row["cached_over"].get(name), ".1f") for name in others),
+        ]
+        for row in result["rows"]
+    ]
+    head = ("Images at a time", "Codes a second", *(f"over {name}" for name in others))
+    return "\n\n".join([table(head, rows), f"{result['protocol']} {made_with(result)}"])
+
+
+def plot_sharpening(curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> Figure:
+    """PSNR of held-out images with and without a discriminator, its accuracy, and the weight of its loss."""
+    figure = new_figure(720, 230)
+    handles: dict[str, Any] = {}
+    panels = (("psnr", "PSNR (dB), held out", 1), ("discriminator_accuracy", "told patches (%)", 100),
+              ("adversarial_weight", "adversarial weight", 1))  # fmt: skip
+    for axes, (key, title, scale) in zip(figure.subplots(1, 3), panels, strict=True):
+        style(axes, title, "step")
+        for place, name in enumerate(curves):
+            points = curves[name].get(key)
+            if points:
+                steps, values = zip(*points, strict=True)
+                (handles[WAYS[name]],) = axes.plot(
+                    steps, [scale * value for value in values], color=SERIES[place], linestyle=DASHES[place],
+                    linewidth=1.5,
+                )  # fmt: skip
+    legend(figure, handles)
+    return figure
+
+
+def drawing_of(result: Mapping[str, Any]) -> Drawing:
+    """The figure of the course of training."""
+    text = "PSNR, accuracy of the discriminator and weight of its loss over training, with and without it"
+    return Drawing(FIGURE.stem, text, result["curves"], plot_sharpening)
+
+
+TEXTS = {
+    "drawing": drawing_text,
+    "modelling": modelling_text,
+    "sharpening": sharpening_text,
+    "sampling": sampling_text,
+}
+
+
+def page(text: str) -> str:
+    """The page with each result between its marks."""
+    for name, write in TEXTS.items():
+        result = read(name)
+        begin, end = f"<!-- {name}: written by benchmarks/generation_page.py -->", f"<!-- /{name} -->"
+        head, rest = text.split(begin)
+        shown = "Not measured yet." if result is None else write(result)
+        text = f"{head}{begin}\n{shown}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+def main() -> int:
+    """Writes or checks the page and its figure."""
+    written, sharpened = page(PAGE.read_text()), read("sharpening")
+    drawing = None if sharpened is None else drawing_of(sharpened)
+    stale = [PAGE] if PAGE.read_text() != written else []
+    stale += [FIGURE] if drawing is not None and not drawing.is_in(FIGURE) else []
+    if "--check" in sys.argv:
+        print(*[f"{path.relative_to(ROOT)} is not what the JSON says" for path in stale], sep="\n")
+        return bool(stale)
+    PAGE.write_text(written)
+    if drawing is not None and FIGURE in stale:
+        FIGURE.parent.mkdir(parents=True, exist_ok=True)
+        FIGURE.write_text(drawing.svg(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
