@@ -57,7 +57,8 @@ NOISE = study([(0.0, "gaussian-mixture"), (1, "gaussian-mixture:noise=1")])
 
 def row(name, seed, mse, **changes):
     metrics = {"mse": mse, "mse_soft": mse / 2, "mse_train": 0.9 * mse, "psnr": 20.0, "ssim": 0.5, "lpips": None,
-               "usage": 1.0, "perplexity": 400.0, "bits_per_pixel": 0.625, "images_per_second": 100.0}  # fmt: skip
+               "usage": 1.0, "perplexity": 400.0, "bits_per_pixel": 0.625, "images_per_second": 100.0,
+               "posterior_entropy": 1.3}  # fmt: skip
     diverged = changes.pop("diverged", None)
     course = {"step": [10, 20], "mse": [0.1, mse], "perplexity": [9, 99], "posterior_entropy": [1.5, None]}
     return {
