@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-done
 
-.PHONY: setup demo demo-generate test test-slow lint docs compare experiment bench profile clean
+.PHONY: setup demo demo-generate test coverage test-slow lint docs compare experiment bench profile clean
 
 setup: $(SETUP)
 
@@ -28,6 +28,10 @@ demo-generate: setup
 	@echo "Open runs/digits/prior/samples.png and runs/digits/prior/judged.png"
 
 test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15 $(ARGS)
+
+# The same, and what of the code they reach: a fifth longer.
+coverage: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term --cov-fail-under=90 $(ARGS)
 
 # Every layout, mask and precision compiled, for each member in each composition: an hour on two cores.

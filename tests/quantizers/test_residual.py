@@ -280,8 +280,10 @@ def test_beam_search_is_never_worse_than_the_members_choice(beam_size, shared):
     plain = _beam_search(latents, [member.codebook for member in quantizer.places], beam_size)
     alone = (latents - quantizer.decode(plain)).square().sum(-1)
     assert beam_size > 2 or (alone > before + 1e-6).any()
-    # batches do not matter
-    torch.testing.assert_close(torch.stack([quantizer.encode(row) for row in latents[:20]]), codes[:20])
+    # batches do not matter; of one codebook for all levels, codes in another order are the same sum, and may win a tie
+    single = torch.stack([quantizer.encode(row) for row in latents[:20]])
+    torch.testing.assert_close(quantizer.decode(single), quantizer.decode(codes[:20]))
+    assert shared or torch.equal(single, codes[:20])
 
 
 def test_beam_search_is_for_evaluation():
