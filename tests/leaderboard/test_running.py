@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from gmvq.data import fingerprint
-from gmvq.leaderboard import CONTENDERS, PROTOCOLS, Table, chosen, measure, printed, read_table, summary
+from gmvq.leaderboard import CONTENDERS, PROTOCOLS, RowKey, Table, chosen, measure, printed, read_table, summary
 from gmvq.leaderboard.running import _run_of, course, folder_of
 from gmvq.recipes import DataConfig, load_data
 
@@ -54,6 +55,17 @@ def test_the_rows_of_the_repository_are_of_the_protocols_as_they_are(path):
     assert table.protocol["version"] == protocol.version
     for row in table.rows.values():
         assert row["run"] == _run_of(CONTENDERS[row["contender"]].run(protocol.run, row["seed"])), row["contender"]
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.parents[1].rglob("results/*.json")), ids=lambda path: path.stem)
+def test_no_result_of_the_repository_holds_a_path_of_the_machine_that_made_it(path):
+    assert not re.search(r"(?<![\w.:/])/(work|tmp|root|home|Users|mnt)/", path.read_text())
+
+
+def test_a_row_does_not_hold_what_was_typed(protocol, source, tmp_path):
+    """Paths would be in it; contender, seed and protocol say the command."""
+    table = go(protocol, source, tmp_path, ["gaussian-mixture"], command=f"gmvq compare --data {source}")
+    assert str(tmp_path) not in json.dumps(table.rows[RowKey("gaussian-mixture", 0)])
 
 
 def test_a_compiled_run_is_the_same_row_in_another_folder(protocol, tmp_path):

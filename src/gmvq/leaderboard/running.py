@@ -219,7 +219,7 @@ def _made(task: _Task) -> dict[str, Any]:
         "jobs": task.jobs,
         "threads": task.threads,
         "compiled": task.run.training.compile,
-        **{name: record.get(name) for name in ("commit", "versions", "hardware", "command")},
+        **{name: record.get(name) for name in ("commit", "versions", "hardware")},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     hub.write_json(folder / ROW, row)
