@@ -25,7 +25,7 @@ from gmvq.generation import Generator, interpolate, swap
 from gmvq.hub import write_json
 from gmvq.priors import PriorName, Sampling
 from gmvq.recipes import PriorRun, fit_prior, judging
-from gmvq.recipes.priors import tiled
+from gmvq.recipes.tiling import tiled
 from gmvq.training.preparation import cpu_threads
 from gmvq.training.provenance import commit, hardware, versions
 

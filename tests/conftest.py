@@ -1,10 +1,12 @@
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
 from rich.console import Console
 
 from gmvq import recipes
+from gmvq.training import Interrupted, trainer
 
 # one thread for each test process: pytest-xdist runs several, and two threads on a busy core wait for each other
 torch.set_num_threads(1)
@@ -23,3 +25,24 @@ def trained_digits(tmp_path_factory):
 def run(trained_digits, tmp_path):
     """A copy of that folder."""
     return shutil.copytree(trained_digits, tmp_path / "run")
+
+
+@pytest.fixture
+def stopping_at(monkeypatch):
+    """A context in which a training stops when it has saved a step, and must."""
+
+    @contextmanager
+    def context(step):
+        saved = trainer._Trainer._save
+
+        def stop(running):
+            saved(running)
+            if running.step == step:
+                raise Interrupted(step, running.training.steps, running.out)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer._Trainer, "_save", stop)
+            with pytest.raises(Interrupted):
+                yield
+
+    return context

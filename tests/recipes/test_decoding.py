@@ -13,8 +13,6 @@ from gmvq.data import ArrayImages
 from gmvq.models import Autoencoder
 from gmvq.recipes import DecoderRun, fit_decoder
 from gmvq.tokenization import write_png
-from gmvq.training import Interrupted
-from gmvq.training import trainer as trainers
 
 QUIET = Console(quiet=True)
 
@@ -40,20 +38,10 @@ def test_a_decoder_is_fitted_and_measured(run):
     assert [line["held_out_loss"] > 0 for line in lines if line["kind"] == "evaluation"] == [True, True]
 
 
-def test_a_decoder_that_was_stopped_ends_with_the_same_bits(run, tmp_path, monkeypatch):
+def test_a_decoder_that_was_stopped_ends_with_the_same_bits(run, tmp_path, stopping_at):
     fit_decoder(run, quick(), tmp_path / "whole", console=QUIET)
-    step, steps = trainers._Trainer._step, []
-
-    def stop(trainer, batches):
-        step(trainer, batches)
-        steps.append(trainer.step)
-        if len(steps) == 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainers._Trainer, "_step", stop)
-        with pytest.raises(Interrupted):
-            fit_decoder(run, quick(), tmp_path / "stopped", console=QUIET)
+    with stopping_at(3):
+        fit_decoder(run, quick(), tmp_path / "stopped", console=QUIET)
     fit_decoder(run, quick(), tmp_path / "stopped", resume=True, console=QUIET)
     weights = [(tmp_path / name / hub.WEIGHTS).read_bytes() for name in ("whole", "stopped")]
     assert weights[0] == weights[1]

@@ -10,9 +10,7 @@ from gmvq import hub, recipes
 from gmvq.data import ArrayImages, Data
 from gmvq.priors import AutoregressivePrior, MaskedPrior, NGram, Sampling
 from gmvq.recipes import PriorRun, fit_prior
-from gmvq.recipes.priors import tiled
-from gmvq.training import Interrupted
-from gmvq.training import trainer as trainers
+from gmvq.recipes.tiling import tiled
 from gmvq.training.tasks import PriorTask
 
 QUIET = Console(quiet=True)
@@ -104,19 +102,10 @@ def test_images_are_tokenized_once(run, monkeypatch):
     assert fit_prior(run, quick("n-gram"), console=QUIET) == again
 
 
-def test_a_stopped_run_resumes_bit_for_bit(run, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_bit_for_bit(run, tmp_path, stopping_at):
     whole = fit_prior(run, quick(), tmp_path / "whole", console=QUIET)
-    saved = trainers._Trainer._save
-
-    def stop(trainer):
-        saved(trainer)
-        if trainer.step == 3:
-            raise Interrupted(3, 6, trainer.out)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainers._Trainer, "_save", stop)
-        with pytest.raises(Interrupted):
-            fit_prior(run, quick(), tmp_path / "stopped", console=QUIET)
+    with stopping_at(3):
+        fit_prior(run, quick(), tmp_path / "stopped", console=QUIET)
     resumed = fit_prior(run, quick(), tmp_path / "stopped", resume=True, console=QUIET)
     assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]

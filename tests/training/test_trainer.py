@@ -23,7 +23,6 @@ from gmvq.quantizers import AbstractBottleneck
 from gmvq.quantizers.codebook import MovingAverageCodebook
 from gmvq.training import Interrupted, NonFiniteLossError, averaged_model, train
 from gmvq.training import checkpoint as checkpoints
-from gmvq.training import trainer as trainer_module
 from gmvq.training.averaging import WeightAverage
 from gmvq.training.journal import Journal
 from gmvq.training.monitoring import HELD_OUT_PIXELS, HeldOut, Window
@@ -549,20 +548,11 @@ def test_a_tokenizer_is_trained_against_a_discriminator(data, make_model, make_t
         torch.testing.assert_close(tensor, plain.model.state_dict()[name], msg=name)
 
 
-def test_an_opposed_run_resumes_bit_for_bit(data, make_model, make_training, tmp_path, monkeypatch):
+def test_an_opposed_run_resumes_bit_for_bit(data, make_model, make_training, tmp_path, stopping_at):
     options = {"adversarial": replace(AGAINST, gradient_penalty=1.0), "features": features()}
     whole = train(make_model(), data, make_training(), tmp_path / "whole", **options).model
-    saved = trainer_module._Trainer._save
-
-    def stop(trainer):
-        saved(trainer)
-        if trainer.step == 10:
-            raise Interrupted(10, 20, trainer.out)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer_module._Trainer, "_save", stop)
-        with pytest.raises(Interrupted):
-            train(make_model(), data, make_training(), tmp_path / "stopped", **options)
+    with stopping_at(10):
+        train(make_model(), data, make_training(), tmp_path / "stopped", **options)
     assert averaged_model(tmp_path / "stopped").encode(torch.rand(1, 1, 8, 8)).shape == (1, 4, 4)
     resumed = train(make_model(), data, make_training(), tmp_path / "stopped", resume=True, **options).model
     for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
@@ -658,7 +648,7 @@ def test_saves_the_average_of_the_weights(data, make_model, make_training, tmp_p
     assert result.model.likelihood.variance > 0
 
 
-def test_the_best_weights_are_kept_through_a_stop(data, make_model, make_training, tmp_path, monkeypatch):
+def test_the_best_weights_are_kept_through_a_stop(data, make_model, make_training, tmp_path, monkeypatch, stopping_at):
     offered = []
     scores = iter([3.0, 9.0, 1.0, 2.0, 3.0, 9.0, 1.0, 2.0])
 
@@ -670,17 +660,8 @@ def test_the_best_weights_are_kept_through_a_stop(data, make_model, make_trainin
     training = make_training(steps=20, evaluate_every=6, checkpoint_every=10, keep_best=True, averaging_decay=0.0)
     best = train(make_model(), data, training, tmp_path / "best").model
     assert offered == [3.0, 9.0, 1.0, 2.0]
-    saved = trainer_module._Trainer._save
-
-    def stop(trainer):
-        saved(trainer)
-        if trainer.step == 20 and "resumed" not in str(trainer.out):
-            raise Interrupted(20, 20, trainer.out)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer_module._Trainer, "_save", stop)
-        with pytest.raises(Interrupted):
-            train(make_model(), data, training, tmp_path / "stopped")
+    with stopping_at(20):
+        train(make_model(), data, training, tmp_path / "stopped")
     again = train(make_model(), data, training, tmp_path / "stopped", resume=True).model
     for (name, one), other in zip(best.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(one, other), name

@@ -19,7 +19,8 @@ from gmvq.metrics import load_inception
 from gmvq.priors import MaskedPrior, PriorName, Sampling
 from gmvq.priors.flow import AbstractFlowPrior
 from gmvq.recipes import DecoderRun, judging
-from gmvq.recipes.priors import PriorRun, tiled
+from gmvq.recipes.priors import PriorRun
+from gmvq.recipes.tiling import tiled
 
 SHOWN = 10
 """Drawn images in a row of the judge's sheet."""
@@ -68,7 +69,7 @@ class FitPriorOptions:
 class FitDecoderOptions:
     """Fit a decoder by diffusion to a trained tokenizer: it draws the detail that the tokenizer's own leaves out.
 
-    The tokenizer stays as it is. Drawn images are sharper and differ more from the originals, pixel by pixel.
+    The tokenizer stays as it is. The detail is drawn, so it is not that of the originals, pixel by pixel.
 
     Args:
         run: Folder of the tokenizer's run.

@@ -14,7 +14,7 @@ from gmvq import hub, recipes
 from gmvq.data import Images, read_image
 from gmvq.data.decoding import CHANNEL_CHOICES
 from gmvq.models import Autoencoder, DiffusionDecoder
-from gmvq.recipes.priors import cut, tile_side
+from gmvq.recipes.tiling import cut, tile_side
 
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 

@@ -1,0 +1,67 @@
+"""A classifier, from labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gmvq import hub
+from gmvq.data import Data, Images, Loader, fingerprint, held_out_batches
+from gmvq.networks import Classifier
+from gmvq.training.tasks.base import AbstractTask, Outcome
+from gmvq.types import Batch
+
+
+class ClassifierTask(AbstractTask[Classifier, Batch]):
+    """A classifier, from labelled images.
+
+    Args:
+        classifier: The classifier.
+        data: Images with labels, all of one size.
+    """
+
+    def __init__(self, classifier: Classifier, data: Data) -> None:
+        super().__init__(classifier)
+        classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.data = data
+
+    def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:  # noqa: D102
+        return Loader(self.data.train, batch_size, seed=seed, rank=rank, world_size=ranks)
+
+    def inputs(self, batch: Batch, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:  # noqa: D102
+        return (to_device(batch.images),)
+
+    def outcome(self, answer: Tensor, batch: Batch) -> Outcome:  # noqa: D102
+        assert batch.labels is not None
+        labels = batch.labels.to(answer.device)
+        accuracy = (answer.detach().argmax(1) == labels).float().mean()
+        return Outcome(F.cross_entropy(answer, labels), {"accuracy": accuracy}, None)
+
+    def description(self) -> dict[str, Any]:  # noqa: D102
+        return {"model": asdict(self.model.config), "data": {"fingerprint": fingerprint(self.data)[:16]}}
+
+    def held_out(self, batch_size: int) -> Callable[[Classifier], dict[str, float | None]] | None:  # noqa: D102
+        return lambda classifier: {"accuracy": accuracy_of(classifier, self.data.held_out)}
+
+    def score(self, figures: Mapping[str, float | None]) -> float | None:  # noqa: D102
+        return figures.get("accuracy")
+
+    def save(self, averaged: Classifier, out: Path) -> None:  # noqa: D102
+        hub.save_classifier(averaged, out)
+
+
+@torch.no_grad()
+def accuracy_of(classifier: Classifier, images: Images) -> float:
+    """Share of images whose label a classifier in evaluation mode tells."""
+    device = next(classifier.parameters()).device
+    right = 0
+    for batch in held_out_batches(images, 256):
+        assert batch.labels is not None
+        right += int((classifier(batch.images.to(device)).argmax(1).cpu() == batch.labels).sum())
+    return right / len(images)

@@ -1,0 +1,85 @@
+"""A prior, from codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gmvq import hub
+from gmvq.data import CodeLoader
+from gmvq.priors import AbstractPrior, described
+from gmvq.training.tasks.base import AbstractTask, Outcome, same_noise
+from gmvq.types import CodeBatch
+
+HELD_OUT_CODES = 1 << 15
+"""Codes of the held-out images that are looked at during training."""
+
+
+class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
+    """A prior, from codes.
+
+    Args:
+        prior: The prior; called with codes and labels it returns what to minimize, in nats for each code.
+        train: Codes to learn from.
+        held_out: Codes to look at now and then.
+        tokenizer: Fingerprint of the tokenizer that made them.
+        about: What else a step depends on, as JSON has it: what the codes are of.
+    """
+
+    def __init__(
+        self, prior: AbstractPrior, train: CodeBatch, held_out: CodeBatch, tokenizer: str, about: Mapping[str, Any]
+    ) -> None:
+        super().__init__(prior)
+        for codes, labels in (train, held_out):  # here, once: a look in each step would wait for the GPU
+            prior.shape.checked(codes)
+            prior.shape.checked_labels(labels, len(codes), codes.device)
+        self.train, self.rest, self.tokenizer, self.about = train, held_out, tokenizer, about
+
+    def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> CodeLoader:  # noqa: D102
+        return CodeLoader(*self.train, batch_size, seed=seed, rank=rank, world_size=ranks)
+
+    def inputs(self, batch: CodeBatch, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:  # noqa: D102
+        return to_device(batch.codes), None if batch.labels is None else to_device(batch.labels)
+
+    def outcome(self, answer: Tensor, batch: CodeBatch) -> Outcome:  # noqa: D102
+        terms = {"bits_per_code": answer.detach() / math.log(2)} if self.model.has_likelihood else {}
+        return Outcome(answer, terms, None)
+
+    def description(self) -> dict[str, Any]:  # noqa: D102
+        return {"model": described(self.model), "data": {"tokenizer": self.tokenizer, **self.about}}
+
+    def held_out(self, batch_size: int) -> Callable[[AbstractPrior], dict[str, float | None]] | None:  # noqa: D102
+        number = min(len(self.rest.codes), max(1, HELD_OUT_CODES // self.model.shape.length))
+        if not number:
+            return None
+        places = torch.arange(number) * len(self.rest.codes) // number
+        codes, labels = (None if part is None else part[places] for part in self.rest)
+        assert codes is not None
+
+        if self.model.has_likelihood:
+            return lambda prior: {"bits_per_code": prior.bits_per_code(codes, labels, batch_size)}
+        return lambda prior: {"held_out_loss": _loss_of(prior, codes, labels, batch_size)}
+
+    def score(self, figures: Mapping[str, float | None]) -> float | None:  # noqa: D102
+        loss = figures.get("bits_per_code" if self.model.has_likelihood else "held_out_loss")
+        return None if loss is None else -loss
+
+    def save(self, averaged: AbstractPrior, out: Path) -> None:  # noqa: D102
+        hub.save_prior(averaged, self.tokenizer, out)
+
+
+@torch.no_grad()
+def _loss_of(prior: AbstractPrior, codes: Tensor, labels: Tensor | None, batch_size: int) -> float:
+    """What a prior minimizes, over codes, with the same noise each time."""
+    total = 0.0
+    with same_noise(prior.device):
+        for start in range(0, len(codes), batch_size):
+            part = slice(start, start + batch_size)
+            some = codes[part].to(prior.device), None if labels is None else labels[part].to(prior.device)
+            total += float(prior(*some)) * len(some[0])
+    return total / len(codes)
