@@ -25,13 +25,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from gmvq.models import Autoencoder, AutoencoderConfig, DiffusionConfig, DiffusionDecoder
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.priors import AbstractPrior, described, from_description
 
 Built = TypeVar("Built")
+Part = TypeVar("Part", bound=nn.Module)
 
 FORMAT = "gmvq.autoencoder"
 PRIOR_FORMAT = "gmvq.prior"
@@ -149,8 +150,7 @@ def save_prior(prior: AbstractPrior, tokenizer: str, folder: str | Path) -> Path
     Returns:
         The folder.
     """
-    config = {**described(prior), "tokenizer": tokenizer}
-    return _write(Path(folder), PRIOR_FORMAT, config, prior.state_dict(), digest(config, prior.state_dict()))
+    return _save(prior, PRIOR_FORMAT, {**described(prior), "tokenizer": tokenizer}, folder)
 
 
 def load(folder: str | Path) -> Autoencoder:
@@ -184,13 +184,9 @@ def load_prior(folder: str | Path) -> StoredPrior:
         FileNotFoundError: If the folder or one of its files is not there.
         ValueError: If a file is damaged, of another format, or not the one that was saved.
     """
-
-    def built(config: Mapping[str, Any], weights: dict[str, Tensor]) -> tuple[StoredPrior, str]:
-        prior = from_description(config)
-        prior.load_state_dict(weights)
-        return StoredPrior(prior.eval(), config["tokenizer"]), digest(dict(config), prior.state_dict())
-
-    return _read(Path(folder), PRIOR_FORMAT, built)
+    return _loaded(
+        folder, PRIOR_FORMAT, from_description, lambda prior, config: StoredPrior(prior, config["tokenizer"])
+    )
 
 
 def save_decoder(decoder: DiffusionDecoder, tokenizer: str, folder: str | Path) -> Path:
@@ -204,8 +200,7 @@ def save_decoder(decoder: DiffusionDecoder, tokenizer: str, folder: str | Path) 
     Returns:
         The folder.
     """
-    config, state = {"decoder": asdict(decoder.config), "tokenizer": tokenizer}, decoder.state_dict()
-    return _write(Path(folder), DECODER_FORMAT, config, state, digest(config, state))
+    return _save(decoder, DECODER_FORMAT, {"decoder": asdict(decoder.config), "tokenizer": tokenizer}, folder)
 
 
 def load_decoder(folder: str | Path) -> StoredDecoder:
@@ -218,13 +213,12 @@ def load_decoder(folder: str | Path) -> StoredDecoder:
         FileNotFoundError: If the folder or one of its files is not there.
         ValueError: If a file is damaged, of another format, or not the one that was saved.
     """
-
-    def built(config: Mapping[str, Any], weights: dict[str, Tensor]) -> tuple[StoredDecoder, str]:
-        decoder = DiffusionDecoder(DiffusionConfig(**config["decoder"]))
-        decoder.load_state_dict(weights)
-        return StoredDecoder(decoder.eval(), config["tokenizer"]), digest(dict(config), decoder.state_dict())
-
-    return _read(Path(folder), DECODER_FORMAT, built)
+    return _loaded(
+        folder,
+        DECODER_FORMAT,
+        lambda config: DiffusionDecoder(DiffusionConfig(**config["decoder"])),
+        lambda decoder, config: StoredDecoder(decoder, config["tokenizer"]),
+    )
 
 
 def save_classifier(classifier: Classifier, folder: str | Path) -> Path:
@@ -237,8 +231,7 @@ def save_classifier(classifier: Classifier, folder: str | Path) -> Path:
     Returns:
         The folder.
     """
-    config, state = asdict(classifier.config), classifier.state_dict()
-    return _write(Path(folder), CLASSIFIER_FORMAT, config, state, digest(config, state))
+    return _save(classifier, CLASSIFIER_FORMAT, asdict(classifier.config), folder)
 
 
 def load_classifier(folder: str | Path) -> Classifier:
@@ -251,13 +244,34 @@ def load_classifier(folder: str | Path) -> Classifier:
         FileNotFoundError: If the folder or one of its files is not there.
         ValueError: If a file is damaged, of another format, or not the one that was saved.
     """
+    return _loaded(
+        folder,
+        CLASSIFIER_FORMAT,
+        lambda config: Classifier(ClassifierConfig(**config)),
+        lambda classifier, _: classifier,
+    )
 
-    def built(config: Mapping[str, Any], weights: dict[str, Tensor]) -> tuple[Classifier, str]:
-        classifier = Classifier(ClassifierConfig(**config))
-        classifier.load_state_dict(weights)
-        return classifier.eval(), digest(dict(config), classifier.state_dict())
 
-    return _read(Path(folder), CLASSIFIER_FORMAT, built)
+def _save(module: nn.Module, form: str, config: Mapping[str, Any], folder: str | Path) -> Path:
+    """Writes a part of a run, called by its configuration and weights."""
+    state = module.state_dict()
+    return _write(Path(folder), form, config, state, digest(config, state))
+
+
+def _loaded(
+    folder: str | Path,
+    form: str,
+    make: Callable[[Mapping[str, Any]], Part],
+    stored: Callable[[Part, Mapping[str, Any]], Built],
+) -> Built:
+    """Reads what :func:`_save` wrote, in evaluation mode, on the CPU."""
+
+    def built(config: Mapping[str, Any], weights: dict[str, Tensor]) -> tuple[Built, str]:
+        part = make(config)
+        part.load_state_dict(weights)
+        return stored(part.eval(), config), digest(dict(config), part.state_dict())
+
+    return _read(Path(folder), form, built)
 
 
 def _write(folder: Path, form: str, config: Mapping[str, Any], state: Mapping[str, Tensor], mark: str) -> Path:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from gmvq.models.autoencoder import Autoencoder
 from gmvq.networks.denoiser import Denoiser
+from gmvq.networks.layers import even_times
 
 MOST_PIXELS = 1 << 22
 """Largest image that is drawn: at a width of 64 it takes 1 GB for the features of one layer."""
@@ -118,10 +119,7 @@ class DiffusionDecoder(nn.Module):
         """
         size = images.shape[-2:]
         known, lacking = self._whole(reconstructions), self._whole((images - reconstructions) / self.scale)
-        batch = len(images)
-        # one time for the batch, shifted evenly over its images: less variance than one for each
-        even = torch.rand((), device=images.device) + torch.arange(batch, device=images.device) / max(1, batch)
-        times, noise = even % 1, torch.randn_like(lacking)
+        times, noise = even_times(len(images), images.device), torch.randn_like(lacking)
         noisy = torch.lerp(noise, lacking, times[:, None, None, None])
         velocity = self.network(noisy, known, values.movedim(-1, 1), times)
         error = velocity.float() - (lacking - noise)

@@ -26,6 +26,11 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
+def even_times(batch: int, device: torch.device) -> Tensor:
+    """Random times in [0, 1) for the images of a batch ``(B,)``, evenly apart: less variance than one for each."""
+    return (torch.rand((), device=device) + torch.arange(batch, device=device) / max(1, batch)) % 1
+
+
 def waves(times: Tensor) -> Tensor:
     """Sines and cosines of times in [0, 1], fast and slow ones: ``(B,)`` -> ``(B, WAVES)``."""
     number = WAVES // 2

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from gmvq.networks.transformer import Transformer, initialize
 from gmvq.priors.base import AbstractSequentialPrior, CodeShape, Reader
-from gmvq.priors.conditioning import ClassVectors
+from gmvq.priors.conditioning import ClassVectors, grid_vectors
 from gmvq.priors.orders import OrderName
 
 
@@ -127,8 +127,7 @@ class AutoregressivePrior(AbstractSequentialPrior):
 
     def place_vectors(self) -> Tensor:
         """Vectors of the places in order, ``(T, width)``."""
-        vectors = self.axes[0] if len(self.axes) == 1 else (self.axes[0][:, None] + self.axes[1]).flatten(0, 1)
-        return vectors[self.order]
+        return grid_vectors(self.axes)[self.order]
 
     def summed(self, places: Tensor) -> Tensor:
         """The sum of the vectors of the codes of places, ``(..., levels)`` -> ``(..., width)``."""

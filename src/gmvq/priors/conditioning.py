@@ -1,6 +1,8 @@
-"""What a transformer knows before the first code: the class of the image, or that it has none."""
+"""What a transformer is told beside the codes: the class of the image, or that it has none, and the places."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -39,3 +41,13 @@ class ClassVectors(nn.Module):
         elif self.training and self.dropout:
             labels = labels.masked_fill(torch.rand(batch, device=device) < self.dropout, self.classes)
         return self.vectors(labels)
+
+
+def grid_vectors(axes: Iterable[Tensor]) -> Tensor:
+    """Vectors of the places of a grid in raster order ``(T, width)``: those of its row and its column added up.
+
+    Args:
+        axes: Vectors along each axis, one or two, ``(places, width)``.
+    """
+    first, *second = axes
+    return (first[:, None] + second[0]).flatten(0, 1) if second else first

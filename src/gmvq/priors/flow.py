@@ -32,11 +32,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.kernels import nearest_code
-from gmvq.networks.layers import WAVES, waves
+from gmvq.networks.layers import WAVES, even_times, waves
 from gmvq.networks.transformer import Transformer, initialize
 from gmvq.priors.base import AbstractPrior, CodeShape, NoLikelihoodError
-from gmvq.priors.conditioning import ClassVectors
-from gmvq.priors.sampling import Sampling, inverted
+from gmvq.priors.conditioning import ClassVectors, grid_vectors
+from gmvq.priors.sampling import Sampling
 
 STEPS = 50
 """Steps in which images are drawn, unless the sampling says."""
@@ -136,9 +136,7 @@ class AbstractFlowPrior(AbstractPrior):
         looks = self.device.type == "cpu"
         rows = self.shape.checked(codes, ranges=looks).to(self.device).flatten(1)
         labels = self.shape.checked_labels(labels, len(codes), self.device, ranges=looks)
-        # one time for the batch, shifted evenly over its images: less variance than one for each
-        shifts = torch.arange(len(rows), device=rows.device) / max(1, len(rows))
-        times = (torch.rand((), device=rows.device) + shifts) % 1
+        times = even_times(len(rows), rows.device)
         shares = torch.rand(2, len(rows), 1, device=rows.device)
         shown = torch.where(shares[0] < self.config.known_share, shares[1], 0)
         return self._loss(rows, times, labels, torch.rand(rows.shape, device=rows.device) < shown)
@@ -162,8 +160,8 @@ class AbstractFlowPrior(AbstractPrior):
     def _answers(self, features: Tensor, times: Tensor, labels: Tensor | None, known: Tensor) -> Tensor:
         """What the transformer says of features of all codes ``(B, S, width)``, the same shape."""
         *grid, levels = self.axes
-        places = grid[0] if len(grid) == 1 else (grid[0][:, None] + grid[1]).flatten(0, 1)
-        features = features + (places[:, None] + levels).flatten(0, 1) + known[..., None] * self.known
+        places = (grid_vectors(grid)[:, None] + levels).flatten(0, 1)
+        features = features + places + known[..., None] * self.known
         told = self.times(waves(times))
         head = torch.stack([self.classes(labels, len(features)), told], dim=1)
         return self.transformer(torch.cat([head, features], dim=1))[:, 2:]
@@ -239,12 +237,7 @@ class CodeFlowPrior(AbstractFlowPrior):
         """A draw of the image's codes ``(B, S)``, given those at a time."""
         times = torch.full((len(codes),), time, device=codes.device)
         answers = [self._logits(codes, times, each, known) for each in sampling.conditions(labels)]
-        drawn = []
-        for level, logits in enumerate(zip(*answers, strict=True)):
-            guided = (sampling.guided(*logits) if len(logits) == 2 else logits[0]).flatten(0, 1)
-            numbers = uniforms[:, level :: self.shape.levels].flatten()
-            drawn.append(inverted(sampling.probabilities(guided), numbers))
-        return torch.stack(drawn, dim=-1).reshape(codes.shape)
+        return sampling.drawn(answers, uniforms)[0]
 
 
 class LatentFlowPrior(AbstractFlowPrior):

@@ -31,11 +31,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmvq.networks.layers import even_times
 from gmvq.networks.transformer import Transformer, initialize
 from gmvq.priors.base import AbstractSequentialPrior, CodeShape, Reader
-from gmvq.priors.conditioning import ClassVectors
+from gmvq.priors.conditioning import ClassVectors, grid_vectors
 from gmvq.priors.orders import OrderName
-from gmvq.priors.sampling import Sampling, inverted
+from gmvq.priors.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -152,10 +153,7 @@ class MaskedPrior(AbstractSequentialPrior):
         # on a GPU to look would wait for it in each step; the trainer's codes were looked at before
         sequence, labels = self._inputs(codes, labels, ranges=self.device.type == "cpu")
         batch, length = sequence.shape
-        # one number for the batch, shifted evenly over its images: less variance than one for each
-        even = (
-            torch.rand((), device=sequence.device) + torch.arange(batch, device=sequence.device) / max(1, batch)
-        ) % 1
+        even = even_times(batch, sequence.device)
         share = even if self.config.weighting == "bound" else torch.cos(math.pi / 2 * even)
         number = ((share * length).long() + 1).clamp_max(length)[:, None]
         hidden = torch.rand(sequence.shape, device=sequence.device).argsort(1).argsort(1) < number
@@ -280,8 +278,7 @@ class MaskedPrior(AbstractSequentialPrior):
 
     def _place_vectors(self) -> Tensor:
         *grid, levels = self.axes
-        vectors = grid[0] if len(grid) == 1 else (grid[0][:, None] + grid[1]).flatten(0, 1)
-        return (vectors[self.order][:, None] + levels).flatten(0, 1)
+        return (grid_vectors(grid)[self.order][:, None] + levels).flatten(0, 1)
 
     def _inputs(self, codes: Tensor, labels: Tensor | None, *, ranges: bool = True) -> tuple[Tensor, Tensor | None]:
         """Codes in order ``(B, S)``, and labels."""
@@ -302,15 +299,7 @@ class MaskedPrior(AbstractSequentialPrior):
     ) -> tuple[Tensor, Tensor]:
         """A draw of all codes, and its log-probability before temperature and cuts, both ``(B, S)``."""
         answers = [self.logits(sequence, hidden, each) for each in sampling.conditions(labels)]
-        drawn, confidence = [], []
-        for level, logits in enumerate(zip(*answers, strict=True)):
-            guided = (sampling.guided(*logits) if len(logits) == 2 else logits[0]).flatten(0, 1)
-            probabilities = sampling.probabilities(guided)
-            codes = inverted(probabilities, uniforms[:, level :: self.shape.levels].flatten())
-            drawn.append(codes)
-            confidence.append(guided.float().log_softmax(-1).gather(-1, codes[:, None])[:, 0])
-        shape = sequence.shape
-        return torch.stack(drawn, dim=-1).reshape(shape), torch.stack(confidence, dim=-1).reshape(shape)
+        return sampling.drawn(answers, uniforms)
 
 
 class _MaskedReader(Reader):

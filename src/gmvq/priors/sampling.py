@@ -11,6 +11,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +98,23 @@ class Sampling:
             probabilities = torch.zeros_like(probabilities).scatter_(-1, places, ordered)
             probabilities = probabilities / probabilities.sum(-1, keepdim=True)
         return probabilities
+
+    def drawn(self, answers: Sequence[Sequence[Tensor]], uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Draws all codes of some images at once.
+
+        Args:
+            answers: For each of :meth:`conditions` the logits of each level ``(B, T, K)``.
+            uniforms: A number for each code, the levels of a place next to each other, ``(B, S)``.
+
+        Returns:
+            Codes, and their log-probabilities before temperature and cuts, both ``(B, S)``.
+        """
+        codes, nats, levels = [], [], len(answers[0])
+        for level, logits in enumerate(zip(*answers, strict=True)):
+            guided = (self.guided(*logits) if len(logits) == 2 else logits[0]).flatten(0, 1)
+            codes.append(inverted(self.probabilities(guided), uniforms[:, level::levels].flatten()))
+            nats.append(guided.float().log_softmax(-1).gather(-1, codes[-1][:, None])[:, 0])
+        return torch.stack(codes, dim=-1).reshape(uniforms.shape), torch.stack(nats, dim=-1).reshape(uniforms.shape)
 
     def uniforms(self, first: int, samples: int, numbers: int, device: torch.device) -> Tensor:
         """Uniform numbers of the samples ``first``, ``first + 1``, ...: float64 ``(samples, numbers)`` in [0, 1)."""
