@@ -8,7 +8,6 @@ drawing.py, modelling.py, sharpening.py and sampling.py; what is not there yet s
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parent / "leaderboard"))
 
 from page_svg import DASHES, SERIES, Drawing, legend, new_figure, style
+from tables import between_marks, read
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
@@ -37,12 +37,6 @@ WAYS = {
     "adversarial": "against a discriminator",
     "diffusion decoder": "the same codes, decoded by diffusion",
 }
-
-
-def read(name: str) -> dict[str, Any] | None:
-    """A result, or None if it is not there yet."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -182,17 +176,14 @@ TEXTS = {
 def page(text: str) -> str:
     """The page with each result between its marks."""
     for name, write in TEXTS.items():
-        result = read(name)
-        begin, end = f"<!-- {name}: written by benchmarks/generation_page.py -->", f"<!-- /{name} -->"
-        head, rest = text.split(begin)
-        shown = "Not measured yet." if result is None else write(result)
-        text = f"{head}{begin}\n{shown}\n{end}{rest.split(end)[1]}"
+        result = read(f"{name}.json", RESULTS)
+        text = between_marks(text, "Not measured yet." if result is None else write(result), name, Path(__file__).name)
     return text
 
 
 def main() -> int:
     """Writes or checks the page and its figure."""
-    written, sharpened = page(PAGE.read_text()), read("sharpening")
+    written, sharpened = page(PAGE.read_text()), read("sharpening.json", RESULTS)
     drawing = None if sharpened is None else drawing_of(sharpened)
     stale = [PAGE] if PAGE.read_text() != written else []
     stale += [FIGURE] if drawing is not None and not drawing.is_in(FIGURE) else []

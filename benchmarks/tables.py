@@ -104,9 +104,9 @@ def search_table(search: dict[str, Any]) -> str:
     return "\n".join([*lines, "", search["protocol"]])
 
 
-def read(name: str) -> dict[str, Any] | None:
+def read(name: str, folder: Path = RESULTS) -> dict[str, Any] | None:
     """A result, or None if it is not there yet."""
-    path = RESULTS / name
+    path = folder / name
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -159,9 +159,9 @@ def profile_text(result: dict[str, Any] | None) -> str:
     return "\n\n".join([result["protocol"], "\n".join(lines), batch])
 
 
-def between_marks(page: str, text: str, name: str = "results") -> str:
+def between_marks(page: str, text: str, name: str = "results", writer: str = "tables.py") -> str:
     """A page with a text between the marks of a name."""
-    begin, end = f"<!-- {name}: written by benchmarks/tables.py -->", f"<!-- /{name} -->"
+    begin, end = f"<!-- {name}: written by benchmarks/{writer} -->", f"<!-- /{name} -->"
     head, rest = page.split(begin)
     return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 

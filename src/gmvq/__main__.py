@@ -28,7 +28,7 @@ VERBS = {
     "detokenize": "Decode a file of codes to images.",
     "info": "Show what is in a run's folder.",
     "fit-prior": "Fit a prior to a tokenizer's codes, to draw new images from.",
-    "fit-decoder": "Fit a decoder by diffusion to a tokenizer: sharper images of the same codes.",
+    "fit-decoder": "Fit a decoder by diffusion to a tokenizer: it draws detail beside the same codes.",
     "sample": "Draw new images from a prior.",
     "complete": "Hide a part of an image and draw it anew.",
     "interpolate": "Go from one image to another by way of their latents.",
