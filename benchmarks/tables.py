@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs from benchmarks/results, so that none is typed by hand.
+"""Writes the tables of docs from benchmarks/results, so that none is typed by hand.
 
     python benchmarks/tables.py [--check]
 
@@ -37,7 +37,7 @@ NAMES = {
 }
 
 
-def short_table(result: dict[str, Any], link: str = "[Protocol and all figures](docs/results.md).") -> str:
+def short_table(result: dict[str, Any]) -> str:
     """PSNR and usage of each quantizer on each recipe, with a link to more."""
     recipes = list(result["recipes"])
     lines = [
@@ -57,7 +57,7 @@ def short_table(result: dict[str, Any], link: str = "[Protocol and all figures](
         "",
         f"K = {shared['codebook_size']}, the same network, likelihood, data and {shared['steps']:,} steps of "
         f"{shared['batch_size']} images for all. {footnote(result['protocol'])} "
-        f"{link}",
+        "[All figures](results.md).",
     ]
     return "\n".join(lines)
 
@@ -173,9 +173,7 @@ def pages() -> dict[Path, str]:
     trials = json.loads((RESULTS / "trials.json").read_text())
     search = json.loads((RESULTS / "search.json").read_text())
     everyone = json.loads((RESULTS / "quantizers.json").read_text())
-    readme, defaults, guide = (
-        (ROOT / page).read_text() for page in ("README.md", "docs/gm-vq.md", "docs/which-quantizer.md")
-    )
+    defaults, guide = ((ROOT / page).read_text() for page in ("docs/gm-vq.md", "docs/which-quantizer.md"))
     results = [
         "# Figures",
         "Written by `python benchmarks/tables.py` from `benchmarks/results/*.json`.",
@@ -202,8 +200,7 @@ def pages() -> dict[Path, str]:
         kernels = between_marks(kernels, text, name)
     return {
         ROOT / "docs/kernels.md": kernels,
-        ROOT / "README.md": between_marks(readme, short_table(compared)),
-        ROOT / "docs/which-quantizer.md": between_marks(guide, short_table(everyone, "[All figures](results.md).")),
+        ROOT / "docs/which-quantizer.md": between_marks(guide, short_table(everyone)),
         ROOT / "docs/gm-vq.md": between_marks(
             between_marks(between_marks(defaults, trials_table(trials)), search_table(search), "search"),
             search_table(search["later"]),

@@ -1,4 +1,4 @@
-"""Writes docs/experiment.md, its figures and the table of docs/which-quantizer.md from the leaderboard's results.
+"""Writes docs/experiment.md, its figures and the tables of README.md and docs/which-quantizer.md from the results.
 
     python benchmarks/leaderboard/page.py [--check]
 
@@ -20,13 +20,19 @@ from page_plots import plot_contenders
 from page_rows import OURS, Experiment, read_gradients, read_refinement, read_speed, read_tables
 from page_studies import IMAGES, TABLE, Section, course_section, gradient_section, show, study_sections
 from page_svg import Drawing
-from page_tables import guide, markdown_table, protocol_section, refinement_section, run_command
-from page_verdict import LEAST_USAGE, verdict
+from page_tables import guide, markdown_table, protocol_section, refinement_section, run_command, same_for_all
+from page_verdict import LEAST_USAGE, outcome, verdict
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = "docs/experiment.md"
 GUIDE = "docs/which-quantizer.md"
+README = "README.md"
+SHOWN = (
+    OURS, "vector-ema-4-light", "vector-affine", "vector-cosine", "vector-ema", "vector", "finite-scalar", "latent",
+    "lookup-free", "binary-spherical", "simvq", "gaussian-codes",
+)  # fmt: skip
+"""The contenders in the README: GM-VQ, the strongest recipes of VQ-VAE, and what libraries have beside them."""
 _BEGIN = "<!-- short protocols: written by benchmarks/leaderboard/page.py -->"
 _END = "<!-- /short protocols -->"
 
@@ -74,17 +80,31 @@ def files(experiment: Experiment, root: Path = ROOT, said: Any = texts) -> Files
 
     Args:
         experiment: The data.
-        root: The repository; its decision guide and its pictures are read.
+        root: The repository; its README, its decision guide and its pictures are read.
         said: Module of the texts.
     """
     page = experiment_page(experiment, root, said)
     drawings = {root / "docs" / IMAGES / f"{drawing.name}.svg": drawing for drawing in page.drawings}
-    chosen = between_marks((root / GUIDE).read_text("utf-8"), guide(experiment))
-    return Files({root / PAGE: page.text, root / GUIDE: chosen}, drawings)
+    marked = {README: _excerpt(experiment), GUIDE: guide(experiment)}
+    pages = {root / name: between_marks((root / name).read_text("utf-8"), text) for name, text in marked.items()}
+    return Files({root / PAGE: page.text, **pages}, drawings)
+
+
+def _excerpt(experiment: Experiment) -> str:
+    """What the README shows: who leads, and the rows of the guide that most readers look for."""
+    tables = [experiment.tables[name]["protocol"] for name in experiment.named("-short") if name in experiment.tables]
+    shared = dict.fromkeys(f"{same_for_all(protocol)}." for protocol in tables)
+    note = [
+        "Squared error of hard codes on held-out images, mean ± standard deviation over seeds, or one seed.",
+        *shared,
+        "Usage is the range over the data, speed that of training beside `vector`, the VQ-VAE as published.",
+        "[Protocols, hardware, ablations and the other contenders](docs/experiment.md).",
+    ]
+    return f"{outcome(experiment)}\n\n{guide(experiment, SHOWN, ' '.join(note))}"
 
 
 def between_marks(page: str, text: str) -> str:
-    """The decision guide with its table."""
+    """A page with another table between its marks."""
     head, rest = page.split(_BEGIN)
     return f"{head}{_BEGIN}\n{text}\n{_END}{rest.split(_END)[1]}"
 

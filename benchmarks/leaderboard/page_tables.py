@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,6 +137,15 @@ def _remarks(experiment: Experiment, protocol: str, entries: Sequence[Entry], em
     return lines
 
 
+def same_for_all(protocol: Mapping[str, Any]) -> str:
+    """What no contender of a protocol may choose, in a clause."""
+    training = protocol["run"].get("training", {})
+    return (
+        f"K = {protocol['codebook_size']:,}, the same network, data and {training.get('steps', 0):,} steps of "
+        f"{training.get('batch_size', 0):,} images for all"
+    )
+
+
 def protocol_sentences(table: Mapping[str, Any]) -> str:
     """Data, network, training, hardware and versions of a table: no figure stands bare."""
     protocol, rows = table["protocol"], table["rows"]
@@ -228,16 +237,23 @@ def refinement_section(experiment: Experiment) -> str:
     return "\n\n".join(parts)
 
 
-def guide(experiment: Experiment) -> str:
-    """The table of the decision guide: errors, usage and speed under the short protocols."""
+def guide(experiment: Experiment, shown: Collection[str] | None = None, note: str | None = None) -> str:
+    """The table of the decision guide: errors, usage and speed under the short protocols.
+
+    Args:
+        experiment: The data.
+        shown: The contenders; None for all that were run.
+        note: What follows the table; None for how it was measured.
+    """
     protocols = [name for name in experiment.named("-short") if name in experiment.tables]
     absent = [name for name in experiment.named("-short") if name not in experiment.tables]
     lines = [f"{experiment.title(name)}: not run yet. `{run_command(name)}`" for name in absent]
     if protocols:
         found = {name: {entry.contender: entry for entry in experiment.entries(name)} for name in protocols}
         header = ["MSE (1e-3)", *map(experiment.data_title, protocols), "Usage (%)", f"Speed, `{PLAIN}` = 1"]
-        names = sorted({name for entries in found.values() for name in entries}, key=lambda name: _order(found, name))
-        lines = [markdown_table(header, [_guide_row(found, name) for name in names]), _GUIDE_NOTE, *lines]
+        names = {name for entries in found.values() for name in entries if shown is None or name in shown}
+        rows = [_guide_row(found, name) for name in sorted(names, key=lambda name: _order(found, name))]
+        lines = [markdown_table(header, rows), note or _GUIDE_NOTE, *lines]
     return "\n\n".join(lines)
 
 

@@ -66,16 +66,26 @@ def standing(experiment: Experiment, protocol: str) -> Standing:
     return Standing(protocol, ranked, left_out)
 
 
-def verdict(experiment: Experiment) -> str:
-    """The top of the page: one sentence that says it, a table, and how it was ranked."""
-    protocols = experiment.named("-short")
-    standings = [standing(experiment, name) for name in protocols if name in experiment.tables]
+def standings_of(experiment: Experiment) -> list[Standing]:
+    """GM-VQ under each short protocol that was run."""
+    return [standing(experiment, name) for name in experiment.named("-short") if name in experiment.tables]
+
+
+def outcome(experiment: Experiment) -> str:
+    """Who leads, and what that does not say, in a sentence or two."""
+    standings = standings_of(experiment)
     missing = sum(
         len(set(experiment.field) - {entry.contender for entry in experiment.entries(each.protocol)})
         for each in standings
     )
-    found = sentence(standings, len(protocols), missing, len(experiment.field) * len(standings))
-    lines = [f"**{found}{_reservations(experiment, standings)}**"]
+    found = sentence(standings, len(experiment.named("-short")), missing, len(experiment.field) * len(standings))
+    return found + _reservations(experiment, standings)
+
+
+def verdict(experiment: Experiment) -> str:
+    """The top of the page: one sentence that says it, a table, and how it was ranked."""
+    protocols, standings = experiment.named("-short"), standings_of(experiment)
+    lines = [f"**{outcome(experiment)}**"]
     if standings:
         lines += [_table(experiment, standings), _rule()]
     lines += [line for each in standings if (line := _left_out(experiment, each))]
@@ -99,7 +109,9 @@ def sentence(standings: Sequence[Standing], wanted: int, missing: int = 0, rows:
     others = [each for each in standings if each.place != 1]
     near = sum(each.within for each in others)
     found = f"it has the lowest error of hard codes on {leads} of {len(standings)} data sets"
-    if others:
+    if len(others) == 1:
+        found += f", and is {'' if near else 'not '}within one standard deviation of the best on the other"
+    elif others:
         found += f", and is within one standard deviation of the best on {near} of the other {len(others)}"
     if len(standings) < wanted:
         return f"Not decided for GM-VQ: {len(standings)} of {wanted} short protocols have been run; so far {found}."

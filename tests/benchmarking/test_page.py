@@ -234,6 +234,10 @@ def test_the_guide_has_errors_usage_and_relative_speed():
     assert cells(said, "VECTOR")[1:] == ["7.000 ± 0.010", "6.000 ± 0.010", "100", "1.00"]
     assert said.index("GAUSSIAN-MIXTURE") < said.index("| VECTOR |")
     assert f"CelebA 64x64, 16x16 codes: not run yet. `{page_tables.run_command(SHORT[2])}`" in said
+    some = page_tables.guide(experiment(tables), ["vector"], "That is all.")
+    assert cells(some, "VECTOR")[1:3] == ["7.000 ± 0.010", "6.000 ± 0.010"]
+    assert "GAUSSIAN-MIXTURE" not in some
+    assert "That is all." in some
 
 
 def test_speeds_are_those_measured_beside_each_other_and_not_of_the_rows():
@@ -448,12 +452,14 @@ def test_pages_and_figures_are_written_once_and_found_stale(tmp_path):
     guide = f"before\n{page._BEGIN}\nold\n{page._END}\nafter\n"
     (tmp_path / "docs/images/experiment").mkdir(parents=True)
     (tmp_path / page.GUIDE).write_text(guide)
+    (tmp_path / page.README).write_text(guide)
     (tmp_path / "docs/images/experiment/study-gone.svg").write_text("<svg/>")
     (tmp_path / f"docs/images/experiment/reconstructions-{FULL}.jpg").write_bytes(b"")
     errors = {**ERRORS, "gaussian-mixture:noise=1": 6.0}
     made = page.files(experiment({SHORT[0]: rows_of(errors)}, [NOISE]), tmp_path)
     assert {path.name for path in made.stale()} == {
-        "experiment.md", "which-quantizer.md", "contenders-short.svg", "study-noise.svg", "course.svg", "study-gone.svg"
+        "experiment.md", "which-quantizer.md", "README.md",
+        "contenders-short.svg", "study-noise.svg", "course.svg", "study-gone.svg",
     }  # fmt: skip
     made.write()
     assert made.stale() == []
@@ -467,7 +473,8 @@ def test_pages_and_figures_are_written_once_and_found_stale(tmp_path):
     assert chosen.startswith("before\n")
     assert "old" not in chosen
     other = page.files(experiment({SHORT[0]: rows_of({**errors, "vector": 7.1})}, [NOISE]), tmp_path)
-    assert {path.name for path in other.stale()} == {"experiment.md", "which-quantizer.md", "contenders-short.svg"}
+    pages = {"experiment.md", "which-quantizer.md", "README.md"}
+    assert {path.name for path in other.stale()} == {*pages, "contenders-short.svg"}
 
 
 def test_a_cell_may_hold_a_bar():
