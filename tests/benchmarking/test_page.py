@@ -47,7 +47,7 @@ CONTENDERS = {name: contender(name) for name in FIELD}
 CONTENDERS["gaussian-mixture:noise=1"] = contender("gaussian-mixture:noise=1", "gaussian-mixture", noise=1.0)
 
 
-def study(points, scale="linear", name="noise", protocol=SHORT[0]):
+def study(points, scale="linear", name="scale", protocol=SHORT[0]):
     made = [SimpleNamespace(label=label, contender=contender) for label, contender in points]
     return SimpleNamespace(name=name, title="Noise | more", axis="nu", scale=scale, points=made, protocol=protocol)
 
@@ -264,14 +264,14 @@ def test_a_study_compares_with_the_default():
     ) in plain(made.text)
     assert cells(made.text, "1")[-2:] == ["+10.0 %", "3"]
     assert cells(made.text, "**0**")[-2:] == ["", "3"]
-    assert [drawing.name for drawing in made.drawings] == ["study-noise"]
+    assert [drawing.name for drawing in made.drawings] == ["study-scale"]
 
 
 def test_a_study_that_was_not_run_has_no_paragraph_and_no_plot():
     made = page_studies.study_section(experiment({}, [NOISE]), NOISE, "{best}")
     assert made.drawings == ()
     assert made.text.splitlines()[-1].endswith(
-        "`gmvq compare --protocol cifar10-8x8-k1024-short --quantizers study:noise --seeds 3 --data PATH`"
+        "`gmvq compare --protocol cifar10-8x8-k1024-short --quantizers study:scale --seeds 3 --data PATH`"
     )
     assert "{" not in made.text
 
@@ -413,7 +413,7 @@ def test_the_least_and_the_most_stand_on_the_plot_of_contenders():
     assert low < 5 < 10 < high < 13  # twice the least error, and no more
 
 
-@pytest.mark.parametrize("name", ["contenders-short", "study-noise", "course", "gradients-latents"])
+@pytest.mark.parametrize("name", ["contenders-short", "study-scale", "course", "gradients-latents"])
 def test_figures_follow_the_scheme_and_are_the_same_every_time(name):
     found = experiment({SHORT[0]: rows_of({**ERRORS, "gaussian-mixture:noise=1": 6.0})}, [NOISE], gradients())
     (drawing,) = [one for one in page.experiment_page(found, ROOT, texts).drawings if one.name == name]
@@ -459,7 +459,7 @@ def test_pages_and_figures_are_written_once_and_found_stale(tmp_path):
     made = page.files(experiment({SHORT[0]: rows_of(errors)}, [NOISE]), tmp_path)
     assert {path.name for path in made.stale()} == {
         "experiment.md", "which-quantizer.md", "README.md",
-        "contenders-short.svg", "study-noise.svg", "course.svg", "study-gone.svg",
+        "contenders-short.svg", "study-scale.svg", "course.svg", "study-gone.svg",
     }  # fmt: skip
     made.write()
     assert made.stale() == []
