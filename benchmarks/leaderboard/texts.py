@@ -47,15 +47,15 @@ STUDIES: dict[str, str] = {
         "Noise between latent and code, whose width grows with their distance as in the paper or is constant, does "
         "not help. Where it is small, nothing measurable is lost ({against[0.1]}; {against[0.3]}; "
         "{against[constant, 0.3]} with a constant width). At the paper's scale it is {against[1]}, and "
-        "{against[constant, 1]} with a constant width: the form makes no difference. The encoder answers with a "
+        "{against[constant, 1]} with a constant width: the form makes little difference. The encoder answers with a "
         "sharper posterior ({entropy_of[1]} and {entropy_of[constant, 1]} nats, against {entropy_of[none]}). "
         "{diverged}"
     ),
     "learned": (
         "Means by gradient in place of the M-step: {against[codes by gradient]}, with as many codes in use. Learned "
-        "weights of the features: {against[feature weights]}. Learned weights of the components let codes go: "
-        "{usage_of[mixture weights]} % of them stay in use, and the error is {against[mixture weights]}; a uniform "
-        "prior is what holds the codebook together. {diverged}"
+        "weights of the features: {against[feature weights]}. Learned weights of the components are part of the "
+        "posterior, so that a rare code grows rarer: {usage_of[mixture weights]} % of the codes stay in use, and the "
+        "error is {against[mixture weights]}. {diverged}"
     ),
     "code-dimension": (
         "Two features are too few ({against[2]}). With four or more, up to half of the latents' features, all codes "
