@@ -260,6 +260,7 @@ class Data(torch.utils.data.Dataset):
         return nearest_code(random(200, 4, seed=index), random(300, 4, seed=9))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # two workers on a machine of one core
 def test_it_works_in_workers_that_were_forked(threads_of_its_own):
     torch.set_num_threads(2)  # what was forked must not wait for threads that stayed behind
     expected = torch.stack([Data()[index] for index in range(4)])
