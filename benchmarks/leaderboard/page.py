@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
 import texts
 from page_paper import paper_section
 from page_plots import plot_contenders
@@ -22,6 +24,7 @@ from page_studies import IMAGES, TABLE, Section, course_section, gradient_sectio
 from page_svg import Drawing
 from page_tables import guide, markdown_table, protocol_section, refinement_section, run_command, same_for_all
 from page_verdict import LEAST_USAGE, outcome, verdict
+from tables import between_marks
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -33,8 +36,8 @@ SHOWN = (
     "lookup-free", "binary-spherical", "simvq", "gaussian-codes",
 )  # fmt: skip
 """The contenders in the README: GM-VQ, the strongest recipes of VQ-VAE, and what libraries have beside them."""
-_BEGIN = "<!-- short protocols: written by benchmarks/leaderboard/page.py -->"
-_END = "<!-- /short protocols -->"
+MARKED = "short protocols", "leaderboard/page.py"
+"""Name and writer in the marks around the tables of README and guide."""
 
 
 class Files(NamedTuple):
@@ -86,7 +89,9 @@ def files(experiment: Experiment, root: Path = ROOT, said: Any = texts) -> Files
     page = experiment_page(experiment, root, said)
     drawings = {root / "docs" / IMAGES / f"{drawing.name}.svg": drawing for drawing in page.drawings}
     marked = {README: _excerpt(experiment), GUIDE: guide(experiment)}
-    pages = {root / name: between_marks((root / name).read_text("utf-8"), text) for name, text in marked.items()}
+    pages = {
+        root / name: between_marks((root / name).read_text("utf-8"), text, *MARKED) for name, text in marked.items()
+    }
     return Files({root / PAGE: page.text, **pages}, drawings)
 
 
@@ -101,12 +106,6 @@ def _excerpt(experiment: Experiment) -> str:
         "[Protocols, hardware, ablations and the other contenders](docs/experiment.md).",
     ]
     return f"{outcome(experiment)}\n\n{guide(experiment, SHOWN, ' '.join(note))}"
-
-
-def between_marks(page: str, text: str) -> str:
-    """A page with another table between its marks."""
-    head, rest = page.split(_BEGIN)
-    return f"{head}{_BEGIN}\n{text}\n{_END}{rest.split(_END)[1]}"
 
 
 def experiment_page(experiment: Experiment, root: Path, said: Any) -> Section:  # noqa: ANN401
