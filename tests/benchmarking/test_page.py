@@ -474,6 +474,9 @@ def test_pages_and_figures_are_written_once_and_found_stale(tmp_path):
     chosen = (tmp_path / page.GUIDE).read_text()
     assert chosen.startswith("before\n")
     assert "old" not in chosen
+    shown = (tmp_path / page.README).read_text()
+    assert "Not decided" in shown
+    assert cells(shown, "**GAUSSIAN-MIXTURE**")[1] == "5.000 ± 0.010"
     other = page.files(experiment({SHORT[0]: rows_of({**errors, "vector": 7.1})}, [NOISE]), tmp_path)
     pages = {"experiment.md", "which-quantizer.md", "README.md"}
     assert {path.name for path in other.stale()} == {*pages, "contenders-short.svg"}
