@@ -29,6 +29,7 @@ from gmvq.models import AdversarialConfig
 from gmvq.networks import Classifier
 from gmvq.recipes import DECODER, DecoderRun, fit_decoder
 from gmvq.recipes.judging import classifier_of
+from gmvq.recipes.tiling import cut
 from gmvq.training.preparation import cpu_threads
 from gmvq.training.provenance import commit, hardware, versions
 
@@ -38,25 +39,19 @@ HELD_OUT = 10
 """Of the judge's tiles one of so many is held out, to see how well it tells."""
 
 
-def tiles(images: Images, side: int, most: int | None = None) -> tuple[Tensor, Tensor]:
-    """Tiles uint8 ``(N, C, side, side)``, and the image that each is of ``(N,)``; evenly fewer if there are more."""
-    parts, places = [], []
-    for index in range(len(images)):
-        image = images[index]
-        rows, columns = image.shape[1] // side, image.shape[2] // side
-        whole = image[:, : rows * side, : columns * side].unflatten(1, (rows, side)).unflatten(3, (columns, side))
-        parts.append(whole.permute(1, 3, 0, 2, 4).flatten(0, 1))
-        places.append(torch.full((rows * columns,), index))
-    found, of = torch.cat(parts), torch.cat(places)
-    if most is None or len(found) <= most:
-        return found, of
-    kept = torch.arange(most) * len(found) // most
-    return found[kept], of[kept]
+def tiles(images: Images, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """Tiles uint8 ``(N, C, SIDE, SIDE)``, and the image that each is of ``(N,)``; evenly fewer if there are more."""
+    found = cut(images, SIDE)
+    places = {name: index for index, name in enumerate(images.names)}
+    of = torch.tensor([places[name.rpartition("/")[0]] for name in found.names])
+    count = len(found) if most is None else min(most, len(found))
+    kept = torch.arange(count) * len(found) // count
+    return found.images[kept], of[kept]
 
 
 def judge_of(data: Data, folder: Path, steps: int, console: Console) -> Classifier:
     """A network that tells which training photograph a tile is of."""
-    found, of = tiles(data.train, SIDE)
+    found, of = tiles(data.train)
     held_out = torch.arange(len(found)) % HELD_OUT == 0
     sides = [ArrayImages(found[chosen], of[chosen]) for chosen in (~held_out, held_out)]
     return classifier_of(Data("tiles of photographs", *sides, data.channels), folder, steps, console)
@@ -122,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if fitted is None:
             fitted = fit_decoder(folders["plain"], learned, data=data, console=console)
         judge = judge_of(data, arguments.runs / "judge", arguments.judge_steps, console)
-        real = tiles(data.held_out, SIDE, arguments.tiles)[0].float() / 255
+        real = tiles(data.held_out, arguments.tiles)[0].float() / 255
         decoder = hub.load_decoder(folders["plain"] / DECODER).decoder
         ways: dict[str, Callable[[Tensor, int], Tensor]] = {
             "plain": lambda part, _: plain.reconstruct(part),

@@ -47,11 +47,11 @@ def test_priors_over_several_tokenizers_are_compared(tmp_path, monkeypatch, caps
 
 def test_tiles_are_parts_of_their_images():
     images = torch.arange(2 * 3 * 70 * 40).reshape(2, 3, 70, 40).remainder(251).byte()
-    found, of = sharpening.tiles(ArrayImages(images), 32)
+    found, of = sharpening.tiles(ArrayImages(images))
     assert found.shape == (4, 3, 32, 32)
     assert torch.equal(found[1], images[0, :, 32:64, :32])
     assert torch.equal(of, torch.tensor([0, 0, 1, 1]))
-    assert torch.equal(sharpening.tiles(ArrayImages(images), 32, 2)[1], torch.tensor([0, 1]))
+    assert torch.equal(sharpening.tiles(ArrayImages(images), 2)[1], torch.tensor([0, 1]))
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")

@@ -40,8 +40,8 @@ def tile_side(data: Data, crop: int | None, tokenizer: Autoencoder) -> int | Non
     return side
 
 
-def cut(images: Images, side: int) -> Images:
-    """Square tiles side by side of each image that is large enough, with its label.
+def cut(images: Images, side: int) -> ArrayImages:
+    """Square tiles side by side of each image that is large enough, with its label, named ``image/top-left``.
 
     Args:
         images: The images.
