@@ -109,12 +109,14 @@ def sharpening_text(result: Mapping[str, Any]) -> str:
             f"{row['ssim']:.4f}",
             f"{row['sharpness']:.2f}",
             f"{row['frechet']:.2f}",
-            f"{row['kernel']:.4f}",
+            f"{row['kernel']:.3f}",
+            f"{row['precision']:.3f}",
+            f"{row['recall']:.3f}",
             f"{result['seconds'][row['name']]:,.0f}",
         ]
         for row in result["rows"]
     ]
-    head = ("Tokenizer", "PSNR (dB)", "SSIM", "Sharpness", "Fréchet", "Kernel", "Training (s)")
+    head = ("Tokenizer", "PSNR (dB)", "SSIM", "Sharpness", "Fréchet", "Kernel", "Precision", "Recall", "Training (s)")
     return "\n\n".join(
         [
             table(head, rows),

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from gmvq.losses.adversarial import (
@@ -59,12 +60,25 @@ def test_the_regularizer_follows_the_logits_and_holds_them_apart_no_more():
     assert lecam(REAL + 9, FAKE - 9) > lecam(REAL, FAKE)
 
 
-def test_the_weight_balances_the_gradients_of_the_last_layer():
-    layer = nn.Linear(4, 1)
-    out = layer(torch.randn(8, 4))
-    loss, adversarial = (3 * out).mean(), out.square().mean()
-    weight = adaptive_weight(loss, adversarial, layer.weight)
-    first = torch.autograd.grad(loss, layer.weight, retain_graph=True)[0].norm()
-    second = torch.autograd.grad(weight * adversarial, layer.weight, retain_graph=True)[0].norm()
+def test_the_weight_balances_the_pulls_at_the_pixels():
+    images, scale = torch.rand(4, 3, 5, 7), torch.tensor(30.0)
+    network = nn.Conv2d(3, 3, 3, padding=1)
+    made = network(images)
+    adversarial = made.square().mean()
+    weight = adaptive_weight(adversarial, made, images.requires_grad_(), scale)
+    assert not weight.requires_grad
+    first = torch.autograd.grad(scale * F.mse_loss(made, images), made, retain_graph=True)[0].norm()
+    second = torch.autograd.grad(weight * adversarial, made, retain_graph=True)[0].norm()
     torch.testing.assert_close(first, second)
-    assert adaptive_weight(loss, 0 * adversarial, layer.weight) == 1e4
+    assert adaptive_weight(0 * adversarial, made, images, scale) == 1e4
+
+
+def test_the_weight_stays_where_the_error_of_a_batch_adds_up_to_nothing():
+    images = torch.rand(4, 1, 8, 8)
+    bias = nn.Parameter(images.mean())
+    made = bias.expand_as(images).clone()  # the best that one number can do: its own gradient is 0
+    assert torch.autograd.grad(F.mse_loss(made, images), bias, retain_graph=True)[0].abs() < 1e-6
+    pull, error = made.square().mean(), F.mse_loss(made, images).item()
+    expected = 2 * (error * images.numel()) ** 0.5 / torch.autograd.grad(pull, made, retain_graph=True)[0].norm()
+    weight = adaptive_weight(pull, made, images, torch.tensor(1.0))
+    torch.testing.assert_close(weight * images.numel(), expected)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from gmvq.losses import FeatureLoss
 from gmvq.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss, gradient_penalty
@@ -27,11 +28,23 @@ def gradients(model):
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def taught(model, images):
+    """The model, its discriminator with a lead on these images."""
+    optimizer = torch.optim.Adam(model.discriminator.parameters(), 1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        model.discriminator.zero_grad()
+        model(images).loss.backward()
+        optimizer.step()
+    model.zero_grad()
+    return model
+
+
 @pytest.mark.parametrize("loss", ["hinge", "non-saturating"])
 @pytest.mark.parametrize("norm", ["spectral", "layer", "none"])
 def test_one_backward_gives_each_side_its_own_gradient(loss, norm):
     images = torch.rand(4, 3, 16, 16)
-    model = made(loss=loss, norm=norm, lecam=0.0)
+    model = taught(made(loss=loss, norm=norm, lecam=0.0), images)
     model.discriminator.eval()  # spectral normalization takes a step in each forward of training
     model(images).loss.backward()
     together = gradients(model)
@@ -43,7 +56,10 @@ def test_one_backward_gives_each_side_its_own_gradient(loss, norm):
     own = {name: gradient for name, gradient in gradients(model).items() if name.startswith("discriminator")}
     model.zero_grad()
     fooled = generator_loss(loss, model.discriminator(reconstruction.images))
-    weight = 0.3 * adaptive_weight(reconstruction.loss, fooled, model.last_layer)
+    error_weight = model.autoencoder.likelihood.squared_error_weight(reconstruction.terms["mse"])
+    lead = (real > 0).float().mean() + (fake < 0).float().mean() - 1
+    assert lead > 0.3
+    weight = lead * adaptive_weight(fooled, reconstruction.images, images, error_weight)
     (reconstruction.loss + weight * fooled).backward()
     own |= {name: gradient for name, gradient in gradients(model).items() if name.startswith("autoencoder")}
     assert together.keys() == own.keys()
@@ -77,10 +93,27 @@ def test_before_it_begins_the_autoencoder_learns_as_without():
             torch.testing.assert_close(learned[name], gradient, msg=name, rtol=1e-4, atol=1e-6)
 
 
+def test_a_discriminator_that_guesses_pulls_at_nothing():
+    images = torch.rand(4, 3, 16, 16)
+    model = made(norm="none", lecam=0.0)
+    with torch.no_grad():
+        model.discriminator.layers[-1].bias.fill_(99)  # it takes all for real
+    out = model(images)
+    assert out.terms["discriminator_accuracy"] == 0.5
+    assert out.terms["adversarial_weight"] == 0
+    out.loss.backward()
+    found = gradients(model)
+    model.zero_grad()
+    model.autoencoder(images).loss.backward()
+    for name, gradient in gradients(model).items():
+        if name.startswith("autoencoder"):
+            torch.testing.assert_close(found[name], gradient, msg=name)
+
+
 def test_the_weight_rises_along_a_line():
     config = AdversarialConfig(weight=2.0, discriminator_start=0.1, start=0.2, warmup=0.4)
     assert [config.weight_at(progress) for progress in (0.0, 0.19, 0.2, 0.4, 0.6, 1.0)] == [0, 0, 0, 1, 2, 2]
-    assert AdversarialConfig(**NOW).weight_at(0.0) == 0.3
+    assert AdversarialConfig(**NOW).weight_at(0.0) == 1.0
 
 
 def test_regularizers_and_features_add_their_parts_to_the_loss():
@@ -118,11 +151,12 @@ def test_in_low_precision_its_losses_are_in_float32():
     assert {terms[name].dtype for name in (*DISCRIMINATOR, *GENERATOR)} == {torch.float32}
 
 
-def test_a_decoder_that_does_not_learn_gets_a_reason():
-    model = Autoencoder(AutoencoderConfig(width=8))
-    model.decoder.requires_grad_(False)
-    with pytest.raises(ValueError, match="last layer must learn"):
-        AdversarialAutoencoder(model)
+def test_an_encoder_learns_against_it_before_a_decoder_that_does_not():
+    model = made()
+    model.autoencoder.decoder.requires_grad_(False)
+    model(torch.rand(4, 3, 16, 16)).loss.backward()
+    assert all(weight.grad is None for weight in model.autoencoder.decoder.parameters())
+    assert any(weight.grad.abs().sum() > 0 for weight in model.autoencoder.encoder.parameters())
 
 
 def test_in_evaluation_it_is_the_autoencoder():
@@ -131,6 +165,21 @@ def test_in_evaluation_it_is_the_autoencoder():
     eight_bit = (images * 255).byte()
     model.train()
     torch.testing.assert_close(model(eight_bit).loss.isfinite(), torch.tensor(True))
+
+
+def test_a_discriminator_soon_tells_images_that_lack_detail():
+    """As reconstructions do: far smaller than what varies from image to image."""
+    torch.manual_seed(0)
+    discriminator = PatchDiscriminator(3, width=16, layers=2)
+    optimizer = torch.optim.Adam(discriminator.parameters(), 2e-3)
+    for _ in range(40):
+        fake = F.interpolate(torch.rand(16, 3, 3, 3), 16, mode="bicubic").clamp(0, 1)
+        real = fake + 0.03 * torch.randn_like(fake)
+        optimizer.zero_grad()
+        discriminator_loss("hinge", discriminator(real), discriminator(fake)).backward()
+        optimizer.step()
+    assert (discriminator(real) > 0).float().mean() > 0.9
+    assert (discriminator(fake) < 0).float().mean() > 0.9
 
 
 def test_a_discriminator_learns_to_tell():

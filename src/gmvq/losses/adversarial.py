@@ -14,7 +14,7 @@ References:
     LeCam: Regularizing Generative Adversarial Networks under Limited Data (Tseng et al., 2021),
     https://arxiv.org/abs/2104.03310;
     adaptive weight: Taming Transformers for High-Resolution Image Synthesis (Esser et al., 2021),
-    https://arxiv.org/abs/2012.09841
+    https://arxiv.org/abs/2012.09841, there by the gradients of the decoder's last layer, here by those of the images
 """
 
 from __future__ import annotations
@@ -108,18 +108,24 @@ class LeCam(nn.Module):
         self.fake.lerp_(seen[1], 1 - self.decay)
 
 
-def adaptive_weight(loss: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    r"""The weight at which two losses move the decoder's last layer alike, :math:`|\nabla L| / |\nabla L_G|`, ``()``.
+def adaptive_weight(adversarial: Tensor, reconstructions: Tensor, images: Tensor, error_weight: Tensor) -> Tensor:
+    r"""The weight at which the adversarial loss pulls at the pixels as strongly as the squared error does, ``()``.
+
+    .. math:: \lambda = s\, |\nabla_{\hat x} \mathrm{MSE}(\hat x, x)| \,/\, |\nabla_{\hat x} L_G|
+
+    Gradients of weights would not do: those of the squared error add up to nothing over a batch as training converges,
+    whatever is wrong with each image, and the adversarial loss would go with them. What is left of each image stays.
 
     Args:
-        loss: What the decoder minimizes anyway, ``()``.
-        adversarial: What the weight is for, ``()``.
-        last_layer: Weights of the last layer, in both graphs.
+        adversarial: :math:`L_G` ``()``, with a graph back to the reconstructions, which is kept.
+        reconstructions: :math:`\hat x` ``(B, C, H, W)``.
+        images: x, of the same shape.
+        error_weight: s, the weight of the mean squared error in what the autoencoder minimizes, ``()``.
     """
-    norms = [
-        torch.autograd.grad(each, last_layer, retain_graph=True)[0].detach().norm() for each in (loss, adversarial)
-    ]
-    return (norms[0] / norms[1].clamp_min(1e-12)).clamp_max(LARGEST_WEIGHT)
+    (pull,) = torch.autograd.grad(adversarial, reconstructions, retain_graph=True)
+    residual = reconstructions.detach().float() - images.detach().float()
+    pulled = 2 * error_weight.float() * residual.norm() / residual.numel()
+    return (pulled / pull.float().norm().clamp_min(1e-12)).clamp_max(LARGEST_WEIGHT)
 
 
 def _check(kind: str) -> None:

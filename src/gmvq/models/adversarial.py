@@ -6,14 +6,16 @@ r"""An autoencoder and a discriminator, in one module with one loss: reconstruct
        |                          |                                                                +--> loss
        +--discriminator--> L_D <--+ (detached) --------------------------------------------------- +
 
-.. math:: L = L_{\text{autoencoder}} + w_f\, s\, L_{\text{features}} + w(t)\, \lambda\, L_G + L_D
+.. math:: L = L_{\text{autoencoder}} + w_f\, s\, L_{\text{features}} + w(t)\, a\, \lambda\, L_G + L_D
 
 s is the weight that the likelihood gives to a squared error of the images, so that distances of features weigh as one.
 The discriminator is held still in :math:`L_G`, and the reconstructions in :math:`L_D`, so the gradient of the sum is
-each part's own: one optimizer step moves both. :math:`\lambda` makes :math:`L_G` move the decoder's last layer as much
-as the rest does; w(t) is 0 until the discriminator has learned for a while, and then rises.
+each part's own: one optimizer step moves both. :math:`\lambda` makes :math:`L_G` pull at the pixels as strongly as the
+squared error does; w(t) is 0 until the discriminator has learned for a while, and then rises; and the discriminator's
+lead a, from 0 where it guesses to 1 where it tells all patches, holds back one that has nothing to teach, whose slope
+:math:`\lambda` would blow up.
 
-Under several processes each has its own :math:`\lambda`, of its own images.
+Under several processes each has its own a and :math:`\lambda`, of its own images.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class AdversarialConfig:
     """How a discriminator sharpens a tokenizer.
 
     Args:
-        weight: w, of the adversarial loss against the autoencoder's, once it counts in full.
+        weight: w, of the adversarial loss once it counts in full: at 1 it pulls at pixels as the squared error does.
         loss: ``hinge`` or ``non-saturating``.
         width: Channels of the discriminator's first layer.
         layers: Its strided convolutions.
@@ -67,7 +69,7 @@ class AdversarialConfig:
             norm, ``discriminator_start`` comes after ``start``, or training ends before the warm-up.
     """
 
-    weight: float = 0.3
+    weight: float = 1.0
     loss: AdversarialLoss = "hinge"
     width: int = 64
     layers: int = 3
@@ -125,9 +127,6 @@ class AdversarialAutoencoder(nn.Module):
 
     Shape:
         images ``(B, C, H, W)`` -> :class:`gmvq.types.Reconstruction`; in evaluation that of the autoencoder alone.
-
-    Raises:
-        ValueError: If the decoder's last layer does not learn.
     """
 
     def __init__(
@@ -143,18 +142,11 @@ class AdversarialAutoencoder(nn.Module):
         self.lecam = LeCam()
         # on the host: a branch on a buffer would wait for the GPU in each step
         self._progress = 0.0
-        if not self.last_layer.requires_grad:
-            raise ValueError("The decoder's last layer must learn, got one without a gradient: the weight is by that.")
 
     @property
     def features(self) -> FeatureLoss | None:
         """The distance of features, or None."""
         return self._features[0]
-
-    @property
-    def last_layer(self) -> Tensor:
-        """Weights of the decoder's last layer."""
-        return [weight for weight in self.autoencoder.decoder.parameters() if weight.ndim >= 2][-1]
 
     def set_progress(self, progress: float) -> None:
         """Tells how far training has come, in [0, 1]."""
@@ -168,32 +160,33 @@ class AdversarialAutoencoder(nn.Module):
             return made
         images = self.autoencoder.as_float(images)
         loss, terms = made.loss, dict(made.terms)
+        error_weight = self.autoencoder.likelihood.squared_error_weight(terms["mse"])
         if self.features is not None and self.config.feature_weight:
             if self.features.mean.device != images.device:
                 self.features.to(images.device)
             distance = self.features(made.images, images)
-            scale = self.autoencoder.likelihood.squared_error_weight(terms["mse"])
-            loss = loss + self.config.feature_weight * scale * distance
+            loss = loss + self.config.feature_weight * error_weight * distance
             terms["feature_distance"] = distance.detach()
         # a log has the same figures from the first step
         terms |= dict.fromkeys((LEARNING, OPPOSING, *DISCRIMINATOR, *GENERATOR), loss.new_zeros(()))
         if self._progress >= self.config.discriminator_start:
-            opposed, found = self._opposed(loss, made.images, images)
+            opposed, found = self._opposed(made.images, images, error_weight)
             loss, terms = loss + opposed, terms | found
         return made._replace(loss=loss, terms=terms)
 
-    def _opposed(self, loss: Tensor, fakes: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _opposed(self, fakes: Tensor, images: Tensor, error_weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What the discriminator adds to the loss, and figures of it."""
         config = self.config
         images = images.detach().requires_grad_(config.gradient_penalty > 0)
         real, fake = self.discriminator(images).float(), self.discriminator(fakes.detach()).float()
         own = discriminator_loss(config.loss, real, fake)
+        accuracy = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
         terms = {
             LEARNING: torch.ones_like(own.detach()),
             "discriminator": own.detach(),
             "real_logit": real.detach().mean(),
             "fake_logit": fake.detach().mean(),
-            "discriminator_accuracy": ((real > 0).float().mean() + (fake < 0).float().mean()).detach() / 2,
+            "discriminator_accuracy": accuracy,
         }
         if config.lecam:
             own = own + config.lecam * self.lecam(real, fake)
@@ -204,6 +197,7 @@ class AdversarialAutoencoder(nn.Module):
             return own, terms
         still = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         fooled = generator_loss(config.loss, functional_call(self.discriminator, still, (fakes,)).float())
-        balanced = weight * adaptive_weight(loss, fooled, self.last_layer)
+        lead = (2 * accuracy - 1).clamp_min(0)
+        balanced = weight * lead * adaptive_weight(fooled, fakes, images, error_weight)
         terms |= {OPPOSING: terms[LEARNING], "adversarial": fooled.detach(), "adversarial_weight": balanced}
         return own + balanced * fooled, terms

@@ -121,8 +121,9 @@ TRAINING = (
         "adversarial_weight",
         "Adversarial weight",
         "",
-        "By which its gradient balances the others' in the last layer, times what is configured.",
-        "It rises where the adversarial gradient is small.",
+        "What makes it pull at the pixels as the squared error does, times what is configured and the lead of the "
+        "discriminator: 0 where it guesses, 1 where it tells all patches.",
+        "It rises where the adversarial gradient is small, and is 0 where the discriminator guesses.",
         ".3g",
     ),
     Measure("learning_rate", "Learning rate", "", form=".3g"),

@@ -155,7 +155,7 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
     def advice(self, figures: Mapping[str, float | None]) -> str | None:
         """Says when the discriminator tells all patches, or none, once its loss counts."""
         accuracy = figures.get("discriminator_accuracy")
-        if accuracy is None or not figures.get("adversarial_weight"):
+        if accuracy is None or figures.get("adversarial_weight") is None:
             return None
         if accuracy > WINS:
             return (
@@ -164,8 +164,8 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
             )
         if accuracy < LOSES:
             return (
-                f"The discriminator tells less than {LOSES:.0%} of the patches, as if it guessed. Give it more width, "
-                "let it start earlier, or look for what is broken in it."
+                f"The discriminator tells less than {LOSES:.0%} of the patches, as if it guessed: its loss counts for "
+                "nothing then. Give it more width, let it start earlier, or look for what is broken in it."
             )
         return None
 
