@@ -1,10 +1,10 @@
 """What sharpens a tokenizer's images and what it costs: a discriminator, or a decoder by diffusion, on photographs.
 
-One tokenizer of the bundled photographs is trained as it is, and once more against a discriminator from the same first
-weights, for as many steps; over the first, a diffusion decoder is fitted. Figures are of tiles of the held-out
-photographs through their codes: PSNR, SSIM, high-frequency energy over that of the tiles themselves, and how their
-features stand to those of the tiles. The features are of a small network that learned to tell which training photograph
-a tile is of, since the photographs have no classes; so the distances are no FID and KID.
+For each seed, one tokenizer of the bundled photographs is trained as it is, and once more against a discriminator from
+the same first weights, for as many steps; over the one of the first seed, a diffusion decoder is fitted. Figures are of
+tiles of the held-out photographs through their codes: PSNR, SSIM, high-frequency energy over that of the tiles
+themselves, and how their features stand to those of the tiles. The features are of a small network that learned to tell
+which training photograph a tile is of, since the photographs have no classes; so the distances are no FID and KID.
 
     python benchmarks/sharpening.py --out benchmarks/results/sharpening.json
 """
@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -25,7 +26,7 @@ from gmvq import hub, recipes
 from gmvq.data import ArrayImages, Data, Images
 from gmvq.hub import write_json
 from gmvq.metrics import Distortion, high_frequency_energy, measure_realism
-from gmvq.models import AdversarialConfig
+from gmvq.models import AdversarialConfig, Autoencoder
 from gmvq.networks import Classifier
 from gmvq.recipes import DECODER, DecoderRun, fit_decoder
 from gmvq.recipes.judging import classifier_of
@@ -84,6 +85,47 @@ def curves(folder: Path) -> dict[str, list[list[float]]]:
     return found
 
 
+def measured(
+    seed: int, data: Data, real: Tensor, judge: Classifier, arguments: argparse.Namespace, console: Console
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of one seed, and the course of its two trainings; the diffusion decoder is fitted for the first seed."""
+    steps, width = arguments.steps, arguments.width
+    recipe = recipes.changed(recipes.photos(), steps=steps, width=width, seed=seed)
+    recipe = replace(recipe, training=replace(recipe.training, evaluate_every=max(1, steps // 24)))
+    runs = {"plain": recipe, "adversarial": replace(recipe, adversarial=AdversarialConfig(width=width))}
+    folders = {name: arguments.runs / f"{name}-{seed}" for name in runs}
+    ways: dict[str, Callable[[Tensor, int], Tensor]] = {}
+    seconds = {}
+    for name, run in runs.items():
+        metrics = recipes.finished(folders[name], recipes.fitted(run, data))
+        if metrics is None:
+            metrics = recipes.run(run, folders[name], data=data, resume=True, report=False, console=console)
+        seconds[name] = metrics["seconds"]
+        ways[name] = through(hub.load(folders[name]))
+    if seed == 0:
+        plain, place = hub.load(folders["plain"]), folders["plain"] / DECODER
+        training = replace(DecoderRun().training, steps=arguments.decoder_steps, seed=seed)
+        learned = DecoderRun({"width": width}, training)
+        fitted = recipes.finished(place, learned, hub.fingerprint(plain))
+        if fitted is None:
+            fitted = fit_decoder(folders["plain"], learned, data=data, console=console)
+        seconds["diffusion decoder"] = fitted["seconds"]
+        decoder = hub.load_decoder(place).decoder
+        ways["diffusion decoder"] = lambda part, first: decoder.decode(plain, plain.encode(part), first=first)
+    rows = []
+    for name, made in ways.items():
+        rows.append({"name": name, "seed": seed, "seconds": seconds[name], **figures(made, real, judge)})
+        print(
+            {key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()}, flush=True
+        )
+    return rows, {name: curves(folder) for name, folder in folders.items()}
+
+
+def through(tokenizer: Autoencoder) -> Callable[[Tensor, int], Tensor]:
+    """Images through a tokenizer's codes."""
+    return lambda part, _: tokenizer.reconstruct(part)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,48 +134,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--judge-steps", type=int, default=1000)
     parser.add_argument("--width", type=int, default=64, help="of tokenizer, discriminator and decoder")
     parser.add_argument("--tiles", type=int, default=1000, help="most held-out tiles")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--runs", type=Path, default=Path("runs/sharpening"))
     parser.add_argument("--out", type=Path, default=Path("runs/sharpening.json"))
     arguments = parser.parse_args(argv)
     console = Console(stderr=True)
-    recipe = recipes.changed(recipes.photos(), steps=arguments.steps, width=arguments.width, seed=arguments.seed)
-    recipe = replace(recipe, training=replace(recipe.training, evaluate_every=max(1, arguments.steps // 24)))
-    data = recipes.load_data(recipe.data)
-    against = replace(recipe, adversarial=AdversarialConfig(width=arguments.width))
-    folders = {name: arguments.runs / f"{name}-{arguments.seed}" for name in ("plain", "adversarial")}
+    data = recipes.load_data(recipes.photos().data)
     with cpu_threads(arguments.threads):
-        seconds = {}
-        for name, run in (("plain", recipe), ("adversarial", against)):
-            metrics = recipes.finished(folders[name], recipes.fitted(run, data))
-            if metrics is None:
-                metrics = recipes.run(run, folders[name], data=data, resume=True, report=False, console=console)
-            seconds[name] = metrics["seconds"]
-        plain, opposed = (hub.load(folder) for folder in folders.values())
-        training = replace(DecoderRun().training, steps=arguments.decoder_steps, seed=arguments.seed)
-        learned = DecoderRun({"width": arguments.width}, training)
-        fitted = recipes.finished(folders["plain"] / DECODER, learned, hub.fingerprint(plain))
-        if fitted is None:
-            fitted = fit_decoder(folders["plain"], learned, data=data, console=console)
         judge = judge_of(data, arguments.runs / "judge", arguments.judge_steps, console)
         real = tiles(data.held_out, arguments.tiles)[0].float() / 255
-        decoder = hub.load_decoder(folders["plain"] / DECODER).decoder
-        ways: dict[str, Callable[[Tensor, int], Tensor]] = {
-            "plain": lambda part, _: plain.reconstruct(part),
-            "adversarial": lambda part, _: opposed.reconstruct(part),
-            "diffusion decoder": lambda part, first: decoder.decode(plain, plain.encode(part), first=first),
-        }
-        rows = []
-        for name, made in ways.items():
-            rows.append({"name": name, **figures(made, real, judge)})
-            print({key: value if isinstance(value, str) else round(value, 4) for key, value in rows[-1].items()})
+        rows, courses = [], {}
+        for seed in range(arguments.seeds):
+            found, courses[seed] = measured(seed, data, real, judge, arguments, console)
+            rows += found
         where = {"versions": versions(), "hardware": hardware(), "commit": commit()}
-    seconds["diffusion decoder"] = fitted["seconds"]
     sentence = " ".join((__doc__ or "").split("\n\n")[1].split())
-    options = {name: getattr(arguments, name) for name in ("steps", "decoder_steps", "judge_steps", "width", "seed")}
-    found = {"about": sentence, **options, "tiles": len(real), **where, "rows": rows, "seconds": seconds}
-    write_json(arguments.out, {**found, "curves": {name: curves(folder) for name, folder in folders.items()}})
+    options = {name: getattr(arguments, name) for name in ("steps", "decoder_steps", "judge_steps", "width", "seeds")}
+    found = {"about": sentence, **options, "tiles": len(real), **where, "rows": rows, "curves": courses[0]}
+    write_json(arguments.out, found)
 
 
 if __name__ == "__main__":

@@ -61,10 +61,12 @@ def test_ways_to_sharpness_are_compared(tmp_path, monkeypatch):
     data = Data("noise", ArrayImages(images[:4]), ArrayImages(images[4:]), 3)
     monkeypatch.setattr(sharpening.recipes, "load_data", lambda config: data)
     out = tmp_path / "sharpening.json"
-    small = ["--steps", "10", "--decoder-steps", "2", "--judge-steps", "2", "--width", "8"]
+    small = ["--steps", "10", "--decoder-steps", "2", "--judge-steps", "2", "--width", "8", "--seeds", "2"]
     sharpening.main([*small, "--runs", str(tmp_path / "runs"), "--out", str(out)])
     written = json.loads(out.read_text())
-    assert [row["name"] for row in written["rows"]] == ["plain", "adversarial", "diffusion decoder"]
+    rows = [(row["name"], row["seed"]) for row in written["rows"]]
+    both = [("plain", 0), ("adversarial", 0), ("diffusion decoder", 0), ("plain", 1), ("adversarial", 1)]
+    assert rows == both
     assert written["tiles"] == 18
     assert all(row["frechet"] >= 0 and row["psnr"] > 0 for row in written["rows"])
     assert "adversarial_weight" not in written["curves"]["plain"]
