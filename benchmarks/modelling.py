@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokenizers", nargs="+", choices=sorted(CONTENDERS), default=TOKENIZERS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="of each tokenizer; by default the protocol's")
-    parser.add_argument("--prior-steps", type=int, default=2000)
+    parser.add_argument("--prior-steps", type=int, default=1000)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--threads", type=int)
