@@ -6,7 +6,7 @@ tiles of the held-out photographs through their codes: PSNR, SSIM, high-frequenc
 themselves, and how their features stand to those of the tiles. The features are of a small network that learned to tell
 which training photograph a tile is of, since the photographs have no classes; so the distances are no FID and KID.
 
-    python benchmarks/sharpening.py --out benchmarks/results/sharpening.json
+    python benchmarks/sharpening.py --seeds 2 --out benchmarks/results/sharpening.json --pictures docs/images/generation
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rich.console import Console
 from torch import Tensor
 
 from gmvq import hub, recipes
+from gmvq.commands.sheets import write_sheet
 from gmvq.data import ArrayImages, Data, Images
 from gmvq.hub import write_json
 from gmvq.metrics import Distortion, high_frequency_energy, measure_realism
@@ -35,6 +36,8 @@ from gmvq.training.preparation import cpu_threads
 from gmvq.training.provenance import commit, hardware, versions
 
 SIDE = 32
+SHOWN = 128
+"""Side of what is shown of each held-out photograph."""
 CURVES = ("psnr", "mse", "discriminator", "discriminator_accuracy", "adversarial_weight")
 HELD_OUT = 10
 """Of the judge's tiles one of so many is held out, to see how well it tells."""
@@ -112,6 +115,11 @@ def measured(
         seconds["diffusion decoder"] = fitted["seconds"]
         decoder = hub.load_decoder(place).decoder
         ways["diffusion decoder"] = lambda part, first: decoder.decode(plain, plain.encode(part), first=first)
+        if arguments.pictures is not None:
+            shown = middles(data.held_out)
+            with torch.no_grad():
+                rows_of_images = [shown, *(made(shown, 0) for made in ways.values())]
+            write_sheet(arguments.pictures / "sharpening.png", torch.cat(rows_of_images), len(shown))
     rows = []
     for name, made in ways.items():
         rows.append({"name": name, "seed": seed, "seconds": seconds[name], **figures(made, real, judge)})
@@ -119,6 +127,16 @@ def measured(
             {key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()}, flush=True
         )
     return rows, {name: curves(folder) for name, folder in folders.items()}
+
+
+def middles(images: Images) -> Tensor:
+    """The middle of each image that is large enough, ``(N, C, SHOWN, SHOWN)`` in [0, 1]."""
+    found = []
+    for index, (height, width) in enumerate(images.sizes):
+        top, left = (height - SHOWN) // 2, (width - SHOWN) // 2
+        if min(top, left) >= 0:
+            found.append(images[index][:, top : top + SHOWN, left : left + SHOWN])
+    return torch.stack(found).float() / 255
 
 
 def through(tokenizer: Autoencoder) -> Callable[[Tensor, int], Tensor]:
@@ -136,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tiles", type=int, default=1000, help="most held-out tiles")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--pictures", type=Path, help="folder of the picture; none is written without")
     parser.add_argument("--runs", type=Path, default=Path("runs/sharpening"))
     parser.add_argument("--out", type=Path, default=Path("runs/sharpening.json"))
     arguments = parser.parse_args(argv)

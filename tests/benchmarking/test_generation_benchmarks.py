@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gmvq.data import ArrayImages, Data
+from gmvq.data import ArrayImages, Data, read_image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -57,17 +57,19 @@ def test_tiles_are_parts_of_their_images():
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
 def test_ways_to_sharpness_are_compared(tmp_path, monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (6, 3, 96, 96), dtype=torch.uint8, generator=generator)
-    data = Data("noise", ArrayImages(images[:4]), ArrayImages(images[4:]), 3)
+    images = torch.randint(256, (6, 3, 128, 96), dtype=torch.uint8, generator=generator)
+    data = Data("noise", ArrayImages(images[:4, :, :96]), ArrayImages(images[4:]), 3)
+    monkeypatch.setattr(sharpening, "SHOWN", 64)
     monkeypatch.setattr(sharpening.recipes, "load_data", lambda config: data)
     out = tmp_path / "sharpening.json"
     small = ["--steps", "10", "--decoder-steps", "2", "--judge-steps", "2", "--width", "8", "--seeds", "2"]
-    sharpening.main([*small, "--runs", str(tmp_path / "runs"), "--out", str(out)])
+    sharpening.main([*small, "--runs", str(tmp_path / "runs"), "--out", str(out), "--pictures", str(tmp_path)])
+    assert read_image(tmp_path / "sharpening.png", 3).shape == (3, 4 * 66 - 2, 2 * 66 - 2)
     written = json.loads(out.read_text())
     rows = [(row["name"], row["seed"]) for row in written["rows"]]
     both = [("plain", 0), ("adversarial", 0), ("diffusion decoder", 0), ("plain", 1), ("adversarial", 1)]
     assert rows == both
-    assert written["tiles"] == 18
+    assert written["tiles"] == 24
     assert all(row["frechet"] >= 0 and row["psnr"] > 0 for row in written["rows"])
     assert "adversarial_weight" not in written["curves"]["plain"]
     assert [step for step, _ in written["curves"]["adversarial"]["psnr"]] == list(range(1, 11))
