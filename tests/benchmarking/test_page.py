@@ -145,6 +145,23 @@ def test_nothing_is_decided_before_all_short_protocols_were_run():
     assert page_verdict.verdict(experiment({})).startswith("**Not decided: no short protocol has been run yet.**")
 
 
+@pytest.mark.parametrize(
+    ("errors", "seeds", "said"),
+    [
+        ({"gaussian-mixture": 5.5, "vector": 5.0}, 1, "2 contenders and one seed, GM-VQ's error is 10.0 % above"),
+        ({**ERRORS, "gaussian-mixture": 4.4}, 3, "4 contenders and 3 seeds, GM-VQ's error is 20.0 % below"),
+        ({"gaussian-mixture": 5.5}, 1, None),
+        ({"vector": 5.5, "vector-ema": 5.0}, 1, None),
+    ],
+)  # fmt: skip
+def test_the_top_says_where_full_training_ends(errors, seeds, said):
+    short = {name: rows_of(ERRORS) for name in SHORT}
+    top = page_verdict.verdict(experiment({**short, FULL: rows_of(errors, seeds=seeds)})).split("\n\n")[0]
+    assert ("After full training on" in top) == (said is not None)
+    assert said is None or said in top
+    assert top.startswith("**GM-VQ at its defaults leads")
+
+
 def test_who_leaves_codes_unused_or_diverges_is_not_ranked():
     rows = [*rows_of(ERRORS), row("vector", 9, 1e-3, diverged="nan at step 7")]
     rows = [
