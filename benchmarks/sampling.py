@@ -5,7 +5,7 @@ width, depth and heads with random weights, in float32. Recomputing runs the seq
 transformers' GPT-2 draws with `generate` and its own cache. They take turns; figures are medians over rounds, codes of
 all images together a second.
 
-    python benchmarks/sampling.py --out benchmarks/results/sampling.json
+    python benchmarks/sampling.py --batch 1 16 --rounds 3 --out benchmarks/results/sampling.json
 """
 
 from __future__ import annotations
