@@ -1,10 +1,12 @@
-"""What sharpens a tokenizer's images and what it costs: a discriminator, or a decoder by diffusion, on photographs.
+"""What sharpens a tokenizer's images and what it costs: a discriminator, features, a decoder by diffusion.
 
-For each seed, one tokenizer of the bundled photographs is trained as it is, and once more against a discriminator from
-the same first weights, for as many steps; over the one of the first seed, a diffusion decoder is fitted. Figures are of
-tiles of the held-out photographs through their codes: PSNR, SSIM, high-frequency energy over that of the tiles
-themselves, and how their features stand to those of the tiles. The features are of a small network that learned to tell
-which training photograph a tile is of, since the photographs have no classes; so the distances are no FID and KID.
+For each seed, one tokenizer of the bundled photographs is trained as it is, and again from the same first weights for
+as many steps: with a distance of features, against a discriminator, and with both. Over the first, for the first seed,
+a diffusion decoder is fitted. Figures are of tiles of the held-out photographs through their codes: PSNR, SSIM,
+high-frequency energy over that of the tiles themselves, and how their features stand to those of the tiles. The judge
+whose features these are is a small network that learned to tell which training photograph a tile is of, since the
+photographs have no classes; so the distances are no FID and KID. The distance that is trained with is of another
+network of the same kind, from other first weights: it is akin to the judge, and flatters.
 
     python benchmarks/sharpening.py --seeds 2 --out benchmarks/results/sharpening.json --pictures docs/images/generation
 """
@@ -53,12 +55,12 @@ def tiles(images: Images, most: int | None = None) -> tuple[Tensor, Tensor]:
     return found.images[kept], of[kept]
 
 
-def judge_of(data: Data, folder: Path, steps: int, console: Console) -> Classifier:
+def judge_of(data: Data, folder: Path, steps: int, console: Console, seed: int = 0) -> Classifier:
     """A network that tells which training photograph a tile is of."""
     found, of = tiles(data.train)
     held_out = torch.arange(len(found)) % HELD_OUT == 0
     sides = [ArrayImages(found[chosen], of[chosen]) for chosen in (~held_out, held_out)]
-    return classifier_of(Data("tiles of photographs", *sides, data.channels), folder, steps, console)
+    return classifier_of(Data("tiles of photographs", *sides, data.channels), folder, steps, console, seed)
 
 
 @torch.no_grad()
@@ -91,11 +93,17 @@ def curves(folder: Path) -> dict[str, list[list[float]]]:
 def measured(
     seed: int, data: Data, real: Tensor, judge: Classifier, arguments: argparse.Namespace, console: Console
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of one seed, and the course of its two trainings; the diffusion decoder is fitted for the first seed."""
-    steps, width = arguments.steps, arguments.width
+    """Rows of one seed, and the course of its trainings; the diffusion decoder is fitted for the first seed."""
+    steps, width, teacher = arguments.steps, arguments.width, str(arguments.runs / "features")
     recipe = recipes.changed(recipes.photos(), steps=steps, width=width, seed=seed)
     recipe = replace(recipe, training=replace(recipe.training, evaluate_every=max(1, steps // 24)))
-    runs = {"plain": recipe, "adversarial": replace(recipe, adversarial=AdversarialConfig(width=width))}
+    against, never = AdversarialConfig(width=width), {"discriminator_start": 1.0, "start": 1.0, "warmup": 0.0}
+    runs = {
+        "plain": recipe,
+        "features": replace(recipe, adversarial=replace(against, **never), features=teacher),
+        "adversarial": replace(recipe, adversarial=against),
+        "adversarial-features": replace(recipe, adversarial=against, features=teacher),
+    }
     folders = {name: arguments.runs / f"{name}-{seed}" for name in runs}
     ways: dict[str, Callable[[Tensor, int], Tensor]] = {}
     seconds = {}
@@ -162,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = recipes.load_data(recipes.photos().data)
     with cpu_threads(arguments.threads):
         judge = judge_of(data, arguments.runs / "judge", arguments.judge_steps, console)
+        judge_of(data, arguments.runs / "features", arguments.judge_steps, console, seed=1)
         real = tiles(data.held_out, arguments.tiles)[0].float() / 255
         rows, courses = [], {}
         for seed in range(arguments.seeds):

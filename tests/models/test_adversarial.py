@@ -132,7 +132,7 @@ def test_regularizers_and_features_add_their_parts_to_the_loss():
     featured = made(lecam=0.0, features=True, weight=0.0)
     out = featured(images)
     distance = featured.features(out.images, images)
-    added = 0.1 * featured.autoencoder.likelihood.squared_error_weight(out.terms["mse"]) * distance
+    added = 0.01 * featured.autoencoder.likelihood.squared_error_weight(out.terms["mse"]) * distance
     torch.testing.assert_close(out.loss, made(lecam=0.0, weight=0.0)(images).loss + added)
     assert made(features=True, feature_weight=0.0)(images).loss.isfinite()
 

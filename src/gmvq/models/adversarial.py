@@ -79,7 +79,7 @@ class AdversarialConfig:
     warmup: float = 0.2
     gradient_penalty: float = 0.0
     lecam: float = 0.001
-    feature_weight: float = 0.1
+    feature_weight: float = 0.01
 
     def __post_init__(self) -> None:
         for name in ("weight", "gradient_penalty", "lecam", "feature_weight", "warmup"):

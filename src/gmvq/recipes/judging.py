@@ -66,7 +66,9 @@ class Verdict:
     images: Tensor
 
 
-def classifier_of(data: Data, folder: Path, steps: int | None = None, console: Console | None = None) -> Classifier:
+def classifier_of(
+    data: Data, folder: Path, steps: int | None = None, console: Console | None = None, seed: int = 0
+) -> Classifier:
     """A classifier of labelled images, out of its folder if it learned from these; on the CPU, in evaluation mode.
 
     Args:
@@ -74,6 +76,7 @@ def classifier_of(data: Data, folder: Path, steps: int | None = None, console: C
         folder: Where it is kept.
         steps: Optimizer steps of its training; 1,500 by default.
         console: Where progress goes; by default standard error.
+        seed: Of its first weights and of its training.
 
     Raises:
         ValueError: If the images have no labels or differ in size.
@@ -84,7 +87,7 @@ def classifier_of(data: Data, folder: Path, steps: int | None = None, console: C
     if len({*train.sizes, *held_out.sizes}) != 1:
         raise ValueError("'data' must be images of one size for a judge, got several. Crop them first.")
     console = Console(file=sys.stderr) if console is None else console
-    wanted = {"fingerprint": fingerprint(data), "steps": _TRAINING.steps if steps is None else steps}
+    wanted = {"fingerprint": fingerprint(data), "steps": _TRAINING.steps if steps is None else steps, "seed": seed}
     if read_json(folder / MARK) == wanted:
         return hub.load_classifier(folder)
     side = math.gcd(*train.sizes[0])
@@ -93,9 +96,9 @@ def classifier_of(data: Data, folder: Path, steps: int | None = None, console: C
         raise ValueError(f"'data' must be images of even sides for a judge, got {train.sizes[0]}. Crop them first.")
     classes = int(torch.cat([train.labels, held_out.labels]).max()) + 1
     console.print("Training the judge ...", highlight=False)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     task = ClassifierTask(Classifier(ClassifierConfig(train.channels, classes, halvings=halvings)), data)
-    training = replace(_TRAINING, steps=wanted["steps"])
+    training = replace(_TRAINING, steps=wanted["steps"], seed=_TRAINING.seed + seed)
     # a judge that was stopped goes on; the checkpoint of another one is set aside
     going_on = read_json(folder / MARK) == {**wanted, "unfinished": True} and (folder / CHECKPOINT).is_file()
     if is_main():
