@@ -28,6 +28,15 @@ def gradients(model):
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def check_autoencoder_learned_as_alone(model, images):
+    learned = gradients(model)
+    model.zero_grad()
+    model.autoencoder(images).loss.backward()
+    for name, gradient in gradients(model).items():
+        if name.startswith("autoencoder"):
+            torch.testing.assert_close(learned[name], gradient, msg=name, rtol=1e-4, atol=1e-6)
+
+
 def taught(model, images):
     """The model, its discriminator with a lead on these images."""
     optimizer = torch.optim.Adam(model.discriminator.parameters(), 1e-2)
@@ -85,12 +94,7 @@ def test_before_it_begins_the_autoencoder_learns_as_without():
     assert begun.terms.keys() == out.terms.keys()
     model.zero_grad()
     begun.loss.backward()
-    learned = gradients(model)
-    model.zero_grad()
-    model.autoencoder(images).loss.backward()
-    for name, gradient in gradients(model).items():
-        if name.startswith("autoencoder"):
-            torch.testing.assert_close(learned[name], gradient, msg=name, rtol=1e-4, atol=1e-6)
+    check_autoencoder_learned_as_alone(model, images)
 
 
 def test_a_discriminator_that_guesses_pulls_at_nothing():
@@ -102,12 +106,7 @@ def test_a_discriminator_that_guesses_pulls_at_nothing():
     assert out.terms["discriminator_accuracy"] == 0.5
     assert out.terms["adversarial_weight"] == 0
     out.loss.backward()
-    found = gradients(model)
-    model.zero_grad()
-    model.autoencoder(images).loss.backward()
-    for name, gradient in gradients(model).items():
-        if name.startswith("autoencoder"):
-            torch.testing.assert_close(found[name], gradient, msg=name)
+    check_autoencoder_learned_as_alone(model, images)
 
 
 def test_the_weight_rises_along_a_line():
