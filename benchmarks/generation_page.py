@@ -118,7 +118,7 @@ def sharpening_text(result: Mapping[str, Any]) -> str:
         [
             table(head, rows),
             f"{result['about']} {made_with(result)}",
-            "Three held-out photographs, and below them what is made of their codes, in the order of the table:",
+            "Held-out photographs, and below them what is made of their codes, in the order of the table:",
             "![Photographs, and the same through tokenizers](images/generation/sharpening.png)",
             "The course of training, where the discriminator begins and after:",
             f"![Course of training with and without a discriminator]({FIGURE.relative_to(ROOT / 'docs')})",

@@ -5,7 +5,7 @@ width, depth and heads with random weights, in float32. Recomputing runs the seq
 transformers' GPT-2 draws with `generate` and its own cache. They take turns; figures are medians over rounds, codes of
 all images together a second.
 
-    python benchmarks/sampling.py --batch 1 16 --rounds 3 --out benchmarks/results/sampling.json
+    python benchmarks/sampling.py --out benchmarks/results/sampling.json
 """
 
 from __future__ import annotations
@@ -91,12 +91,12 @@ def measured(batch: int, side: int, config: AutoregressiveConfig, rounds: int) -
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--side", type=int, default=16, help="side of the grid of codes")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=Path("runs/sampling.json"))
     arguments = parser.parse_args(argv)

@@ -37,6 +37,8 @@ from gmvq.recipes.tiling import cut
 from gmvq.training.preparation import cpu_threads
 from gmvq.training.provenance import commit, hardware, versions
 
+Drawn = Callable[[Tensor, int], Tensor]
+"""Images as they come through a tokenizer, given images and the number of the first of them."""
 SIDE = 32
 SHOWN = 128
 """Side of what is shown of each held-out photograph."""
@@ -64,7 +66,7 @@ def judge_of(data: Data, folder: Path, steps: int, console: Console, seed: int =
 
 
 @torch.no_grad()
-def figures(made: Callable[[Tensor, int], Tensor], real: Tensor, judge: Classifier) -> dict[str, float]:
+def figures(made: Drawn, real: Tensor, judge: Classifier) -> dict[str, float]:
     """What tiles are like through a tokenizer."""
     drawn = torch.cat([made(part, 64 * index) for index, part in enumerate(real.split(64))])
     features = [torch.cat([judge.features(part) for part in some.split(256)]) for some in (real, drawn)]
@@ -105,36 +107,34 @@ def measured(
         "adversarial-features": replace(recipe, adversarial=against, features=teacher),
     }
     folders = {name: arguments.runs / f"{name}-{seed}" for name in runs}
-    ways: dict[str, Callable[[Tensor, int], Tensor]] = {}
-    seconds = {}
+    ways: dict[str, Drawn] = {}
     for name, run in runs.items():
-        metrics = recipes.finished(folders[name], recipes.fitted(run, data))
-        if metrics is None:
-            metrics = recipes.run(run, folders[name], data=data, resume=True, report=False, console=console)
-        seconds[name] = metrics["seconds"]
+        if recipes.finished(folders[name], recipes.fitted(run, data)) is None:
+            recipes.run(run, folders[name], data=data, resume=True, report=False, console=console)
         ways[name] = through(hub.load(folders[name]))
     if seed == 0:
-        plain, place = hub.load(folders["plain"]), folders["plain"] / DECODER
-        training = replace(DecoderRun().training, steps=arguments.decoder_steps, seed=seed)
-        learned = DecoderRun({"width": width}, training)
-        fitted = recipes.finished(place, learned, hub.fingerprint(plain))
-        if fitted is None:
-            fitted = fit_decoder(folders["plain"], learned, data=data, console=console)
-        seconds["diffusion decoder"] = fitted["seconds"]
-        decoder = hub.load_decoder(place).decoder
-        ways["diffusion decoder"] = lambda part, first: decoder.decode(plain, plain.encode(part), first=first)
+        ways["diffusion decoder"] = by_diffusion(folders["plain"], data, arguments, console)
         if arguments.pictures is not None:
             shown = middles(data.held_out)
             with torch.no_grad():
-                rows_of_images = [shown, *(made(shown, 0) for made in ways.values())]
-            write_sheet(arguments.pictures / "sharpening.png", torch.cat(rows_of_images), len(shown))
+                sheet = torch.cat([shown, *(made(shown, 0) for made in ways.values())])
+            write_sheet(arguments.pictures / "sharpening.png", sheet, len(shown))
     rows = []
     for name, made in ways.items():
-        rows.append({"name": name, "seed": seed, "seconds": seconds[name], **figures(made, real, judge)})
-        print(
-            {key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()}, flush=True
-        )
+        found = figures(made, real, judge)
+        print(name, seed, {key: round(value, 4) for key, value in found.items()}, flush=True)
+        rows.append({"name": name, "seed": seed, **found})
     return rows, {name: curves(folder) for name, folder in folders.items()}
+
+
+def by_diffusion(folder: Path, data: Data, arguments: argparse.Namespace, console: Console) -> Drawn:
+    """Images through the codes of the tokenizer in a folder, and a diffusion decoder that is fitted to it there."""
+    tokenizer, place = hub.load(folder), folder / DECODER
+    run = DecoderRun({"width": arguments.width}, replace(DecoderRun().training, steps=arguments.decoder_steps))
+    if recipes.finished(place, run, hub.fingerprint(tokenizer)) is None:
+        fit_decoder(folder, run, data=data, console=console)
+    decoder = hub.load_decoder(place).decoder
+    return lambda part, first: decoder.decode(tokenizer, tokenizer.encode(part), first=first)
 
 
 def middles(images: Images) -> Tensor:
@@ -147,7 +147,7 @@ def middles(images: Images) -> Tensor:
     return torch.stack(found).float() / 255
 
 
-def through(tokenizer: Autoencoder) -> Callable[[Tensor, int], Tensor]:
+def through(tokenizer: Autoencoder) -> Drawn:
     """Images through a tokenizer's codes."""
     return lambda part, _: tokenizer.reconstruct(part)
 

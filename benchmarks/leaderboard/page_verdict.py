@@ -34,12 +34,18 @@ class Standing:
         return next((place for place, entry in enumerate(self.ranked, 1) if entry.contender == OURS), None)
 
     @property
-    def gap(self) -> float | None:
-        """GM-VQ's error minus the best's; where it leads, minus the second's. None without both."""
+    def rival(self) -> Entry | None:
+        """Whom GM-VQ is compared with: the best, or the second where it leads itself. None without both."""
         if self.place is None or len(self.ranked) < 2:
             return None
-        other = self.ranked[1] if self.place == 1 else self.ranked[0]
-        return _mse(self.ranked[self.place - 1]) - _mse(other)
+        return self.ranked[1] if self.place == 1 else self.ranked[0]
+
+    @property
+    def gap(self) -> float | None:
+        """GM-VQ's error minus its rival's. None without both."""
+        if self.place is None or self.rival is None:
+            return None
+        return _mse(self.ranked[self.place - 1]) - _mse(self.rival)
 
     @property
     def within(self) -> bool:
@@ -138,15 +144,15 @@ def _full(experiment: Experiment) -> str:
     said = ""
     for name in experiment.named("-full"):
         each = standing(experiment, name)
-        if each.place is None or each.gap is None:
+        if each.place is None or each.rival is None or each.gap is None:
             continue
-        leads, other = each.place == 1, each.ranked[each.place == 1]
-        seeds = min(len(entry.rows) for entry in (other, each.ranked[each.place - 1]))
+        leads, rival = each.place == 1, each.rival
+        seeds = min(len(entry.rows) for entry in (rival, each.ranked[each.place - 1]))
         said += (
             f" After full training on {experiment.data_title(name)}, run for {len(each.ranked)} contenders and "
             f"{'one seed' if seeds == 1 else f'{seeds} seeds'}, GM-VQ's error is "
-            f"{100 * abs(each.gap) / _mse(other):.1f} % {'below that of the second' if leads else 'above the lowest'}: "
-            f"{other.title}."
+            f"{100 * abs(each.gap) / _mse(rival):.1f} % {'below that of the second' if leads else 'above the lowest'}: "
+            f"{rival.title}."
         )
     return said
 
@@ -177,11 +183,10 @@ def _of(place: int, ranked: Sequence[Entry]) -> str:
 
 def _gap(each: Standing) -> str:
     """The gap in 1e-3 and per cent, to the best, or to the second where GM-VQ leads."""
-    if each.gap is None:
+    if each.gap is None or each.rival is None:
         return ""
-    other = each.ranked[1] if each.place == 1 else each.ranked[0]
-    size = f"{1e3 * each.gap:+.3f} ({100 * each.gap / _mse(other):+.1f} %)"
-    return f"{size} to the second, {other.title}" if each.place == 1 else size
+    size = f"{1e3 * each.gap:+.3f} ({100 * each.gap / _mse(each.rival):+.1f} %)"
+    return f"{size} to the second, {each.rival.title}" if each.place == 1 else size
 
 
 def _rule() -> str:
