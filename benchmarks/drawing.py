@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = recipes.read_run(folder).data
         tokenizer = hub.load(folder)
         data = tiled(recipes.load_data(config), config.crop, tokenizer)
-        judge = judging.classifier_of(data, folder / judging.CLASSIFIER, arguments.judge_steps)
+        judge = recipes.classifier_of(data, folder / judging.CLASSIFIER, arguments.judge_steps)
         for name in arguments.priors:
             counts = PriorRun(name).counts
             learned = PriorRun(name) if counts else PriorRun(name, size, training)

@@ -5,8 +5,9 @@ as many steps: with a distance of features, against a discriminator, and with bo
 a diffusion decoder is fitted. Figures are of tiles of the held-out photographs through their codes: PSNR, SSIM,
 high-frequency energy over that of the tiles themselves, and how their features stand to those of the tiles. The judge
 whose features these are is a small network that learned to tell which training photograph a tile is of, since the
-photographs have no classes; so the distances are no FID and KID. The distance that is trained with is of another
-network of the same kind, from other first weights: it is akin to the judge, and flatters.
+photographs have no classes; so the distances are no FID and KID. Tiles were tinted at random while it learned: else it
+tells photographs by their palettes, and takes an unseen tint for worse than a blur. The distance that is trained with
+is of another network of the same kind, from other first weights: it is akin to the judge, and flatters.
 
     python benchmarks/sharpening.py --seeds 2 --out benchmarks/results/sharpening.json --pictures docs/images/generation
 """
@@ -21,18 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
 from gmvq import hub, recipes
 from gmvq.commands.sheets import write_sheet
-from gmvq.data import ArrayImages, Data, Images
+from gmvq.data import Data, Images
 from gmvq.hub import write_json
-from gmvq.metrics import Distortion, high_frequency_energy, measure_realism
+from gmvq.metrics import Distortion, Realism, high_frequency_energy, measure_realism
 from gmvq.models import AdversarialConfig, Autoencoder
 from gmvq.networks import Classifier
 from gmvq.recipes import DECODER, DecoderRun, fit_decoder
-from gmvq.recipes.judging import classifier_of
 from gmvq.recipes.tiling import cut
 from gmvq.training.preparation import cpu_threads
 from gmvq.training.provenance import commit, hardware, versions
@@ -43,34 +44,36 @@ SIDE = 32
 SHOWN = 128
 """Side of what is shown of each held-out photograph."""
 CURVES = ("psnr", "mse", "discriminator", "discriminator_accuracy", "adversarial_weight")
-HELD_OUT = 10
-"""Of the judge's tiles one of so many is held out, to see how well it tells."""
 
 
-def tiles(images: Images, most: int | None = None) -> tuple[Tensor, Tensor]:
-    """Tiles uint8 ``(N, C, SIDE, SIDE)``, and the image that each is of ``(N,)``; evenly fewer if there are more."""
-    found = cut(images, SIDE)
-    places = {name: index for index, name in enumerate(images.names)}
-    of = torch.tensor([places[name.rpartition("/")[0]] for name in found.names])
-    count = len(found) if most is None else min(most, len(found))
-    kept = torch.arange(count) * len(found) // count
-    return found.images[kept], of[kept]
+def tiles(images: Images, most: int) -> Tensor:
+    """Tiles in [0, 1] ``(N, C, SIDE, SIDE)`` of images, evenly fewer if there are more."""
+    found = cut(images, SIDE).images
+    count = min(most, len(found))
+    return found[torch.arange(count) * len(found) // count].float() / 255
 
 
 def judge_of(data: Data, folder: Path, steps: int, console: Console, seed: int = 0) -> Classifier:
-    """A network that tells which training photograph a tile is of."""
-    found, of = tiles(data.train)
-    held_out = torch.arange(len(found)) % HELD_OUT == 0
-    sides = [ArrayImages(found[chosen], of[chosen]) for chosen in (~held_out, held_out)]
-    return classifier_of(Data("tiles of photographs", *sides, data.channels), folder, steps, console, seed)
+    """A network that tells which training photograph a tile is of, whatever its tint."""
+    return recipes.learned_classifier(data, folder, steps, console, seed)
+
+
+def spoiled(real: Tensor) -> dict[str, Tensor]:
+    """Tiles in ways that a judge must mind, or must not: blurred, noisy, and each tinted a little."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = {
+        "blurred": F.avg_pool2d(real, 3, stride=1, padding=1, count_include_pad=False),
+        "noisy": real + 0.02 * torch.randn(real.shape, generator=generator),
+        "tinted": real + 0.02 * torch.randn(*real.shape[:2], 1, 1, generator=generator),
+    }
+    return {name: images.clamp(0, 1) for name, images in drawn.items()}
 
 
 @torch.no_grad()
 def figures(made: Drawn, real: Tensor, judge: Classifier) -> dict[str, float]:
     """What tiles are like through a tokenizer."""
     drawn = torch.cat([made(part, 64 * index) for index, part in enumerate(real.split(64))])
-    features = [torch.cat([judge.features(part) for part in some.split(256)]) for some in (real, drawn)]
-    realism = measure_realism(*features)
+    realism = said(judge, real, drawn)
     energy = [float(high_frequency_energy(some).mean()) for some in (drawn, real)]
     distortion = Distortion()
     distortion.update(drawn, real)
@@ -79,6 +82,12 @@ def figures(made: Drawn, real: Tensor, judge: Classifier) -> dict[str, float]:
         "sharpness": energy[0] / energy[1],
         **{name: getattr(realism, name) for name in ("frechet", "kernel", "precision", "recall")},
     }
+
+
+@torch.no_grad()
+def said(judge: Classifier, real: Tensor, drawn: Tensor) -> Realism:
+    """How the judge's features of drawn tiles stand to those of real ones."""
+    return measure_realism(*(torch.cat([judge.features(part) for part in some.split(256)]) for some in (real, drawn)))
 
 
 def curves(folder: Path) -> dict[str, list[list[float]]]:
@@ -171,7 +180,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cpu_threads(arguments.threads):
         judge = judge_of(data, arguments.runs / "judge", arguments.judge_steps, console)
         judge_of(data, arguments.runs / "features", arguments.judge_steps, console, seed=1)
-        real = tiles(data.held_out, arguments.tiles)[0].float() / 255
+        real = tiles(data.held_out, arguments.tiles)
+        sees = {name: said(judge, real, images).frechet for name, images in spoiled(real).items()}
+        print("judge", {name: round(distance, 4) for name, distance in sees.items()}, flush=True)
         rows, courses = [], {}
         for seed in range(arguments.seeds):
             found, courses[seed] = measured(seed, data, real, judge, arguments, console)
@@ -179,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         where = {"versions": versions(), "hardware": hardware(), "commit": commit()}
     sentence = " ".join((__doc__ or "").split("\n\n")[1].split())
     options = {name: getattr(arguments, name) for name in ("steps", "decoder_steps", "judge_steps", "width", "seeds")}
-    found = {"about": sentence, **options, "tiles": len(real), **where, "rows": rows, "curves": courses[0]}
+    found = {"about": sentence, **options, "tiles": len(real), **where, "judge": sees, "rows": rows}
+    found["curves"] = courses[0]
     write_json(arguments.out, found)
 
 

@@ -47,11 +47,10 @@ def test_priors_over_several_tokenizers_are_compared(tmp_path, monkeypatch, caps
 
 def test_tiles_are_parts_of_their_images():
     images = torch.arange(2 * 3 * 70 * 40).reshape(2, 3, 70, 40).remainder(251).byte()
-    found, of = sharpening.tiles(ArrayImages(images))
+    found = sharpening.tiles(ArrayImages(images), 9)
     assert found.shape == (4, 3, 32, 32)
-    assert torch.equal(found[1], images[0, :, 32:64, :32])
-    assert torch.equal(of, torch.tensor([0, 0, 1, 1]))
-    assert torch.equal(sharpening.tiles(ArrayImages(images), 2)[1], torch.tensor([0, 1]))
+    assert torch.equal(found[1], images[0, :, 32:64, :32].float() / 255)
+    assert torch.equal(sharpening.tiles(ArrayImages(images), 2), found[::2])
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
@@ -71,6 +70,7 @@ def test_ways_to_sharpness_are_compared(tmp_path, monkeypatch):
     first = [(name, 0) for name in (*trained, "diffusion decoder")]
     assert rows == first + [(name, 1) for name in trained]
     assert written["tiles"] == 24
+    assert written["judge"].keys() == {"blurred", "noisy", "tinted"}
     assert all(row["frechet"] >= 0 and row["psnr"] > 0 for row in written["rows"])
     assert "adversarial_weight" not in written["curves"]["plain"]
     assert [step for step, _ in written["curves"]["adversarial"]["psnr"]] == list(range(1, 11))

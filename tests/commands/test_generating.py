@@ -136,7 +136,7 @@ def test_the_judge_learns_once_and_shows_nearest_neighbours(run, capsys):
     words = ["judge", str(run), "-n", "24", "--steps", "3", "--json"]
     assert main(words) == 0
     captured = capsys.readouterr()
-    assert "Training the judge" in captured.err
+    assert "Training a classifier" in captured.err
     found = json.loads(captured.out)
     assert set(found["figures"]) == {
         *("agreement", "real_accuracy", "frechet", "kernel", "precision", "recall", "real", "drawn"),
@@ -150,7 +150,7 @@ def test_the_judge_learns_once_and_shows_nearest_neighbours(run, capsys):
     capsys.readouterr()
     assert main(words[:-1]) == 0
     again = capsys.readouterr()
-    assert "Training the judge" not in again.err
+    assert "Training a classifier" not in again.err
     assert "class seen in drawn images" in again.out
 
 
@@ -192,15 +192,16 @@ def test_the_judge_tells_fid_where_its_network_is_at_hand(run, monkeypatch, caps
 
 def test_a_drawn_copy_is_its_own_nearest_neighbour(run):
     data = recipes.load_data(recipes.read_run(run).data)
-    classifier = judging.classifier_of(data, run / "classifier", 3, Console(quiet=True))
+    classifier = recipes.classifier_of(data, run / "classifier", 3, Console(quiet=True))
     copies = torch.stack([data.train[index] for index in (5, 400, 77)]).float() / 255
     found = judging.nearest_real(classifier, copies, data.train)
     assert all(torch.equal(data.train[one], data.train[other]) for one, other in zip(found, (5, 400, 77), strict=True))
 
 
-def test_a_judge_that_was_stopped_goes_on(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("tint", [0.0, 0.3])
+def test_a_judge_that_was_stopped_goes_on(run, tmp_path, monkeypatch, tint):
     data, quiet = recipes.load_data(recipes.read_run(run).data), Console(quiet=True)
-    whole = judging.classifier_of(data, tmp_path / "whole", 3, quiet)
+    whole = recipes.classifier_of(data, tmp_path / "whole", 3, quiet, tint=tint)
     step, steps = trainers._Trainer._step, []
 
     def stop(trainer, batches):
@@ -212,24 +213,39 @@ def test_a_judge_that_was_stopped_goes_on(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(trainers._Trainer, "_step", stop)
         with pytest.raises(Interrupted):
-            judging.classifier_of(data, tmp_path / "stopped", 3, quiet)
+            recipes.classifier_of(data, tmp_path / "stopped", 3, quiet, tint=tint)
 
     def counted(trainer, batches):
         steps.append(trainer.step)
         step(trainer, batches)
 
     monkeypatch.setattr(trainers._Trainer, "_step", counted)
-    resumed = judging.classifier_of(data, tmp_path / "stopped", 3, quiet)
+    resumed = recipes.classifier_of(data, tmp_path / "stopped", 3, quiet, tint=tint)
     assert steps == [2]
     for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_images_without_labels_have_no_judge(run, tmp_path):
+def test_images_without_labels_are_judged_by_exemplars(tmp_path, capsys):
+    run, small = tmp_path / "run", ["--steps", "3", "--batch-size", "8"]
+    assert main(["train", "photos", "--out", str(run), *small, "--model.width", "8", "--codebook-size", "16"]) == 0
+    assert main(["fit-prior", str(run), *small, "--width", "16", "--depth", "1", "--heads", "2"]) == 0
+    capsys.readouterr()
+    assert main(["judge", str(run), "-n", "4", "--steps", "2", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert figures["agreement"] is figures["real_accuracy"] is None
+    assert figures["frechet"] > 0
+    photographs = recipes.load_data(recipes.photos().data).train
+    assert hub.load_classifier(run / "classifier").config.classes == len(photographs)
+    assert main(["judge", str(run), "-n", "4", "--steps", "2"]) == 0
+    assert "Fréchet distance" in capsys.readouterr().out
+
+
+def test_images_without_labels_have_no_classes(run, tmp_path):
     data = recipes.load_data(recipes.read_run(run).data)
     data.train.labels = None
     with pytest.raises(ValueError, match="'data' must have labels for a judge"):
-        judging.classifier_of(data, tmp_path / "classifier")
+        recipes.classifier_of(data, tmp_path / "classifier")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -8,9 +8,9 @@ from rich.console import Console
 
 import gmvq
 from gmvq import hub, recipes
-from gmvq.models import Autoencoder, AutoencoderConfig
-from gmvq.recipes import running
-from gmvq.recipes.running import METRICS, PICTURE, RECORD, REPORT
+from gmvq.models import AdversarialConfig, Autoencoder, AutoencoderConfig
+from gmvq.recipes import classifying, running
+from gmvq.recipes.folders import METRICS, PICTURE, RECORD, REPORT
 from gmvq.training import Interrupted, NonFiniteLossError
 
 # what the issue asks of metrics.json
@@ -190,3 +190,22 @@ def test_thirty_mixed_photographs_with_a_broken_one(tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert [skipped["path"] for skipped in record["data"]["skipped"]] == [str(folder / "broken.jpg")]
     assert record["run"]["data"]["crop"] == 64
+
+
+def test_features_are_learned_from_the_data_first(tmp_path, monkeypatch):
+    short = replace(classifying._TRAINING, steps=2)
+    monkeypatch.setattr(classifying, "_TRAINING", short)
+    against = AdversarialConfig(width=8, layers=2, feature_weight=0.5)
+    recipe = replace(tiny(), adversarial=against, features=recipes.LEARNED)
+    recipes.run(recipe, tmp_path / "run", console=QUIET)
+    assert recipes.read_run(tmp_path / "run") == recipe
+    learned = hub.load_classifier(tmp_path / "run/features")
+    assert learned.config.classes == 10
+    line = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])
+    assert line["feature_distance"] > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(classifying, "learn", None)  # it is found again
+        again = recipes.run(recipe, tmp_path / "run", console=QUIET)
+    # and is the same as by its folder
+    by_folder = replace(recipe, features=str(tmp_path / "run/features"))
+    assert recipes.run(by_folder, tmp_path / "other", console=QUIET)["mse"] == again["mse"]

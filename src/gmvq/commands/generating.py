@@ -140,8 +140,9 @@ class JudgeOptions:
     """Draw images and say how real they are, by a classifier that learns the real ones first.
 
     Does it see the class that was asked for? How do its features of drawn images stand to those of held-out ones?
-    These are no FID and KID, which are of another network, and stand beside them where its weights are at hand. A sheet
-    shows drawn images, and below each the training image that is nearest to it.
+    These are no FID and KID, which are of another network, and stand beside them where its weights are at hand. Without
+    labels it learns which training image a tile is of. A sheet shows drawn images, and below each the training image
+    that is nearest to it.
 
     Args:
         run: Folder of the tokenizer's run.
@@ -270,8 +271,12 @@ def judge(options: JudgeOptions, command: str) -> dict[str, Any]:
     if options.number < 4:
         raise ValueError(f"'number' must be at least 4, got {options.number}. Use 1000.")
     config = recipes.read_run(options.run).data
-    data = tiled(recipes.load_data(config), config.crop, generator.tokenizer)
-    classifier = judging.classifier_of(data, options.run / judging.CLASSIFIER, options.steps)
+    whole = recipes.load_data(config)
+    data = tiled(whole, config.crop, generator.tokenizer)
+    labelled = data.train.labels is not None and data.held_out.labels is not None
+    classifier = recipes.learned_classifier(
+        data if labelled else whole, options.run / judging.CLASSIFIER, options.steps
+    )
     classifier = classifier.to(generator.prior.device)
     inception = load_inception(options.inception)
     columns = min(SHOWN, options.number)

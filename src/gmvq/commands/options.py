@@ -51,8 +51,8 @@ class TrainOptions:
         training: How it is trained.
         adversarial: Train against a discriminator, for sharper images.
         discriminator: How that discriminator works.
-        features: Compare features beside it: a file with the weights of torchvision's VGG-16, or the folder of a
-            classifier that gmvq judge has left.
+        features: Compare features beside it: a file with the weights of torchvision's VGG-16, the folder of a
+            classifier that gmvq judge has left, or 'learned' for a small network that learns from the data first.
     """
 
     recipe: Annotated[RecipeName, tyro.conf.Positional]
@@ -68,7 +68,7 @@ class TrainOptions:
     data: Path | None = None
     out: Path | None = None
     adversarial: bool = False
-    features: Path | None = None
+    features: str | None = None
     resume: bool = False
     tensorboard: bool = False
     json: bool = False
@@ -331,9 +331,7 @@ def run_of(options: TrainOptions) -> Run:
     if not options.adversarial and (options.features is not None or options.discriminator != AdversarialConfig()):
         raise ValueError("--features and --discriminator need --adversarial: add it, or leave them out.")
     adversarial = options.discriminator if options.adversarial else None
-    return Run(
-        options.recipe, data, model, training, adversarial, None if options.features is None else str(options.features)
-    )
+    return Run(options.recipe, data, model, training, adversarial, options.features)
 
 
 def data_of(options: CompareOptions) -> dict[str, str]:

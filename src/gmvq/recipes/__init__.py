@@ -10,6 +10,7 @@
 
 from gmvq.recipes.catalogue import (
     BUNDLED_DATA,
+    LEARNED,
     NAMES,
     DataConfig,
     Run,
@@ -25,25 +26,17 @@ from gmvq.recipes.catalogue import (
     photos,
     template,
 )
+from gmvq.recipes.classifying import classifier_of, exemplars, learned_classifier
 from gmvq.recipes.decoding import DECODER, DecoderRun, fit_decoder
+from gmvq.recipes.folders import METRICS, RECORD, REPORT, read_json
 from gmvq.recipes.priors import FOLDER, PriorRun, fit_prior
-from gmvq.recipes.running import (
-    METRICS,
-    RECORD,
-    REPORT,
-    check_folder,
-    figures_of,
-    finished,
-    load_features,
-    read_json,
-    read_run,
-    run,
-)
+from gmvq.recipes.running import check_folder, figures_of, finished, load_features, read_run, run
 
 __all__ = [
     "BUNDLED_DATA",
     "DECODER",
     "FOLDER",
+    "LEARNED",
     "METRICS",
     "NAMES",
     "RECORD",
@@ -56,7 +49,9 @@ __all__ = [
     "changed",
     "check_folder",
     "cifar10",
+    "classifier_of",
     "digits",
+    "exemplars",
     "fashion_mnist",
     "figures_of",
     "finished",
@@ -64,6 +59,7 @@ __all__ = [
     "fit_prior",
     "fitted",
     "folder",
+    "learned_classifier",
     "load_data",
     "load_features",
     "make",

@@ -16,6 +16,8 @@ from gmvq.training import Training
 
 PHOTOGRAPHS = "bundled:photographs"
 DIGITS = "bundled:digits"
+LEARNED = "learned"
+"""The network of a distance of features that learns from the data of the run."""
 BUNDLED_DATA = {PHOTOGRAPHS: photographs_data, DIGITS: digits_data}
 """Sources that come with the dependencies; every other source is a path."""
 
@@ -71,7 +73,8 @@ class Run:
         model: What the autoencoder is made of.
         training: How it is trained.
         adversarial: The discriminator that it is trained against, None for none.
-        features: Where the network of a distance of features is, see :func:`gmvq.recipes.load_features`; None for none.
+        features: Where the network of a distance of features is, see :func:`gmvq.recipes.load_features`; ``learned``
+            for a small one that learns from the data first; None for none.
     """
 
     name: str

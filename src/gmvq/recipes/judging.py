@@ -2,55 +2,35 @@
 
 ::
 
-    images, labels --learn--> classifier --> does it see the class that was asked for?
+    real images --learn--> classifier --> does it see the class that was asked for?
     real and drawn images --its features--> Fréchet and kernel distance, precision and recall, nearest neighbours
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
-from gmvq import hub
-from gmvq.data import Data, Images, fingerprint, held_out_batches
+from gmvq.data import Data, Images, held_out_batches
 from gmvq.generation import Generator
 from gmvq.metrics import measure_realism
 from gmvq.metrics.inception import Features
 from gmvq.metrics.realism import nearest_neighbours
-from gmvq.networks import Classifier, ClassifierConfig
+from gmvq.networks import Classifier
 from gmvq.priors import Sampling
-from gmvq.recipes.running import CHECKPOINT, is_main, read_json
-from gmvq.training import Training
-from gmvq.training.tasks import ClassifierTask, accuracy_of
-from gmvq.training.trainer import learn
+from gmvq.training.tasks import accuracy_of
 
 CLASSIFIER = "classifier"
 """Where the judge of a run is, in the run's folder."""
-MARK = "data.json"
 BATCH = 64
 """Images at a time."""
 REAL = 2000
 """Held-out images that the features of drawn ones are compared with."""
-
-_TRAINING = Training(
-    steps=1500,
-    batch_size=64,
-    learning_rate=2e-3,
-    weight_decay=0.02,
-    warmup_steps=50,
-    evaluate_every=0,
-    checkpoint_every=0,
-    averaging_decay=0.99,
-)
 
 
 @dataclass(frozen=True)
@@ -64,49 +44,6 @@ class Verdict:
 
     figures: dict[str, Any]
     images: Tensor
-
-
-def classifier_of(
-    data: Data, folder: Path, steps: int | None = None, console: Console | None = None, seed: int = 0
-) -> Classifier:
-    """A classifier of labelled images, out of its folder if it learned from these; on the CPU, in evaluation mode.
-
-    Args:
-        data: Images with labels, all of one size.
-        folder: Where it is kept.
-        steps: Optimizer steps of its training; 1,500 by default.
-        console: Where progress goes; by default standard error.
-        seed: Of its first weights and of its training.
-
-    Raises:
-        ValueError: If the images have no labels or differ in size.
-    """
-    train, held_out = data.train, data.held_out
-    if train.labels is None or held_out.labels is None:
-        raise ValueError("'data' must have labels for a judge to learn, got none. Give data with classes.")
-    if len({*train.sizes, *held_out.sizes}) != 1:
-        raise ValueError("'data' must be images of one size for a judge, got several. Crop them first.")
-    console = Console(file=sys.stderr) if console is None else console
-    wanted = {"fingerprint": fingerprint(data), "steps": _TRAINING.steps if steps is None else steps, "seed": seed}
-    if read_json(folder / MARK) == wanted:
-        return hub.load_classifier(folder)
-    side = math.gcd(*train.sizes[0])
-    halvings = max(1, min(2, (side & -side).bit_length() - 1))  # as often as both sides are even, at most twice
-    if any(length % 2**halvings for length in train.sizes[0]):
-        raise ValueError(f"'data' must be images of even sides for a judge, got {train.sizes[0]}. Crop them first.")
-    classes = int(torch.cat([train.labels, held_out.labels]).max()) + 1
-    console.print("Training the judge ...", highlight=False)
-    torch.manual_seed(seed)
-    task = ClassifierTask(Classifier(ClassifierConfig(train.channels, classes, halvings=halvings)), data)
-    training = replace(_TRAINING, steps=wanted["steps"], seed=_TRAINING.seed + seed)
-    # a judge that was stopped goes on; the checkpoint of another one is set aside
-    going_on = read_json(folder / MARK) == {**wanted, "unfinished": True} and (folder / CHECKPOINT).is_file()
-    if is_main():
-        hub.write_json(folder / MARK, {**wanted, "unfinished": True})
-    classifier = learn(task, training, folder, resume=going_on, console=console).model
-    if is_main():
-        hub.write_json(folder / MARK, wanted)
-    return classifier.cpu().eval()
 
 
 def judge(
@@ -132,11 +69,11 @@ def judge(
 
     Returns:
         Figures: ``agreement``, the share of drawn images in which the judge sees the class that was asked for (None for
-        a prior without classes); ``real_accuracy``, the same on held-out images; ``frechet``, ``kernel``,
-        ``precision`` and ``recall`` of its features, beside held-out images; the same of as many reconstructed
-        training images as ``reconstructed_*``: what a perfect prior would reach with this tokenizer. With ``inception``
-        also ``fid``, ``kid`` and ``reconstructed_fid``; they fall with the number of images, and published ones are of
-        tens of thousands.
+        a prior without classes); ``real_accuracy``, the same on held-out images (None without labels); ``frechet``,
+        ``kernel``, ``precision`` and ``recall`` of its features, beside held-out images; the same of as many
+        reconstructed training images as ``reconstructed_*``: what a perfect prior would reach with this tokenizer. With
+        ``inception`` also ``fid``, ``kid`` and ``reconstructed_fid``; they fall with the number of images, and
+        published ones are of tens of thousands.
 
     Raises:
         ValueError: If fewer than 4 images are to be drawn, or the real ones are of another size.
@@ -173,7 +110,8 @@ def judge(
     seen = {name: _seen(classifier, inception, batches) for name, batches in sides.items()}
     own, reconstructed = (measure_realism(seen["real"].features, seen[name].features) for name in ("drawn", "again"))
     agreement = float((seen["drawn"].classes == labels).float().mean()) if classes else None
-    found = {"agreement": agreement, "real_accuracy": accuracy_of(classifier, data.held_out), **own._asdict()}
+    accuracy = None if data.held_out.labels is None else accuracy_of(classifier, data.held_out)
+    found = {"agreement": agreement, "real_accuracy": accuracy, **own._asdict()}
     found |= {f"reconstructed_{name}": getattr(reconstructed, name) for name in ("frechet", "kernel")}
     if inception is not None:
         of_drawn, of_again = (measure_realism(seen["real"].known, seen[name].known) for name in ("drawn", "again"))

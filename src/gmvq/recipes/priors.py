@@ -26,18 +26,8 @@ from gmvq.models import Autoencoder
 from gmvq.priors import AbstractPrior, CodeShape, Frequencies, LatentFlowPrior, NGram, PriorName, make_prior
 from gmvq.quantizers import AbstractQuantizer, GaussianMixtureQuantizer
 from gmvq.recipes.catalogue import load_data
-from gmvq.recipes.running import (
-    LOG,
-    METRICS,
-    RECORD,
-    REPORT,
-    check_part,
-    circumstances,
-    is_main,
-    now,
-    read_json,
-    read_run,
-)
+from gmvq.recipes.folders import LOG, METRICS, RECORD, REPORT, is_main, read_json
+from gmvq.recipes.running import check_part, circumstances, now, read_run
 from gmvq.recipes.tiling import tiled
 from gmvq.tokenization import TokenFile, tokenize
 from gmvq.training import Training

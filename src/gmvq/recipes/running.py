@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,7 +18,9 @@ from gmvq.data import Data, fingerprint
 from gmvq.evaluation import Evaluation, evaluate
 from gmvq.losses import FeatureLoss, vgg16_features
 from gmvq.models import AdversarialConfig, Autoencoder, AutoencoderConfig
-from gmvq.recipes.catalogue import DataConfig, Run, fitted, load_data
+from gmvq.recipes.catalogue import LEARNED, DataConfig, Run, fitted, load_data
+from gmvq.recipes.classifying import learned_classifier
+from gmvq.recipes.folders import CHECKPOINT, METRICS, PICTURE, RECORD, REPORT, is_main, read_json
 from gmvq.training import Training, provenance, train
 from gmvq.training.figures import save_reconstructions
 from gmvq.training.report import write_report
@@ -27,12 +28,8 @@ from gmvq.training.tasks import check_sides
 
 FORMAT = "gmvq.run"
 VERSION = 1
-RECORD = "run.json"
-METRICS = "metrics.json"
-CHECKPOINT = "checkpoint/state.safetensors"
-REPORT = "report.html"
-LOG = "log.jsonl"
-PICTURE = "reconstructions.png"
+FEATURES = "features"
+"""Where a run's folder has the classifier that it compares features by, if it learned one."""
 _PICTURED = 8
 """Most images in the picture."""
 
@@ -75,7 +72,7 @@ def run(
     check_folder(out, recipe)
     if recipe.adversarial is not None:
         check_sides(recipe.adversarial, data, recipe.data.crop)
-    features = None if recipe.features is None else load_features(recipe.features)
+    features = None if recipe.features is None else _features(recipe.features, data, out, console)
     resume = resume and (out / CHECKPOINT).is_file()
     if not resume and (out / METRICS).exists():
         console.print(f"Replacing the run in {out}, which has the same settings.", highlight=False, markup=False)
@@ -108,6 +105,15 @@ def run(
     if report:
         _write_pictures(out, trained.model, data, measured)
     return metrics
+
+
+def _features(named: str, data: Data, out: Path, console: Console) -> FeatureLoss:
+    """The distance of features that a recipe names."""
+    if named != LEARNED:
+        return load_features(named)
+    # other first weights than a judge's, which says more of what did not learn the same by the same chance
+    classifier = learned_classifier(data, out / FEATURES, console=console, seed=1)
+    return FeatureLoss(classifier.encoder.layers)
 
 
 def load_features(path: str | Path) -> FeatureLoss:
@@ -235,15 +241,6 @@ def read_run(folder: str | Path) -> Run:
         raise ValueError(f"{path} is not of this version of gmvq ({error!r}). Give the data with --data.") from error
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file, None if there is none that can be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def _write_pictures(out: Path, model: Autoencoder, data: Data, measured: Evaluation) -> None:
     number = min(_PICTURED, len(data.held_out))
     originals = [data.held_out[index * len(data.held_out) // number] for index in range(number)]
@@ -283,11 +280,6 @@ def circumstances(command: str | None) -> dict[str, Any]:
 def now() -> str:
     """The time, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def is_main() -> bool:
-    """False for all but the first process under torchrun or accelerate launch."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _completed(run: Mapping[str, Any]) -> dict[str, Any]:

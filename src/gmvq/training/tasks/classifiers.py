@@ -24,18 +24,27 @@ class ClassifierTask(AbstractTask[Classifier, Batch]):
     Args:
         classifier: The classifier.
         data: Images with labels, all of one size.
+        tint: Most that is added to each channel of an image, or taken from it, at random.
+
+    Raises:
+        ValueError: If the tint is not a finite number of at least 0.
     """
 
-    def __init__(self, classifier: Classifier, data: Data) -> None:
+    def __init__(self, classifier: Classifier, data: Data, tint: float = 0.0) -> None:
+        if not 0 <= tint < float("inf"):
+            raise ValueError(f"'tint' must be a finite number of at least 0, got {tint}. Use 0.3.")
         super().__init__(classifier)
         classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.data = data
+        self.data, self.tint = data, tint
 
     def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:  # noqa: D102
         return Loader(self.data.train, batch_size, seed=seed, rank=rank, world_size=ranks)
 
     def inputs(self, batch: Batch, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:  # noqa: D102
-        return (to_device(batch.images),)
+        images = batch.images
+        if self.tint:
+            images = images + self.tint * (2 * torch.rand(*images.shape[:2], 1, 1) - 1)
+        return (to_device(images),)
 
     def outcome(self, answer: Tensor, batch: Batch) -> Outcome:  # noqa: D102
         assert batch.labels is not None
@@ -44,7 +53,8 @@ class ClassifierTask(AbstractTask[Classifier, Batch]):
         return Outcome(F.cross_entropy(answer, labels), {"accuracy": accuracy}, None)
 
     def description(self) -> dict[str, Any]:  # noqa: D102
-        return {"model": asdict(self.model.config), "data": {"fingerprint": fingerprint(self.data)[:16]}}
+        data = {"fingerprint": fingerprint(self.data)[:16], "tint": self.tint}
+        return {"model": asdict(self.model.config), "data": data}
 
     def held_out(self, batch_size: int) -> Callable[[Classifier], dict[str, float | None]] | None:  # noqa: D102
         return lambda classifier: {"accuracy": accuracy_of(classifier, self.data.held_out)}
