@@ -190,7 +190,7 @@ def run_two(data, out, more=""):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     settings = {**SETTINGS, "batch_size": 4}
     processes = [
         start(data, out, settings, environment={**common, "RANK": rank, "LOCAL_RANK": rank}, more=more)

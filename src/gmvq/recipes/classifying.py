@@ -119,7 +119,8 @@ def classifier_of(
     if any(length % 2**halvings for length in train.sizes[0]):
         raise ValueError(f"'data' must be images of even sides for a judge, got {train.sizes[0]}. Crop them first.")
     classes = int(torch.cat([train.labels, held_out.labels]).max()) + 1
-    console.print("Training a classifier of the images ...", highlight=False)
+    if is_main():
+        console.print("Training a classifier of the images ...", highlight=False)
     torch.manual_seed(seed)
     task = ClassifierTask(Classifier(ClassifierConfig(train.channels, classes, halvings=halvings)), data, tint)
     training = replace(_TRAINING, steps=wanted["steps"], seed=_TRAINING.seed + seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import random
 import time
@@ -73,6 +74,8 @@ def make_accelerator(training: Training, *, idle_parameters: bool = False) -> Ac
         AcceleratorState._reset_state()
     forwards = training.gradient_accumulation
     accelerator = Accelerator(
+        # unless told, accelerate would let the processes of a machine without a GPU each train alone
+        cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available(),
         mixed_precision=training.precision,
         gradient_accumulation_steps=forwards,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=idle_parameters)],
