@@ -1,15 +1,16 @@
 """What sharpens a tokenizer's images and what it costs: a discriminator, features, a decoder by diffusion.
 
 For each seed, one tokenizer of the bundled photographs is trained as it is, and again from the same first weights for
-as many steps: with a distance of features, against a discriminator, and with both. Over the first, for the first seed,
-a diffusion decoder is fitted. Figures are of tiles of the held-out photographs through their codes: PSNR, SSIM,
-high-frequency energy over that of the tiles themselves, and how their features stand to those of the tiles. The judge
-whose features these are is a small network that learned to tell which training photograph a tile is of, since the
-photographs have no classes; so the distances are no FID and KID. Tiles were tinted at random while it learned: else it
-tells photographs by their palettes, and takes an unseen tint for worse than a blur. The distance that is trained with
-is of another network of the same kind, from other first weights: it is akin to the judge, and flatters.
+as many steps: against a discriminator that sees pixels, against one that sees features, with a distance of features,
+and with the last two. Over the first, for the first seed, a diffusion decoder is fitted. Figures are of tiles of the
+held-out photographs through their codes: PSNR, SSIM, high-frequency energy over that of the tiles themselves, and how
+their features stand to those of the tiles. The judge whose features these are is a small network that learned to tell
+which training photograph a tile is of, since the photographs have no classes; so the distances are no FID and KID.
+Tiles were tinted at random while it learned: else it tells photographs by their palettes, and takes an unseen tint for
+worse than a blur. The features that are trained with are those of another network of the same kind, from other first
+weights: they are akin to the judge's, and flatter.
 
-    python benchmarks/sharpening.py --seeds 2 --out benchmarks/results/sharpening.json --pictures docs/images/generation
+    python benchmarks/sharpening.py --seeds 3 --out benchmarks/results/sharpening.json --pictures docs/images/generation
 """
 
 from __future__ import annotations
@@ -111,9 +112,10 @@ def measured(
     against, never = AdversarialConfig(width=width), {"discriminator_start": 1.0, "start": 1.0, "warmup": 0.0}
     runs = {
         "plain": recipe,
-        "features": replace(recipe, adversarial=replace(against, **never), features=teacher),
-        "adversarial": replace(recipe, adversarial=against),
-        "adversarial-features": replace(recipe, adversarial=against, features=teacher),
+        "pixels": replace(recipe, adversarial=against),
+        "features": replace(recipe, adversarial=replace(against, feature_weight=0.0), features=teacher),
+        "distance": replace(recipe, adversarial=replace(against, **never), features=teacher),
+        "both": replace(recipe, adversarial=against, features=teacher),
     }
     folders = {name: arguments.runs / f"{name}-{seed}" for name in runs}
     ways: dict[str, Drawn] = {}

@@ -63,17 +63,17 @@ def test_ways_to_sharpness_are_compared(tmp_path, monkeypatch):
     out = tmp_path / "sharpening.json"
     small = ["--steps", "10", "--decoder-steps", "2", "--judge-steps", "2", "--width", "8", "--seeds", "2"]
     sharpening.main([*small, "--runs", str(tmp_path / "runs"), "--out", str(out), "--pictures", str(tmp_path)])
-    assert read_image(tmp_path / "sharpening.png", 3).shape == (3, 6 * 66 - 2, 2 * 66 - 2)
+    assert read_image(tmp_path / "sharpening.png", 3).shape == (3, 7 * 66 - 2, 2 * 66 - 2)
     written = json.loads(out.read_text())
     rows = [(row["name"], row["seed"]) for row in written["rows"]]
-    trained = ("plain", "features", "adversarial", "adversarial-features")
+    trained = ("plain", "pixels", "features", "distance", "both")
     first = [(name, 0) for name in (*trained, "diffusion decoder")]
     assert rows == first + [(name, 1) for name in trained]
     assert written["tiles"] == 24
     assert written["judge"].keys() == {"blurred", "noisy", "tinted"}
     assert all(row["frechet"] >= 0 and row["psnr"] > 0 for row in written["rows"])
     assert "adversarial_weight" not in written["curves"]["plain"]
-    assert [step for step, _ in written["curves"]["adversarial"]["psnr"]] == list(range(1, 11))
+    assert [step for step, _ in written["curves"]["both"]["psnr"]] == list(range(1, 11))
 
 
 def test_every_prior_draws_before_the_judge(tmp_path):

@@ -7,7 +7,7 @@ from gmvq.losses.adversarial import adaptive_weight, discriminator_loss, generat
 from gmvq.models import AdversarialAutoencoder, AdversarialConfig, Autoencoder, AutoencoderConfig
 from gmvq.models.adversarial import DISCRIMINATOR, GENERATOR, LEARNING, OPPOSING
 from gmvq.networks import Classifier, ClassifierConfig
-from gmvq.networks.discriminators import PatchDiscriminator
+from gmvq.networks.discriminators import FeatureDiscriminator, PatchDiscriminator, detail
 
 NOW = {"discriminator_start": 0.0, "start": 0.0, "warmup": 0.0}
 
@@ -49,24 +49,29 @@ def taught(model, images):
     return model
 
 
+@pytest.mark.parametrize("features", [False, True])
 @pytest.mark.parametrize("loss", ["hinge", "non-saturating"])
 @pytest.mark.parametrize("norm", ["spectral", "layer", "none"])
-def test_one_backward_gives_each_side_its_own_gradient(loss, norm):
+def test_one_backward_gives_each_side_its_own_gradient(loss, norm, features):
     images = torch.rand(4, 3, 16, 16)
-    model = taught(made(loss=loss, norm=norm, lecam=0.0), images)
+    model = taught(made(loss=loss, norm=norm, lecam=0.0, features=features, feature_weight=0.0), images)
     model.discriminator.eval()  # spectral normalization takes a step in each forward of training
     model(images).loss.backward()
     together = gradients(model)
     model.zero_grad()
 
+    def told(images):
+        return model.discriminator(model.features.features(images) if features else images)
+
     reconstruction = model.autoencoder(images)
-    real, fake = model.discriminator(images), model.discriminator(reconstruction.images.detach())
+    real, fake = told(images), told(reconstruction.images.detach())
     discriminator_loss(loss, real, fake).backward()
     own = {name: gradient for name, gradient in gradients(model).items() if name.startswith("discriminator")}
     model.zero_grad()
-    fooled = generator_loss(loss, model.discriminator(reconstruction.images))
+    fooled = generator_loss(loss, told(reconstruction.images))
     error_weight = model.autoencoder.likelihood.squared_error_weight(reconstruction.terms["mse"])
-    lead = (real > 0).float().mean() + (fake < 0).float().mean() - 1
+    accuracy = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
+    lead = (10 * (accuracy - 0.52)).clamp(0, 1)
     assert lead > 0.3
     weight = lead * adaptive_weight(fooled, reconstruction.images, images, error_weight)
     (reconstruction.loss + weight * fooled).backward()
@@ -123,17 +128,49 @@ def test_regularizers_and_features_add_their_parts_to_the_loss():
     added = 20 * (real.relu().square().mean() + (-fake).relu().square().mean())
     assert added > 1e-3
     torch.testing.assert_close(regularized(images).loss, made(**exact)(images).loss + added)
-    plain = made(lecam=0.0)(images).loss
-    penalized = made(lecam=0.0, gradient_penalty=5.0)
-    asked = images.clone().requires_grad_()
-    penalty = gradient_penalty(made(lecam=0.0).discriminator(asked), asked)
-    torch.testing.assert_close(penalized(images).loss, plain + 2.5 * penalty, rtol=1e-4, atol=1e-5)
-    featured = made(lecam=0.0, features=True, weight=0.0)
+    featured = made(lecam=0.0, features=True, weight=0.0, sees="pixels")
     out = featured(images)
     distance = featured.features(out.images, images)
     added = 0.01 * featured.autoencoder.likelihood.squared_error_weight(out.terms["mse"]) * distance
     torch.testing.assert_close(out.loss, made(lecam=0.0, weight=0.0)(images).loss + added)
-    assert made(features=True, feature_weight=0.0)(images).loss.isfinite()
+    # a discriminator of features learns by the same ones, whether their distance counts or not
+    told = [made(lecam=0.0, features=True, weight=0.0, feature_weight=weight)(images) for weight in (0.0, 0.01)]
+    torch.testing.assert_close(told[1].loss - told[0].loss, added)
+    assert "feature_distance" not in told[0].terms
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_the_gradient_penalty_is_of_the_images(features):
+    images = torch.rand(4, 3, 16, 16)
+    exact = {"norm": "none", "lecam": 0.0, "features": features, "feature_weight": 0.0}
+    asked, model = images.clone().requires_grad_(), made(**exact)
+    penalty = gradient_penalty(model.discriminator(model.features.features(asked) if features else asked), asked)
+    assert penalty > 1e-6
+    penalized = made(**exact, gradient_penalty=5.0)
+    loss = penalized(images).loss
+    torch.testing.assert_close(loss, model(images).loss + 2.5 * penalty, rtol=1e-4, atol=1e-5)
+    loss.backward()
+    assert all(weight.grad is not None for weight in penalized.discriminator.parameters())
+
+
+def test_a_discriminator_sees_features_where_there_are_some():
+    assert made(features=True).sees_features
+    assert not made(features=True, sees="pixels").sees_features
+    assert not made().sees_features
+
+
+def test_a_discriminator_of_features_judges_each_place_of_each_layer():
+    torch.manual_seed(0)
+    discriminator = FeatureDiscriminator((8, 12), width=8, norm="none")
+    fine, coarse = torch.rand(2, 8, 6, 4), torch.rand(2, 12, 3, 2)
+    logits = discriminator([fine, coarse])
+    assert logits.shape == (2, 2, 6, 4)
+    assert torch.equal(logits[:, 1, ::2, ::2], logits[:, 1, 1::2, 1::2])  # a coarser place counts for four
+    changed = discriminator([fine, coarse.flip(1)])
+    assert torch.equal(changed[:, 0], logits[:, 0])
+    assert not torch.equal(changed[:, 1], logits[:, 1])
+    with pytest.raises(ValueError, match="is shorter than"):
+        discriminator([fine])
 
 
 def test_the_features_are_no_part_of_its_state():
@@ -181,11 +218,22 @@ def test_a_discriminator_soon_tells_images_that_lack_detail():
     assert (discriminator(fake) < 0).float().mean() > 0.9
 
 
+def test_detail_is_seen_whatever_its_contrast():
+    torch.manual_seed(0)
+    texture = torch.rand(2, 3, 16, 16) - 0.5
+    strong, weak = (detail(0.5 + contrast * texture) for contrast in (0.8, 0.2))
+    assert 0.5 < strong.std() < 2
+    torch.testing.assert_close(strong, weak, rtol=0.1, atol=0.01)
+    assert detail(torch.full((1, 3, 8, 8), 0.3)).abs().max() < 1e-5
+    assert detail(torch.full((1, 3, 8, 8), 0.3) + 0.002 * torch.randn(1, 3, 8, 8)).std() < 0.2  # even, up to rounding
+    assert detail(strong.bfloat16()).dtype == torch.float32
+
+
 def test_a_discriminator_learns_to_tell():
     torch.manual_seed(0)
     discriminator = PatchDiscriminator(1, width=8, layers=2)
     optimizer = torch.optim.Adam(discriminator.parameters(), 1e-2)
-    for _ in range(40):
+    for _ in range(80):
         real, fake = torch.rand(16, 1, 8, 8).round(), torch.rand(16, 1, 8, 8)
         loss = (1 - discriminator(real)).relu().mean() + (1 + discriminator(fake)).relu().mean()
         optimizer.zero_grad()
@@ -203,6 +251,11 @@ def test_a_discriminator_learns_to_tell():
         (AdversarialConfig, {"start": 0.9, "warmup": 0.2}, "'discriminator_start', 'start' and the end"),
         (AdversarialConfig, {"loss": "wasserstein"}, "'loss' must be one of hinge"),
         (AdversarialConfig, {"norm": "batch"}, "'norm' must be one of spectral"),
+        (AdversarialConfig, {"sees": "codes"}, "'sees' must be one of features, pixels"),
+        (FeatureDiscriminator, {"channels": ()}, "'channels' must be those of at least one layer"),
+        (FeatureDiscriminator, {"channels": (8, 0)}, "'channels' must be an integer of at least 1"),
+        (FeatureDiscriminator, {"channels": (8,), "width": 0}, "'width' must be an integer of at least 1"),
+        (FeatureDiscriminator, {"channels": (8,), "norm": "batch"}, "'norm' must be one of spectral"),
         (AdversarialConfig, {"layers": 0}, "'layers' must be an integer of at least 1"),
         (PatchDiscriminator, {"channels": 0}, "'channels' must be an integer of at least 1"),
         (PatchDiscriminator, {"channels": 3, "norm": "batch"}, "'norm' must be one of spectral"),

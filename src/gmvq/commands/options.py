@@ -51,8 +51,9 @@ class TrainOptions:
         training: How it is trained.
         adversarial: Train against a discriminator, for sharper images.
         discriminator: How that discriminator works.
-        features: Compare features beside it: a file with the weights of torchvision's VGG-16, the folder of a
-            classifier that gmvq judge has left, or 'learned' for a small network that learns from the data first.
+        features: Compare features, too, and let the discriminator see them in place of pixels. Their network is a file
+            with the weights of torchvision's VGG-16, the folder of a classifier that gmvq judge has left, or 'learned'
+            for a small one that learns from the data first.
     """
 
     recipe: Annotated[RecipeName, tyro.conf.Positional]

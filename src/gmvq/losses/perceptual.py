@@ -83,11 +83,14 @@ class FeatureLoss(nn.Module):
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """The distance, with a gradient to the images."""
-        first = self.features(images)
         with torch.no_grad():
-            second = self.features(targets)
-        distances = [(x - y).square().sum(1).mean() for x, y in zip(first, second, strict=True)]
-        return torch.stack(distances).mean()
+            aim = self.features(targets)
+        return self.distance(self.features(images), aim)
+
+    @staticmethod
+    def distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+        """The distance of features, as :meth:`features` gives them, ``()``."""
+        return torch.stack([(x - y).square().sum(1).mean() for x, y in zip(first, second, strict=True)]).mean()
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Features of the layers that count, of length 1 over channels at each place."""

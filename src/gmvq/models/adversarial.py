@@ -6,22 +6,26 @@ r"""An autoencoder and a discriminator, in one module with one loss: reconstruct
        |                          |                                                                +--> loss
        +--discriminator--> L_D <--+ (detached) --------------------------------------------------- +
 
+With a network of features, and unless it is told to look at pixels, the discriminator is shown features in place of
+images: those of a network that stays as it is.
+
 .. math:: L = L_{\text{autoencoder}} + w_f\, s\, L_{\text{features}} + w(t)\, a\, \lambda\, L_G + L_D
 
 s is the weight that the likelihood gives to a squared error of the images, so that distances of features weigh as one.
 The discriminator is held still in :math:`L_G`, and the reconstructions in :math:`L_D`, so the gradient of the sum is
 each part's own: one optimizer step moves both. :math:`\lambda` makes :math:`L_G` pull at the pixels as strongly as the
 squared error does; w(t) is 0 until the discriminator has learned for a while, and then rises; and the discriminator's
-lead a, from 0 where it guesses to 1 where it tells all patches, holds back one that has nothing to teach, whose slope
-:math:`\lambda` would blow up.
+lead a, from 0 where it guesses to 1 where it tells 62% of the patches, holds back one that has nothing to teach, whose
+slope :math:`\lambda` would blow up.
 
 Under several processes each has its own a and :math:`\lambda`, of its own images.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +41,15 @@ from gmvq.losses.adversarial import (
 )
 from gmvq.losses.perceptual import FeatureLoss
 from gmvq.models.autoencoder import Autoencoder
-from gmvq.networks.discriminators import DiscriminatorNorm, PatchDiscriminator
+from gmvq.networks.discriminators import DiscriminatorNorm, FeatureDiscriminator, PatchDiscriminator
 from gmvq.types import Reconstruction
+
+_Seen = tuple[Sequence[Tensor], Sequence[Tensor]]
+"""What a discriminator is shown of reconstructions and of images: themselves, or their features."""
+Sight = Literal["features", "pixels"]
+
+GUESSES, LEADS = 0.52, 0.62
+"""Shares of patches told up to which a discriminator is taken to guess, and from which its loss counts in full."""
 
 LEARNING, OPPOSING = "discriminator_share", "adversarial_share"
 """Figures that say whether the discriminator learned in a step, and whether its loss counted: 1 or 0."""
@@ -54,8 +65,10 @@ class AdversarialConfig:
     Args:
         weight: w, of the adversarial loss once it counts in full: at 1 it pulls at pixels as the squared error does.
         loss: ``hinge`` or ``non-saturating``.
-        width: Channels of the discriminator's first layer.
-        layers: Its strided convolutions.
+        sees: What the discriminator is shown: ``features``, of the network of the distance of features where there is
+            one, or ``pixels``.
+        width: Channels of the discriminator's first layer, or of each head of features.
+        layers: Its strided convolutions, where it is shown pixels.
         norm: ``spectral``, ``layer`` or ``none``.
         discriminator_start: Progress of training in [0, 1] at which the discriminator begins to learn.
         start: Progress at which the adversarial loss begins to count.
@@ -71,6 +84,7 @@ class AdversarialConfig:
 
     weight: float = 1.0
     loss: AdversarialLoss = "hinge"
+    sees: Sight = "features"
     width: int = 64
     layers: int = 3
     norm: DiscriminatorNorm = "spectral"
@@ -88,7 +102,8 @@ class AdversarialConfig:
         for name in ("width", "layers"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"'{name}' must be an integer of at least 1, got {getattr(self, name)!r}. Use 3.")
-        for name, kinds in (("loss", get_args(AdversarialLoss)), ("norm", get_args(DiscriminatorNorm))):
+        named = (("loss", AdversarialLoss), ("sees", Sight), ("norm", DiscriminatorNorm))
+        for name, kinds in ((name, get_args(kind)) for name, kind in named):
             if getattr(self, name) not in kinds:
                 raise ValueError(f"'{name}' must be one of {', '.join(kinds)}, got {getattr(self, name)!r}.")
         if not 0 <= self.discriminator_start <= self.start <= self.start + self.warmup <= 1 + 1e-9:
@@ -123,7 +138,8 @@ class AdversarialAutoencoder(nn.Module):
     Args:
         autoencoder: The tokenizer: what is kept in the end.
         config: How the discriminator works.
-        features: A distance of features beside, or None. It is no part of the model's state.
+        features: A distance of features beside, whose network is also what the discriminator sees by; or None. It is no
+            part of the model's state.
 
     Shape:
         images ``(B, C, H, W)`` -> :class:`gmvq.types.Reconstruction`; in evaluation that of the autoencoder alone.
@@ -136,9 +152,17 @@ class AdversarialAutoencoder(nn.Module):
         self.config = AdversarialConfig() if config is None else config
         self.autoencoder = autoencoder
         self._features = (features,)  # not registered: a checkpoint would hold its weights several times
-        self.discriminator = PatchDiscriminator(
-            autoencoder.config.channels, self.config.width, self.config.layers, self.config.norm
-        )
+        self.discriminator: nn.Module
+        if self.sees_features:
+            assert features is not None
+            blank = torch.zeros(1, autoencoder.config.channels, 32, 32, device=features.mean.device)
+            with torch.no_grad():
+                channels = [layer.shape[1] for layer in features.features(blank)]
+            self.discriminator = FeatureDiscriminator(channels, self.config.width, self.config.norm)
+        else:
+            self.discriminator = PatchDiscriminator(
+                autoencoder.config.channels, self.config.width, self.config.layers, self.config.norm
+            )
         self.lecam = LeCam()
         # on the host: a branch on a buffer would wait for the GPU in each step
         self._progress = 0.0
@@ -147,6 +171,11 @@ class AdversarialAutoencoder(nn.Module):
     def features(self) -> FeatureLoss | None:
         """The distance of features, or None."""
         return self._features[0]
+
+    @property
+    def sees_features(self) -> bool:
+        """True if the discriminator is shown features, False if pixels."""
+        return self.features is not None and self.config.sees == "features"
 
     def set_progress(self, progress: float) -> None:
         """Tells how far training has come, in [0, 1]."""
@@ -161,24 +190,39 @@ class AdversarialAutoencoder(nn.Module):
         images = self.autoencoder.as_float(images)
         loss, terms = made.loss, dict(made.terms)
         error_weight = self.autoencoder.likelihood.squared_error_weight(terms["mse"])
-        if self.features is not None and self.config.feature_weight:
+        begun = self._progress >= self.config.discriminator_start
+        seen: _Seen = [made.images], [images]
+        if self.features is not None and (self.config.feature_weight or (begun and self.sees_features)):
             if self.features.mean.device != images.device:
                 self.features.to(images.device)
-            distance = self.features(made.images, images)
-            loss = loss + self.config.feature_weight * error_weight * distance
-            terms["feature_distance"] = distance.detach()
+            with torch.no_grad():
+                aim = self.features.features(images)
+            found = self.features.features(made.images)
+            if self.config.feature_weight:
+                distance = self.features.distance(found, aim)
+                loss = loss + self.config.feature_weight * error_weight * distance
+                terms["feature_distance"] = distance.detach()
+            if self.sees_features:
+                seen = found, aim
         # a log has the same figures from the first step
         terms |= dict.fromkeys((LEARNING, OPPOSING, *DISCRIMINATOR, *GENERATOR), loss.new_zeros(()))
-        if self._progress >= self.config.discriminator_start:
-            opposed, found = self._opposed(made.images, images, error_weight)
-            loss, terms = loss + opposed, terms | found
+        if begun:
+            opposed, figures = self._opposed(made.images, images, seen, error_weight)
+            loss, terms = loss + opposed, terms | figures
         return made._replace(loss=loss, terms=terms)
 
-    def _opposed(self, fakes: Tensor, images: Tensor, error_weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the discriminator adds to the loss, and figures of it."""
+    def _opposed(
+        self, fakes: Tensor, images: Tensor, seen: _Seen, error_weight: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the discriminator adds to the loss, and figures of it; ``seen`` is what it is shown of both."""
         config = self.config
-        images = images.detach().requires_grad_(config.gradient_penalty > 0)
-        real, fake = self.discriminator(images).float(), self.discriminator(fakes.detach()).float()
+        of_fakes, of_images = seen
+        if config.gradient_penalty:
+            images = images.detach().requires_grad_()
+            of_images = [images]
+            if self.features is not None and self.sees_features:
+                of_images = self.features.features(images)
+        real, fake = self._told(of_images), self._told([part.detach() for part in of_fakes])
         own = discriminator_loss(config.loss, real, fake)
         accuracy = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
         terms = {
@@ -196,8 +240,15 @@ class AdversarialAutoencoder(nn.Module):
         if not weight:
             return own, terms
         still = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        fooled = generator_loss(config.loss, functional_call(self.discriminator, still, (fakes,)).float())
-        lead = (2 * accuracy - 1).clamp_min(0)
+        fooled = generator_loss(config.loss, self._told(of_fakes, still))
+        lead = ((accuracy - GUESSES) / (LEADS - GUESSES)).clamp(0, 1)
         balanced = weight * lead * adaptive_weight(fooled, fakes, images, error_weight)
         terms |= {OPPOSING: terms[LEARNING], "adversarial": fooled.detach(), "adversarial_weight": balanced}
         return own + balanced * fooled, terms
+
+    def _told(self, seen: Sequence[Tensor], weights: dict[str, Tensor] | None = None) -> Tensor:
+        """The discriminator's logits of what it is shown, by its own weights or by others."""
+        shown = seen if self.sees_features else seen[0]
+        if weights is None:
+            return self.discriminator(shown).float()
+        return functional_call(self.discriminator, weights, (shown,)).float()

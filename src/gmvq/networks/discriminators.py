@@ -1,7 +1,8 @@
-"""Networks that tell real images from reconstructed ones, patch by patch."""
+"""Networks that tell real images from reconstructed ones, place by place: by the pixels, or by features of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -14,8 +15,10 @@ from gmvq.networks.layers import ChannelNorm
 
 DiscriminatorNorm = Literal["spectral", "layer", "none"]
 
-DETAIL = 8.0
-"""What the detail of an image is multiplied by, to be about as large as the image."""
+CONTRAST = 0.02
+"""Added to the contrast of images in [0, 1], so that what is nearly even is not taken for a strong texture."""
+NEIGHBOURHOOD = 7
+"""Side of the square of pixels over which contrast is measured."""
 SLOPE = 0.2
 """Of the leaky rectifiers below 0."""
 
@@ -24,8 +27,9 @@ class PatchDiscriminator(nn.Module):
     """A logit for each patch: strided convolutions, each twice as wide as the one before.
 
     It is shown an image and, beside it, the image's detail: what is left where the mean of 3x3 pixels is taken away,
-    enlarged. Reconstructions of a tokenizer have the right colors and shapes and lack detail, and in the image alone
-    that is a small part of what varies: a discriminator guesses for a long time.
+    divided by the contrast around. Reconstructions of a tokenizer have the right colors and shapes and lack detail, and
+    in the image alone that is a small part of what varies: a discriminator guesses for a long time. Contrast is divided
+    out because it would be what is told by, and exaggerated edges what is taught.
 
     There is no batch normalization: what is said of an image depends on no other.
 
@@ -60,8 +64,7 @@ class PatchDiscriminator(nn.Module):
         for name, value in (("channels", channels), ("width", width), ("layers", layers)):
             if type(value) is not int or value < 1:
                 raise ValueError(f"'{name}' must be an integer of at least 1, got {value!r}. Use for example 3.")
-        if norm not in get_args(DiscriminatorNorm):
-            raise ValueError(f"'norm' must be one of {', '.join(get_args(DiscriminatorNorm))}, got {norm!r}.")
+        _check_norm(norm)
         self.halvings = layers
         parts: list[nn.Module] = []
         widths = [2 * channels, *(width * 2 ** min(level, 3) for level in range(layers))]
@@ -79,11 +82,80 @@ class PatchDiscriminator(nn.Module):
                 f"'images' must have sides of at least {2**self.halvings} pixels for a discriminator of "
                 f"{self.halvings} layers, got {tuple(images.shape)}. Use fewer layers."
             )
-        detail = images - F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
-        return self.layers(torch.cat([2 * images - 1, 2 * DETAIL * detail], 1))
+        return self.layers(torch.cat([2 * images - 1, detail(images)], 1))
+
+
+class FeatureDiscriminator(nn.Module):
+    """A logit for each place of several layers of features, which stay as they are: a small head for each layer.
+
+    Features of a network that learned to tell images apart say what an image is of and how it is made, so little is
+    left for the heads to learn: they tell soon, by few images.
+
+    Args:
+        channels: Channels of the features of each layer.
+        width: Channels of the heads.
+        norm: See :class:`PatchDiscriminator`.
+
+    Shape:
+        features of each layer ``(B, channels, h, w)``, of length 1 at each place -> ``(B, layers, H, W)``, H and W the
+        largest h and w: logits of a coarser layer fill as many places, so that all layers weigh alike.
+
+    Raises:
+        ValueError: If there is no layer, a number is not at least 1, or there is no such norm.
+
+    References:
+        Projected GANs Converge Faster (Sauer et al., 2021), https://arxiv.org/abs/2111.01007
+
+    Example:
+        >>> features = [torch.rand(2, 16, 8, 8), torch.rand(2, 32, 4, 4)]
+        >>> FeatureDiscriminator((16, 32), width=8)(features).shape
+        torch.Size([2, 2, 8, 8])
+    """
+
+    def __init__(self, channels: Sequence[int], width: int = 64, norm: DiscriminatorNorm = "spectral") -> None:
+        super().__init__()
+        if not channels:
+            raise ValueError("'channels' must be those of at least one layer, got none. Use for example (64, 64).")
+        for name, value in (*(("channels", value) for value in channels), ("width", width)):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"'{name}' must be an integer of at least 1, got {value!r}. Use for example 64.")
+        _check_norm(norm)
+        self.heads = nn.ModuleList()
+        for many in channels:
+            parts: list[nn.Module] = []
+            for narrow in (many, width):
+                parts += [_conv(narrow, width, 3, 1, norm)]
+                parts += [ChannelNorm(width)] if norm == "layer" else []
+                parts += [nn.LeakyReLU(SLOPE)]
+            self.heads.append(nn.Sequential(*parts, _conv(width, 1, 1, 1, norm)))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Logits of being real, ``(B, layers, H, W)``."""
+        pairs = zip(self.heads, features, strict=True)
+        logits = [head(layer * layer.shape[1] ** 0.5) for head, layer in pairs]  # of about 1 in each channel
+        finest = tuple(max(each.shape[axis] for each in logits) for axis in (2, 3))
+        return torch.cat([F.interpolate(each, finest) for each in logits], 1)
+
+
+def detail(images: Tensor) -> Tensor:
+    """What the mean of 3x3 pixels lacks of images in [0, 1], over the contrast around: of the same shape, float32."""
+    images = images.float()  # little is left of the difference in 16 bits
+    found = images - _mean_around(images, 3)
+    contrast = (_mean_around(found.square().mean(1, keepdim=True), NEIGHBOURHOOD) + CONTRAST**2).sqrt()
+    return found / contrast
+
+
+def _mean_around(values: Tensor, side: int) -> Tensor:
+    """The mean of the square around each place, of as many places as there are."""
+    return F.avg_pool2d(values, side, stride=1, padding=side // 2, count_include_pad=False)
 
 
 def _conv(narrow: int, wide: int, side: int, stride: int, norm: DiscriminatorNorm) -> nn.Module:
-    layer = nn.Conv2d(narrow, wide, side, stride=stride, padding=1)
+    layer = nn.Conv2d(narrow, wide, side, stride=stride, padding=1 if side > 1 else 0)
     nn.init.kaiming_normal_(layer.weight, SLOPE)
     return spectral_norm(layer) if norm == "spectral" else layer
+
+
+def _check_norm(norm: str) -> None:
+    if norm not in get_args(DiscriminatorNorm):
+        raise ValueError(f"'norm' must be one of {', '.join(get_args(DiscriminatorNorm))}, got {norm!r}.")

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from gmvq import hub
 from gmvq.data import Data, Loader, fingerprint
 from gmvq.models import AdversarialAutoencoder, AdversarialConfig, Autoencoder
-from gmvq.models.adversarial import DISCRIMINATOR, GENERATOR, LEARNING, OPPOSING
+from gmvq.models.adversarial import DISCRIMINATOR, GENERATOR, GUESSES, LEARNING, OPPOSING
 from gmvq.training.monitoring import HeldOut
 from gmvq.training.tasks.base import AbstractTask, Outcome
 from gmvq.types import Batch, Reconstruction
 
-WINS, LOSES = 0.98, 0.52
-"""Accuracies of a discriminator above and below which it teaches little."""
+WINS = 0.98
+"""Share of patches told above which a discriminator teaches little."""
 
 
 class Drawing(NamedTuple):
@@ -162,10 +162,10 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
                 f"The discriminator tells more than {WINS:.0%} of the patches: its gradient says little then. Give it "
                 "less width, or more of the LeCam or R1 regularizer."
             )
-        if accuracy < LOSES:
+        if accuracy < GUESSES:
             return (
-                f"The discriminator tells less than {LOSES:.0%} of the patches, as if it guessed: its loss counts for "
-                "nothing then. Give it more width, let it start earlier, or look for what is broken in it."
+                f"The discriminator tells less than {GUESSES:.0%} of the patches, as if it guessed: its loss counts "
+                "for nothing then. Give it more width, let it start earlier, or look for what is broken in it."
             )
         return None
 
