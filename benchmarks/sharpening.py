@@ -10,7 +10,7 @@ Tiles were tinted at random while it learned: else it tells photographs by their
 worse than a blur. The features that are trained with are those of another network of the same kind, from other first
 weights: they are akin to the judge's, and flatter.
 
-    python benchmarks/sharpening.py --seeds 3 --out benchmarks/results/sharpening.json --pictures docs/images/generation
+    python benchmarks/sharpening.py --seeds 2 --out benchmarks/results/sharpening.json --pictures docs/images/generation
 """
 
 from __future__ import annotations
