@@ -68,6 +68,13 @@ def test_exemplars_are_of_so_many_images_at_most(monkeypatch):
     assert {int(name.partition("/")[0]) for name in found.train.names} == {0, 2, 4, 6}
 
 
+def test_exemplars_are_so_many_at_most(monkeypatch):
+    monkeypatch.setattr("gmvq.recipes.classifying.MANY", 12)
+    found = exemplars(ArrayImages(torch.randint(256, (2, 1, 64, 64), dtype=torch.uint8)), 16)
+    assert [len(found.train), len(found.held_out)] == [10, 2]
+    assert found.train.labels.bincount().tolist() == [5, 5]
+
+
 def test_an_image_that_is_smaller_than_a_tile_is_left_out():
     sizes = ((64, 64), (80, 70), (9, 5), (64, 100))
     found = exemplars(MixedImages([torch.zeros(1, *size, dtype=torch.uint8) for size in sizes], list("abcd")))
@@ -94,10 +101,13 @@ def test_images_without_labels_are_learned_by_exemplars(tmp_path):
     assert learned_classifier(data, tmp_path / "exemplars", 2, quiet).config.classes == len(data.train)
 
 
-def test_labelled_images_of_several_sizes_are_cut(tmp_path):
+def test_labelled_images_of_odd_or_several_sizes_are_cut(tmp_path):
+    whole = ArrayImages(torch.zeros(4, 1, 33, 33, dtype=torch.uint8), torch.arange(4) % 3)
+    odd = learned_classifier(Data("odd", whole, whole, 1), tmp_path / "odd", 2, Console(quiet=True))
+    assert odd.config.classes == 3
     sizes = ((64, 64), (40, 70), (64, 100), (64, 64))
     parts = [
         MixedImages([torch.zeros(1, *size, dtype=torch.uint8) for size in sizes], list("abcd"), torch.arange(4) % 3)
         for _ in range(2)
     ]
-    assert learned_classifier(Data("mixed", *parts, 1), tmp_path, 2, Console(quiet=True)).config.classes == 3
+    assert learned_classifier(Data("mixed", *parts, 1), tmp_path / "mixed", 2, Console(quiet=True)).config.classes == 3

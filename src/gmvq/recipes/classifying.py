@@ -40,9 +40,11 @@ TINT = 0.3
 SIDE = 32
 """Of a tile in pixels, where images are large enough."""
 HELD_OUT = 10
-"""Of the exemplars of each image one of so many is held out."""
+"""Of the exemplars one of so many is held out."""
 MOST = 1000
 """Images that exemplars are of at most: each is a class."""
+MANY = 40_000
+"""Exemplars at most, of all images together: so that they fit in memory however large the images are."""
 LEAST = 2
 """Images that exemplars must be of at least, and exemplars for each of them."""
 MARK = "data.json"
@@ -65,7 +67,7 @@ def learned_classifier(
     """A classifier of images by their labels, or where there are none by :func:`exemplars`; see :func:`classifier_of`.
 
     Args:
-        data: Images; those with labels are cut into tiles if they differ in size.
+        data: Images; those with labels are cut into tiles if they differ in size, or have odd sides.
         folder: Where it is kept.
         steps: Optimizer steps of its training; 1,500 by default.
         console: Where progress goes; by default standard error.
@@ -76,7 +78,8 @@ def learned_classifier(
     """
     if data.train.labels is None or data.held_out.labels is None:
         return classifier_of(exemplars(data.train), folder, steps, console, seed, TINT)
-    if len({*data.train.sizes, *data.held_out.sizes}) != 1:
+    sizes = {*data.train.sizes, *data.held_out.sizes}
+    if len(sizes) != 1 or any(length % 2 for length in next(iter(sizes))):
         side = _side([*data.train.sizes, *data.held_out.sizes])
         data = data._replace(train=cut(data.train, side), held_out=cut(data.held_out, side))
     return classifier_of(data, folder, steps, console, seed)
@@ -138,26 +141,37 @@ def exemplars(images: Images, side: int | None = None) -> Data:
     """Tiles of images, labelled by the image that each is of; every tenth is held out.
 
     Args:
-        images: The images; of more than a thousand, as many at even steps.
+        images: The images; of more than a thousand, as many at even steps. Of 40,000 tiles and more, too.
         side: Side of a tile in pixels; by default 32, or less where half of the images are too small for several such.
 
     Raises:
         ValueError: If there are fewer than 2 images, or none has 2 tiles.
     """
     if len(images) > MOST:
-        images = images.subset([index * len(images) // MOST for index in range(MOST)])
-    found = cut(images, _side(images.sizes) if side is None else side)
-    places = {name: index for index, name in enumerate(images.names)}
-    of = torch.tensor([places[name.rpartition("/")[0]] for name in found.names])
-    if len(of.unique()) < LEAST or len(of) < LEAST * len(of.unique()):
+        images = images.subset(_spread(len(images), MOST))
+    side = _side(images.sizes) if side is None else side
+    parts, labels, names = [], [], []
+    for index in (index for index, size in enumerate(images.sizes) if min(size) >= side):
+        found = cut(images.subset([index]), side)
+        found = found.subset(_spread(len(found), MANY // len(images)))
+        parts.append(found.images)
+        labels += [index] * len(found)
+        names += found.names
+    if len(parts) < LEAST or len(labels) < LEAST * len(parts):
         raise ValueError(
-            f"'images' must be at least {LEAST} of {LEAST} tiles each to learn features from, got {len(of)} tile(s) of "
-            f"{len(of.unique())} image(s). Give more or larger images, or labels."
+            f"'images' must be at least {LEAST} of {LEAST} tiles each to learn features from, got {len(labels)} "
+            f"tile(s) of {len(parts)} image(s). Give more or larger images, or labels."
         )
-    tiles = ArrayImages(found.images, of, found.names)
-    held_out = torch.arange(len(found)) % HELD_OUT == 0
+    tiles = ArrayImages(torch.cat(parts), torch.tensor(labels), names)
+    held_out = torch.arange(len(tiles)) % HELD_OUT == 0
     train, rest = (tiles.subset(chosen.nonzero()[:, 0].tolist()) for chosen in (~held_out, held_out))
     return Data("exemplars", train, rest, images.channels)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Places below a count at even steps, all of them if there are not more than ``most``."""
+    number = min(count, most)
+    return [place * count // number for place in range(number)]
 
 
 def _side(sizes: Sequence[tuple[int, int]]) -> int:
