@@ -43,6 +43,16 @@ WAYS = {
 }
 
 
+CURVES = {
+    "plain": "as it is",
+    "pixels": "of pixels",
+    "features": "of features",
+    "distance": "distance",
+    "both": "both",
+}
+"""The same in the figure, whose legend is one line."""
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose first column is text and whose others are numbers."""
     lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
@@ -121,7 +131,7 @@ def sharpening_text(result: Mapping[str, Any]) -> str:
             f"{result['about']} {judge_text(result['judge'])} {made_with(result)}",
             "Held-out photographs, and below them what is made of their codes, in the order of the table:",
             "![Photographs, and the same through tokenizers](images/generation/sharpening.png)",
-            "The course of training, where the discriminator begins and after:",
+            "The course of training, where the discriminator of pixels or of features begins and after:",
             f"![Course of training with and without a discriminator]({FIGURE.relative_to(ROOT / 'docs')})",
         ]
     )
@@ -162,11 +172,11 @@ def plot_sharpening(curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]
             points = curves[name].get(key)
             if points:
                 steps, values = zip(*points, strict=True)
-                (handles[WAYS[name]],) = axes.plot(
+                (handles[CURVES[name]],) = axes.plot(
                     steps, [scale * value for value in values], color=SERIES[place], linestyle=DASHES[place],
                     linewidth=1.5,
                 )  # fmt: skip
-    legend(figure, handles)
+    legend(figure, handles, len(handles))
     return figure
 
 

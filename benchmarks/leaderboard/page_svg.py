@@ -112,11 +112,11 @@ def style(axes: Axes, title: str = "", across: str = "", up: str = "") -> None:
     axes.set_ylabel(up, fontsize=NORMAL, color=MUTED)
 
 
-def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
-    """Names of the lines, under the axes."""
+def legend(figure: Figure, handles: Mapping[str, Any], columns: int = 4) -> None:
+    """Names of the lines, under the axes, in so many columns at most."""
     figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=min(4, len(handles)), frameon=False,
-        fontsize=NORMAL, labelcolor=INK, handlelength=3,
+        list(handles.values()), list(handles), loc="outside lower center", ncols=min(columns, len(handles)),
+        frameon=False, fontsize=NORMAL, labelcolor=INK, handlelength=3,
     )  # fmt: skip
 
 

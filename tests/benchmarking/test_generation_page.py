@@ -36,16 +36,17 @@ RESULTS = {
     },
     "sharpening": {
         "about": "About.",
+        "judge": {"blurred": 8.0, "noisy": 0.1, "tinted": 0.012},
         "rows": [
             {"name": name, "seed": seed, "psnr": 26.0 + seed, "ssim": 0.8, "sharpness": 0.4, "frechet": 3.0,
              "kernel": 0.01, "precision": 0.9, "recall": 0.8, "seconds": 100.0}
             for seed in range(2)
-            for name in ("plain", "adversarial", "diffusion decoder")[: 3 - seed]
+            for name in ("plain", "both", "diffusion decoder")[: 3 - seed]
         ],
         "curves": {
             "plain": {"psnr": [[1, 20.0], [2, 22.0]]},
-            "adversarial": {"psnr": [[1, 20.0], [2, 21.0]], "discriminator_accuracy": [[2, 0.8]],
-                            "adversarial_weight": [[2, 0.1]]},
+            "both": {"psnr": [[1, 20.0], [2, 21.0]], "discriminator_accuracy": [[2, 0.8]],
+                     "adversarial_weight": [[2, 0.1]]},
         },
     },
     "sampling": {
@@ -91,7 +92,8 @@ def test_results_become_tables_and_a_figure(place, monkeypatch):
     assert "| autoregressive | 3.900 | 90.0% | 2.00 | 0.80 | 0.70 |" in page
     assert "| flow of latents, guidance 1.5 | - | 90.0% |" in page
     assert "| FSQ | 24.00 | 600 | 6.100 | 7.100 | 8.100 | 3.2500 |" in page
-    assert "| against a discriminator | 2 | 26.50 | 0.8000 | 40.0% | 3.00 | 0.010 | 0.900 | 0.800 |" in page
+    assert "discriminator of features, with the distance | 2 | 26.50 | 0.8000 | 40.0% | 3.00 | 0.010 | 0.900 |" in page
+    assert "the Fréchet distance is 8.00; with noise of a standard deviation of 0.02 it is 0.10, and with such" in page
     assert "| 16 | 4,000 | 25.0 | 1.7 |" in page
     assert page.count("a machine; python 3, torch 2, gmvq 0; commit cccccccccccc.") == 4
     assert "PSNR (dB), held out" in (place / "docs/images/generation/sharpening.svg").read_text()
