@@ -16,7 +16,7 @@ from gmvq.networks.layers import ChannelNorm
 DiscriminatorNorm = Literal["spectral", "layer", "none"]
 
 CONTRAST = 0.02
-"""Added to the contrast of images in [0, 1], so that what is nearly even is not taken for a strong texture."""
+"""Added to the contrast of images in [0, 1], as squares, so that what is nearly even is not taken for a texture."""
 NEIGHBOURHOOD = 7
 """Side of the square of pixels over which contrast is measured."""
 SLOPE = 0.2
@@ -89,7 +89,7 @@ class FeatureDiscriminator(nn.Module):
     """A logit for each place of several layers of features, which stay as they are: a small head for each layer.
 
     Features of a network that learned to tell images apart say what an image is of and how it is made, so little is
-    left for the heads to learn: they tell soon, by few images.
+    left for the heads to learn.
 
     Args:
         channels: Channels of the features of each layer.
