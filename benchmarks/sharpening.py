@@ -29,7 +29,7 @@ from torch import Tensor
 
 from gmvq import hub, recipes
 from gmvq.commands.sheets import write_sheet
-from gmvq.data import Data, Images
+from gmvq.data import Data, Images, evenly_spaced
 from gmvq.hub import write_json
 from gmvq.metrics import Distortion, Realism, high_frequency_energy, measure_realism
 from gmvq.models import AdversarialConfig, Autoencoder
@@ -49,9 +49,8 @@ CURVES = ("psnr", "mse", "discriminator", "discriminator_accuracy", "adversarial
 
 def tiles(images: Images, most: int) -> Tensor:
     """Tiles in [0, 1] ``(N, C, SIDE, SIDE)`` of images, evenly fewer if there are more."""
-    found = cut(images, SIDE).images
-    count = min(most, len(found))
-    return found[torch.arange(count) * len(found) // count].float() / 255
+    found = cut(images, SIDE)
+    return found.subset(evenly_spaced(len(found), most)).images.float() / 255
 
 
 def judge_of(data: Data, folder: Path, steps: int, console: Console, seed: int = 0) -> Classifier:

@@ -14,6 +14,7 @@ from pathlib import Path
 from page_pictures import reconstructions
 
 from gmvq import recipes
+from gmvq.data import evenly_spaced
 from gmvq.leaderboard import CONTENDERS, PROTOCOLS
 from gmvq.leaderboard.running import folder_of
 
@@ -44,7 +45,7 @@ def main() -> None:
         if (folder / recipes.METRICS).is_file():
             folders[contender.title] = folder
     held_out = data.held_out
-    images = [held_out[index * len(held_out) // IMAGES] for index in range(IMAGES)]
+    images = [held_out[index] for index in evenly_spaced(len(held_out), IMAGES)]
     print(reconstructions(folders, images, options.out / f"reconstructions-{options.protocol}.jpg"))
 
 

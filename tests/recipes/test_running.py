@@ -10,7 +10,7 @@ import gmvq
 from gmvq import hub, recipes
 from gmvq.models import AdversarialConfig, Autoencoder, AutoencoderConfig
 from gmvq.recipes import classifying, running
-from gmvq.recipes.folders import METRICS, PICTURE, RECORD, REPORT
+from gmvq.recipes.layout import METRICS, PICTURE, RECORD, REPORT
 from gmvq.training import Interrupted, NonFiniteLossError
 
 # what the issue asks of metrics.json

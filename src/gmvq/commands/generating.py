@@ -273,10 +273,9 @@ def judge(options: JudgeOptions, command: str) -> dict[str, Any]:
     config = recipes.read_run(options.run).data
     whole = recipes.load_data(config)
     data = tiled(whole, config.crop, generator.tokenizer)
-    labelled = data.train.labels is not None and data.held_out.labels is not None
-    classifier = recipes.learned_classifier(
-        data if labelled else whole, options.run / judging.CLASSIFIER, options.steps
-    )
+    # exemplars are of whole images
+    shown = data if data.labelled else whole
+    classifier = recipes.learned_classifier(shown, options.run / judging.CLASSIFIER, options.steps)
     classifier = classifier.to(generator.prior.device)
     inception = load_inception(options.inception)
     columns = min(SHOWN, options.number)

@@ -7,7 +7,7 @@
 
 from gmvq.data.bundled import digits, photographs
 from gmvq.data.decoding import ImageError, read_image
-from gmvq.data.images import ArrayImages, Data, FileImages, Images, MixedImages, Skipped
+from gmvq.data.images import ArrayImages, Data, FileImages, Images, MixedImages, Skipped, evenly_spaced
 from gmvq.data.loading import AbstractLoader, CodeLoader, Loader, batches_by_size, held_out_batches
 from gmvq.data.sources import fingerprint, load
 
@@ -24,6 +24,7 @@ __all__ = [
     "Skipped",
     "batches_by_size",
     "digits",
+    "evenly_spaced",
     "fingerprint",
     "held_out_batches",
     "load",

@@ -249,6 +249,22 @@ class Data(NamedTuple):
     channels: int
     skipped: tuple[Skipped, ...] = ()
 
+    @property
+    def labelled(self) -> bool:
+        """True if the images of both sides have labels."""
+        return self.train.labels is not None and self.held_out.labels is not None
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """Places below a count at even steps, all of them if there are not more than ``most``.
+
+    Example:
+        >>> evenly_spaced(10, 4), evenly_spaced(3, 4)
+        ([0, 2, 5, 7], [0, 1, 2])
+    """
+    number = min(count, most)
+    return [place * count // number for place in range(number)]
+
 
 def _check_length(name: str, length: int, expected: int) -> None:
     if length != expected:

@@ -28,7 +28,7 @@ from gmvq.recipes.catalogue import (
 )
 from gmvq.recipes.classifying import classifier_of, exemplars, learned_classifier
 from gmvq.recipes.decoding import DECODER, DecoderRun, fit_decoder
-from gmvq.recipes.folders import METRICS, RECORD, REPORT, read_json
+from gmvq.recipes.layout import METRICS, RECORD, REPORT, read_json
 from gmvq.recipes.priors import FOLDER, PriorRun, fit_prior
 from gmvq.recipes.running import check_folder, figures_of, finished, load_features, read_run, run
 

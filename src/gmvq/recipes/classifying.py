@@ -27,9 +27,9 @@ import torch
 from rich.console import Console
 
 from gmvq import hub
-from gmvq.data import ArrayImages, Data, Images, fingerprint
+from gmvq.data import ArrayImages, Data, Images, evenly_spaced, fingerprint
 from gmvq.networks import Classifier, ClassifierConfig
-from gmvq.recipes.folders import CHECKPOINT, is_main, read_json
+from gmvq.recipes.layout import CHECKPOINT, is_main, read_json
 from gmvq.recipes.tiling import cut
 from gmvq.training import Training
 from gmvq.training.tasks import ClassifierTask
@@ -46,7 +46,7 @@ MOST = 1000
 MANY = 40_000
 """Exemplars at most, of all images together: so that they fit in memory however large the images are."""
 LEAST = 2
-"""Images that exemplars must be of at least, and exemplars for each of them."""
+"""Images that exemplars must be of at least, and exemplars for each of them on average."""
 MARK = "data.json"
 
 _TRAINING = Training(
@@ -76,7 +76,7 @@ def learned_classifier(
     Raises:
         ValueError: If there are too few images, or they are too small.
     """
-    if data.train.labels is None or data.held_out.labels is None:
+    if not data.labelled:
         return classifier_of(exemplars(data.train), folder, steps, console, seed, TINT)
     sizes = {*data.train.sizes, *data.held_out.sizes}
     if len(sizes) != 1 or any(length % 2 for length in next(iter(sizes))):
@@ -141,19 +141,19 @@ def exemplars(images: Images, side: int | None = None) -> Data:
     """Tiles of images, labelled by the image that each is of; every tenth is held out.
 
     Args:
-        images: The images; of more than a thousand, as many at even steps. Of 40,000 tiles and more, too.
+        images: The images; a thousand of them at even steps if there are more, and of their tiles 40,000.
         side: Side of a tile in pixels; by default 32, or less where half of the images are too small for several such.
 
     Raises:
-        ValueError: If there are fewer than 2 images, or none has 2 tiles.
+        ValueError: If there are fewer than 2 images, or fewer than 2 tiles for each on average.
     """
     if len(images) > MOST:
-        images = images.subset(_spread(len(images), MOST))
+        images = images.subset(evenly_spaced(len(images), MOST))
     side = _side(images.sizes) if side is None else side
     parts, labels, names = [], [], []
     for index in (index for index, size in enumerate(images.sizes) if min(size) >= side):
         found = cut(images.subset([index]), side)
-        found = found.subset(_spread(len(found), MANY // len(images)))
+        found = found.subset(evenly_spaced(len(found), MANY // len(images)))
         parts.append(found.images)
         labels += [index] * len(found)
         names += found.names
@@ -166,12 +166,6 @@ def exemplars(images: Images, side: int | None = None) -> Data:
     held_out = torch.arange(len(tiles)) % HELD_OUT == 0
     train, rest = (tiles.subset(chosen.nonzero()[:, 0].tolist()) for chosen in (~held_out, held_out))
     return Data("exemplars", train, rest, images.channels)
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """Places below a count at even steps, all of them if there are not more than ``most``."""
-    number = min(count, most)
-    return [place * count // number for place in range(number)]
 
 
 def _side(sizes: Sequence[tuple[int, int]]) -> int:

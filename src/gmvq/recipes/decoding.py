@@ -24,7 +24,7 @@ from gmvq.metrics import Distortion, high_frequency_energy
 from gmvq.metrics.distortion import SMALLEST_SIDE
 from gmvq.models import Autoencoder, DiffusionConfig, DiffusionDecoder
 from gmvq.recipes.catalogue import load_data
-from gmvq.recipes.folders import METRICS, RECORD, is_main
+from gmvq.recipes.layout import METRICS, RECORD, is_main
 from gmvq.recipes.running import check_part, circumstances, now, read_run
 from gmvq.training import Training
 from gmvq.training.monitoring import HeldOut

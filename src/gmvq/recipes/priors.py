@@ -26,7 +26,7 @@ from gmvq.models import Autoencoder
 from gmvq.priors import AbstractPrior, CodeShape, Frequencies, LatentFlowPrior, NGram, PriorName, make_prior
 from gmvq.quantizers import AbstractQuantizer, GaussianMixtureQuantizer
 from gmvq.recipes.catalogue import load_data
-from gmvq.recipes.folders import LOG, METRICS, RECORD, REPORT, is_main, read_json
+from gmvq.recipes.layout import LOG, METRICS, RECORD, REPORT, is_main, read_json
 from gmvq.recipes.running import check_part, circumstances, now, read_run
 from gmvq.recipes.tiling import tiled
 from gmvq.tokenization import TokenFile, tokenize

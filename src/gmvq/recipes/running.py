@@ -14,13 +14,13 @@ import torch
 from rich.console import Console
 
 from gmvq import hub
-from gmvq.data import Data, fingerprint
+from gmvq.data import Data, evenly_spaced, fingerprint
 from gmvq.evaluation import Evaluation, evaluate
 from gmvq.losses import FeatureLoss, vgg16_features
 from gmvq.models import AdversarialConfig, Autoencoder, AutoencoderConfig
 from gmvq.recipes.catalogue import LEARNED, DataConfig, Run, fitted, load_data
 from gmvq.recipes.classifying import learned_classifier
-from gmvq.recipes.folders import CHECKPOINT, METRICS, PICTURE, RECORD, REPORT, is_main, read_json
+from gmvq.recipes.layout import CHECKPOINT, METRICS, PICTURE, RECORD, REPORT, is_main, read_json
 from gmvq.training import Training, provenance, train
 from gmvq.training.figures import save_reconstructions
 from gmvq.training.report import write_report
@@ -242,8 +242,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def _write_pictures(out: Path, model: Autoencoder, data: Data, measured: Evaluation) -> None:
-    number = min(_PICTURED, len(data.held_out))
-    originals = [data.held_out[index * len(data.held_out) // number] for index in range(number)]
+    originals = [data.held_out[index] for index in evenly_spaced(len(data.held_out), _PICTURED)]
     device = next(model.parameters()).device
     decoded = [model.reconstruct(image[None].to(device))[0].cpu() for image in originals]
     save_reconstructions(out / PICTURE, originals, decoded)

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from gmvq.data import Images
+from gmvq.data import Images, evenly_spaced
 from gmvq.metrics import CodebookStatistics, Distortion
 from gmvq.metrics.counting import CodeCounts
 from gmvq.models import Autoencoder
@@ -218,8 +218,7 @@ def _spread(images: Images) -> list[int]:
     """Indices of images, evenly spaced, that have about ``HELD_OUT_PIXELS`` together."""
     sizes = images.sizes
     mean = sum(min(h, HELD_OUT_SIDE) * min(w, HELD_OUT_SIDE) for h, w in sizes) / max(1, len(sizes))
-    number = min(len(sizes), max(1, int(HELD_OUT_PIXELS / max(1.0, mean))))
-    return [position * len(sizes) // number for position in range(number)]
+    return evenly_spaced(len(sizes), max(1, int(HELD_OUT_PIXELS / max(1.0, mean))))
 
 
 def _central_crop(image: Tensor, side: int) -> Tensor:

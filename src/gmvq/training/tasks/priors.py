@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gmvq import hub
-from gmvq.data import CodeLoader
+from gmvq.data import CodeLoader, evenly_spaced
 from gmvq.priors import AbstractPrior, described
 from gmvq.training.tasks.base import AbstractTask, Outcome, same_noise
 from gmvq.types import CodeBatch
@@ -54,10 +54,9 @@ class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
         return {"model": described(self.model), "data": {"tokenizer": self.tokenizer, **self.about}}
 
     def held_out(self, batch_size: int) -> Callable[[AbstractPrior], dict[str, float | None]] | None:  # noqa: D102
-        number = min(len(self.rest.codes), max(1, HELD_OUT_CODES // self.model.shape.length))
-        if not number:
+        places = evenly_spaced(len(self.rest.codes), max(1, HELD_OUT_CODES // self.model.shape.length))
+        if not places:
             return None
-        places = torch.arange(number) * len(self.rest.codes) // number
         codes, labels = (None if part is None else part[places] for part in self.rest)
         assert codes is not None
 
