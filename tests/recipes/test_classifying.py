@@ -21,7 +21,7 @@ def colored_textures(images=96):
 
 
 def told_by_color(folder, tint):
-    """How much less often a judge is right about images that have lost their colors."""
+    """How much less often a judge is right about images in the colors of the other class."""
     data = colored_textures()
     judge = classifier_of(data, folder, 60, Console(quiet=True), tint=tint)
     images, labels = data.train.images.float() / 255, data.train.labels
