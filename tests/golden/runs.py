@@ -1,0 +1,114 @@
+"""What a few runs of 20 steps do, bit for bit: a change of the code around the mathematics must change none of it.
+
+Run ``OMP_NUM_THREADS=1 python tests/golden/runs.py`` before a change and after it: it says what differs from
+``runs.json``. With ``--write`` it writes that file anew, after a change that is meant to differ. Bits are those of one
+kind of processor: ``machine`` says which.
+"""
+
+import hashlib
+import json
+import platform
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+import gmvq
+from gmvq import recipes
+
+STORED = Path(__file__).with_name("runs.json")
+STEPS = 20
+QUIET = Console(quiet=True)
+
+
+def machine():
+    """What rounding depends on."""
+    cpu = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
+    return [torch.__version__, torch.backends.cpu.get_cpu_capability(), names[0] if names else platform.processor()]
+
+
+def digest(tensors):
+    """SHA-256 of tensors, whatever their names and order."""
+    parts = sorted(f"{x.dtype} {tuple(x.shape)}".encode() + x.contiguous().numpy().tobytes() for x in tensors)
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
+def losses(log):
+    """Loss of each step, in hexadecimal."""
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    return [float(entry["loss"]).hex() for entry in entries if "loss" in entry]
+
+
+def levels(model, codes):
+    """Codes with an axis of levels where a place has several."""
+    return (model.levels_of(codes) if len(model.level_sizes) > 1 else codes).contiguous()
+
+
+def tokenizer_run(recipe, quantizer, codebook_size, folder):
+    """Losses, codes and weights of a tokenizer."""
+    model = replace(recipe.model, quantizer=quantizer, codebook_size=codebook_size)
+    training = replace(recipe.training, steps=STEPS, batch_size=16, log_every=1, threads=1)
+    run = replace(recipe, model=model, training=training)
+    recipes.run(run, folder, console=QUIET, report=False)
+    held_out = recipes.load_data(run.data).held_out
+    model = gmvq.load(folder)
+    codes = [model.encode(held_out[index][None]) for index in range(2)]
+    return {
+        "losses": losses(folder / "log.jsonl"),
+        "codes": hashlib.sha256(b"".join(levels(model, x).numpy().tobytes() for x in codes)).hexdigest(),
+        "weights": digest(model.state_dict().values()),
+    }
+
+
+def prior_run(prior, folder):
+    """Losses and weights of a prior over the codes of a tokenizer's run."""
+    training = replace(recipes.PriorRun().training, steps=STEPS, batch_size=16, log_every=1, threads=1)
+    options = {"width": 32, "depth": 2, "heads": 2}
+    out = folder / prior
+    recipes.fit_prior(folder, recipes.PriorRun(prior, options, training), out, console=QUIET, report=False)
+    from gmvq.hub import load_prior
+
+    return {"losses": losses(out / "log.jsonl"), "weights": digest(load_prior(out).prior.state_dict().values())}
+
+
+def measure():
+    """All runs, by name."""
+    torch.set_num_threads(1)
+    found = {"machine": machine()}
+    with tempfile.TemporaryDirectory() as folder:
+        for recipe in (recipes.digits(), recipes.photos()):
+            for quantizer, size in (("gaussian-mixture", 64), ("vector-ema", 64), ("residual", 64)):
+                name = f"{recipe.name} {quantizer}"
+                found[name] = tokenizer_run(recipe, quantizer, size, Path(folder) / name)
+        for quantizer in ("gaussian-mixture", "residual"):
+            for prior in ("autoregressive", "masked"):
+                found[f"{prior} of {quantizer}"] = prior_run(prior, Path(folder) / f"digits {quantizer}")
+    return found
+
+
+def main():
+    """Compares, or writes."""
+    found = measure()
+    if "--write" in sys.argv:
+        STORED.write_text(json.dumps(found, indent=1) + "\n")
+        return 0
+    stored = json.loads(STORED.read_text())
+    wrong = [
+        f"{run}: {key}"
+        for run, values in stored.items()
+        if isinstance(values, dict)
+        for key in values
+        if found[run][key] != values[key]
+    ]
+    if stored["machine"] != found["machine"]:
+        print(f"Made on {stored['machine']}, this is {found['machine']}: bits may differ.")
+    print("\n".join(wrong) if wrong else "All runs are bit for bit the same.")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
