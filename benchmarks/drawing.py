@@ -20,7 +20,7 @@ import torch
 
 from gmvq import hub, recipes
 from gmvq.commands.sheets import read_mask, write_sheet
-from gmvq.data import Data
+from gmvq.modalities import Data
 from gmvq.generation import Generator, interpolate, swap
 from gmvq.hub import write_json
 from gmvq.priors import PriorName, Sampling
@@ -30,7 +30,7 @@ from gmvq.training.preparation import cpu_threads
 from gmvq.training.provenance import commit, hardware, versions
 
 ROWS = 6
-"""Images of each class in a sheet of samples."""
+"""Items of each class in a sheet of samples."""
 EDITED = 6
 """Held-out images in a sheet of completions, interpolations or swaps."""
 

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gmvq
-from gmvq.data import Loader, held_out_batches, photographs
+from gmvq.data import Loader, held_out_batches
+from gmvq.OLD import photographs
 from gmvq.hub import write_json
 from gmvq.metrics import CodebookStatistics
 from gmvq.training.provenance import commit, hardware, versions
@@ -63,7 +64,7 @@ def measure(name: str, dim: int, codebook_size: int, steps: int, seed: int) -> d
     data = photographs()
     network, quantizer = Network(dim), LAYERS[name](dim, codebook_size)
     optimizer = torch.optim.Adam([*network.parameters(), *quantizer.parameters()], lr=1e-3)
-    loader = Loader(data.train, 32, crop=32, flip=True, seed=seed, crops_per_image=100)
+    loader = Loader(data.train, 32, size=32, mirror=True, seed=seed, windows_per_item=100)
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         latents = network.encoder(images).movedim(1, -1)

@@ -156,7 +156,7 @@ def sampling_text(result: Mapping[str, Any]) -> str:
         ]
         for row in result["rows"]
     ]
-    head = ("Images at a time", "Codes a second", *(f"over {name}" for name in others))
+    head = ("Items at a time", "Codes a second", *(f"over {name}" for name in others))
     return "\n\n".join([table(head, rows), f"{result['protocol']} {made_with(result)}"])
 
 

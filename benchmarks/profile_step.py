@@ -3,7 +3,7 @@
 GM-VQ as it is by default, VQ-VAE with moving averages, and the same network around vector-quantize-pytorch's
 VectorQuantize with the settings of the latter take turns, some steps each; figures are medians over rounds. A part's
 time is that of its forward and its backward: the backward pass is run part by part, which changes no number. The
-quantizer's includes its statistics, the optimizer's the average of the weights. Images a second are those of whole
+quantizer's includes its statistics, the optimizer's the average of the weights. Items a second are those of whole
 steps, without that division.
 
     python benchmarks/profile_step.py --data ../shared/data/cifar10 --out benchmarks/results/profile.json
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from gmvq import recipes
-from gmvq.data import Data, Loader
+from gmvq.modalities import Data
+from gmvq.data import Loader
 from gmvq.hub import write_json
 from gmvq.models import Autoencoder
 from gmvq.quantizers import AbstractBottleneck
@@ -86,7 +87,7 @@ class Subject:
         self.model = Autoencoder(recipe.model).train()
         self.model.to(memory_format=torch.channels_last)  # as in training
         self.put(self.model.bottleneck)
-        self.loader = Loader(data.train, self.training.batch_size, crop=recipe.data.crop, flip=recipe.data.flip)
+        self.loader = Loader(data.train, self.training.batch_size, size=recipe.data.crop, mirror=recipe.data.flip)
         self.batches: Iterator[Any] = self.loader.iterate()
         self.steps = 0
 

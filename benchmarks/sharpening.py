@@ -29,9 +29,10 @@ from torch import Tensor
 
 from gmvq import hub, recipes
 from gmvq.commands.sheets import write_sheet
-from gmvq.data import Data, Images, evenly_spaced
+from gmvq.modalities import Data
+from gmvq.data import Items, evenly_spaced
 from gmvq.hub import write_json
-from gmvq.metrics import Distortion, Realism, high_frequency_energy, measure_realism
+from gmvq.metrics import ImageDistortion, Realism, high_frequency_energy, measure_realism
 from gmvq.models import AdversarialConfig, Autoencoder
 from gmvq.networks import Classifier
 from gmvq.recipes import DECODER, DecoderRun, fit_decoder
@@ -40,14 +41,14 @@ from gmvq.training.preparation import cpu_threads
 from gmvq.training.provenance import commit, hardware, versions
 
 Drawn = Callable[[Tensor, int], Tensor]
-"""Images as they come through a tokenizer, given images and the number of the first of them."""
+"""Items as they come through a tokenizer, given images and the number of the first of them."""
 SIDE = 32
 SHOWN = 128
 """Side of what is shown of each held-out photograph."""
 CURVES = ("psnr", "mse", "discriminator", "discriminator_accuracy", "adversarial_weight")
 
 
-def tiles(images: Images, most: int) -> Tensor:
+def tiles(images: Items, most: int) -> Tensor:
     """Tiles in [0, 1] ``(N, C, SIDE, SIDE)`` of images, evenly fewer if there are more."""
     found = cut(images, SIDE)
     return found.subset(evenly_spaced(len(found), most)).images.float() / 255
@@ -75,7 +76,7 @@ def figures(made: Drawn, real: Tensor, judge: Classifier) -> dict[str, float]:
     drawn = torch.cat([made(part, 64 * index) for index, part in enumerate(real.split(64))])
     realism = said(judge, real, drawn)
     energy = [float(high_frequency_energy(some).mean()) for some in (drawn, real)]
-    distortion = Distortion()
+    distortion = ImageDistortion()
     distortion.update(drawn, real)
     return {
         **{name: getattr(distortion, name) for name in ("psnr", "ssim")},
@@ -138,7 +139,7 @@ def measured(
 
 
 def by_diffusion(folder: Path, data: Data, arguments: argparse.Namespace, console: Console) -> Drawn:
-    """Images through the codes of the tokenizer in a folder, and a diffusion decoder that is fitted to it there."""
+    """Items through the codes of the tokenizer in a folder, and a diffusion decoder that is fitted to it there."""
     tokenizer, place = hub.load(folder), folder / DECODER
     run = DecoderRun({"width": arguments.width}, replace(DecoderRun().training, steps=arguments.decoder_steps))
     if recipes.finished(place, run, hub.fingerprint(tokenizer)) is None:
@@ -147,7 +148,7 @@ def by_diffusion(folder: Path, data: Data, arguments: argparse.Namespace, consol
     return lambda part, first: decoder.decode(tokenizer, tokenizer.encode(part), first=first)
 
 
-def middles(images: Images) -> Tensor:
+def middles(images: Items) -> Tensor:
     """The middle of each image that is large enough, ``(N, C, SHOWN, SHOWN)`` in [0, 1]."""
     found = []
     for index, (height, width) in enumerate(images.sizes):
@@ -158,7 +159,7 @@ def middles(images: Images) -> Tensor:
 
 
 def through(tokenizer: Autoencoder) -> Drawn:
-    """Images through a tokenizer's codes."""
+    """Items through a tokenizer's codes."""
     return lambda part, _: tokenizer.reconstruct(part)
 
 

@@ -2,7 +2,7 @@
 
 Contenders take turns, some steps each, on the network, the batch size and the images of a protocol; a round begins with
 another contender each time. A step is a whole one: loader, forward, backward, optimizer, average of the weights and
-what the quantizer updates by itself. Images a second are medians over rounds, and so are the ratios to the VQ-VAE as
+what the quantizer updates by itself. Items a second are medians over rounds, and so are the ratios to the VQ-VAE as
 published (`vector`) in the same round.
 
     python benchmarks/speed.py --data ../shared/data --out benchmarks/leaderboard/results/speed.json
@@ -24,7 +24,7 @@ from typing import Any
 from profile_step import Subject
 
 from gmvq import recipes
-from gmvq.data import Data
+from gmvq.modalities import Data
 from gmvq.hub import write_json
 from gmvq.leaderboard import CONTENDERS, GROUPS, PROTOCOLS, Protocol
 from gmvq.training.preparation import cpu_threads, keep_freed_memory
@@ -45,7 +45,7 @@ def subjects_of(protocol: Protocol, names: Sequence[str], data: Data) -> dict[st
 
 
 def take_turns(subjects: dict[str, Subject], rounds: int, steps: int) -> dict[str, list[float]]:
-    """Images a second of each subject in each round."""
+    """Items a second of each subject in each round."""
     speeds: dict[str, list[float]] = {name: [] for name in subjects}
     names = list(subjects)
     for subject in subjects.values():

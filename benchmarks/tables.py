@@ -138,7 +138,7 @@ def profile_text(result: dict[str, Any] | None) -> str:
              "decoder": "Decoder, loss", "optimizer": "Optimizer, averages"}  # fmt: skip
     names = {**NAMES, "vector-quantize-pytorch": "vector-quantize-pytorch"}
     lines = [
-        f"| | {' | '.join(parts.values())} | Step (ms) | Images a second | over vector-quantize-pytorch's |",
+        f"| | {' | '.join(parts.values())} | Step (ms) | Items a second | over vector-quantize-pytorch's |",
         f"| --- | {' | '.join(['---'] * len(parts))} | --- | --- | --- |",
     ]
     for name, figures in result["subjects"].items():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gmvq import evaluation
-from gmvq.data import ArrayImages, MixedImages
+from gmvq.data import ArrayItems, ListItems
 from gmvq.evaluation import evaluate
 from gmvq.metrics import mse, psnr, ssim
 from gmvq.models import Autoencoder, AutoencoderConfig
@@ -34,7 +34,7 @@ def one_thread():
 def make_images(number=6, channels=3, height=12, width=12, seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(256, (number, channels, height, width), generator=generator, dtype=torch.uint8)
-    return ArrayImages(images)
+    return ArrayItems(images, 2)
 
 
 def make_model(quantizer="gaussian-mixture", channels=3, codebook_size=8, seed=0, **others):
@@ -91,7 +91,7 @@ def far(images, targets):
 def test_lpips_is_the_mean_over_images_of_the_hard_codes(monkeypatch, channels):
     monkeypatch.setattr(evaluation, "load_lpips", lambda: far)
     sizes = [(32, 32), (40, 33), (32, 32), (31, 64), (32, 32)]
-    images = MixedImages([make_images(1, channels, *size).images[0] for size in sizes], list("abcde"))
+    images = ListItems([make_images(1, channels, *size).images[0] for size in sizes], 2, list("abcde"))
     model = make_model("gaussian-mixture", channels=channels)
     each = [far(model.reconstruct(images[i][None]), images[i][None] / 255) for i in range(5)]
     result = evaluate(model, images, batch_size=2, likelihood_limit=0)
@@ -109,7 +109,7 @@ def test_no_lpips_where_it_is_not_at_hand(monkeypatch):
 @pytest.mark.parametrize(("channels", "sizes"), [(3, [(32, 32), (30, 32)]), (3, [(30, 32), (32, 32)]), (4, [(32, 32)])])
 def test_no_lpips_of_images_that_it_is_not_defined_for(monkeypatch, channels, sizes):
     monkeypatch.setattr(evaluation, "load_lpips", lambda: far)
-    images = MixedImages([torch.zeros(channels, *size, dtype=torch.uint8) for size in sizes], ["a", "b"][: len(sizes)])
+    images = ListItems([torch.zeros(channels, *size, dtype=torch.uint8) for size in sizes], 2, ["a", "b"][: len(sizes)])
     assert evaluate(make_model("vector", channels=channels), images, likelihood_limit=0).metrics["lpips"] is None
 
 
@@ -154,7 +154,7 @@ def test_joined_codes_are_one_for_each_token():
 
 
 def test_bits_per_pixel_count_the_tokens_of_padded_images():
-    images = MixedImages([torch.zeros(3, 5, 9, dtype=torch.uint8), torch.zeros(3, 8, 8, dtype=torch.uint8)], ["a", "b"])
+    images = ListItems([torch.zeros(3, 5, 9, dtype=torch.uint8), torch.zeros(3, 8, 8, dtype=torch.uint8)], 2, ["a", "b"])
     metrics = evaluate(make_model(codebook_size=8), images, likelihood_limit=0).metrics
     assert metrics["bits_per_token"] == 3
     assert metrics["bits_per_pixel"] == pytest.approx(3 * (2 * 3 + 2 * 2) / (45 + 64))
@@ -226,7 +226,7 @@ def test_a_one_hot_posterior_is_decoded_once(monkeypatch):
 
 @torch.no_grad()
 def test_bounds_of_a_mixture_equal_their_enumeration():
-    # Images of one token and a mixture of 3 codes without noise: every expectation is a sum of 3 terms.
+    # Items of one token and a mixture of 3 codes without noise: every expectation is a sum of 3 terms.
     model, images = make_model("gaussian-mixture", channels=1, codebook_size=3), make_images(5, 1, 4, 4)
     model.decoder.layers[-1].weight *= 30  # so that it matters which code was drawn
     targets, bottleneck = floats(images), model.bottleneck
@@ -277,7 +277,7 @@ def test_the_bounds_of_a_vae_without_information_are_exact():
 
 def test_bounds_of_a_large_image_are_those_of_its_centre():
     model, images = make_model("vector"), make_images(1, 3, 140, 131)
-    centre = ArrayImages(images.images[:, :, 6:134, 1:129])
+    centre = ArrayItems(images.images[:, :, 6:134, 1:129], 2)
     large, small = evaluate(model, images).metrics, evaluate(model, centre).metrics
     assert large["elbo_bits_per_dim"] == pytest.approx(small["elbo_bits_per_dim"], rel=1e-9)
     assert large["mse"] != small["mse"]
@@ -318,8 +318,8 @@ def test_any_size_and_channel_count_and_a_single_image(quantizer, channels, heig
 def test_images_of_mixed_sizes():
     generator = torch.Generator().manual_seed(0)
     sizes = [(8, 8), (12, 9), (8, 8), (30, 4), (12, 9)]
-    images = MixedImages(
-        [torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes], list("abcde")
+    images = ListItems(
+        [torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes], 2, list("abcde")
     )
     model = make_model("vector")
     errors = [mse(model.reconstruct(images[i][None]), images[i][None] / 255) for i in range(5)]
@@ -398,4 +398,4 @@ def test_arguments_out_of_range_are_refused(arguments, message):
 
 def test_no_images_are_refused():
     with pytest.raises(ValueError, match="at least 1 image"):
-        evaluate(make_model(), ArrayImages(torch.zeros(0, 3, 8, 8, dtype=torch.uint8)))
+        evaluate(make_model(), ArrayItems(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), 2))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gmvq import hub
 from gmvq.data import Data, batches_by_size, fingerprint
-from gmvq.metrics import CodebookStatistics, Distortion
+from gmvq.metrics import CodebookStatistics, ImageDistortion
 from gmvq.models import Autoencoder
 from gmvq.models.refinement import refine
 from gmvq.recipes import RECORD, DataConfig, Run, load_data, read_json, read_run
@@ -60,7 +60,7 @@ def measured(model: Autoencoder, batches: list[Tensor], steps: int) -> dict[str,
     """
     if model.codebook_size is None:
         raise ValueError("'RUN' must be of a model with codes, got a VAE. Leave its folder out.")
-    distortion, statistics = Distortion(structure=False), CodebookStatistics(model.codebook_size)
+    distortion, statistics = ImageDistortion(structure=False), CodebookStatistics(model.codebook_size)
     coded(model, batches[0], steps)  # the first call pays for set-up
     fastest, passes = float("inf"), 0
     for images in batches:

@@ -1,9 +1,8 @@
 """Discrete tokens from data, with a codebook that does not collapse."""
 
-from importlib import metadata
 
 from gmvq.bibliography import citation
-from gmvq.hub import load, save
+from gmvq.hub import installed_version, load, save
 from gmvq.models import Autoencoder, AutoencoderConfig
 from gmvq.quantizers import (
     ALBO,
@@ -46,7 +45,7 @@ from gmvq.quantizers import (
     VectorQuantizer,
 )
 
-__version__ = metadata.version("gmvq")
+__version__ = installed_version()
 
 __all__ = [
     "ALBO",

@@ -2,7 +2,7 @@
 
 ::
 
-    argv --commands.parse--> options --commands.VERBS--> result --> text, or one JSON object (--json)
+    argv --commands.parse--> options --commands.execute--> result --> text, or one JSON object (--json)
 
 Exit status: 0 when done, 1 on failure, 2 on wrong usage, 130 on an interrupt, 141 when the reader of the output left.
 """
@@ -20,28 +20,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-VERBS = {
-    "train": "Train a tokenizer and write its model, figures and report into a folder.",
-    "evaluate": "Measure a trained tokenizer on images.",
-    "reconstruct": "Send images through their codes and back, and write what comes out.",
-    "tokenize": "Write the codes of images to one file.",
-    "detokenize": "Decode a file of codes to images.",
-    "info": "Show what is in a run's folder.",
-    "fit-prior": "Fit a prior to a tokenizer's codes, to draw new images from.",
-    "fit-decoder": "Fit a decoder by diffusion to a tokenizer: it draws detail beside the same codes.",
-    "sample": "Draw new images from a prior.",
-    "complete": "Hide a part of an image and draw it anew.",
-    "interpolate": "Go from one image to another by way of their latents.",
-    "swap": "Put the codes of one image into another.",
-    "judge": "Draw images and say how real they are.",
-    "compare": "Train several quantizers on the same data and compare them over seeds.",
-    "bench": "Measure time and memory beside other libraries on this machine.",
-}
 _EXAMPLES = (
     ("gmvq train photos", "learn from the bundled photographs"),
-    ("gmvq train folder --data PICTURES --out runs/mine", "learn from your own"),
+    ("gmvq train folder --data FOLDER --out runs/mine", "learn from your own"),
     ("gmvq reconstruct runs/mine cat.jpg cat.png", "what the codes keep of an image"),
-    ("gmvq tokenize runs/mine PICTURES codes.safetensors", "the codes themselves"),
+    ("gmvq tokenize runs/mine FOLDER codes.safetensors", "the codes themselves"),
 )
 
 
@@ -78,10 +61,12 @@ def _dispatch(arguments: list[str]) -> int:
         print(_help(), file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        from importlib import metadata
+        from gmvq import __version__
 
-        print(f"gmvq {metadata.version('gmvq')}")
+        print(f"gmvq {__version__}")
         return 0
+    from gmvq.commands import VERBS
+
     verb = arguments[0]
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS, n=1)
@@ -104,8 +89,11 @@ def _execute(verb: str, arguments: list[str]) -> int:
             return 0
         _complain(f"{_unboxed(_text(said))} See gmvq {verb} --help.")
         return 2
+    except ValueError as error:  # options that contradict each other
+        _complain(f"{_reason(error)} See gmvq {verb} --help.")
+        return 2
     command = shlex.join(["gmvq", *arguments])
-    if not options.json:
+    if not options.common.json:
         commands.show(verb, commands.execute(verb, options, command))
         return 0
     with contextlib.redirect_stdout(sys.stderr):
@@ -115,10 +103,12 @@ def _execute(verb: str, arguments: list[str]) -> int:
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {name:<12} {text}" for name, text in VERBS.items())
+    from gmvq.commands import VERBS, help_line
+
+    verbs = "\n".join(f"  {verb:<12} {help_line(verb)}" for verb in VERBS)
     examples = "\n".join(f"  {line:<52} {text}" for line, text in _EXAMPLES)
     return (
-        "usage: gmvq COMMAND ...\n\nDiscrete tokens from images, with a codebook that does not collapse.\n\n"
+        "usage: gmvq COMMAND ...\n\nDiscrete tokens from data, with a codebook that does not collapse.\n\n"
         f"commands:\n{verbs}\n\nexamples:\n{examples}\n\n"
         "Every command has its own --help, and --json for one JSON object on standard output.\n"
         "GMVQ_DEBUG=1 shows the traceback of an error."
@@ -177,14 +167,16 @@ def _interruption(interrupt: KeyboardInterrupt, arguments: list[str]) -> str:
     step, steps = getattr(interrupt, "step", None), getattr(interrupt, "steps", None)
     if step is None:
         return "Interrupted."
-    resume = ["--resume"] if step and arguments[0] in ("train", "fit-prior") and "--resume" not in arguments else []
+    resume = ["--resume"] if step and arguments[0] in ("train", "fit-prior", "fit-decoder") and "--resume" not in arguments else []
     saved = "the state is saved. Go on" if step else "nothing was saved yet. Start again"
     return f"Stopped after step {step} of {steps}; {saved} with: {shlex.join(['gmvq', *arguments, *resume])}"
 
 
 def _complain(message: str) -> None:
     with contextlib.suppress(BrokenPipeError):
-        print(f"gmvq: error: {message}", file=sys.stderr, flush=True)
+        # what comes out of files may move a terminal's cursor
+        plain = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in message)
+        print(f"gmvq: error: {plain}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

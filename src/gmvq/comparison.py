@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gmvq import hub, recipes
-from gmvq.data import Data, fingerprint
+from gmvq.modalities import Data, fingerprint
 from gmvq.models.bottlenecks import QuantizerName
 from gmvq.recipes import Run
 from gmvq.training import NonFiniteLossError, provenance

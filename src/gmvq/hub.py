@@ -1,84 +1,122 @@
-"""Models at rest: safetensors and JSON, never pickle, with a fingerprint that loading checks.
+"""Parts at rest: safetensors and JSON, never pickle, with a fingerprint that loading checks.
 
-A model's folder holds ``model.safetensors`` (weights) and ``config.json``::
+A part's folder holds ``model.safetensors`` (weights) and ``config.json``::
 
     {"format": "gmvq.autoencoder", "version": 1, "gmvq": "0.1.0", "config": {...}, "fingerprint": "sha256 ..."}
 
-The fingerprint is the SHA-256 of the configuration and of all weights by name, so that codes can name their tokenizer.
-A prior's folder is the same, of the format ``gmvq.prior``, and that of a diffusion decoder, ``gmvq.decoder``; their
-configuration names the tokenizer of their codes.
+A part is a tokenizer, a prior, a diffusion decoder or a classifier. The fingerprint is the SHA-256 of the configuration
+and of all weights by name, so that codes can name their tokenizer; priors and decoders name the tokenizer of their codes.
+
+Files of strangers are read in an order in which each step bounds the next: sizes, JSON, fields, shapes of the weights
+against those of a model that takes no memory, and only then the weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
+from gmvq.data.writing import write_atomically, write_json
 from gmvq.models import Autoencoder, AutoencoderConfig, DiffusionConfig, DiffusionDecoder
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.priors import AbstractPrior, described, from_description
 
-Built = TypeVar("Built")
 Part = TypeVar("Part", bound=nn.Module)
 
-FORMAT = "gmvq.autoencoder"
-PRIOR_FORMAT = "gmvq.prior"
-CLASSIFIER_FORMAT = "gmvq.classifier"
-DECODER_FORMAT = "gmvq.decoder"
 VERSION = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-_MAKE = {
-    FORMAT: ("Give a run's folder, as runs/photos.", "Give the folder of a run made by 'gmvq train'."),
-    CLASSIFIER_FORMAT: ("Make it with 'gmvq judge RUN'.", "Give the folder of a classifier made by 'gmvq judge'."),
-    DECODER_FORMAT: ("Make it with 'gmvq fit-decoder RUN'.", "Give the folder of one made by 'gmvq fit-decoder'."),
-    PRIOR_FORMAT: ("Make it with 'gmvq fit-prior RUN'.", "Give the folder of a prior made by 'gmvq fit-prior'."),
-}
-RETIRED = "_retired"
-"""Attribute of a loaded model: what its file holds that no module of today has. It is part of what the model is called:
-codes that were written with an old model keep their tokenizer."""
+LARGEST_CONFIG = 1 << 24
+"""Bytes of a configuration; that of a model of text holds its vocabulary."""
+LARGEST_COUNT = 1 << 40
+"""Largest number in a configuration."""
+_LOOPS = ("blocks", "depth", "halvings", "heads", "layers", "levels", "num_quantizers")
+"""Numbers of a configuration that count parts with weights of their own."""
 
 
-class StoredPrior(NamedTuple):
-    """A prior at rest.
-
-    Attributes:
-        prior: The prior.
-        tokenizer: Fingerprint of the tokenizer whose codes it is of.
-    """
-
-    prior: AbstractPrior
-    tokenizer: str
+class DamagedFileError(ValueError):
+    """A file is damaged, of another kind or version, or contradicts itself."""
 
 
-class StoredDecoder(NamedTuple):
-    """A diffusion decoder at rest.
+class Kind(NamedTuple):
+    """A kind of part.
 
     Attributes:
-        decoder: The decoder.
-        tokenizer: Fingerprint of the tokenizer whose codes it decodes.
+        form: ``format`` in its ``config.json``.
+        part: Its class.
+        describe: The part -> its configuration, as JSON has it.
+        build: The configuration -> the part, with new weights.
+        origin: How to get one, as a sentence.
     """
 
-    decoder: DiffusionDecoder
-    tokenizer: str
+    form: str
+    part: type[nn.Module]
+    describe: Callable[[Any], dict[str, Any]]
+    build: Callable[[Mapping[str, Any]], nn.Module]
+    origin: str
 
 
-def fingerprint(model: Autoencoder) -> str:
-    """SHA-256 of a model's configuration and weights, in hexadecimal."""
-    return digest(model.config.identity(), _state(model))
+KINDS = (
+    Kind(
+        "gmvq.autoencoder",
+        Autoencoder,
+        lambda part: part.config.described(),
+        lambda config: Autoencoder(AutoencoderConfig.from_description(config)),
+        "Give the folder of a run made by 'gmvq train', as runs/photos.",
+    ),
+    Kind("gmvq.prior", AbstractPrior, described, from_description, "Make a prior with 'gmvq fit-prior RUN'."),
+    Kind(
+        "gmvq.decoder",
+        DiffusionDecoder,
+        lambda part: asdict(part.config),
+        lambda config: DiffusionDecoder(DiffusionConfig(**config)),
+        "Make a decoder with 'gmvq fit-decoder RUN'.",
+    ),
+    Kind(
+        "gmvq.classifier",
+        Classifier,
+        lambda part: asdict(part.config),
+        lambda config: Classifier(ClassifierConfig(**config)),
+        "Make a classifier with 'gmvq judge RUN'.",
+    ),
+)
+"""All kinds of parts: the one list."""
+
+
+def kind_of(part: type[nn.Module]) -> Kind:
+    """The kind of a class of parts.
+
+    Raises:
+        ValueError: If there is none of that class.
+    """
+    for kind in KINDS:
+        if issubclass(part, kind.part):
+            return kind
+    raise ValueError(f"'part' must be one of {', '.join(kind.part.__name__ for kind in KINDS)}, got {part.__name__}.")
+
+
+def installed_version() -> str:
+    """The version of gmvq; ``unknown`` for a copy that is not installed."""
+    try:
+        return metadata.version("gmvq")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def fingerprint(part: nn.Module) -> str:
+    """SHA-256 of a part's configuration and weights, in hexadecimal."""
+    return digest(kind_of(type(part)).describe(part), part.state_dict())
 
 
 def digest(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
@@ -91,227 +129,162 @@ def digest(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def _state(model: Autoencoder) -> dict[str, Tensor]:
-    return {**model.state_dict(), **getattr(model, RETIRED, {})}
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes its place at the end: a crash or a full disk leaves what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
-    with replacing(path) as file:
-        file.write(data)
-
-
-def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
-    """Writes JSON atomically; NaN and infinity are refused, since JSON has neither.
-
-    Raises:
-        ValueError: If the value holds NaN or infinity.
-    """
-    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def save(model: Autoencoder, folder: str | Path) -> Path:
-    """Writes a model's weights and configuration.
+def save(part: nn.Module, folder: str | Path, *, tokenizer: str | None = None) -> Path:
+    """Writes a part's weights and configuration.
 
     Args:
-        model: The model.
+        part: An autoencoder, a prior, a diffusion decoder or a classifier.
         folder: Where to; made if it is not there.
+        tokenizer: Fingerprint of the tokenizer whose codes a prior or a decoder is of.
 
     Returns:
         The folder.
-    """
-    return _write(Path(folder), FORMAT, asdict(model.config), _state(model), fingerprint(model))
-
-
-def save_prior(prior: AbstractPrior, tokenizer: str, folder: str | Path) -> Path:
-    """Writes a prior's weights and configuration.
-
-    Args:
-        prior: The prior.
-        tokenizer: Fingerprint of the tokenizer whose codes it is of.
-        folder: Where to; made if it is not there.
-
-    Returns:
-        The folder.
-    """
-    return _save(prior, PRIOR_FORMAT, {**described(prior), "tokenizer": tokenizer}, folder)
-
-
-def load(folder: str | Path) -> Autoencoder:
-    """Reads a model that :func:`save` wrote, in evaluation mode, on the CPU.
-
-    Args:
-        folder: A run's folder, as ``runs/photos``.
 
     Raises:
-        FileNotFoundError: If the folder or one of its files is not there.
-        ValueError: If a file is damaged, of another format, or not the one that was saved.
+        ValueError: If it is no such part.
+        OSError: If a file cannot be written.
     """
-
-    def built(config: Mapping[str, Any], weights: dict[str, Tensor]) -> tuple[Autoencoder, str]:
-        model = Autoencoder(AutoencoderConfig(**config))
-        model.load_state_dict(weights)
-        state = model.state_dict()
-        setattr(model, RETIRED, {name: tensor for name, tensor in weights.items() if name not in state})
-        return model, fingerprint(model)
-
-    return _read(Path(folder), FORMAT, built).eval()
-
-
-def load_prior(folder: str | Path) -> StoredPrior:
-    """Reads a prior that :func:`save_prior` wrote, in evaluation mode, on the CPU.
-
-    Args:
-        folder: A prior's folder, as ``runs/photos/prior``.
-
-    Raises:
-        FileNotFoundError: If the folder or one of its files is not there.
-        ValueError: If a file is damaged, of another format, or not the one that was saved.
-    """
-    return _loaded(
-        folder, PRIOR_FORMAT, from_description, lambda prior, config: StoredPrior(prior, config["tokenizer"])
-    )
-
-
-def save_decoder(decoder: DiffusionDecoder, tokenizer: str, folder: str | Path) -> Path:
-    """Writes a diffusion decoder's weights and configuration.
-
-    Args:
-        decoder: The decoder.
-        tokenizer: Fingerprint of the tokenizer whose codes it decodes.
-        folder: Where to; made if it is not there.
-
-    Returns:
-        The folder.
-    """
-    return _save(decoder, DECODER_FORMAT, {"decoder": asdict(decoder.config), "tokenizer": tokenizer}, folder)
-
-
-def load_decoder(folder: str | Path) -> StoredDecoder:
-    """Reads a diffusion decoder that :func:`save_decoder` wrote, in evaluation mode, on the CPU.
-
-    Args:
-        folder: A decoder's folder, as ``runs/photos/decoder``.
-
-    Raises:
-        FileNotFoundError: If the folder or one of its files is not there.
-        ValueError: If a file is damaged, of another format, or not the one that was saved.
-    """
-    return _loaded(
-        folder,
-        DECODER_FORMAT,
-        lambda config: DiffusionDecoder(DiffusionConfig(**config["decoder"])),
-        lambda decoder, config: StoredDecoder(decoder, config["tokenizer"]),
-    )
-
-
-def save_classifier(classifier: Classifier, folder: str | Path) -> Path:
-    """Writes a classifier's weights and configuration.
-
-    Args:
-        classifier: The classifier.
-        folder: Where to; made if it is not there.
-
-    Returns:
-        The folder.
-    """
-    return _save(classifier, CLASSIFIER_FORMAT, asdict(classifier.config), folder)
-
-
-def load_classifier(folder: str | Path) -> Classifier:
-    """Reads a classifier that :func:`save_classifier` wrote, in evaluation mode, on the CPU.
-
-    Args:
-        folder: Its folder.
-
-    Raises:
-        FileNotFoundError: If the folder or one of its files is not there.
-        ValueError: If a file is damaged, of another format, or not the one that was saved.
-    """
-    return _loaded(
-        folder,
-        CLASSIFIER_FORMAT,
-        lambda config: Classifier(ClassifierConfig(**config)),
-        lambda classifier, _: classifier,
-    )
-
-
-def _save(module: nn.Module, form: str, config: Mapping[str, Any], folder: str | Path) -> Path:
-    """Writes a part of a run, called by its configuration and weights."""
-    state = module.state_dict()
-    return _write(Path(folder), form, config, state, digest(config, state))
-
-
-def _loaded(
-    folder: str | Path,
-    form: str,
-    make: Callable[[Mapping[str, Any]], Part],
-    stored: Callable[[Part, Mapping[str, Any]], Built],
-) -> Built:
-    """Reads what :func:`_save` wrote, in evaluation mode, on the CPU."""
-
-    def built(config: Mapping[str, Any], weights: dict[str, Tensor]) -> tuple[Built, str]:
-        part = make(config)
-        part.load_state_dict(weights)
-        return stored(part.eval(), config), digest(dict(config), part.state_dict())
-
-    return _read(Path(folder), form, built)
-
-
-def _write(folder: Path, form: str, config: Mapping[str, Any], state: Mapping[str, Tensor], mark: str) -> Path:
+    folder, kind = Path(folder), kind_of(type(part))
+    config, state = kind.describe(part), part.state_dict()
+    mark = digest(config, state)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_atomically(folder / WEIGHTS, save_bytes(weights, {"fingerprint": mark}))
-    description = {"format": form, "version": VERSION, "gmvq": metadata.version("gmvq"), "config": config}
+    of = {} if tokenizer is None else {"tokenizer": tokenizer}
+    description = {"format": kind.form, "version": VERSION, "gmvq": installed_version(), **of, "config": config}
     write_json(folder / CONFIG, {**description, "fingerprint": mark})
     return folder
 
 
-def _read(folder: Path, form: str, built: Callable[[Mapping[str, Any], dict[str, Tensor]], tuple[Built, str]]) -> Built:
-    """What a configuration and weights make, whose fingerprint must be the one that was saved."""
-    description = _read_config(folder, form)
-    weights_path = folder / WEIGHTS
-    if not weights_path.is_file():
-        raise FileNotFoundError(f"{weights_path} is not there. Train the model again, or copy the whole folder.")
-    try:
-        made, found = built(description["config"], load_bytes(weights_path.read_bytes()))
-    except SafetensorError as error:
-        raise ValueError(f"{weights_path} is damaged ({error}). Copy it again from where it was trained.") from error
-    except (TypeError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{folder} does not hold a model that this version can build ({error}).") from error
-    if found != description.get("fingerprint"):
-        raise ValueError(
-            f"The fingerprint of {folder} is {found[:12]}, {CONFIG} says {str(description.get('fingerprint'))[:12]}. "
-            "The files are not of one model: copy the whole folder again."
-        )
-    return made
+def load(folder: str | Path, part: type[Part] = Autoencoder) -> Part:
+    """Reads a part that :func:`save` wrote, in evaluation mode, on the CPU, in the precision it was saved in.
 
+    Args:
+        folder: Its folder, as ``runs/photos``, or ``runs/photos/prior``.
+        part: What it is to be: ``Autoencoder``, ``AbstractPrior``, ``DiffusionDecoder`` or ``Classifier``.
 
-def _read_config(folder: Path, form: str) -> dict[str, Any]:
-    path = folder / CONFIG
+    Raises:
+        FileNotFoundError: If the folder or one of its files is not there.
+        DamagedFileError: If a file is damaged, of another format, or not the one that was saved.
+    """
+    folder, kind = Path(folder), kind_of(part)
+    description = read_description(folder, part)
+    path = folder / WEIGHTS
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there. {_MAKE[form][0]}")
+        raise FileNotFoundError(f"{path} is not there. Make it again, or copy the whole folder.")
+    config = description["config"]
     try:
-        description = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}). Copy it again from where it was trained.") from error
-    if not isinstance(description, dict) or description.get("format") != form:
-        raise ValueError(f"{path} is not of format {form!r}. {_MAKE[form][1]}")
-    if description.get("version") != VERSION:
-        raise ValueError(f"{path} is of version {description.get('version')}, this gmvq reads {VERSION}. Upgrade gmvq.")
+        held = _header(path)
+        _check_loops(config, len(held))
+        with torch.device("meta"):
+            planned = kind.build(config).state_dict()
+        _check_shapes(planned, held)
+        made = kind.build(config)
+        weights = load_bytes(path.read_bytes())
+    except SafetensorError as error:
+        raise DamagedFileError(f"{path} is damaged ({error}). Copy it again from where it was made.") from error
+    except (TypeError, KeyError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DamagedFileError(f"{folder} does not hold a part that this version can build ({reason}).") from error
+    _take_types(made, weights)
+    made.load_state_dict(weights)
+    found = digest(kind.describe(made), made.state_dict())
+    if found != description.get("fingerprint"):
+        raise DamagedFileError(
+            f"The fingerprint of {folder} is {found[:12]}, {CONFIG} says {str(description.get('fingerprint'))[:12]!r}. "
+            "The files are not of one part: copy the whole folder again."
+        )
+    return cast("Part", made.eval())
+
+
+def tokenizer_of(folder: str | Path, part: type[nn.Module]) -> str:
+    """Fingerprint of the tokenizer whose codes a prior or a decoder at rest is of.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        DamagedFileError: If its configuration is damaged, or names none.
+    """
+    mark = read_description(Path(folder), part).get("tokenizer")
+    if not isinstance(mark, str):
+        raise DamagedFileError(f"{Path(folder) / CONFIG} names no tokenizer. {kind_of(part).origin}")
+    return mark
+
+
+def read_description(folder: Path, part: type[nn.Module]) -> dict[str, Any]:
+    """What a part's ``config.json`` says.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        DamagedFileError: If it is damaged, or of another format or version.
+    """
+    path, kind = folder / CONFIG, kind_of(part)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there. {kind.origin}")
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise DamagedFileError(f"{path} is larger than {LARGEST_CONFIG >> 20} MiB: it is no configuration of gmvq.")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is not JSON ({error}). Copy it again from where it was made.") from error
+    if not isinstance(description, dict) or description.get("format") != kind.form:
+        raise DamagedFileError(f"{path} is not of format {kind.form!r}. {kind.origin}")
+    version = description.get("version")
+    if version is True or version != VERSION:
+        raise DamagedFileError(f"{path} is of version {version!r}, this gmvq reads {VERSION}. Upgrade gmvq.")
+    if not isinstance(description.get("config"), dict):
+        raise DamagedFileError(f"{path} has no configuration. Copy it again from where it was made.")
     return description
+
+
+class _Held(NamedTuple):
+    """Shape and type of a tensor in a file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _header(path: Path) -> dict[str, _Held]:
+    """The tensors of a file, none of which is read."""
+    with safe_open(path, framework="pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+        return {name: _Held(tuple(part.get_shape()), str(part.get_dtype())) for name, part in parts.items()}
+
+
+def _check_loops(value: object, tensors: int, name: str = "") -> None:
+    """Refuses numbers that would take building for ever: a configuration of a few bytes can ask for any.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_loops(inner, tensors, str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            _check_loops(inner, tensors, "")
+    elif isinstance(value, int | float) and abs(value) > (most := tensors + 64 if name in _LOOPS else LARGEST_COUNT):
+        raise ValueError(f"'{name}' must be at most {most}, got {value!r}")
+
+
+def _check_shapes(planned: Mapping[str, Tensor], held: Mapping[str, _Held]) -> None:
+    """Compares what the configuration asks for with what the file holds.
+
+    Raises:
+        ValueError: If names, shapes or kinds of numbers differ.
+    """
+    differing = sorted(planned.keys() ^ held.keys())
+    if differing:
+        raise ValueError(f"the weights lack, or have beside those of the configuration, {', '.join(differing[:5])}")
+    for name, tensor in planned.items():
+        is_float = held[name].dtype.startswith(("F", "BF"))
+        if tuple(tensor.shape) != held[name].shape or tensor.is_floating_point() != is_float:
+            raise ValueError(
+                f"{name} has the shape {held[name].shape} of {held[name].dtype}, by the configuration "
+                f"{tuple(tensor.shape)} of {tensor.dtype}"
+            )
+
+
+def _take_types(part: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Brings a part to the precision of its weights, tensor by tensor."""
+    for name, tensor in (*part.named_parameters(), *part.named_buffers()):
+        if name in weights and weights[name].dtype != tensor.dtype:
+            tensor.data = tensor.data.to(weights[name].dtype)

@@ -4,27 +4,176 @@
 
     Batch --networks--> latents --quantizers--> Quantized --networks--> Reconstruction
 
-The shape vocabulary of all docstrings: ``B`` images in a batch, ``C`` channels, ``H`` and ``W`` height and width in
-pixels, ``h`` and ``w`` height and width in tokens, ``K`` codes, ``L`` features of a code, ``N`` rows of latents,
-``D = C H W`` dimensions of an image, and ``*`` any number of leading axes.
+The shape vocabulary of all docstrings: ``B`` items in a batch, ``C`` channels, ``S`` any number of axes beside them
+(``H, W`` of an image, ``T`` of a sequence), ``*grid`` the axes of an item's tokens, ``K`` codes, ``L`` features of a
+code, ``N`` rows of latents, ``D`` dimensions of an item, and ``*`` any number of leading axes.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
+
+from gmvq.checks import at_least, can_look_at, one_of, positive
+
+Values = Literal["unit", "signed", "real", "symbols"]
+
+_RANGES = {"unit": (0.0, 1.0), "signed": (-1.0, 1.0), "real": (-math.inf, math.inf)}
+_INTEGERS = {"unit": (torch.uint8, 255), "signed": (torch.int16, 1 << 15)}
+"""Type of stored items, and what stands for 1 there."""
+_OVERSHOOT = 1e-3
+"""Share of the range by which rounding and resampling may leave it."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What the tensors of an item are.
+
+    Args:
+        modality: Name of the modality, as ``image``.
+        axes: Axes of an item beside its channels: 2 for images, 1 for sequences, 0 for vectors.
+        channels: Channels C; of symbols, the size of the vocabulary.
+        values: ``unit`` for values in [0, 1], ``signed`` for [-1, 1], ``real`` for any finite number, ``symbols`` for
+            integers below ``channels``.
+        rate: Samples per second, Hz; None where there is no clock.
+
+    Shape:
+        Batches of items ``(B, C, *S)``; of symbols ``(B, T)``, without an axis of channels.
+
+    Raises:
+        ValueError: If a field is out of range.
+
+    Example:
+        >>> Signal("image", 2, 3, "unit").grid((30, 32), 4)
+        (8, 8)
+    """
+
+    modality: str
+    axes: int
+    channels: int
+    values: Values
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        at_least("axes", self.axes, 0)
+        at_least("channels", self.channels, 1)
+        one_of("values", self.values, get_args(Values))
+        if self.axes > 3:
+            raise ValueError(f"'axes' must be at most 3, got {self.axes}. Flatten the others.")
+        if self.values == "symbols" and self.axes != 1:
+            raise ValueError(f"'axes' of symbols must be 1, got {self.axes}. Flatten the others.")
+        if self.rate is not None:
+            positive("rate", self.rate)
+
+    @property
+    def item_axes(self) -> int:
+        """Axes of the tensor of one item: symbols have none of channels."""
+        return self.axes if self.values == "symbols" else self.axes + 1
+
+    @property
+    def shape(self) -> str:
+        """Shape of a batch, in words."""
+        spatial = {0: (), 1: ("T",), 2: ("H", "W"), 3: ("Z", "H", "W")}[self.axes]
+        channels = () if self.values == "symbols" else (str(self.channels),)
+        return f"({', '.join(('B', *channels, *spatial))})"
+
+    def size(self, items: Tensor) -> tuple[int, ...]:
+        """Lengths of the axes beside the channels, of a batch or of one item."""
+        return tuple(items.shape[items.ndim - self.axes :])
+
+    def dimensions(self, size: tuple[int, ...]) -> int:
+        """Data dimensions D of an item of some size."""
+        return math.prod(size) * (1 if self.values == "symbols" else self.channels)
+
+    def grid(self, size: tuple[int, ...], stride: int) -> tuple[int, ...]:
+        """Tokens along each axis of an item of some size.
+
+        Args:
+            size: Lengths of the axes beside the channels.
+            stride: Samples of a token along each axis.
+        """
+        return tuple(-(-length // stride) for length in size)
+
+    def checked(self, items: Tensor) -> Tensor:
+        """Items as models take them: floats in their range, or int64 symbols.
+
+        This is the one place that scales stored items. Values themselves are looked at on the CPU alone, and in no
+        graph.
+
+        Args:
+            items: Floats, or what is stored: uint8 for ``unit``, int16 for ``signed``, integers for ``symbols``.
+
+        Raises:
+            ValueError: If shape or type do not fit, or values are not finite or out of range.
+        """
+        if items.ndim != self.item_axes + 1 or 0 in items.shape[1:] or not self._has_channels(items):
+            raise ValueError(
+                f"'items' must have shape {self.shape}, got {tuple(items.shape)}. Add an axis with items[None], or "
+                "convert the channels."
+            )
+        if self.values == "symbols":
+            return self._checked_symbols(items)
+        stored, scale = _INTEGERS.get(self.values, (None, 1))
+        if items.dtype == stored:
+            return items.float() / scale
+        if not items.is_floating_point():
+            also = "" if stored is None else f" or {str(stored).removeprefix('torch.')}"
+            raise ValueError(f"'items' must be floats{also}, got {items.dtype}. Convert with .float().")
+        if can_look_at(items) and items.numel():
+            self._check_range(items.detach())
+        return items
+
+    def _has_channels(self, items: Tensor) -> bool:
+        return self.values == "symbols" or items.shape[1] == self.channels
+
+    def _checked_symbols(self, items: Tensor) -> Tensor:
+        if items.is_floating_point() or items.is_complex() or items.dtype == torch.bool:
+            raise ValueError(f"'items' must be integers, got {items.dtype}. Pass the symbols of a vocabulary.")
+        if can_look_at(items) and items.numel():
+            low, high = (int(bound) for bound in items.aminmax())
+            if low < 0 or high >= self.channels:
+                raise ValueError(
+                    f"'items' must lie in [0, {self.channels}), the vocabulary, got {low} to {high}. Encode text by "
+                    "the model's own vocabulary."
+                )
+        return items.long()
+
+    def _check_range(self, items: Tensor) -> None:
+        low, high = (float(bound) for bound in items.aminmax())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError("'items' must be finite, got NaN or infinity. Clean them with torch.nan_to_num(items).")
+        least, most = _RANGES[self.values]
+        slack = _OVERSHOOT * (most - least) if math.isfinite(most) else 0.0
+        if low < least - slack or high > most + slack:
+            raise ValueError(
+                f"'items' must lie in [{least:g}, {most:g}], got {low:g} to {high:g}. {self._probably_meant(low, high)}"
+            )
+
+    def _probably_meant(self, low: float, high: float) -> str:
+        if self.values == "unit" and low >= -1 - _OVERSHOOT and high <= 1 + _OVERSHOOT:
+            return "They look scaled to [-1, 1]: undo it with (items + 1) / 2."
+        if self.values == "unit" and low >= 0 and high <= 255:
+            return "They look like 8-bit values: divide by 255, or pass uint8."
+        if self.values == "signed" and low >= -(1 << 15) and high < 1 << 15:
+            return "They look like 16-bit samples: divide by 32768, or pass int16."
+        return "Scale them to that range, or clamp what overshoots."
 
 
 class Batch(NamedTuple):
-    """Images as a model takes them.
+    """Items as a model takes them.
 
     Attributes:
-        images: Float in [0, 1], shape ``(B, C, H, W)``.
-        labels: Class of each image, int64 ``(B,)``, or None for data without labels.
+        items: As stored or as floats, ``(B, C, *S)``, or symbols ``(B, T)``.
+        lengths: Samples of each sequence that count, int64 ``(B,)``; None where all do.
+        labels: Class of each item, int64 ``(B,)``, or None for data without labels.
     """
 
-    images: Tensor
+    items: Tensor
+    lengths: Tensor | None = None
     labels: Tensor | None = None
 
 
@@ -32,8 +181,8 @@ class CodeBatch(NamedTuple):
     """Codes as a prior takes them.
 
     Attributes:
-        codes: Codes of images, int64 ``(B, *grid[, levels])``.
-        labels: Class of each image, int64 ``(B,)``, or None for data without labels.
+        codes: Codes of items, int64 ``(B, *grid[, levels])``.
+        labels: Class of each item, int64 ``(B,)``, or None for data without labels.
     """
 
     codes: Tensor
@@ -62,13 +211,13 @@ class Reconstruction(NamedTuple):
     """What an autoencoder returns.
 
     Attributes:
-        images: Reconstructed images in [0, 1], shape ``(B, C, H, W)``.
-        codes: Codes of the tokens, ``(B, h, w)``.
+        items: Reconstructed items, ``(B, C, *S)``; of symbols the most likely ones, ``(B, T)``.
+        codes: Codes of the tokens, ``(B, *grid[, levels])``.
         loss: Objective to minimize in nats for each data dimension, shape ``()``.
         terms: Parts of the objective and figures to log, detached, each of shape ``()``.
     """
 
-    images: Tensor
+    items: Tensor
     codes: Tensor
     loss: Tensor
     terms: dict[str, Tensor]

@@ -18,6 +18,9 @@ from rich.console import Console
 
 import gmvq
 from gmvq import recipes
+from gmvq.priors import AbstractPrior
+from gmvq.stages.data import load_data
+from gmvq.stages.prior import PriorRun, fit_prior
 
 STORED = Path(__file__).with_name("runs.json")
 STEPS = 20
@@ -31,9 +34,10 @@ def machine():
     return [torch.__version__, torch.backends.cpu.get_cpu_capability(), names[0] if names else platform.processor()]
 
 
-def digest(tensors):
-    """SHA-256 of tensors, whatever their names and order."""
-    parts = sorted(f"{x.dtype} {tuple(x.shape)}".encode() + x.contiguous().numpy().tobytes() for x in tensors)
+def digest(state):
+    """SHA-256 of a model's tensors, whatever their names and order, but for how far each quantizer's training has come."""
+    kept = [x for name, x in state.items() if not name.endswith("training_progress")]
+    parts = sorted(f"{x.dtype} {tuple(x.shape)}".encode() + x.contiguous().numpy().tobytes() for x in kept)
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
@@ -43,36 +47,29 @@ def losses(log):
     return [float(entry["loss"]).hex() for entry in entries if "loss" in entry]
 
 
-def levels(model, codes):
-    """Codes with an axis of levels where a place has several."""
-    return (model.levels_of(codes) if len(model.level_sizes) > 1 else codes).contiguous()
-
-
 def tokenizer_run(recipe, quantizer, codebook_size, folder):
     """Losses, codes and weights of a tokenizer."""
     model = replace(recipe.model, quantizer=quantizer, codebook_size=codebook_size)
     training = replace(recipe.training, steps=STEPS, batch_size=16, log_every=1, threads=1)
     run = replace(recipe, model=model, training=training)
     recipes.run(run, folder, console=QUIET, report=False)
-    held_out = recipes.load_data(run.data).held_out
+    held_out = load_data(run.data).held_out
     model = gmvq.load(folder)
     codes = [model.encode(held_out[index][None]) for index in range(2)]
     return {
         "losses": losses(folder / "log.jsonl"),
-        "codes": hashlib.sha256(b"".join(levels(model, x).numpy().tobytes() for x in codes)).hexdigest(),
-        "weights": digest(model.state_dict().values()),
+        "codes": hashlib.sha256(b"".join(x.contiguous().numpy().tobytes() for x in codes)).hexdigest(),
+        "weights": digest(model.state_dict()),
     }
 
 
 def prior_run(prior, folder):
     """Losses and weights of a prior over the codes of a tokenizer's run."""
-    training = replace(recipes.PriorRun().training, steps=STEPS, batch_size=16, log_every=1, threads=1)
+    training = replace(PriorRun().training, steps=STEPS, batch_size=16, log_every=1, threads=1)
     options = {"width": 32, "depth": 2, "heads": 2}
     out = folder / prior
-    recipes.fit_prior(folder, recipes.PriorRun(prior, options, training), out, console=QUIET, report=False)
-    from gmvq.hub import load_prior
-
-    return {"losses": losses(out / "log.jsonl"), "weights": digest(load_prior(out).prior.state_dict().values())}
+    fit_prior(folder, PriorRun(prior, options, training), out, console=QUIET, report=False)
+    return {"losses": losses(out / "log.jsonl"), "weights": digest(gmvq.load(out, AbstractPrior).state_dict())}
 
 
 def measure():

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import gmvq
 from gmvq.kernels import MixtureStep, compiled, mixture_blocks, mixture_step, random_seed, reference
 
 INTEGERS = ("codes", "priced", "drawn")
@@ -338,3 +339,16 @@ def test_what_is_not_asked_for_costs_nothing():
 def test_wrong_arguments(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         mixture_step(*arguments, **options)
+
+
+def test_rows_and_codes_of_any_layout_are_the_same_step():
+    # channels of a single sequence, moved last, are no copy
+    rows, codes = torch.randn(4, 22).T, torch.randn(4, 16).T
+    quantizer = gmvq.GaussianMixtureQuantizer(4, 16, codebook_dim=4)
+    quantizer(torch.randn(64, 4))
+    quantizer.eval()
+    assert torch.equal(quantizer.encode(rows), quantizer.encode(rows.contiguous()))
+    quantizer.train()
+    quantizer.moving.codes.copy_(codes)
+    loss = [quantizer.freeze()(latents).loss for latents in (rows, rows.contiguous())]
+    torch.testing.assert_close(*loss)

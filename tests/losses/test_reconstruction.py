@@ -79,5 +79,5 @@ def test_mean_squared_error_is_its_loss():
 def test_bad_arguments_get_a_reason():
     with pytest.raises(ValueError, match="'likelihood'"):
         make_likelihood("poisson")
-    with pytest.raises(ValueError, match="'variance'"):
-        FixedGaussianLikelihood(0.0)
+    with pytest.raises(ValueError, match="'fixed'"):
+        FixedGaussianLikelihood(fixed=0.0)

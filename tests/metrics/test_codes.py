@@ -136,7 +136,7 @@ def test_in_float64_does_not_copy_float64():
 TWO_RANKS = """
 import sys, torch
 from torch import distributed as dist
-from gmvq.metrics import CodebookStatistics, Distortion, MixtureInformation
+from gmvq.metrics import CodebookStatistics, ImageDistortion, MixtureInformation
 torch.set_num_threads(1)
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
@@ -144,7 +144,7 @@ generator = torch.Generator().manual_seed(0)
 codes, images = torch.randint(5, (8, 3), generator=generator), torch.rand(8, 1, 12, 12, generator=generator)
 targets, logits = torch.rand(8, 1, 12, 12, generator=generator), torch.randn(8, 3, 5, generator=generator)
 def measured(rows):
-    statistics, distortion, information = CodebookStatistics(5), Distortion(), MixtureInformation(5)
+    statistics, distortion, information = CodebookStatistics(5), ImageDistortion(), MixtureInformation(5)
     statistics.update(codes[rows])
     distortion.update(images[rows], targets[rows])
     information.update(logits[rows].softmax(-1))

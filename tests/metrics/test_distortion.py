@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from gmvq.metrics.distortion import PSNR_CAP, Distortion, high_frequency_energy, mse, psnr, ssim, ssim_window
+from gmvq.metrics.distortion import PSNR_CAP, ImageDistortion, high_frequency_energy, mse, psnr, ssim, ssim_window
 
 
 def pair(*shape, seed=0, noise=0.2, dtype=torch.float64):
@@ -104,7 +104,7 @@ def test_batched_equals_single():
 def test_psnr_of_identical_images_is_infinite_and_capped_in_the_mean():
     images = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert float(psnr(images, images)) == math.inf
-    distortion = Distortion()
+    distortion = ImageDistortion()
     distortion.update(images, images)
     assert (distortion.mse, distortion.psnr, distortion.ssim) == (0.0, PSNR_CAP, 1.0)
     distortion.update(torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 0.1))
@@ -112,7 +112,7 @@ def test_psnr_of_identical_images_is_infinite_and_capped_in_the_mean():
 
 
 def test_the_mean_is_over_images_not_pixels():
-    distortion = Distortion()
+    distortion = ImageDistortion()
     distortion.update(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.1, dtype=torch.float64))
     distortion.update(torch.zeros(1, 3, 30, 20), torch.full((1, 3, 30, 20), 0.01, dtype=torch.float64))
     assert distortion.images == 2
@@ -124,7 +124,7 @@ def test_the_mean_is_over_images_not_pixels():
 @given(st.integers(1, 9), st.integers(0, 2**16))
 def test_streaming_equals_the_mean_of_all(parts, seed):
     images, targets = pair(9, 1, 12, 11, seed=seed, dtype=torch.float32)
-    distortion = Distortion()
+    distortion = ImageDistortion()
     for image, target in zip(images.chunk(parts), targets.chunk(parts), strict=True):
         distortion.update(image, target)
     assert distortion.images == 9
@@ -135,7 +135,7 @@ def test_streaming_equals_the_mean_of_all(parts, seed):
 
 
 def test_without_structure():
-    distortion = Distortion(structure=False)
+    distortion = ImageDistortion(structure=False)
     distortion.update(*pair(2, 1, 12, 12))
     assert distortion.merged().mse == distortion.mse > 0
     with pytest.raises(ValueError, match="structure"):
@@ -145,7 +145,7 @@ def test_without_structure():
 def test_empty():
     empty = torch.zeros(0, 3, 12, 12)
     assert mse(empty, empty).shape == ssim(empty, empty).shape == (0,)
-    distortion = Distortion()
+    distortion = ImageDistortion()
     distortion.update(empty, empty)
     with pytest.raises(ValueError, match="at least 1 image"):
         _ = distortion.mse

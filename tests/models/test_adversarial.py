@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 from gmvq.losses import FeatureLoss
 from gmvq.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss, gradient_penalty
+from gmvq.modalities import Image
 from gmvq.models import AdversarialAutoencoder, AdversarialConfig, Autoencoder, AutoencoderConfig
 from gmvq.models.adversarial import DISCRIMINATOR, GENERATOR, LEARNING, OPPOSING
 from gmvq.networks import Classifier, ClassifierConfig
@@ -17,7 +18,7 @@ def made(progress=0.5, features=False, **changes):
     autoencoder = Autoencoder(AutoencoderConfig(width=8, blocks=1, codebook_size=16))
     autoencoder(torch.rand(4, 3, 16, 16))
     autoencoder.bottleneck.updates_itself = False
-    network = Classifier(ClassifierConfig(3, 4, width=8, features=8)).encoder.layers
+    network = Classifier(ClassifierConfig(Image(3).signal, 4, width=8, features=8)).encoder.layers
     config = AdversarialConfig(**{**NOW, "width": 8, "layers": 2, **changes})
     model = AdversarialAutoencoder(autoencoder, config, FeatureLoss(network) if features else None)
     model.set_progress(progress)
@@ -64,16 +65,16 @@ def test_one_backward_gives_each_side_its_own_gradient(loss, norm, features):
         return model.discriminator(model.features.features(images) if features else images)
 
     reconstruction = model.autoencoder(images)
-    real, fake = told(images), told(reconstruction.images.detach())
+    real, fake = told(images), told(reconstruction.items.detach())
     discriminator_loss(loss, real, fake).backward()
     own = {name: gradient for name, gradient in gradients(model).items() if name.startswith("discriminator")}
     model.zero_grad()
-    fooled = generator_loss(loss, told(reconstruction.images))
+    fooled = generator_loss(loss, told(reconstruction.items))
     error_weight = model.autoencoder.likelihood.squared_error_weight(reconstruction.terms["mse"])
     accuracy = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
     lead = (10 * (accuracy - 0.52)).clamp(0, 1)
     assert lead > 0.3
-    weight = lead * adaptive_weight(fooled, reconstruction.images, images, error_weight)
+    weight = lead * adaptive_weight(fooled, reconstruction.items, images, error_weight)
     (reconstruction.loss + weight * fooled).backward()
     own |= {name: gradient for name, gradient in gradients(model).items() if name.startswith("autoencoder")}
     assert together.keys() == own.keys()
@@ -124,13 +125,13 @@ def test_regularizers_and_features_add_their_parts_to_the_loss():
     images = torch.rand(4, 3, 16, 16)
     exact = {"norm": "none", "lecam": 0.0}  # spectral normalization takes a step in each forward
     regularized = made(**{**exact, "lecam": 20.0})
-    real, fake = (regularized.discriminator(each) for each in (images, regularized.autoencoder(images).images))
+    real, fake = (regularized.discriminator(each) for each in (images, regularized.autoencoder(images).items))
     added = 20 * (real.relu().square().mean() + (-fake).relu().square().mean())
     assert added > 1e-3
     torch.testing.assert_close(regularized(images).loss, made(**exact)(images).loss + added)
     featured = made(lecam=0.0, features=True, weight=0.0, sees="pixels")
     out = featured(images)
-    distance = featured.features(out.images, images)
+    distance = featured.features(out.items, images)
     added = 0.01 * featured.autoencoder.likelihood.squared_error_weight(out.terms["mse"]) * distance
     torch.testing.assert_close(out.loss, made(lecam=0.0, weight=0.0)(images).loss + added)
     # a discriminator of features learns by the same ones, whether their distance counts or not
@@ -174,7 +175,7 @@ def test_a_discriminator_of_features_judges_each_place_of_each_layer():
 
 
 def test_the_features_are_no_part_of_its_state():
-    network = Classifier(ClassifierConfig(3, 4, width=8, features=8)).encoder.layers.train()
+    network = Classifier(ClassifierConfig(Image(3).signal, 4, width=8, features=8)).encoder.layers.train()
     model = AdversarialAutoencoder(Autoencoder(AutoencoderConfig(width=8)), features=FeatureLoss(network))
     assert not any("features" in name for name in model.state_dict())
     assert all(parameter.requires_grad for parameter in network.parameters())  # those of the caller stay as they were

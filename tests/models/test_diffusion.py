@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 
-from gmvq.data import ArrayImages, Data
+from gmvq.modalities import Image
+from gmvq.data import ArrayItems
+from gmvq.modalities import Data
 from gmvq.metrics import high_frequency_energy
 from gmvq.models import Autoencoder, AutoencoderConfig, DiffusionConfig, DiffusionDecoder
 from gmvq.priors import Sampling
@@ -14,9 +16,9 @@ from gmvq.training.tasks import DiffusionTask, Drawing
 
 def tokenizer(**changes):
     torch.manual_seed(0)
-    settings = {"channels": 1, "codebook_size": 8, "width": 8, "blocks": 1, "downsampling": 4}
+    settings = {"modality": Image(1), "codebook_size": 8, "width": 8, "blocks": 1, "downsampling": 4}
     model = Autoencoder(AutoencoderConfig(**{**settings, **changes}))
-    model(torch.rand(8, model.config.channels, 16, 16))
+    model(torch.rand(8, model.signal.channels, 16, 16))
     return model.eval()
 
 
@@ -92,7 +94,7 @@ def test_what_does_not_fit_gets_a_reason():
     ):
         own.decode(model, codes)
     with pytest.raises(ValueError, match="got 3, 4 and 4"):
-        own.check_fits(tokenizer(channels=3))
+        own.check_fits(tokenizer(modality=Image(3)))
     for wrong in ({"seed": -1}, {"first": -1}):
         with pytest.raises(ValueError, match="'seed' and 'first' must be at least 0"):
             own.draw(torch.rand(1, 1, 8, 8), torch.rand(1, 2, 2, 4), **wrong)
@@ -113,7 +115,7 @@ def test_what_does_not_fit_gets_a_reason():
 def test_the_tokenizer_of_a_task_is_a_copy():
     model, own = tokenizer().train(), decoder()
     images = torch.randint(256, (9, 1, 16, 16), dtype=torch.uint8)
-    data = Data("noise", ArrayImages(images), ArrayImages(images[:0]), 1)
+    data = Data("noise", ArrayItems(images, 2), ArrayItems(images[:0], 2), Image(1))
     task = DiffusionTask(own, model, data, Drawing(None, False, 1))
     before = copy.deepcopy(model.state_dict())
     batch = next(iter(task.loader(4, 0, 0, 1).iterate(0, 1)))

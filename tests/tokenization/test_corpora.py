@@ -3,8 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
+from gmvq.modalities import Image
 from gmvq import hub
-from gmvq.data import ArrayImages, Data, MixedImages
+from gmvq.data import ArrayItems, ListItems
+from gmvq.modalities import Data
 from gmvq.models import Autoencoder, AutoencoderConfig
 from gmvq.tokenization import TokenFile, detokenize, join, tokenize
 
@@ -27,7 +29,7 @@ def model():
 @pytest.fixture
 def mixed():
     sizes = [(8, 8), (9, 5), (8, 8), (3, 17)]
-    return MixedImages([pixels(1, *size, seed=i) for i, size in enumerate(sizes)], ["a.jpg", "b.png", "sub/a.jpg", "c"])
+    return ListItems([pixels(1, *size, seed=i) for i, size in enumerate(sizes)], 2, ["a.jpg", "b.png", "sub/a.jpg", "c"])
 
 
 def test_tokens_are_the_models_codes(tmp_path, model, mixed):
@@ -77,7 +79,7 @@ def test_a_vae_has_no_codes(tmp_path, mixed):
 
 def test_channels_must_fit(tmp_path, model):
     with pytest.raises(ValueError, match="1 channels, got 3"):
-        tokenize(model, ArrayImages(pixels(2, 3, 8, 8)), tmp_path / "t")
+        tokenize(model, ArrayItems(pixels(2, 3, 8, 8), 2), tmp_path / "t")
 
 
 def test_another_tokenizer_is_refused_unless_forced(tmp_path, model, mixed):
@@ -91,7 +93,7 @@ def test_another_tokenizer_is_refused_unless_forced(tmp_path, model, mixed):
 
 
 def test_nothing_is_written_if_a_name_escapes(tmp_path, model):
-    images = MixedImages([pixels(1, 8, 8)] * 2, ["fine.png", "../escaped.png"])
+    images = ListItems([pixels(1, 8, 8)] * 2, 2, ["fine.png", "../escaped.png"])
     tokenize(model, images, tmp_path / "t")
     with pytest.raises(ValueError, match="would lead out"):
         detokenize(model, tmp_path / "t", tmp_path / "deep" / "out")
@@ -99,8 +101,8 @@ def test_nothing_is_written_if_a_name_escapes(tmp_path, model):
 
 
 def test_join_sorts_a_split_back():
-    everything = ArrayImages(pixels(5, 1, 4, 4))
-    joined = join(Data("x", everything.subset([0, 2, 4]), everything.subset([1, 3]), 1))
+    everything = ArrayItems(pixels(5, 1, 4, 4), 2)
+    joined = join(Data("x", everything.subset([0, 2, 4]), everything.subset([1, 3]), Image(1)))
     assert joined.names == everything.names
     assert all(torch.equal(joined[index], everything[index]) for index in range(5))
     assert joined.sizes == everything.sizes
@@ -108,12 +110,12 @@ def test_join_sorts_a_split_back():
 
 
 def test_join_sorts_numbers_as_numbers():
-    images = ArrayImages(pixels(2, 1, 4, 4), names=["99999", "100000"])
-    assert join(Data("x", images.subset([1]), images.subset([0]), 1)).names == ["99999", "100000"]
+    images = ArrayItems(pixels(2, 1, 4, 4), 2, names=["99999", "100000"])
+    assert join(Data("x", images.subset([1]), images.subset([0]), Image(1))).names == ["99999", "100000"]
 
 
 def test_join_tells_sides_with_the_same_names_apart():
-    side = ArrayImages(pixels(2, 1, 4, 4))
-    other = ArrayImages(pixels(1, 1, 4, 4))
-    assert join(Data("x", side, other, 1)).names == ["train/00000", "train/00001", "held_out/00000"]
-    assert join(Data("x", side, side, 1)) is side
+    side = ArrayItems(pixels(2, 1, 4, 4), 2)
+    other = ArrayItems(pixels(1, 1, 4, 4), 2)
+    assert join(Data("x", side, other, Image(1))).names == ["train/00000", "train/00001", "held_out/00000"]
+    assert join(Data("x", side, side, Image(1))) is side

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from gmvq.modalities import Image
 from gmvq import Autoencoder, AutoencoderConfig
-from gmvq.data import ArrayImages, Data
+from gmvq.data import ArrayItems
+from gmvq.modalities import Data
 from gmvq.training import Training
 
 
@@ -18,11 +20,11 @@ def _one_thread():
 
 @pytest.fixture
 def data():
-    """Images of 8x8 pixels: 37 to learn from, so that epochs end within batches, and 9 held out."""
+    """Items of 8x8 pixels: 37 to learn from, so that epochs end within batches, and 9 held out."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(46, 1, 4, 4, generator=generator)
     images = (torch.nn.functional.interpolate(coarse, scale_factor=2.0, mode="bilinear") * 255).round().byte()
-    return Data("noise", ArrayImages(images[:37]), ArrayImages(images[37:]), 1)
+    return Data("noise", ArrayItems(images[:37], 2), ArrayItems(images[37:], 2), Image(1))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from rich.console import Console
 import gmvq
 from gmvq import Autoencoder, hub
 from gmvq.losses import FeatureLoss
+from gmvq.modalities import Image
 from gmvq.models import AdversarialConfig
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.quantizers import AbstractBottleneck
@@ -104,16 +105,16 @@ def test_the_log_says_what_was_trained(data, make_model, make_training, tmp_path
 def test_a_crashed_run_resumes_bit_for_bit(data, make_model, make_training, tmp_path, kind):
     """37 images in batches of 8: the checkpoint of step 10 lies within an epoch and within a window of the log."""
     training = make_training()
-    train(make_model(kind), data, training, tmp_path / "straight", crop=6, flip=True)
+    train(make_model(kind), data, training, tmp_path / "straight", size=6, mirror=True)
     model = make_model(kind)
     crash_at(model, 13)
     with pytest.raises(Crash):
-        train(model, data, training, tmp_path / "crashed", crop=6, flip=True)
+        train(model, data, training, tmp_path / "crashed", size=6, mirror=True)
     assert [line["step"] for line in read_log(tmp_path / "crashed")] == [4, 6, 8, 12, 12]
     torch.manual_seed(99)  # nothing of this process may matter
     other = make_model(kind)
     torch.nn.init.normal_(other.encoder.layers[0].weight)
-    result = train(other, data, training, tmp_path / "crashed", crop=6, flip=True, resume=True)
+    result = train(other, data, training, tmp_path / "crashed", size=6, mirror=True, resume=True)
     assert (result.first_step, result.steps) == (10, 20)
     assert_same_state(tmp_path / "straight", tmp_path / "crashed")
 
@@ -123,11 +124,12 @@ import os, signal, sys, torch
 sys.path.insert(0, {folder!r})
 from pathlib import Path
 from gmvq import Autoencoder, AutoencoderConfig
-from gmvq.data import ArrayImages, Data
+from gmvq.data import ArrayItems
+from gmvq.modalities import Data
 from gmvq.training import Training, train
 torch.set_num_threads(1)
 images = torch.load({images!r}, weights_only=True)
-data = Data("noise", ArrayImages(images[:37]), ArrayImages(images[37:]), 1)
+data = Data("noise", ArrayItems(images[:37]), ArrayItems(images[37:]), 1)
 torch.manual_seed(0)
 config = AutoencoderConfig(quantizer="vector-ema", channels=1, codebook_size=16, width=8, downsampling=2, blocks=1,
                            likelihood="mean-squared-error")
@@ -234,7 +236,7 @@ def test_resuming_needs_the_same_run(data, make_model, make_training, tmp_path):
     with pytest.raises(ValueError, match=r"'model.width' \(8 there, 16 now\)"):
         train(make_model(width=16), data, training, tmp_path, resume=True)
     with pytest.raises(ValueError, match=r"'drawing.crop' \(None there, 4 now\)"):
-        train(make_model(), data, training, tmp_path, crop=4, resume=True)
+        train(make_model(), data, training, tmp_path, size=4, resume=True)
     other = data._replace(train=data.train.subset(range(30)))
     with pytest.raises(ValueError, match=r"'data.images' \(37 there, 30 now\)"):
         train(make_model(), other, training, tmp_path, resume=True)
@@ -564,7 +566,7 @@ def test_an_opposed_run_resumes_bit_for_bit(data, make_model, make_training, tmp
 
 def features(seed=1):
     torch.manual_seed(seed)
-    return FeatureLoss(Classifier(ClassifierConfig(1, 4, width=8, features=8)).encoder.layers)
+    return FeatureLoss(Classifier(ClassifierConfig(Image(1).signal, 4, width=8, features=8)).encoder.layers)
 
 
 def test_the_discriminator_is_seeded(data, make_model, make_training, tmp_path):
@@ -753,20 +755,20 @@ def test_a_log_is_cut_after_the_checkpoint(tmp_path):
 
 
 def test_no_held_out_images_means_no_evaluation(data, make_model, make_training, tmp_path):
-    from gmvq.data import ArrayImages
+    from gmvq.data import ArrayItems
 
-    empty = data._replace(held_out=ArrayImages(torch.zeros(0, 1, 8, 8, dtype=torch.uint8)))
+    empty = data._replace(held_out=ArrayItems(torch.zeros(0, 1, 8, 8, dtype=torch.uint8), 2))
     train(make_model(), empty, make_training(steps=3), tmp_path)
     assert [line["kind"] for line in read_log(tmp_path)] == ["train"]
 
 
 def test_held_out_images_are_few_and_fixed(make_model):
-    from gmvq.data import ArrayImages, MixedImages
+    from gmvq.data import ArrayItems, ListItems
 
-    many = ArrayImages(torch.zeros(3000, 1, 16, 16, dtype=torch.uint8))
+    many = ArrayItems(torch.zeros(3000, 1, 16, 16, dtype=torch.uint8), 2)
     assert sum(len(batch) for batch in HeldOut(many, 64).batches) == HELD_OUT_PIXELS // 256
-    mixed = MixedImages(
-        [torch.zeros(1, h, w, dtype=torch.uint8) for h, w in ((300, 20), (7, 7), (300, 20))], ["a", "b", "c"]
+    mixed = ListItems(
+        [torch.zeros(1, h, w, dtype=torch.uint8) for h, w in ((300, 20), (7, 7), (300, 20))], 2, ["a", "b", "c"]
     )
     held_out = HeldOut(mixed, 64)
     assert sorted(tuple(batch.shape) for batch in held_out.batches) == [(1, 1, 7, 7), (2, 1, 256, 20)]

@@ -1,33 +1,25 @@
-"""Data: where images come from, and how they become batches.
+"""Data: sets of items, and how they become batches.
 
 ::
 
-    load(path) | photographs() | digits() --> Data(train, held_out) --Loader--> Batch
+    Items --Loader--> Batch          codes --CodeLoader--> CodeBatch
 """
 
-from gmvq.data.bundled import digits, photographs
-from gmvq.data.decoding import ImageError, read_image
-from gmvq.data.images import ArrayImages, Data, FileImages, Images, MixedImages, Skipped, evenly_spaced
-from gmvq.data.loading import AbstractLoader, CodeLoader, Loader, batches_by_size, held_out_batches
-from gmvq.data.sources import fingerprint, load
+from gmvq.data.items import ArrayItems, FileItems, Items, ListItems, Skipped, central, evenly_spaced
+from gmvq.data.loading import AbstractLoader, CodeLoader, Loader, batches_by_size, held_out_batches, stacked
 
 __all__ = [
     "AbstractLoader",
-    "ArrayImages",
+    "ArrayItems",
     "CodeLoader",
-    "Data",
-    "FileImages",
-    "ImageError",
-    "Images",
+    "FileItems",
+    "Items",
+    "ListItems",
     "Loader",
-    "MixedImages",
     "Skipped",
     "batches_by_size",
-    "digits",
+    "central",
     "evenly_spaced",
-    "fingerprint",
     "held_out_batches",
-    "load",
-    "photographs",
-    "read_image",
+    "stacked",
 ]

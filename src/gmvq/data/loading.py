@@ -1,18 +1,19 @@
-"""Images or codes become batches: which ones, and which crops, is a pure function of the seed and the step.
+"""Items or codes become batches: which ones, and which windows, is a pure function of the seed and the step.
 
 ::
 
-    Images --Loader.batch(step)------> Batch        training: shuffled, cropped, flipped; the same after a restart
-    codes  --CodeLoader.batch(step)--> CodeBatch    the same for priors
-    Images --held_out_batches--------> Batch        evaluation: in order, whole
+    Items --Loader.batch(step)------> Batch        training: shuffled, cut, mirrored; the same after a restart
+    codes --CodeLoader.batch(step)--> CodeBatch    the same for priors
+    Items --held_out_batches--------> Batch        evaluation: in order, whole
 """
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -20,10 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gmvq.data.images import ArrayImages, Images
+from gmvq.checks import at_least
+from gmvq.data.items import ArrayItems, Items
 from gmvq.types import Batch, CodeBatch
 
-_LARGE_IMAGE_PIXELS = 256 * 256
+_LARGE_ITEM = 256 * 256
 _PREFETCHED = 3
 
 
@@ -54,10 +56,10 @@ class AbstractLoader(ABC, Generic[Drawn]):
         self, items: int, batch_size: int, *, seed: int = 0, repeats: int = 1, rank: int = 0, world_size: int = 1
     ) -> None:
         """See the class."""
-        _check_at_least("batch_size", batch_size, 1)
-        _check_at_least("world_size", world_size, 1)
-        _check_at_least("seed", seed, 0)
-        _check_at_least("rank", rank, 0)
+        at_least("batch_size", batch_size, 1)
+        at_least("world_size", world_size, 1)
+        at_least("seed", seed, 0)
+        at_least("rank", rank, 0)
         if rank >= world_size:
             raise ValueError(f"'rank' must be less than 'world_size' = {world_size}, got {rank}. Ranks count from 0.")
         self.items = items
@@ -111,7 +113,7 @@ class AbstractLoader(ABC, Generic[Drawn]):
 
     def _drawn(self, step: int) -> tuple[NDArray[np.int64], slice]:
         """Items of a step on this rank, and their places among those of all ranks."""
-        _check_at_least("step", step, 0)
+        at_least("step", step, 0)
         total = self.batch_size * self.world_size
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         return self._indices(np.arange(step * total, (step + 1) * total)[mine]), mine
@@ -130,48 +132,53 @@ class AbstractLoader(ABC, Generic[Drawn]):
         return order
 
 
+Window = Callable[[Tensor, int | None, NDArray[np.float64]], Tensor]
+"""Cuts an item down to a size, by random numbers in [0, 1): see :meth:`gmvq.modalities.Modality.window`."""
+
+
 class Loader(AbstractLoader[Batch]):
-    """Draws training batches of images.
+    """Draws training batches of items.
 
     Args:
-        images: The images.
-        batch_size: Images in a batch, on each rank.
-        crop: Side in pixels of a random square crop, or None for whole images. Images that are smaller are continued
-            by reflection.
-        flip: Mirror half of the images left to right.
+        items: The items.
+        batch_size: Items in a batch, on each rank.
+        window: Cuts an item; None leaves them whole.
+        size: Samples of a window along each axis; None for whole items.
+        mirror: Tell ``window`` to mirror half of the items.
         seed: Non-negative integer from which all randomness comes.
-        crops_per_image: How often an epoch draws each image.
+        windows_per_item: How often an epoch draws each item.
         rank: Number of this process, see :class:`AbstractLoader`.
         world_size: Number of processes.
 
     Raises:
-        ValueError: If an argument is out of range, there are no images, or they differ in size and ``crop`` is None.
+        ValueError: If an argument is out of range, there are no items, or they differ in size, have more than one axis
+            and ``size`` is None.
     """
 
     def __init__(
         self,
-        images: Images,
+        items: Items,
         batch_size: int,
         *,
-        crop: int | None = None,
-        flip: bool = False,
+        window: Window | None = None,
+        size: int | None = None,
+        mirror: bool = False,
         seed: int = 0,
-        crops_per_image: int = 1,
+        windows_per_item: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         """See the class."""
-        _check_at_least("crops_per_image", crops_per_image, 1)
-        super().__init__(len(images), batch_size, seed=seed, repeats=crops_per_image, rank=rank, world_size=world_size)
-        if len(images) == 0:
-            raise ValueError("'images' must hold at least one image, got none. Check the data or its split.")
-        if crop is None:
-            _check_one_size(images)
-        else:
-            _check_at_least("crop", crop, 1)
-        self.images = images
-        self.crop = crop
-        self.flip = flip
+        at_least("windows_per_item", windows_per_item, 1)
+        super().__init__(len(items), batch_size, seed=seed, repeats=windows_per_item, rank=rank, world_size=world_size)
+        if len(items) == 0:
+            raise ValueError("'items' must hold at least one item, got none. Check the data or its split.")
+        if size is not None:
+            at_least("size", size, 1)
+        elif items.axes > 1:
+            _check_one_size(items)
+        self.all, self.window = items, window
+        self.size, self.mirror = size, mirror
 
     def batch(self, step: int) -> Batch:
         """Draws the batch of one step, on this rank.
@@ -180,37 +187,43 @@ class Loader(AbstractLoader[Batch]):
             step: Number of the step, from 0; steps may be asked for in any order.
 
         Returns:
-            Images float32 ``(B, C, H, W)`` in [0, 1], with their labels if the data have any.
+            Items as they are stored ``(B, C, *S)``, with their labels if the data have any. Sequences of different
+            lengths are continued by zeros, and come with their lengths.
         """
         indices, mine = self._drawn(step)
         # Drawn for all ranks, so that a slice of it does not depend on how many there are.
         chance = np.random.default_rng([self.seed, 1, step]).random((self.batch_size * self.world_size, 3))[mine]
-        pixels = self._pixels(indices, chance)
-        if self.flip:
-            mirrored = chance[:, 2] < 0.5
-            pixels[mirrored] = pixels[mirrored, :, :, ::-1]
-        # numpy, not torch: this runs beside the training, and torch would start a second team of threads for it.
-        images = torch.from_numpy(np.divide(pixels, np.float32(255), dtype=np.float32))
-        labels = self.images.labels
-        return Batch(images, None if labels is None else labels[torch.from_numpy(indices)])
+        if not self.mirror:
+            chance[:, 2] = 1.0
+        items, lengths = self._windows(indices, chance)
+        labels = self.all.labels
+        return Batch(items, lengths, None if labels is None else labels[torch.from_numpy(indices)])
 
-    def _pixels(self, indices: NDArray[np.int64], chance: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """The images, cropped: uint8 ``(B, C, H, W)``, a copy."""
-        if self.crop is None:
-            if isinstance(self.images, ArrayImages):
-                return self.images.images.numpy()[indices]
-            return np.stack([self.images[int(i)].numpy() for i in indices])
-        crop = self.crop
-        pixels = np.empty((len(indices), self.images.channels, crop, crop), np.uint8)
-        for place, index in enumerate(indices):
-            image = self.images[int(index)].numpy()
-            rows = _window(image.shape[1], crop, chance[place, 0])
-            columns = _window(image.shape[2], crop, chance[place, 1])
-            if isinstance(rows, slice) or isinstance(columns, slice):
-                pixels[place] = image[:, rows][:, :, columns]
-            else:
-                pixels[place] = image[:, rows[:, None], columns]
-        return pixels
+    def _windows(self, indices: NDArray[np.int64], chance: NDArray[np.float64]) -> tuple[Tensor, Tensor | None]:
+        """The items, cut, and the lengths of sequences that are shorter than others: a copy."""
+        # numpy, not torch: this runs beside the training, and torch would start a second team of threads for it.
+        if isinstance(self.all, ArrayItems) and (self.window is None or (self.size is None and not self.mirror)):
+            return torch.from_numpy(self.all.array.numpy()[indices]), None
+        items = [self.all[int(index)] for index in indices]
+        if self.window is not None:
+            items = [self.window(item, self.size, numbers) for item, numbers in zip(items, chance, strict=True)]
+        return stacked(items, self.all.axes)
+
+
+def stacked(items: Sequence[Tensor], axes: int) -> tuple[Tensor, Tensor | None]:
+    """Items as one batch ``(B, C, *S)``, and the lengths ``(B,)`` of sequences that differ in theirs.
+
+    Args:
+        items: Alike but for their lengths.
+        axes: Axes of an item beside its channels; only where it is 1 may lengths differ.
+    """
+    if axes != 1 or len({item.shape[-1] for item in items}) == 1:
+        return torch.from_numpy(np.stack([item.numpy() for item in items])), None
+    lengths = [item.shape[-1] for item in items]
+    batch = np.zeros((len(items), *items[0].shape[:-1], max(lengths)), items[0].numpy().dtype)
+    for place, item in enumerate(items):
+        batch[place, ..., : lengths[place]] = item.numpy()
+    return torch.from_numpy(batch), torch.tensor(lengths)
 
 
 class CodeLoader(AbstractLoader[CodeBatch]):
@@ -218,7 +231,7 @@ class CodeLoader(AbstractLoader[CodeBatch]):
 
     Args:
         codes: Integers ``(N, *grid[, levels])``.
-        labels: Class of each image ``(N,)``, or None.
+        labels: Class of each item ``(N,)``, or None.
         batch_size: Images in a batch, on each rank.
         seed: Non-negative integer from which all randomness comes.
         rank: Number of this process, see :class:`AbstractLoader`.
@@ -241,10 +254,10 @@ class CodeLoader(AbstractLoader[CodeBatch]):
         """See the class."""
         super().__init__(len(codes), batch_size, seed=seed, rank=rank, world_size=world_size)
         if len(codes) == 0:
-            raise ValueError("'codes' must be of at least one image, got none. Check the data or its split.")
+            raise ValueError("'codes' must be of at least one item, got none. Check the data or its split.")
         if labels is not None and labels.shape != codes.shape[:1]:
             raise ValueError(
-                f"'labels' must be one for each of {len(codes)} images, got {tuple(labels.shape)}. Check the data."
+                f"'labels' must be one for each of {len(codes)} items, got {tuple(labels.shape)}. Check the data."
             )
         self.codes, self.labels = codes.numpy(), None if labels is None else labels.numpy()
 
@@ -255,38 +268,37 @@ class CodeLoader(AbstractLoader[CodeBatch]):
         return CodeBatch(codes, None if self.labels is None else torch.from_numpy(self.labels[indices]))
 
 
-def held_out_batches(images: Images, batch_size: int) -> Iterator[Batch]:
-    """Yields whole images for evaluation, each once: see :func:`batches_by_size` for their order.
+def held_out_batches(items: Items, batch_size: int) -> Iterator[Batch]:
+    """Yields whole items for evaluation, each once: see :func:`batches_by_size` for their order.
 
     Args:
-        images: The images, of any sizes.
-        batch_size: Most images in a batch.
+        items: The items, of any sizes.
+        batch_size: Most items in a batch.
 
     Yields:
-        Images float32 ``(b, C, H, W)`` in [0, 1], all of one size, with their labels if the data have any.
+        Items as they are stored ``(b, C, *S)``, all of one size, with their labels if the data have any.
     """
-    for indices in batches_by_size(images, batch_size):
-        pixels = np.stack([images[i].numpy() for i in indices])
-        batch = torch.from_numpy(np.divide(pixels, np.float32(255), dtype=np.float32))
-        yield Batch(batch, None if images.labels is None else images.labels[indices])
+    for indices in batches_by_size(items, batch_size):
+        batch = torch.from_numpy(np.stack([items[i].numpy() for i in indices]))
+        yield Batch(batch, None, None if items.labels is None else items.labels[indices])
 
 
-def batches_by_size(images: Images, batch_size: int) -> list[list[int]]:
-    """Indices of the images in batches of one size.
+def batches_by_size(items: Items, batch_size: int) -> list[list[int]]:
+    """Indices of the items in batches of one size.
 
-    Sizes follow in the order in which they first appear and images keep their order within a size. Images of more than
-    256x256 pixels come one by one.
+    Sizes follow in the order in which they first appear and items keep their order within a size. Items of more than
+    65,536 samples in each channel come one by one.
 
     Raises:
         ValueError: If ``batch_size`` is below 1.
     """
-    _check_at_least("batch_size", batch_size, 1)
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, size in enumerate(images.sizes):
+    at_least("batch_size", batch_size, 1)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, size in enumerate(items.sizes):
         groups.setdefault(size, []).append(index)
     batches = []
-    for (height, width), indices in groups.items():
-        most = 1 if height * width > _LARGE_IMAGE_PIXELS else batch_size
+    for size, indices in groups.items():
+        most = 1 if math.prod(size) > _LARGE_ITEM else batch_size
         batches.extend(indices[start : start + most] for start in range(0, len(indices), most))
     return batches
 
@@ -316,28 +328,15 @@ def _drain(ready: queue.Queue[Drawn | Exception | None]) -> None:
             return
 
 
-def _window(length: int, crop: int, chance: float) -> slice | NDArray[np.int64]:
-    """Pixels of a crop along one axis; an axis that is too short is continued by reflection on both sides."""
-    if length >= crop:
-        start = min(int(chance * (length - crop + 1)), length - crop)
-        return slice(start, start + crop)
-    if length == 1:
-        return np.zeros(crop, np.int64)
-    period = 2 * (length - 1)
-    places = (np.arange(crop) - (crop - length) // 2) % period
-    return np.minimum(places, period - places)
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise ValueError(f"'{name}' must be an integer of at least {least}, got {value!r}. Change it.")
-
-
-def _check_one_size(images: Images) -> None:
-    sizes = images.sizes
+def _check_one_size(items: Items) -> None:
+    sizes = items.sizes
     for index, size in enumerate(sizes):
         if size != sizes[0]:
             raise ValueError(
-                f"Without 'crop' all images must have one size, but '{images.names[0]}' is {sizes[0][1]}x{sizes[0][0]} "
-                f"and '{images.names[index]}' is {size[1]}x{size[0]} pixels (width x height). Set 'crop', e.g. crop=32."
+                f"Without 'size' all items must have one size, but '{items.names[0]}' has {_by(sizes[0])} and "
+                f"'{items.names[index]}' {_by(size)} samples. Set a size, for example 32."
             )
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, size[::-1]))  # width x height

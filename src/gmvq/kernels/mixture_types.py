@@ -86,10 +86,10 @@ class Problem(NamedTuple):
     ) -> Problem:
         """Centres what :func:`gmvq.kernels.mixture_step` is given."""
         center = codebook.mean(0)
-        latents, codebook = latents - center, codebook - center
+        latents, codebook = latents - center, (codebook - center).contiguous()
         half_squares = latents.square().sum(-1) / 2
         return cls(
-            latents=torch.where(half_squares.isfinite()[:, None], latents, 0.0),
+            latents=torch.where(half_squares.isfinite()[:, None], latents, 0.0).contiguous(),
             codebook=codebook,
             columns=codebook.T.contiguous(),
             values=values.contiguous(),

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from gmvq.data import Data, fingerprint
+from gmvq.modalities import Data, fingerprint
 from gmvq.models import AutoencoderConfig
 from gmvq.recipes import DataConfig, Run
 from gmvq.training import Training

@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 
 from gmvq import hub, recipes
-from gmvq.data import Data, fingerprint
+from gmvq.modalities import Data, fingerprint
 from gmvq.leaderboard.contenders import Contender
 from gmvq.leaderboard.protocols import Protocol
 from gmvq.leaderboard.table import RowKey, Table, read_table

@@ -4,19 +4,23 @@ from gmvq.losses.perceptual import FeatureLoss, vgg16_features
 from gmvq.losses.reconstruction import (
     AbstractLikelihood,
     BernoulliLikelihood,
+    CategoricalLikelihood,
     FixedGaussianLikelihood,
     GaussianLikelihood,
     LaplaceLikelihood,
+    default_likelihood,
     make_likelihood,
 )
 
 __all__ = [
     "AbstractLikelihood",
     "BernoulliLikelihood",
+    "CategoricalLikelihood",
     "FeatureLoss",
     "FixedGaussianLikelihood",
     "GaussianLikelihood",
     "LaplaceLikelihood",
+    "default_likelihood",
     "make_likelihood",
     "vgg16_features",
 ]

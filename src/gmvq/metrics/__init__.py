@@ -3,8 +3,8 @@
 Functions measure one batch; classes stream over a data set, sum in float64, and sum over ranks in ``merged()``.
 """
 
-from gmvq.metrics.codes import CodebookStatistics, CompositeStatistics
-from gmvq.metrics.distortion import Distortion, high_frequency_energy, mse, psnr, ssim
+from gmvq.metrics.codes import CodebookStatistics, CompositeStatistics, countable, counted
+from gmvq.metrics.distortion import ImageDistortion, high_frequency_energy, mse, psnr, ssim
 from gmvq.metrics.inception import load_inception
 from gmvq.metrics.information import MixtureInformation
 from gmvq.metrics.likelihood import (
@@ -20,12 +20,14 @@ from gmvq.metrics.realism import Realism, measure_realism
 __all__ = [
     "CodebookStatistics",
     "CompositeStatistics",
-    "Distortion",
+    "ImageDistortion",
     "MixtureInformation",
     "Realism",
     "aggregated_bound",
     "bits_per_dimension",
     "categorical_divergence",
+    "countable",
+    "counted",
     "evidence_lower_bound",
     "high_frequency_energy",
     "importance_weighted_bound",

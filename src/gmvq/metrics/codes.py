@@ -192,6 +192,40 @@ class CodebookStatistics:
         return self.information.mutual_information if tokens else self.entropy
 
 
+MOST_COMBINED = DENSE_CODES
+"""Most combinations of the codes of a token's levels that are counted as one codebook's."""
+
+
+def countable(codebook_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Sizes of what is counted of tokens with a code at each of some levels.
+
+    Combinations compare with one codebook of as many codes, so they are what is counted where there are at most 2^24;
+    beyond that almost none is seen twice, and each level is counted by itself.
+
+    Example:
+        >>> countable((32, 32)), countable((1024, 1024, 1024))
+        ((1024,), (1024, 1024, 1024))
+    """
+    number = math.prod(codebook_sizes)
+    return (number,) if number <= MOST_COMBINED else tuple(codebook_sizes)
+
+
+def counted(codes: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
+    """Codes as :func:`countable` says: int64 ``(*, levels)`` -> ``(*, places)``; -1 at any level of a combination is -1.
+
+    Example:
+        >>> counted(torch.tensor([[1, 2], [-1, -1]]), (32, 32))
+        tensor([[34],
+                [-1]])
+    """
+    if len(countable(codebook_sizes)) == len(codebook_sizes):
+        return codes
+    number = torch.zeros_like(codes[..., 0])
+    for level, size in zip(codes.unbind(-1), codebook_sizes, strict=True):
+        number = number * size + level
+    return number.masked_fill((codes < 0).any(-1), -1)[..., None]
+
+
 class _Tokens(NamedTuple):
     """What passed the checks.
 

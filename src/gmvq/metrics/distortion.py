@@ -13,7 +13,7 @@ and the structural similarity of Wang et al. (2004), the mean over windows and c
                        {(\bar x^2 + \bar y^2 + C_1) (\sigma_x^2 + \sigma_y^2 + C_2)},
     \qquad C_1 = 0.01^2, C_2 = 0.03^2
 
-**Protocol of a data set** (:class:`Distortion`): every figure is computed for each image and then averaged over images.
+**Protocol of a data set** (:class:`ImageDistortion`): every figure is computed for each image and then averaged over images.
 So each image counts the same whatever its size, and PSNR is the mean of the images' PSNR, not the PSNR of the mean MSE
 (which is lower: the logarithm is concave in the error). The PSNR of an identical image is infinite; in the mean it
 counts as 100 dB (``PSNR_CAP``), as does any image above that.
@@ -24,11 +24,14 @@ Computed in float64 whatever the input.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gmvq.distributed import sum_over_ranks
+from gmvq.metrics.base import Distortion, Measure
 from gmvq.metrics.precision import in_float64
 
 PSNR_CAP = 100.0
@@ -154,7 +157,7 @@ def high_frequency_energy(images: Tensor) -> Tensor:
     return (across + down).square().mean((1, 2, 3))
 
 
-class Distortion:
+class ImageDistortion(Distortion):
     """Means of MSE, PSNR and SSIM over the images of a data set, streamed.
 
     The figures are those of the images that this process has seen. Under ``torch.distributed`` take them from
@@ -162,39 +165,95 @@ class Distortion:
 
     Args:
         structure: Whether to measure SSIM, too; it costs more than the other two.
+        perceptual: Measures LPIPS of each image ``(B,)``, or None where that cannot be; see
+            :func:`gmvq.metrics.load_lpips`.
 
     Example:
-        >>> distortion = Distortion()
+        >>> distortion = ImageDistortion()
         >>> distortion.update(torch.zeros(2, 3, 16, 16), torch.full((2, 3, 16, 16), 0.1))
         >>> distortion.images, round(distortion.mse, 6), round(distortion.psnr, 4)
         (2, 0.01, 20.0)
     """
 
-    def __init__(self, *, structure: bool = True) -> None:
-        self.structure = structure
-        self._sums = torch.zeros(4, dtype=torch.float64)  # images, MSE, PSNR, SSIM
+    headline: ClassVar[str] = "psnr"
+    higher_is_better: ClassVar[bool] = True
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure(
+            "psnr",
+            "PSNR",
+            "dB",
+            "Peak signal-to-noise ratio, the squared error on a logarithmic scale.",
+            "Higher is better; 3 dB more is half the error. Above 30 dB most images look like the original.",
+            ".2f",
+        ),
+        Measure(
+            "ssim",
+            "SSIM",
+            "",
+            "Structural similarity of local windows: brightness, contrast and pattern.",
+            "1 is identical; blur lowers it.",
+            ".4f",
+        ),
+        Measure("mse", "MSE", "", "Mean squared error of pixels in [0, 1].", "Lower is better.", ".3g"),
+        Measure("lpips", "LPIPS", "", "Distance of features of a trained network.", "Lower is better.", ".4f"),
+    )
+    protocol: ClassVar[str] = (
+        "MSE, PSNR and SSIM are means over images of each image's figure, of float reconstructions in [0, 1] from hard "
+        f"codes; an image's PSNR counts as at most {PSNR_CAP:g} dB."
+    )
 
-    def update(self, images: Tensor, targets: Tensor) -> None:
-        """Add images.
+    def __init__(
+        self, *, structure: bool = True, perceptual: Callable[[Tensor, Tensor], Tensor | None] | None = None
+    ) -> None:
+        self.structure, self.perceptual = structure, perceptual
+        self._sums = torch.zeros(4, dtype=torch.float64)  # images, MSE, PSNR, SSIM
+        self._lpips: float | None = None if perceptual is None else 0.0
+
+    def update(self, made: Tensor, real: Tensor, lengths: Tensor | None = None) -> None:
+        """Adds images.
 
         Args:
-            images: Floats in [0, 1], shape ``(B, C, H, W)``.
-            targets: What to compare with, of the same shape.
+            made: Floats in [0, 1], shape ``(B, C, H, W)``.
+            real: What to compare with, of the same shape.
+            lengths: None: images have none.
 
         Raises:
             ValueError: If the shapes differ, or values are not floats, not finite or outside of [0, 1].
         """
-        errors = mse(images, targets)
+        errors = mse(made, real)
         decibels = (-10 * errors.log10()).clamp(max=PSNR_CAP)
-        similarities = ssim(images, targets) if self.structure else torch.zeros_like(errors)
+        similarities = ssim(made, real) if self.structure else torch.zeros_like(errors)
         self._sums += torch.stack([torch.ones_like(errors), errors, decibels, similarities]).sum(dim=1).cpu()
+        if self.perceptual is not None and self._lpips is not None:
+            distances = self.perceptual(made, real)
+            self._lpips = None if distances is None else self._lpips + float(in_float64(distances).sum())
 
-    def merged(self) -> Distortion:
+    def metrics(self) -> dict[str, float | None]:
+        """Means over the images seen: ``psnr`` (dB), ``mse``, and with ``structure`` ``ssim`` and ``lpips``."""
+        if not self.images:
+            return {}
+        metrics: dict[str, float | None] = {"psnr": self.psnr, "mse": self.mse}
+        if self.structure:
+            lpips = None if self._lpips is None else self._lpips / self.images
+            metrics = {"psnr": self.psnr, "ssim": self.ssim, "mse": self.mse, "lpips": lpips}
+        return metrics
+
+    @property
+    def items(self) -> int:
+        """Number of images seen."""
+        return self.images
+
+    def of_error(self, error: float) -> dict[str, float]:
+        """PSNR in dB of a mean squared error above 0."""
+        return {"psnr": -10 * math.log10(error)} if error > 0 else {}
+
+    def merged(self) -> ImageDistortion:
         """Sum over all ranks into a new accumulator; without a process group it is a copy.
 
         A collective: when a process group exists at the call, every rank must call it.
         """
-        merged = Distortion(structure=self.structure)
+        merged = ImageDistortion(structure=self.structure)
+        merged._lpips = self._lpips
         merged._sums = sum_over_ranks(self._sums).clone()
         return merged
 
@@ -229,7 +288,7 @@ class Distortion:
             ValueError: If no image was seen, or SSIM is not measured.
         """
         if not self.structure:
-            raise ValueError("'structure' must be True for SSIM, got False. Construct Distortion(structure=True).")
+            raise ValueError("'structure' must be True for SSIM, got False. Construct ImageDistortion(structure=True).")
         return self._mean(3)
 
     def _mean(self, index: int) -> float:

@@ -150,18 +150,24 @@ class AdversarialAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = AdversarialConfig() if config is None else config
+        signal = autoencoder.signal
+        if signal.axes != 2 or signal.values != "unit":
+            raise ValueError(
+                f"'autoencoder' must be of items with 2 axes and values in [0, 1], got {signal.modality}. Train it "
+                "without a discriminator."
+            )
         self.autoencoder = autoencoder
         self._features = (features,)  # not registered: a checkpoint would hold its weights several times
         self.discriminator: nn.Module
         if self.sees_features:
             assert features is not None
-            blank = torch.zeros(1, autoencoder.config.channels, 32, 32, device=features.mean.device)
+            blank = torch.zeros(1, autoencoder.signal.channels, 32, 32, device=features.mean.device)
             with torch.no_grad():
                 channels = [layer.shape[1] for layer in features.features(blank)]
             self.discriminator = FeatureDiscriminator(channels, self.config.width, self.config.norm)
         else:
             self.discriminator = PatchDiscriminator(
-                autoencoder.config.channels, self.config.width, self.config.layers, self.config.norm
+                autoencoder.signal.channels, self.config.width, self.config.layers, self.config.norm
             )
         self.lecam = LeCam()
         # on the host: a branch on a buffer would wait for the GPU in each step
@@ -187,17 +193,17 @@ class AdversarialAutoencoder(nn.Module):
         made = self.autoencoder(images)
         if not self.training:
             return made
-        images = self.autoencoder.as_float(images)
+        images = self.autoencoder.prepared(images)
         loss, terms = made.loss, dict(made.terms)
         error_weight = self.autoencoder.likelihood.squared_error_weight(terms["mse"])
         begun = self._progress >= self.config.discriminator_start
-        seen: _Seen = [made.images], [images]
+        seen: _Seen = [made.items], [images]
         if self.features is not None and (self.config.feature_weight or (begun and self.sees_features)):
             if self.features.mean.device != images.device:
                 self.features.to(images.device)
             with torch.no_grad():
                 aim = self.features.features(images)
-            found = self.features.features(made.images)
+            found = self.features.features(made.items)
             if self.config.feature_weight:
                 distance = self.features.distance(found, aim)
                 loss = loss + self.config.feature_weight * error_weight * distance
@@ -207,7 +213,7 @@ class AdversarialAutoencoder(nn.Module):
         # a log has the same figures from the first step
         terms |= dict.fromkeys((LEARNING, OPPOSING, *DISCRIMINATOR, *GENERATOR), loss.new_zeros(()))
         if begun:
-            opposed, figures = self._opposed(made.images, images, seen, error_weight)
+            opposed, figures = self._opposed(made.items, images, seen, error_weight)
             loss, terms = loss + opposed, terms | figures
         return made._replace(loss=loss, terms=terms)
 

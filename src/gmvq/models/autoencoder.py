@@ -2,39 +2,37 @@ r"""VAE, VQ-VAE and GM-VQ are one autoencoder with three bottlenecks.
 
 ::
 
-    images --encoder--> latents --bottleneck--> values --decoder--> parameters --likelihood--> images
-                                       |
-                                     codes
+    items --encoder--> latents --bottleneck--> values --decoder--> parameters --likelihood--> items
+                                      |
+                                    codes
 
 The objective is in nats for each data dimension; the bottleneck says what its loss weighs there. That of the VAE is in
 nats for each token and counts as the model says. That of a quantizer is a squared error of the latents and counts as
-one of the images does.
+one of the items does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmvq.losses import make_likelihood
-from gmvq.losses.reconstruction import LikelihoodName
+from gmvq.checks import at_least, one_of
+from gmvq.losses import default_likelihood, make_likelihood
+from gmvq.modalities import Image, Modality, described, from_description
 from gmvq.models.bottlenecks import QuantizerName, latent_dim, make_bottleneck
 from gmvq.models.modes import evaluating
-from gmvq.models.refinement import refine
 from gmvq.networks import Decoder, Encoder, SQVAEDecoder, SQVAEEncoder
-from gmvq.networks.layers import Normalization
-from gmvq.quantizers import Hierarchical, Joined
-from gmvq.types import Reconstruction
+from gmvq.networks.layers import Normalization, within
+from gmvq.networks.standardization import Standardization
+from gmvq.quantizers import AbstractQuantizer, Hierarchical
+from gmvq.types import Batch, Reconstruction, Signal
 
 NetworkName = Literal["convolutional", "sq-vae"]
-
-_ADDED = ("network", "quantizer_options")
-"""Fields that came after the first models were saved: at their defaults they are no part of what a model is called."""
 
 
 @dataclass(frozen=True)
@@ -42,174 +40,225 @@ class AutoencoderConfig:
     """What an autoencoder is made of.
 
     Args:
-        quantizer: ``gaussian-mixture`` (GM-VQ), ``vector`` (VQ-VAE as published: codebook by gradient from a small
-            random start), ``vector-kmeans`` (the same from k-means of the first batch), ``vector-ema`` (moving
-            averages from k-means, with revival of dead codes), ``vector-affine`` (affine codes of length 1 with steps
-            in place and revival), ``finite-scalar`` (FSQ), ``lookup-free`` (LFQ), ``binary-spherical`` (BSQ),
-            ``simvq``, ``index-backpropagation`` (IBQ), ``stochastic`` (SQ-VAE), ``optimal-transport`` (OptVQ),
-            ``gaussian-codes`` (Gaussian Quant), ``product``, ``residual``, ``implicit-residual`` (QINCo),
-            ``hierarchical`` (VAR's scales) or ``none`` (VAE).
-        channels: Channels of the images.
+        quantizer: Name of the bottleneck: ``gaussian-mixture`` (GM-VQ), ``vector`` (VQ-VAE), ``none`` (VAE) or another
+            of :data:`gmvq.models.bottlenecks.RECIPES`.
+        modality: What the items are, with all its settings known; None until data are, for a model that is planned.
         codebook_size: Number of codes.
         code_dim: Features of a latent; FSQ, LFQ and BSQ take as many as their codebook needs instead.
         width: Channels of the networks.
-        downsampling: Pixels of a token's side, a power of two.
+        downsampling: Samples of a token along each axis, a power of two; 1 for items without axes. None for what is
+            usual for the modality.
         blocks: Residual blocks of encoder and of decoder.
         normalization: ``layer`` (over the channels of each place), ``group``, ``batch`` or ``none``.
-        likelihood: ``gaussian`` (variance at its maximum-likelihood value), ``mean-squared-error``, ``laplace`` or
-            ``bernoulli``.
+        likelihood: ``gaussian`` (variance at its maximum-likelihood value), ``mean-squared-error``, ``laplace``,
+            ``bernoulli`` or ``categorical``; None for the first that fits the values.
         network: ``convolutional``, or ``sq-vae``: that of the SQ-VAE paper, on which the literature compares
-            quantizers; half the width after the first halving, batch normalization always, a sigmoid at the end.
+            quantizers of images; half the width after the first halving, batch normalization always, a sigmoid at the
+            end.
         quantizer_options: Arguments of the quantizer beside or instead of those that its name stands for, as JSON has
             them; an object is written ``{"kind": NAME, ...}``, see :func:`gmvq.models.bottlenecks.from_json`.
+
+    Raises:
+        ValueError: If a field is out of range or fields contradict each other.
     """
 
     quantizer: QuantizerName = "gaussian-mixture"
-    channels: int = 3
+    modality: Modality | None = Image(channels=3)
     codebook_size: int = 512
     code_dim: int = 4
     width: int = 64
-    downsampling: int = 4
+    downsampling: int | None = None
     blocks: int = 2
     normalization: Normalization = "layer"
-    likelihood: LikelihoodName = "gaussian"
+    likelihood: str | None = None
     network: NetworkName = "convolutional"
     quantizer_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("channels", "codebook_size", "code_dim", "width", "blocks"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"'{name}' must be an integer of at least 1, got {value!r}. See AutoencoderConfig.")
-        if self.downsampling < 2 or self.downsampling & (self.downsampling - 1):
-            raise ValueError(
-                f"'downsampling' must be a power of two of at least 2, got {self.downsampling}. Use 4 or 8."
-            )
-        if self.network not in get_args(NetworkName):
-            raise ValueError(f"'network' must be one of {', '.join(get_args(NetworkName))}, got {self.network!r}.")
+        for name in ("codebook_size", "code_dim", "width", "blocks"):
+            at_least(name, getattr(self, name), 1, "See AutoencoderConfig.")
+        one_of("network", self.network, get_args(NetworkName))
+        if self.downsampling is None:
+            object.__setattr__(self, "downsampling", 4 if self.modality is None else self.modality.downsampling)
+        stride = at_least("downsampling", self.downsampling, 1, "Use 4 or 8.")
+        if stride & (stride - 1):
+            raise ValueError(f"'downsampling' must be a power of two, got {stride}. Use 4 or 8.")
+        if self.modality is not None:
+            self._check_signal(self.modality, stride)
 
-    def identity(self) -> dict[str, Any]:
-        """What a saved model of this configuration is called by: all fields but later ones at their defaults."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        default = AutoencoderConfig()
-        return {name: x for name, x in values.items() if name not in _ADDED or x != getattr(default, name)}
+    def _check_signal(self, modality: Modality, stride: int) -> None:
+        signal = modality.signal
+        if stride > 1 and signal.axes == 0:
+            raise ValueError(f"'downsampling' of {modality.items} must be 1, got {stride}: they have no axes.")
+        if self.network == "sq-vae" and (signal.axes != 2 or signal.values == "symbols" or stride == 1):
+            raise ValueError("'network' must be 'convolutional' for all but images in tokens of several pixels.")
+        if self.likelihood is None:
+            object.__setattr__(self, "likelihood", default_likelihood(signal.values))
+        make_likelihood(self.likelihood or "", signal.values)
+
+    @property
+    def signal(self) -> Signal:
+        """What the tensors of an item are.
+
+        Raises:
+            ValueError: If the modality is not known yet.
+        """
+        if self.modality is None:
+            raise ValueError("'modality' must be known for a model, got None. Give for example Image(channels=3).")
+        return self.modality.signal
+
+    @property
+    def stride(self) -> int:
+        """Samples of a token along each axis."""
+        assert self.downsampling is not None
+        return self.downsampling
+
+    def described(self) -> dict[str, Any]:
+        """The configuration as JSON has it."""
+        return {**asdict(self), "modality": None if self.modality is None else described(self.modality)}
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> Self:
+        """The configuration that :meth:`described` described.
+
+        Raises:
+            ValueError: If a field is out of range.
+            TypeError: If there is no such field.
+        """
+        modality = description["modality"]
+        return cls(**{**description, "modality": None if modality is None else from_description(modality)})
 
 
 class Autoencoder(nn.Module):
-    """A tokenizer for images.
+    """A tokenizer.
 
     Args:
         config: What it is made of.
+
+    Shape:
+        items ``(B, C, *S)``, of symbols ``(B, T)`` <-> codes ``(B, *grid)``, or ``(B, *grid, levels)`` where the
+        bottleneck has several for each token; ``grid`` is S over the downsampling, rounded up.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        halvings = config.downsampling.bit_length() - 1
         dim = latent_dim(config.quantizer, config.code_dim, config.codebook_size)
-        widths = (config.width,) * halvings
-        if config.network == "sq-vae":
-            widths = (max(1, config.width // 2), *widths[1:]) if halvings > 1 else widths
-        self.encoder = self._network(Encoder, SQVAEEncoder, dim, widths)
+        self.encoder = self._network(Encoder, SQVAEEncoder, dim)
         self.bottleneck = make_bottleneck(config.quantizer, dim, config.codebook_size, config.quantizer_options)
-        self.decoder = self._network(Decoder, SQVAEDecoder, dim, widths)
-        self.likelihood = make_likelihood(config.likelihood)
+        self.decoder = self._network(Decoder, SQVAEDecoder, dim)
+        self.likelihood = make_likelihood(config.likelihood or "", self.signal.values)
+        self.standardization = Standardization(self.signal.channels) if self.signal.values == "real" else None
+
+    @property
+    def signal(self) -> Signal:
+        """What the tensors of an item are."""
+        return self.config.signal
+
+    @property
+    def modality(self) -> Modality:
+        """What the items are."""
+        assert self.config.modality is not None
+        return self.config.modality
 
     @property
     def downsampling(self) -> int:
-        """Pixels of a token's side."""
-        return self.config.downsampling
+        """Samples of a token along each axis."""
+        return self.config.stride
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the networks' weights."""
+        return next(self.encoder.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.encoder.parameters()).device
 
     @property
     def codebook_size(self) -> int | None:
-        """Number of codes, None for a continuous bottleneck."""
+        """Number of codes, the largest of several levels; None for a continuous bottleneck."""
         return self.bottleneck.codebook_size
 
     @property
     def has_code_maps(self) -> bool:
-        """True if each place of the latents has one code: codes are ``(B, h, w)``."""
+        """True if each place of the latents has its own codes: codes are ``(B, *grid[, levels])``."""
         return self.codebook_size is not None and self.bottleneck.quantizes_rows
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
-        """Number of codes at each level of a code, as ``(K,)``; several where it stands for several, as of a residual.
+        """Number of codes at each level of a token, as ``(K,)``.
 
         Raises:
             ValueError: If the bottleneck has no codes.
         """
-        if self.codebook_size is None:
+        if not isinstance(self.bottleneck, AbstractQuantizer):
             raise ValueError("The model has no codes: its bottleneck is continuous. Train one with a quantizer.")
-        if isinstance(self.bottleneck, Joined):
-            return self.bottleneck.places[0].codebook_sizes
-        return (self.codebook_size,)
+        return self.bottleneck.codebook_sizes
 
-    def levels_of(self, codes: Tensor) -> Tensor:
-        """The codes that one stands for: int64 ``(*)`` -> ``(*, levels)``; -1 gives -1 at all levels.
+    def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens along each axis of an item of some size."""
+        return self.signal.grid(size, self.downsampling)
 
-        Raises:
-            ValueError: If there are several levels, and codes are not integers or none of the codebook.
-        """
-        if not isinstance(self.bottleneck, Joined):
-            return codes[..., None]
-        return self.bottleneck.split(codes).flatten(codes.ndim)
-
-    def code_of(self, levels: Tensor) -> Tensor:
-        """The one code that some stand for: int64 ``(*, levels)`` -> ``(*)``; -1 at any level gives -1.
+    def prepared(self, items: Tensor) -> Tensor:
+        """Items as the networks take them: floats in range, real numbers standardized; symbols as they are.
 
         Raises:
-            ValueError: If there are several levels, and codes are not integers or none of their level's codebook.
+            ValueError: If shape, type or values do not fit the model.
         """
-        if not isinstance(self.bottleneck, Joined):
-            return levels[..., 0]
-        return self.bottleneck.join(levels.unflatten(-1, self.bottleneck.places[0].code_shape))
+        items = self.signal.checked(items)
+        return items if self.standardization is None else self.standardization(items)
 
-    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of latents of an image of some height and width."""
-        height, width = (-(-side // self.downsampling) for side in size)
-        return height, width
+    def latents(self, items: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What the encoder says: items ``(B, C, *S)`` -> ``(B, *grid, dim)``.
 
-    def latents(self, images: Tensor) -> Tensor:
-        """What the encoder says: images ``(B, C, H, W)`` -> ``(B, h, w, dim)``, h and w rounded up.
+        Args:
+            items: As :meth:`encode` takes them.
+            lengths: Samples of each sequence that count ``(B,)``; None for all.
 
         Raises:
-            ValueError: If the images' shape or type does not fit the model.
+            ValueError: If shape, type or values of the items do not fit the model.
         """
-        images = self.as_float(images)
-        height, width = images.shape[-2:]
-        right, bottom = -width % self.downsampling, -height % self.downsampling
-        # the border is repeated: reflection needs images larger than the padding
-        padded = F.pad(images, (0, right, 0, bottom), mode="replicate") if right or bottom else images
-        return self.encoder(padded).movedim(1, -1)
+        return self.latents_of(self.prepared(items), lengths)
+
+    def latents_of(self, items: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """:meth:`latents` of items that are :meth:`prepared`."""
+        if items.is_floating_point():
+            items = items.to(self.dtype)
+        padded = _whole_tokens(items, self.signal.axes, self.downsampling, lengths)
+        if lengths is None:
+            return self.encoder(padded).movedim(1, -1)
+        return self.encoder(padded, self._tokens(lengths) * self.downsampling).movedim(1, -1)
+
+    def _tokens(self, lengths: Tensor | None) -> Tensor | None:
+        """Tokens of sequences of some lengths ``(B,)``."""
+        return None if lengths is None else -(-lengths // self.downsampling)
 
     @torch.no_grad()
-    def encode(self, images: Tensor, refine_steps: int = 0) -> Tensor:
-        """Codes of images: float in [0, 1] or uint8 ``(B, C, H, W)`` -> int64 ``(B, h, w)``.
+    def encode(self, items: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Codes of items: floats or what is stored ``(B, C, *S)`` -> int64 ``(B, *grid[, levels])``.
 
-        A VAE gives its means instead, floats ``(B, h, w, dim)``; a hierarchical quantizer the codes of all scales in
+        A VAE gives its means instead, floats ``(B, *grid, dim)``; a hierarchical quantizer the codes of all scales in
         one row, ``(B, T)``.
 
         Args:
-            images: Of any size.
-            refine_steps: Candidates by which the decoder's gradient lowers the squared error of each image's codes, see
-                :func:`gmvq.models.refinement.refine`; 0 leaves them as the encoder says.
+            items: Of any size.
+            lengths: Samples of each sequence that count ``(B,)``: tokens beyond them have code -1.
 
         Raises:
-            ValueError: If the images' shape or type does not fit the model, they are not finite, ``refine_steps`` is
-                not an integer of at least 0, or a VAE is to refine.
+            ValueError: If shape, type or values of the items do not fit the model.
         """
-        if images.is_floating_point() and not bool(images.isfinite().all()):
-            raise ValueError("'images' must be finite, got NaN or infinity. Clean them with torch.nan_to_num(images).")
-        codes = self.bottleneck.encode(self.latents(images))
-        return codes if refine_steps == 0 else refine(self, images, codes, refine_steps).codes
+        return self.bottleneck.encode(self.latents(items, lengths), lengths=self._tokens(lengths))
 
     @torch.no_grad()
-    def decode(self, codes: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Images of codes: int64 ``(B, h, w)`` -> float in [0, 1] ``(B, C, h f, w f)``.
+    def decode(self, codes: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
+        """Items of codes: int64 ``(B, *grid[, levels])`` -> ``(B, C, *S)``; symbols ``(B, T)``.
 
         Args:
-            codes: What :meth:`encode` returned.
-            size: Height and width to crop to, for images whose size is no multiple of the downsampling factor f. Codes
-                of several scales, ``(B, T)``, do not tell the size of their image, and need it.
+            codes: What :meth:`encode` returned; what follows the last token of a sequence that ended is 0 in effect.
+            size: Lengths of the axes to crop to, for items whose size is no multiple of the downsampling. Codes of
+                several scales, ``(B, T)``, do not tell the size of their item, and need it.
 
         Raises:
             ValueError: If the codes' shape, type or range does not fit the model.
@@ -217,96 +266,150 @@ class Autoencoder(nn.Module):
         return self.decode_with_values(codes, size)[0]
 
     @torch.no_grad()
-    def decode_with_values(self, codes: Tensor, size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-        """:meth:`decode`'s images of codes, and the values ``(B, h, w, dim)`` that the decoder saw."""
+    def decode_with_values(self, codes: Tensor, size: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:
+        """:meth:`decode`'s items of codes, and the values ``(B, *grid, dim)`` that the decoder saw."""
         values = self._values_of(codes, size)
-        return self.likelihood.mean(self.decode_values(values, size)), values
+        tokens = None
+        if self.signal.axes == 1 and self.has_code_maps:  # sequences may have ended
+            tokens = (codes.reshape(*values.shape[:-1], -1)[..., 0] >= 0).sum(-1)
+        return self.mean(self.decode_values(values, size, tokens)), values
 
-    def _values_of(self, codes: Tensor, size: tuple[int, int] | None) -> Tensor:
-        """What the decoder sees for codes, ``(B, h, w, dim)``."""
+    def mean(self, parameters: Tensor) -> Tensor:
+        """Expected items in the data's units, for what the decoder returned."""
+        made = self.likelihood.mean(parameters)
+        return made if self.standardization is None else self.standardization.undo(made)
+
+    def _values_of(self, codes: Tensor, size: tuple[int, ...] | None) -> Tensor:
+        """What the decoder sees for codes, ``(B, *grid, dim)``."""
+        if not isinstance(codes, Tensor):
+            raise ValueError(f"'codes' must be a tensor, got {type(codes).__name__}. Use torch.as_tensor(codes).")
         if isinstance(self.bottleneck, Hierarchical):
             if size is None:
                 raise ValueError(
-                    "'size' must be given for codes of several scales, which do not tell the size of their image. Pass "
-                    "its height and width, as images.shape[-2:]."
+                    "'size' must be given for codes of several scales, which do not tell the size of their item. Pass "
+                    "its lengths, as items.shape[-2:] of images."
                 )
             return self.bottleneck.decode(codes, self.grid(size))
-        axes = 3 if self.codebook_size else 4
-        if codes.ndim != axes:
+        inner = len(self.bottleneck.code_shape) if self.codebook_size else 1
+        if codes.ndim != 1 + self.signal.axes + inner:
             raise ValueError(
-                f"'codes' must have {axes} axes (images, h, w), got {tuple(codes.shape)}. Add one with codes[None]."
+                f"'codes' must have {1 + self.signal.axes + inner} axes (B, *grid[, levels]), got "
+                f"{tuple(codes.shape)}. Add one with codes[None]."
             )
         return self.bottleneck.decode(codes)
 
-    def decode_values(self, values: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Parameters of the likelihood: values ``(B, h, w, dim)`` -> ``(B, C, H, W)``, cropped to ``size``."""
-        parameters = self.decoder(values.movedim(-1, 1))
-        return parameters if size is None else parameters[..., : size[0], : size[1]]
+    def decode_values(
+        self, values: Tensor, size: tuple[int, ...] | None = None, tokens: Tensor | None = None
+    ) -> Tensor:
+        """Parameters of the likelihood: values ``(B, *grid, dim)`` -> ``(B, C, *S)``, cropped to ``size``.
+
+        Args:
+            values: What the bottleneck returned.
+            size: Lengths to crop to; None for whole tokens.
+            tokens: Tokens of each sequence that count ``(B,)``; None for all.
+        """
+        values = values.to(next(self.decoder.parameters()).dtype).movedim(-1, 1)
+        parameters = self.decoder(values) if tokens is None else self.decoder(values, tokens)
+        if size:
+            parameters = parameters[(..., *(slice(length) for length in size))]
+        return parameters
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Images through their hard codes and back: ``(B, C, H, W)`` -> float in [0, 1] of the same shape."""
-        return self.decode(self.encode(images), (images.shape[-2], images.shape[-1]))
+    def reconstruct(self, items: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Items through their hard codes and back: ``(B, C, *S)`` of the same shape."""
+        return self.decode(self.encode(items, lengths), self.signal.size(items))
 
-    def forward(self, images: Tensor) -> Reconstruction:
-        """Reconstruction, codes and the objective of a batch ``(B, C, H, W)``."""
-        images = self.as_float(images)
-        quantized = self.bottleneck(self.latents(images))
-        parameters = self.decode_values(quantized.values, (images.shape[-2], images.shape[-1]))
-        reconstruction = self.likelihood(parameters, images)
-        decoded = self.likelihood.mean(parameters)
-        error = F.mse_loss(decoded.detach().float(), images.float())
-        tokens_per_dimension = quantized.values[..., 0].numel() / images.numel()
-        weight = self.bottleneck.loss_weight(self.likelihood.squared_error_weight(error), tokens_per_dimension)
+    def forward(self, items: Tensor, lengths: Tensor | None = None) -> Reconstruction:
+        """Reconstruction, codes and the objective of a batch.
+
+        Args:
+            items: As :meth:`encode` takes them.
+            lengths: Samples of each sequence that count ``(B,)``; None for all.
+        """
+        items = self.prepared(items)
+        mask = None if lengths is None else within(lengths, items.shape[-1])
+        tokens = self._tokens(lengths)
+        quantized = self.bottleneck(self.latents_of(items, lengths), lengths=tokens)
+        parameters = self.decode_values(quantized.values, self.signal.size(items), tokens)
+        reconstruction = self.likelihood(parameters, items, mask)
+        made = self.likelihood.mean(parameters)
+        error = self.likelihood.error(made.detach(), items, mask)
+        weight = self.bottleneck.loss_weight(
+            self.likelihood.squared_error_weight(error), self._tokens_per_dimension(quantized.values, items, lengths)
+        )
         cost = weight * quantized.loss
         terms = {
             "reconstruction": reconstruction.detach(),
             "bottleneck": cost.detach(),
-            "mse": error,
+            self.likelihood.error_name: error,
             **quantized.terms,
         }
-        return Reconstruction(decoded, quantized.codes, reconstruction + cost, terms)
+        made = made if self.standardization is None else self.standardization.undo(made)
+        return Reconstruction(made, quantized.codes, reconstruction + cost, terms)
+
+    def _tokens_per_dimension(self, values: Tensor, items: Tensor, lengths: Tensor | None) -> float:
+        """Tokens over data dimensions; of sequences that end early, as if they did not."""
+        return values[..., 0].numel() / items.numel()
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Sets the likelihood's scale to the error that draws from the posterior make on training images.
+    def standardize(self, batches: Iterable[Tensor]) -> None:
+        """Takes mean and deviation of each channel from training items of real numbers; others have no use for it.
 
         Args:
-            batches: Images ``(B, C, H, W)``.
+            batches: Items ``(B, C, *S)``.
+        """
+        if self.standardization is not None:
+            self.standardization.fit(batches)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Sets the likelihood's scale to the error that draws from the posterior make on training items.
+
+        Args:
+            batches: Items ``(B, C, *S)`` with their lengths.
         """
         total, count = 0.0, 0
+        if self.likelihood.range is None and self.standardization is None:
+            return  # symbols have no scale
         with evaluating(self):
-            for images in batches:
-                images = self.as_float(images)
-                generator = torch.Generator(images.device).manual_seed(count)
-                values = self.bottleneck.sample_posterior(self.latents(images), generator).values
-                parameters = self.decode_values(values, (images.shape[-2], images.shape[-1]))
-                total += float((parameters - images).square().sum(dtype=torch.float32))
-                count += images.numel()
+            for batch in batches:
+                items = self.prepared(batch.items)
+                generator = torch.Generator(items.device).manual_seed(count)
+                latents = self.latents_of(items, batch.lengths)
+                values = self.bottleneck.sample_posterior(latents, generator).values
+                tokens = self._tokens(batch.lengths)
+                parameters = self.decode_values(values, self.signal.size(items), tokens)
+                squares = (parameters - items).square()
+                if batch.lengths is not None:
+                    squares = squares * within(batch.lengths, items.shape[-1])[:, None]
+                total += float(squares.sum(dtype=torch.float32))
+                count += items.numel() if batch.lengths is None else int(batch.lengths.sum()) * items.shape[1]
         if count:
             self.likelihood.calibrate(total / count)
 
-    def _network(self, own: type[Any], published: type[Any], dim: int, widths: tuple[int, ...]) -> nn.Module:
+    def _network(self, own: type[Any], published: type[Any], dim: int) -> nn.Module:
         config = self.config
+        halvings = config.stride.bit_length() - 1
+        widths = (config.width,) * max(1, halvings)
         if config.network == "sq-vae":
-            return published(config.channels, dim, widths, config.blocks)
-        return own(config.channels, dim, widths, config.blocks, config.normalization)
+            widths = (max(1, config.width // 2), *widths[1:]) if halvings > 1 else widths
+            return published(self.signal.channels, dim, widths, config.blocks)
+        return own(self.signal, dim, widths, config.blocks, config.normalization, halves=halvings > 0)
 
-    def as_float(self, images: Tensor) -> Tensor:
-        """Images as floats in [0, 1].
 
-        Raises:
-            ValueError: If their shape or type does not fit the model.
-        """
-        if images.ndim != 4 or images.shape[1] != self.config.channels or 0 in images.shape[2:]:
-            raise ValueError(
-                f"'images' must have shape (B, {self.config.channels}, H, W), got {tuple(images.shape)}. "
-                "Add an axis with images[None], or convert the channels."
-            )
-        if images.dtype == torch.uint8:
-            return images.float() / 255
-        if not images.is_floating_point():
-            raise ValueError(
-                f"'images' must be float in [0, 1] or uint8, got {images.dtype}. Convert with .float() / 255."
-            )
-        return images
+def _whole_tokens(items: Tensor, axes: int, stride: int, lengths: Tensor | None) -> Tensor:
+    """Items whose axes are multiples of the stride: the border is repeated, of a sequence behind its last sample.
+
+    Reflection would need items larger than the padding.
+    """
+    missing = [-length % stride for length in items.shape[items.ndim - axes :]]
+    if lengths is not None:
+        length = items.shape[-1] + missing[-1]
+        places = torch.arange(length, device=items.device).clamp_max(items.shape[-1] - 1)
+        places = torch.minimum(places, (lengths[:, None] - 1).clamp_min(0))
+        return items.gather(-1, (places if items.ndim == 2 else places[:, None]).expand(*items.shape[:-1], length))
+    if not any(missing):
+        return items
+    if not items.is_floating_point():
+        return torch.cat([items, items[..., -1:].expand(*items.shape[:-1], missing[-1])], -1)
+    return F.pad(items, [extra for length in reversed(missing) for extra in (0, length)], mode="replicate")

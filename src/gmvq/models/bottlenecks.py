@@ -29,7 +29,6 @@ from gmvq.quantizers import (
     ImplicitResidual,
     IndexBackpropagationQuantizer,
     InPlaceStep,
-    Joined,
     LatentQuantizer,
     Linear,
     LookupFreeQuantizer,
@@ -101,10 +100,10 @@ def _affine(dim: int, size: int) -> dict[str, Any]:
 
 def _combined(
     combine: Callable[[list[AbstractQuantizer]], AbstractComposite], *, split: bool = False
-) -> Callable[..., Joined]:
-    """Some codebooks of the root of the size, each with moving averages and revival, as one; two unless told."""
+) -> Callable[..., AbstractComposite]:
+    """Several codebooks of the root of the size, each with moving averages and revival; two by default."""
 
-    def make(dim: int, codebook_size: int, levels: int = 2, **options: Any) -> Joined:  # noqa: ANN401
+    def make(dim: int, codebook_size: int, levels: int = 2, **options: Any) -> AbstractComposite:  # noqa: ANN401
         if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
             raise ValueError(f"'levels' must be an integer of at least 2, got {levels!r}. Use 2.")
         parts = levels if split else 1
@@ -115,7 +114,7 @@ def _combined(
                 f"multiple of {parts}, got {codebook_size} and {dim}. Use for example {32**levels} and {32 * levels}."
             )
         settings = {"decay": 0.99, "revive_below": 1.0, **options}
-        return Joined(combine([VectorQuantizer(dim // parts, side, **settings) for _ in range(levels)]))
+        return combine([VectorQuantizer(dim // parts, side, **settings) for _ in range(levels)])
 
     return make
 

@@ -176,7 +176,7 @@ class DiffusionDecoder(nn.Module):
 
     @torch.no_grad()
     def decode(
-        self, tokenizer: Autoencoder, codes: Tensor, size: tuple[int, int] | None = None, **how: int | float
+        self, tokenizer: Autoencoder, codes: Tensor, size: tuple[int, ...] | None = None, **how: int | float
     ) -> Tensor:
         """Images of codes, as :meth:`gmvq.Autoencoder.decode` and with the detail that it leaves open.
 
@@ -199,8 +199,13 @@ class DiffusionDecoder(nn.Module):
         Raises:
             ValueError: If it is one.
         """
+        if tokenizer.signal.axes != 2 or tokenizer.signal.values != "unit":
+            raise ValueError(
+                f"'tokenizer' must be of items with 2 axes and values in [0, 1], got {tokenizer.signal.modality}: a "
+                "diffusion decoder is for images."
+            )
         own = (self.config.channels, self.config.dim, self.config.downsampling)
-        others = (tokenizer.config.channels, tokenizer.bottleneck.dim, tokenizer.downsampling)
+        others = (tokenizer.signal.channels, tokenizer.bottleneck.dim, tokenizer.downsampling)
         if own != others:
             raise ValueError(
                 "'tokenizer' must have {} channels, values of {} features and tokens of {} pixels, got ".format(*own)

@@ -1,4 +1,4 @@
-"""A small network that tells classes of images, and whose features say what an image is of."""
+"""A small network that tells classes of items, and whose features say what an item is of."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from gmvq.checks import at_least
 from gmvq.networks.convolutional import Encoder
+from gmvq.networks.standardization import Standardization
+from gmvq.types import Signal
 
 
 @dataclass(frozen=True)
@@ -14,18 +17,18 @@ class ClassifierConfig:
     """Size of a classifier.
 
     Args:
-        channels: Channels of the images.
+        signal: What the items are.
         classes: Number of classes.
         width: Channels of its convolutions.
-        features: Features of an image, F.
-        halvings: Halvings of the sides before features are averaged over places.
+        features: Features of an item, F.
+        halvings: Halvings of the axes before features are averaged over places.
         blocks: Residual blocks.
 
     Raises:
         ValueError: If a number is not at least 1.
     """
 
-    channels: int
+    signal: Signal
     classes: int
     width: int = 64
     features: int = 128
@@ -33,32 +36,46 @@ class ClassifierConfig:
     blocks: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("channels", "classes", "width", "features", "halvings", "blocks"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ValueError(f"'{name}' must be an integer of at least 1, got {getattr(self, name)!r}. Use 2.")
+        for name in ("classes", "width", "features", "halvings", "blocks"):
+            at_least(name, getattr(self, name), 1, "Use 2.")
 
 
 class Classifier(nn.Module):
-    """Images to logits of their classes, by way of features.
+    """Items to logits of their classes, by way of features.
 
     Args:
         config: Its size.
 
     Shape:
-        ``(B, channels, H, W)`` with H and W multiples of 2 to the number of halvings -> logits ``(B, classes)``.
+        :meth:`prepared` items ``(B, channels, *S)``, S multiples of 2 to the number of halvings -> logits
+        ``(B, classes)``.
     """
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
         self.config = config
-        widths = (config.width,) * config.halvings
-        self.encoder = Encoder(config.channels, config.features, widths, config.blocks, "batch")
+        signal = config.signal
+        widths = (config.width,) * (config.halvings if signal.axes else 1)
+        self.encoder = Encoder(signal, config.features, widths, config.blocks, "batch", halves=signal.axes > 0)
         self.head = nn.Linear(config.features, config.classes)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Features of images, ``(B, F)``: the encoder's, averaged over places."""
-        return self.encoder(images).mean((2, 3))
+        self.standardization = Standardization(signal.channels) if signal.values == "real" else None
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of the classes of images."""
-        return self.head(self.features(images).relu())
+    def prepared(self, items: Tensor) -> Tensor:
+        """Items as the network takes them, see :meth:`gmvq.types.Signal.checked`.
+
+        Raises:
+            ValueError: If shape, type or values do not fit.
+        """
+        items = self.config.signal.checked(items)
+        return items if self.standardization is None else self.standardization(items)
+
+    def features(self, prepared: Tensor) -> Tensor:
+        """Features of prepared items, ``(B, F)``: the encoder's, averaged over places."""
+        found = self.encoder(prepared)
+        axes = tuple(range(2, found.ndim))
+        return found.mean(axes) if axes else found
+
+    def forward(self, prepared: Tensor) -> Tensor:
+        """Logits of the classes of prepared items."""
+        return self.head(self.features(prepared).relu())

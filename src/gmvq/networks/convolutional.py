@@ -1,67 +1,97 @@
-"""Convolutional encoder and decoder: each level halves or doubles the side, residual blocks work at the smallest."""
+"""Encoder and decoder by number of axes: each level halves or doubles all axes, residual blocks work at the smallest.
+
+Items with axes go through convolutions along them, vectors through linear layers; symbols are embedded first.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from gmvq.networks.layers import ResidualBlock, normalization_layer
+from gmvq.networks.layers import ResidualBlock, convolution, doubling, normalization_layer, through
+from gmvq.types import Signal
 
 
 class Encoder(nn.Module):
-    """Images to latents.
+    """Items to latents.
 
     Args:
-        channels: Channels of the images.
+        signal: What the items are.
         dim: Features of a latent.
-        widths: Channels after each halving; the downsampling factor is 2 to the number of widths.
-        blocks: Residual blocks at the smallest side.
+        widths: Channels after each halving; the downsampling factor f is 2 to the number of widths.
+        blocks: Residual blocks at the smallest size.
         normalization: ``"layer"``, ``"group"``, ``"batch"`` or ``"none"``.
+        halves: False for f = 1; then there is one width.
 
     Shape:
-        ``(B, channels, H, W)`` -> ``(B, dim, H / f, W / f)``, H and W multiples of f.
+        ``(B, channels, *S)``, of symbols ``(B, T)`` -> ``(B, dim, *S / f)``, S multiples of f.
     """
 
-    def __init__(self, channels: int, dim: int, widths: tuple[int, ...], blocks: int, normalization: str) -> None:
+    def __init__(
+        self,
+        signal: Signal,
+        dim: int,
+        widths: tuple[int, ...],
+        blocks: int,
+        normalization: str,
+        *,
+        halves: bool = True,
+    ) -> None:
         super().__init__()
+        axes, previous = signal.axes, signal.channels
+        self.embedding = None
+        if signal.values == "symbols":
+            self.embedding = nn.Embedding(signal.channels, widths[0])
+            previous = widths[0]
         layers: list[nn.Module] = []
-        previous = channels
         for level, width in enumerate(widths):
             layers += [nn.SiLU()] if level else []
-            layers.append(nn.Conv2d(previous, width, 4, stride=2, padding=1))
+            layers.append(convolution(axes, previous, width, 4, 2) if halves else convolution(axes, previous, width, 3))
             previous = width
-        layers += [ResidualBlock(previous, normalization) for _ in range(blocks)]
-        layers += [normalization_layer(normalization, previous), nn.SiLU(), nn.Conv2d(previous, dim, 1)]
+        layers += [ResidualBlock(previous, normalization, axes) for _ in range(blocks)]
+        layers += [normalization_layer(normalization, previous, axes), nn.SiLU(), convolution(axes, previous, dim, 1)]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Maps images to latents."""
-        return self.layers(images)
+    def forward(self, items: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Maps items to latents; of sequences that are continued by padding, ``lengths`` (B,) samples count."""
+        if self.embedding is not None:
+            items = self.embedding(items).movedim(-1, 1)
+        return self.layers(items) if lengths is None else through(self.layers, items, lengths)[0]
 
 
 class Decoder(nn.Module):
-    """Latents to images: the encoder's mirror.
+    """Latents to parameters of items: the encoder's mirror.
 
     Args:
-        channels: Channels of the images.
+        signal: What the items are.
         dim: Features of a latent.
         widths: Channels after each halving of the encoder, in the encoder's order.
-        blocks: Residual blocks at the smallest side.
+        blocks: Residual blocks at the smallest size.
         normalization: ``"layer"``, ``"group"``, ``"batch"`` or ``"none"``.
+        halves: As the encoder's.
 
     Shape:
-        ``(B, dim, h, w)`` -> ``(B, channels, h f, w f)``.
+        ``(B, dim, *S)`` -> ``(B, channels, *S f)``.
     """
 
-    def __init__(self, channels: int, dim: int, widths: tuple[int, ...], blocks: int, normalization: str) -> None:
+    def __init__(
+        self,
+        signal: Signal,
+        dim: int,
+        widths: tuple[int, ...],
+        blocks: int,
+        normalization: str,
+        *,
+        halves: bool = True,
+    ) -> None:
         super().__init__()
-        first = widths[-1]
-        layers: list[nn.Module] = [nn.Conv2d(dim, first, 3, padding=1)]
-        layers += [ResidualBlock(first, normalization) for _ in range(blocks)]
-        layers.append(normalization_layer(normalization, first))
-        for narrow, wide in zip(widths[::-1], (*widths[-2::-1], channels), strict=True):
-            layers += [nn.SiLU(), nn.ConvTranspose2d(narrow, wide, 4, stride=2, padding=1)]
+        axes, first = signal.axes, widths[-1]
+        layers: list[nn.Module] = [convolution(axes, dim, first, 3)]
+        layers += [ResidualBlock(first, normalization, axes) for _ in range(blocks)]
+        layers.append(normalization_layer(normalization, first, axes))
+        for narrow, wide in zip(widths[::-1], (*widths[-2::-1], signal.channels), strict=True):
+            layers += [nn.SiLU(), doubling(axes, narrow, wide) if halves else convolution(axes, narrow, wide, 3)]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, values: Tensor) -> Tensor:
-        """Maps latents to images."""
-        return self.layers(values)
+    def forward(self, values: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Maps latents to parameters; of sequences that are continued by padding, ``lengths`` (B,) places count."""
+        return self.layers(values) if lengths is None else through(self.layers, values, lengths)[0]

@@ -1,24 +1,25 @@
-"""Images become one file of codes, and the file becomes images again.
+"""Items become one file of codes, and the file becomes items again.
 
 ::
 
-    Images --tokenize--> tokens.safetensors --detokenize--> PNG files
-                                |
-                            TokenFile[i] -> codes (h, w)
+    Items --tokenize--> tokens.safetensors --detokenize--> files
+                               |
+                           TokenFile[i] -> codes (*grid[, levels])
 """
 
-from gmvq.tokenization.corpora import detokenize, join, tokenize
-from gmvq.tokenization.pictures import inside, png_names, write_png
+from gmvq.tokenization.corpora import detokenize, info_of, join, tokenize
+from gmvq.tokenization.naming import file_names, inside, targets
 from gmvq.tokenization.tokens import TokenFile, TokenInfo, write_tokens
 
 __all__ = [
     "TokenFile",
     "TokenInfo",
     "detokenize",
+    "file_names",
+    "info_of",
     "inside",
     "join",
-    "png_names",
+    "targets",
     "tokenize",
-    "write_png",
     "write_tokens",
 ]

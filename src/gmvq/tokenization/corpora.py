@@ -1,7 +1,8 @@
-"""Sets of images become a file of tokens, and the file becomes images again."""
+"""Sets of items become a file of tokens, and the file becomes items again."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -9,104 +10,108 @@ import torch
 from torch import Tensor
 
 from gmvq import hub
-from gmvq.data import Data, Images, batches_by_size
-from gmvq.evaluation import MAX_PIXELS
+from gmvq.data import Items, batches_by_size
+from gmvq.data.items import Size
+from gmvq.evaluation import MAX_SAMPLES
+from gmvq.modalities import Data
 from gmvq.models import Autoencoder
 from gmvq.models.modes import evaluating
-from gmvq.tokenization.pictures import inside, png_names, write_png
+from gmvq.tokenization.naming import targets
 from gmvq.tokenization.tokens import TokenFile, TokenInfo, write_tokens
+
+OnProgress = Callable[[int], None]
+"""Takes the number of items done."""
 
 
 def tokenize(
-    model: Autoencoder,
-    images: Images,
-    path: str | Path,
-    *,
-    batch_size: int = 64,
-    on_progress: Callable[[int], None] | None = None,
+    model: Autoencoder, items: Items, path: str | Path, *, batch_size: int = 64, on_progress: OnProgress | None = None
 ) -> TokenInfo:
-    """Writes the codes of images to a file, whole or not at all.
+    """Writes the codes of items to a file, whole or not at all.
 
     Args:
         model: The tokenizer, on any device.
-        images: The images, of any sizes.
+        items: Items of its modality, of any sizes.
         path: The file to write.
-        batch_size: Most images at a time; fewer if they are large.
-        on_progress: Called with the number of images done, after each batch.
+        batch_size: Most items at a time; fewer if they are large.
+        on_progress: Called after each batch.
 
     Returns:
         What the file says of itself.
 
     Raises:
-        ValueError: If the model has no codes (a VAE) or not one for each place, or the images' channels do not fit it.
+        ValueError: If the model has no codes (a VAE) or none for each place, the items do not fit it, or the path is
+            that of a folder.
         OSError: If the file cannot be written.
     """
-    size, names, sizes = _codebook_size(model), tuple(images.names), tuple(images.sizes)
-    info = TokenInfo(hub.fingerprint(model), size, model.downsampling, names, sizes)
-    if images.channels != model.config.channels:
-        raise ValueError(
-            f"'images' must have the model's {model.config.channels} channels, got {images.channels}. "
-            f"Load them with channels={model.config.channels}."
-        )
+    if Path(path).is_dir():
+        raise ValueError(f"'path' must be that of a file, and {path} is a folder. Write for example codes.safetensors.")
+    info = info_of(model, tuple(items.names), items.sizes)
+    model.signal.checked(items[0][None])
     with torch.no_grad(), evaluating(model):
-        write_tokens(path, info, _encoded(model, images, batch_size, on_progress))
+        write_tokens(path, info, _encoded(model, items, batch_size, on_progress))
     return info
+
+
+def info_of(model: Autoencoder, names: Sequence[str], sizes: Sequence[Size]) -> TokenInfo:
+    """What a file of a model's codes says of itself.
+
+    Args:
+        model: The tokenizer.
+        names: Names of the items.
+        sizes: Lengths of their axes beside the channels.
+
+    Raises:
+        ValueError: If the model has no codes, or none for each place.
+    """
+    levels = _level_sizes(model)
+    has_levels = len(model.bottleneck.code_shape) > 0
+    return TokenInfo(hub.fingerprint(model), levels, has_levels, model.downsampling, model.signal, names, sizes)
 
 
 def detokenize(
     model: Autoencoder,
     path: str | Path,
-    folder: str | Path,
+    out: str | Path,
     *,
     force: bool = False,
     batch_size: int = 64,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Path]:
-    """Decodes a file of tokens to PNG files under the images' names, each cropped to its original size.
+    """Decodes a file of tokens to files under the items' names, each cropped to its original size.
 
     Args:
         model: The tokenizer that made the file.
         path: The file.
-        folder: Where to; made if it is not there.
-        force: Decode although the tokens are another tokenizer's. The images will be wrong unless the decoders agree.
-        batch_size: Most images at a time; fewer if they are large.
-        on_progress: Called with the number of images done, after each batch.
+        out: Folder of the files; made if it is not there. Items of which one file holds several, as lines of text, go
+            into one, whose name this may be.
+        force: Decode although the tokens are another tokenizer's. The items will be wrong unless the decoders agree.
+        batch_size: Most items at a time; fewer if they are large.
+        on_progress: Called after each batch.
 
     Returns:
-        The files, in the order of the images.
+        The files, in the order of the items.
 
     Raises:
         FileNotFoundError: If the file is not there.
         ValueError: If it is damaged, another tokenizer's, or would write outside the folder.
+        OSError: If a file cannot be written.
     """
-    size, tokens = _codebook_size(model), TokenFile(path)
-    mark = hub.fingerprint(model)
-    if tokens.info.tokenizer != mark and not force:
-        raise ValueError(
-            f"{path} was made by the tokenizer {tokens.info.tokenizer[:12]}, this one is {mark[:12]}. "
-            "Decode with the run that made it, or pass --force (force=True)."
-        )
-    if (tokens.info.codebook_size, tokens.info.downsampling) != (size, model.downsampling):
-        raise ValueError(
-            f"{path} has K = {tokens.info.codebook_size} and downsampling {tokens.info.downsampling}, the tokenizer "
-            f"{size} and {model.downsampling}. Decode with the run that made it."
-        )
-    targets = [inside(Path(folder), name) for name in png_names(tokens.info.names)]
-    done = 0
-    with torch.no_grad(), evaluating(model):
-        for indices in _blocks(tokens.info, batch_size):
-            codes = torch.stack([tokens[index] for index in indices])
-            for index, image in zip(indices, model.decode(codes.to(_device(model))), strict=True):
-                height, width = tokens.info.sizes[index]
-                write_png(targets[index], image[:, :height, :width])
-            done += len(indices)
-            if on_progress is not None:
-                on_progress(done)
-    return targets
+    tokens = TokenFile(path)
+    _check_fits(model, tokens, force=force)
+    tokens.verify()
+    modality, out = model.modality, Path(out)
+    if modality.several:
+        file = out if out.suffix else out / f"items{modality.suffix}"
+        modality.write(file, [item for _, item in _decoded(model, tokens, batch_size, on_progress)])
+        return [file]
+    files = targets(out, tokens.info.names, modality.suffix)
+    for index, item in _decoded(model, tokens, batch_size, on_progress):
+        modality.write(files[index], [item])
+    return files
 
 
-def join(data: Data) -> Images:
-    """All images of a data set, whatever its split, sorted by name.
+def join(data: Data) -> Items:
+    """All items of a data set, whatever its split, sorted by name.
 
     Names that both sides use get the prefix ``train/`` or ``held_out/``.
     """
@@ -124,12 +129,12 @@ def join(data: Data) -> Images:
     return _Joined(places)
 
 
-class _Joined(Images):
-    """Images of several sets in one order."""
+class _Joined(Items):
+    """Items of several sets in one order."""
 
-    def __init__(self, places: Sequence[tuple[Images, int, str]]) -> None:
+    def __init__(self, places: Sequence[tuple[Items, int, str]]) -> None:
         self._places = list(places)
-        self.channels = places[0][0].channels
+        self.axes = places[0][0].axes
         self.names = [name for _, _, name in places]
         self.labels = None
 
@@ -138,53 +143,85 @@ class _Joined(Images):
         return part[place]
 
     @property
-    def sizes(self) -> list[tuple[int, int]]:
+    def sizes(self) -> list[Size]:
         sizes = {id(part): part.sizes for part in {id(part): part for part, _, _ in self._places}.values()}
         return [sizes[id(part)][place] for part, place, _ in self._places]
 
-    def subset(self, indices: Iterable[int]) -> Images:
+    def subset(self, indices: Iterable[int]) -> Items:
         return _Joined([self._places[index] for index in indices])
 
 
+def _check_fits(model: Autoencoder, tokens: TokenFile, *, force: bool) -> None:
+    """Refuses tokens of another tokenizer; ``force`` allows one with codes of the same form.
+
+    Raises:
+        ValueError: If they are.
+    """
+    mark, info = hub.fingerprint(model), tokens.info
+    if info.tokenizer != mark and not force:
+        raise ValueError(
+            f"{tokens.path} was made by the tokenizer {info.tokenizer[:12]!r}, this one is {mark[:12]}. Decode with "
+            "the run that made it, or pass --force (force=True)."
+        )
+    own = (_level_sizes(model), model.downsampling, model.signal)
+    if (info.codebook_sizes, info.downsampling, info.signal) != own:
+        raise ValueError(
+            f"{tokens.path} has codebooks of {info.codebook_sizes}, tokens of {info.downsampling} samples and "
+            f"{info.signal}, the tokenizer {own[0]}, {own[1]} and {own[2]}. Decode with the run that made it."
+        )
+
+
 def _encoded(
-    model: Autoencoder, images: Images, batch_size: int, on_progress: Callable[[int], None] | None
+    model: Autoencoder, items: Items, batch_size: int, on_progress: OnProgress | None
 ) -> Iterator[tuple[list[int], Tensor]]:
     done = 0
-    for batch in batches_by_size(images, batch_size):
-        height, width = images[batch[0]].shape[1:]
-        most = max(1, MAX_PIXELS // (height * width))
+    for batch in batches_by_size(items, batch_size):
+        first = items[batch[0]]
+        most = max(1, MAX_SAMPLES // math.prod(model.signal.size(first)))
         for start in range(0, len(batch), most):
             indices = batch[start : start + most]
-            yield indices, model.encode(torch.stack([images[index] for index in indices]).to(_device(model)))
+            yield indices, model.encode(torch.stack([items[index] for index in indices]).to(model.device))
+            done += len(indices)
+            if on_progress is not None:
+                on_progress(done)
+
+
+def _decoded(
+    model: Autoencoder, tokens: TokenFile, batch_size: int, on_progress: OnProgress | None
+) -> Iterator[tuple[int, Tensor]]:
+    """Each item with its index, in order."""
+    done = 0
+    with torch.no_grad(), evaluating(model):
+        for indices in _blocks(tokens.info, batch_size):
+            codes = torch.stack([tokens[index] for index in indices])
+            for index, item in zip(indices, model.decode(codes.to(model.device)), strict=True):
+                size = tokens.info.sizes[index]
+                yield index, item[(..., *(slice(length) for length in size))].cpu()
             done += len(indices)
             if on_progress is not None:
                 on_progress(done)
 
 
 def _blocks(info: TokenInfo, batch_size: int) -> Iterator[list[int]]:
-    """Runs of neighbouring images with one number of tokens, few enough to decode together."""
+    """Runs of neighbouring items with one number of tokens, few enough to decode together."""
     grids, block = info.grids, []
-    for index, (height, width) in enumerate(grids):
-        most = max(1, min(batch_size, MAX_PIXELS // (height * width * info.downsampling**2)))
-        if block and (grids[block[0]] != grids[index] or len(block) >= most):
+    for index, grid in enumerate(grids):
+        most = max(1, min(batch_size, MAX_SAMPLES // (math.prod(grid) * info.downsampling ** len(grid))))
+        if block and (grids[block[0]] != grid or len(block) >= most):
             yield block
             block = []
         block.append(index)
     yield block
 
 
-def _codebook_size(model: Autoencoder) -> int:
+def _level_sizes(model: Autoencoder) -> tuple[int, ...]:
     if model.codebook_size is None:
         raise ValueError(
             "This model is a VAE (quantizer 'none'): it has no codes. Train one with --quantizer gaussian-mixture."
         )
     if not model.has_code_maps:
         raise ValueError(
-            "This model has codes of several scales (quantizer 'hierarchical'), and a file of tokens has one for each "
+            "This model has codes of several scales (quantizer 'hierarchical'), and a file of tokens has them for each "
             "place. Train one with another --quantizer."
         )
-    return model.codebook_size
-
-
-def _device(model: Autoencoder) -> torch.device:
-    return next(model.parameters()).device
+    return model.level_sizes

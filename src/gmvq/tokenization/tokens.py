@@ -1,35 +1,49 @@
-"""Codes at rest: one safetensors file for a set of images.
+"""Codes at rest: one safetensors file for a set of items.
 
-If all images have one number of tokens, the file holds one tensor ``codes`` of shape ``(N, h, w)``, else one tensor
-``(h, w)`` for each image: ``codes.0``, ``codes.1``, ... The integers are the smallest of uint8, uint16 and int32 that
-hold K - 1. The metadata say all that decoding needs (``sizes`` is one pair if all images have one size)::
+It holds three tensors beside metadata of a few hundred bytes, whatever the number of items:
 
-    {"format": "gmvq.tokens", "version": "1", "tokenizer": fingerprint, "codebook_size": "512", "downsampling": "4",
-     "sizes": "[[height, width], ...]", "names": "[name, ...]"}
+``codes``
+    ``(N, *grid[, levels])`` if all items have one grid of tokens, else ``(tokens of all, [levels])``, item after item.
+    The integers are the smallest of uint8, uint16, int32 and int64 that hold K - 1.
+``sizes``
+    int64 ``(N, axes)``: lengths of each item's axes beside its channels, in samples.
+``names``
+    uint8: the names, as a JSON list in UTF-8.
+
+::
+
+    {"format": "gmvq.tokens", "version": "1", "tokenizer": fingerprint, "codebook_sizes": "[512]", "downsampling": "4",
+     "signal": {...}, "digest": SHA-256 of the codes' bytes}
 
 The header goes first and the codes follow as they are made, so that memory holds one batch, whatever the number of
-images.
+items.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import struct
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gmvq.hub import replacing
+from gmvq.data.writing import replacing
+from gmvq.hub import DamagedFileError
+from gmvq.types import Signal
 
 FORMAT = "gmvq.tokens"
 VERSION = 1
-_TENSOR = "codes"
-_DTYPES = {"U8": np.dtype("u1"), "U16": np.dtype("<u2"), "I32": np.dtype("<i4")}
+_DTYPES = {"U8": np.dtype("u1"), "U16": np.dtype("<u2"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
+_NO_DIGEST = "0" * 64
+_BLOCK = 1 << 24
 
 
 class TokenInfo(NamedTuple):
@@ -37,28 +51,36 @@ class TokenInfo(NamedTuple):
 
     Attributes:
         tokenizer: Fingerprint of the model that made the codes, see :func:`gmvq.hub.fingerprint`.
-        codebook_size: Number of codes K.
-        downsampling: Pixels of a token's side.
-        names: Name of each image, a relative path with ``/``.
-        sizes: Height and width of each image in pixels.
+        codebook_sizes: Number of codes K at each level of a token.
+        has_levels: Whether codes have an axis of levels.
+        downsampling: Samples of a token along each axis.
+        signal: What the items are.
+        names: Name of each item, a relative path with ``/``.
+        sizes: Lengths of each item's axes beside its channels, in samples.
     """
 
     tokenizer: str
-    codebook_size: int
+    codebook_sizes: tuple[int, ...]
+    has_levels: bool
     downsampling: int
-    names: tuple[str, ...]
-    sizes: tuple[tuple[int, int], ...]
+    signal: Signal
+    names: Sequence[str]
+    sizes: Sequence[tuple[int, ...]]
 
     @property
-    def grids(self) -> list[tuple[int, int]]:
-        """Height and width of each image in tokens."""
-        side = self.downsampling
-        return [(-(-height // side), -(-width // side)) for height, width in self.sizes]
+    def grids(self) -> list[tuple[int, ...]]:
+        """Tokens of each item along each axis."""
+        return [self.signal.grid(size, self.downsampling) for size in self.sizes]
 
     @property
     def tokens(self) -> int:
-        """Tokens of all images."""
-        return sum(height * width for height, width in self.grids)
+        """Tokens of all items."""
+        return sum(math.prod(grid) for grid in self.grids)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The axis of levels, if there is one."""
+        return (len(self.codebook_sizes),) if self.has_levels else ()
 
 
 class TokenFile:
@@ -69,7 +91,7 @@ class TokenFile:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, of another format or version, or contradicts itself.
+        DamagedFileError: If it is damaged, of another format or version, or contradicts itself.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -80,53 +102,65 @@ class TokenFile:
             )
         try:
             self._file: Any = safe_open(self.path, framework="np")
-            metadata, names = self._file.metadata() or {}, set(self._file.keys())
+            metadata = self._file.metadata() or {}
+            _check_format(self.path, metadata)
+            names = bytes(self._file.get_tensor("names"))
+            sizes = self._file.get_tensor("sizes")
+            self._codes = self._file.get_slice("codes")
         except SafetensorError as error:
-            raise ValueError(f"{self.path} is no whole safetensors file ({error}). Tokenize again.") from error
-        self.info = _parse(self.path, metadata)
-        self._slices = [self._file.get_slice(_TENSOR)] if _TENSOR in names else self._find_slices(names)
-        self._check_slices()
+            raise DamagedFileError(f"{self.path} is no whole file of tokens ({error}). Tokenize again.") from error
+        self.info = _parse(self.path, metadata, names, sizes)
+        self.digest = str(metadata.get("digest"))
+        grids = self.info.grids
+        self._is_whole = len(set(grids)) == 1
+        self._ends = np.cumsum([0, *(math.prod(grid) for grid in grids)]) if not self._is_whole else None
+        self._check_shape(grids)
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Number of items."""
         return len(self.info.names)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Codes of image ``index``: int64 ``(h, w)``.
+        """Codes of item ``index``: int64 ``(*grid[, levels])``.
 
         Raises:
-            IndexError: If there is no such image.
-            ValueError: If a code is none of the codebook's.
+            IndexError: If there is no such item.
+            DamagedFileError: If a code is none of the codebook's.
         """
         if not -len(self) <= index < len(self):
-            raise IndexError(f"'index' must be below {len(self)}, the number of images, got {index}.")
+            raise IndexError(f"'index' must be below {len(self)}, the number of items, got {index}.")
         index %= len(self)
-        codes = self._slices[0][index : index + 1][0] if self._whole else self._slices[index][:]
-        if codes.min() < 0 or codes.max() >= self.info.codebook_size:
-            raise ValueError(
-                f"The codes in {self.path} must be below K = {self.info.codebook_size}, image {index} has "
-                f"{codes.min()} to {codes.max()}. The file is damaged: tokenize again."
+        if self._ends is None:
+            codes = self._codes[index : index + 1][0]
+        else:
+            grid = self.info.signal.grid(self.info.sizes[index], self.info.downsampling)
+            codes = self._codes[int(self._ends[index]) : int(self._ends[index + 1])].reshape(*grid, *self.info.levels)
+        codes = np.asarray(codes)
+        if not _fits(codes, self.info):
+            raise DamagedFileError(
+                f"The codes in {self.path} must lie below {self.info.codebook_sizes}, item {index} has {codes.min()} "
+                f"to {codes.max()}. The file is damaged: tokenize again."
             )
         return torch.from_numpy(codes.astype(np.int64))
 
-    @property
-    def _whole(self) -> bool:
-        return len(self._slices[0].get_shape()) == 3
+    def verify(self) -> None:
+        """Reads all codes and compares them with the digest that the file was written with.
 
-    def _find_slices(self, names: set[str]) -> list[Any]:
-        wanted = [f"{_TENSOR}.{index}" for index in range(len(self))]
-        if names != set(wanted):
-            raise ValueError(f"{self.path} does not hold the codes of its {len(self)} images. Tokenize again.")
-        return [self._file.get_slice(name) for name in wanted]
+        Raises:
+            DamagedFileError: If a code is another than was written.
+        """
+        with self.path.open("rb") as file:
+            found = _digest_of(file)
+        if found != self.digest:
+            raise DamagedFileError(f"The codes in {self.path} are not those that were written. Copy or make it again.")
 
-    def _check_slices(self) -> None:
-        grids, shapes = self.info.grids, [tuple(part.get_shape()) for part in self._slices]
-        expected = [(len(self), *grids[0])] if self._whole and len(set(grids)) == 1 else grids
-        if shapes != expected:
-            raise ValueError(f"The shapes of the codes in {self.path} do not fit the images' sizes. Tokenize again.")
-        for part in self._slices:
-            if part.get_dtype() != (kind := token_kind(self.info.codebook_size)):
-                raise ValueError(f"{self.path} holds {part.get_dtype()} in place of {kind}. Tokenize again.")
+    def _check_shape(self, grids: Sequence[tuple[int, ...]]) -> None:
+        shape = tuple(self._codes.get_shape())
+        head = (len(grids), *grids[0]) if self._is_whole else (self.info.tokens,)
+        if shape != (*head, *self.info.levels):
+            raise DamagedFileError(f"The codes in {self.path} do not fit the items' sizes. Tokenize again.")
+        if self._codes.get_dtype() != (kind := token_kind(max(self.info.codebook_sizes))):
+            raise DamagedFileError(f"{self.path} holds {self._codes.get_dtype()} in place of {kind}. Tokenize again.")
 
 
 def write_tokens(path: str | Path, info: TokenInfo, batches: Iterable[tuple[Sequence[int], Tensor]]) -> None:
@@ -135,79 +169,144 @@ def write_tokens(path: str | Path, info: TokenInfo, batches: Iterable[tuple[Sequ
     Args:
         path: The file.
         info: What it says of itself.
-        batches: Indices of images and their codes, integers ``(len(indices), h, w)``; each image once.
+        batches: Indices of items and their codes, integers ``(len(indices), *grid[, levels])``; each item once.
 
     Raises:
-        ValueError: If there is no image, shapes or codes contradict ``info``, or an image is missing.
+        ValueError: If there is no item, shapes or codes contradict ``info``, or an item is missing.
+        OSError: If the file cannot be written.
     """
     counts = len(info.names), len(info.sizes)
     if min(counts) < 1 or counts[0] != counts[1]:
-        raise ValueError(f"'info' must have as many names as sizes and at least one, got {counts}. Name each image.")
-    kind, grids = token_kind(info.codebook_size), info.grids
-    dtype = _DTYPES[kind]
-    offsets = np.cumsum([0, *(height * width * dtype.itemsize for height, width in grids)]).tolist()
-    header = _header(info, kind, offsets)
+        raise ValueError(f"'info' must have as many names as sizes and at least one, got {counts}. Name each item.")
+    grids, per_token = info.grids, math.prod(info.levels)
+    dtype = _DTYPES[token_kind(max(info.codebook_sizes))]
+    ends = np.cumsum([0, *(math.prod(grid) * per_token * dtype.itemsize for grid in grids)]).tolist()
+    header, tail = _header(info, grids, ends[-1])
     written = np.zeros(len(grids), bool)
     with replacing(Path(path)) as file:
         file.write(header)
-        for indices, codes in batches:
-            for index, grid in zip(indices, codes.cpu().numpy(), strict=True):
-                if grid.shape != grids[index] or grid.min() < 0 or grid.max() >= info.codebook_size:
+        for indices, batch in batches:
+            for index, codes in zip(indices, batch.cpu().numpy(), strict=True):
+                if codes.shape != (*grids[index], *info.levels) or not _fits(codes, info):
                     raise ValueError(
-                        f"The codes of image {index} must be integers below {info.codebook_size} of shape "
-                        f"{grids[index]}, got {grid.min()} to {grid.max()}, {grid.shape}. Encode with the same model."
+                        f"The codes of item {index} must be integers below {info.codebook_sizes} of shape "
+                        f"{(*grids[index], *info.levels)}, got {codes.min()} to {codes.max()}, {codes.shape}. Encode "
+                        "with the same model."
                     )
-                file.seek(len(header) + offsets[index])
-                file.write(grid.astype(dtype).tobytes())
+                file.seek(len(header) + ends[index])
+                file.write(codes.astype(dtype).tobytes())
                 written[index] = True
         if not written.all():
-            raise ValueError(f"'batches' must hold each image, {int((~written).sum())} are missing. Encode them too.")
+            raise ValueError(f"'batches' must hold each item, {int((~written).sum())} are missing. Encode them too.")
+        file.seek(len(header) + ends[-1])
+        file.write(tail)
+        file.flush()
+        with Path(file.name).open("rb") as again:
+            digest = _digest_of(again)
+        file.seek(header.index(_NO_DIGEST.encode()))
+        file.write(digest.encode())
 
 
 def token_kind(codebook_size: int) -> str:
-    """The smallest of ``U8``, ``U16`` and ``I32`` (safetensors' names) that holds K - 1."""
-    return "U8" if codebook_size <= 1 << 8 else "U16" if codebook_size <= 1 << 16 else "I32"
+    """The smallest of ``U8``, ``U16``, ``I32`` and ``I64`` (safetensors' names) that holds K - 1."""
+    for kind, bits in (("U8", 8), ("U16", 16), ("I32", 31)):
+        if codebook_size <= 1 << bits:
+            return kind
+    return "I64"
 
 
-def _header(info: TokenInfo, kind: str, offsets: list[int]) -> bytes:
-    """The head of a safetensors file: its length as 8 bytes, little-endian, and JSON, padded to a multiple of 8."""
-    grids = info.grids
-    sizes = info.sizes[:1] if len(set(info.sizes)) == 1 else info.sizes
+def _fits(codes: np.ndarray, info: TokenInfo) -> bool:
+    """Whether codes of an item are in the codebooks of their levels."""
+    if not codes.size:
+        return True
+    if not np.issubdtype(codes.dtype, np.integer) or codes.min() < 0:
+        return False
+    if not info.has_levels:
+        return bool(codes.max() < info.codebook_sizes[0])
+    return bool((codes < np.array(info.codebook_sizes)).all())
+
+
+def _header(info: TokenInfo, grids: Sequence[tuple[int, ...]], size: int) -> tuple[bytes, bytes]:
+    """The head of a safetensors file, with room for the digest, and what follows the codes.
+
+    The head is its length as 8 bytes, little-endian, and JSON, padded to a multiple of 8.
+    """
+    whole = len(set(grids)) == 1
+    shape = [*((len(grids), *grids[0]) if whole else (info.tokens,)), *info.levels]
+    sizes = np.array(info.sizes, "<i8").reshape(len(info.sizes), info.signal.axes).tobytes()
+    names = json.dumps(list(info.names), separators=(",", ":")).encode()  # ASCII, whatever a name holds
+    padding = -size % 8  # tensors begin at multiples of their items
+    parts = [("codes", token_kind(max(info.codebook_sizes)), shape, 0, size)]
+    start = size + padding
+    if padding:
+        parts.append(("padding", "U8", [padding], size, start))
+    parts.append(("sizes", "I64", [len(info.sizes), info.signal.axes], start, start + len(sizes)))
+    parts.append(("names", "U8", [len(names)], start + len(sizes), start + len(sizes) + len(names)))
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
         "tokenizer": info.tokenizer,
-        "codebook_size": str(info.codebook_size),
+        "codebook_sizes": json.dumps(info.codebook_sizes),
+        "has_levels": json.dumps(info.has_levels),
         "downsampling": str(info.downsampling),
-        "sizes": json.dumps(sizes, separators=(",", ":")),
-        "names": json.dumps(info.names, separators=(",", ":")),
+        "signal": json.dumps(asdict(info.signal)),
+        "digest": _NO_DIGEST,
     }
-    if len(set(grids)) == 1:
-        tensors = {_TENSOR: {"dtype": kind, "shape": [len(grids), *grids[0]], "data_offsets": [0, offsets[-1]]}}
-    else:
-        tensors = {
-            f"{_TENSOR}.{index}": {"dtype": kind, "shape": list(grid), "data_offsets": offsets[index : index + 2]}
-            for index, grid in enumerate(grids)
-        }
+    tensors = {
+        name: {"dtype": kind, "shape": list(shape), "data_offsets": [first, last]}
+        for name, kind, shape, first, last in parts
+    }
     text = json.dumps({"__metadata__": metadata, **tensors}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+    return struct.pack("<Q", len(text)) + text, bytes(padding) + sizes + names
 
 
-def _parse(path: Path, metadata: dict[str, str]) -> TokenInfo:
+def _digest_of(file: BinaryIO) -> str:
+    """SHA-256 of all that follows the head of a safetensors file: codes, sizes and names."""
+    (length,) = struct.unpack("<Q", file.read(8))
+    file.seek(8 + length)
+    digest = hashlib.sha256()
+    while block := file.read(_BLOCK):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_format(path: Path, metadata: dict[str, str]) -> None:
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is not of format {FORMAT!r}. Give a file made by 'gmvq tokenize'.")
+        raise DamagedFileError(f"{path} is not of format {FORMAT!r}. Give a file made by 'gmvq tokenize'.")
     if metadata.get("version") != str(VERSION):
-        raise ValueError(f"{path} is of version {metadata.get('version')}, this gmvq reads {VERSION}. Upgrade gmvq.")
+        raise DamagedFileError(
+            f"{path} is of version {metadata.get('version')!r}, this gmvq reads {VERSION}. Upgrade gmvq."
+        )
+
+
+def _parse(path: Path, metadata: dict[str, str], names: bytes, sizes: np.ndarray) -> TokenInfo:
     try:
-        names = tuple(json.loads(metadata["names"]))
-        sizes = tuple((height, width) for height, width in json.loads(metadata["sizes"]))
-        numbers = (int(metadata["codebook_size"]), int(metadata["downsampling"]))
-        tokenizer = metadata["tokenizer"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"The metadata of {path} are damaged ({error!r}). Tokenize again.") from error
-    sizes = sizes * len(names) if len(sizes) == 1 else sizes
-    whole = all(type(side) is int and side > 0 for size in sizes for side in size)
-    if not names or len(names) != len(sizes) or not whole or min(numbers) < 1 or not all(type(n) is str for n in names):
-        raise ValueError(f"The names, sizes or numbers in {path} contradict each other. Tokenize again.")
-    return TokenInfo(tokenizer, *numbers, names, sizes)
+        listed = json.loads(names)
+        codebook_sizes = tuple(json.loads(metadata["codebook_sizes"]))
+        has_levels, stride = json.loads(metadata["has_levels"]), int(metadata["downsampling"])
+        signal, tokenizer = Signal(**json.loads(metadata["signal"])), metadata["tokenizer"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DamagedFileError(f"The metadata of {path} are damaged ({error!r}). Tokenize again.") from error
+    numbers = all(type(size) is int and 1 <= size <= 1 << 62 for size in (stride, *codebook_sizes))
+    named = isinstance(listed, list) and listed and all(type(name) is str for name in listed)
+    if not numbers or not named or type(has_levels) is not bool or (len(codebook_sizes) != 1 and not has_levels):
+        raise DamagedFileError(f"The names or numbers in {path} contradict each other. Tokenize again.")
+    if sizes.dtype != np.int64 or sizes.shape != (len(listed), signal.axes) or (sizes.size and sizes.min() < 1):
+        raise DamagedFileError(f"The sizes in {path} do not fit its {len(listed)} items. Tokenize again.")
+    return TokenInfo(tokenizer, codebook_sizes, has_levels, stride, signal, listed, _Sizes(sizes))
+
+
+class _Sizes(Sequence[tuple[int, ...]]):
+    """Sizes as tuples, out of one array: millions of them stay small."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 (a number, or a slice)
+        if isinstance(index, slice):
+            return [tuple(row) for row in self.array[index].tolist()]
+        return tuple(self.array[index].tolist())

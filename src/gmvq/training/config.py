@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from gmvq.checks import at_least, fraction, non_negative, one_of, positive
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -21,9 +23,6 @@ _COUNTS = {
 }
 """Least value of each integer."""
 
-_ADDED = ("compile", "keep_best")
-"""Fields that came after the first runs were saved: at their defaults they are no part of what a run is called."""
-
 
 @dataclass(frozen=True)
 class Training:
@@ -31,7 +30,7 @@ class Training:
 
     Args:
         steps: Optimizer steps.
-        batch_size: Images of one forward on each device; a step sees ``gradient_accumulation`` times as many.
+        batch_size: Items of one forward on each device; a step sees ``gradient_accumulation`` times as many.
         learning_rate: Of Adam, at its highest.
         warmup_steps: Steps in which the learning rate rises to its highest.
         final_learning_rate_fraction: Where half a cosine takes it in the end, as a fraction of the highest.
@@ -42,7 +41,7 @@ class Training:
         averaging_decay: Share of the past in the averaged weights, which are what a run saves; 0 saves the last ones.
         precision: ``no`` for float32, or automatic mixed precision in ``bf16`` or ``fp16``.
         seed: Of crops, order and noise.
-        evaluate_every: Steps between evaluations on held-out images; 0 for none but the last.
+        evaluate_every: Steps between evaluations on held-out items; 0 for none but the last.
         checkpoint_every: Steps between checkpoints; 0 for none but the last.
         log_every: Steps between lines of the log.
         tensorboard: Write the log for TensorBoard too, in the folder ``tensorboard`` of the run.
@@ -77,20 +76,13 @@ class Training:
 
     def __post_init__(self) -> None:
         for name, least in _COUNTS.items():
-            value = getattr(self, name)
-            if name == "threads" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"'{name}' must be an integer of at least {least}, got {value!r}. See Training.")
-        self._check_positive("learning_rate", self.learning_rate)
+            if name != "threads" or self.threads is not None:
+                at_least(name, getattr(self, name), least, "See Training.")
+        positive("learning_rate", self.learning_rate, "See Training.")
         if self.gradient_clip is not None:
-            self._check_positive("gradient_clip", self.gradient_clip, " Use None for no clipping.")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"'weight_decay' must be a finite number of at least 0, got {self.weight_decay}. Use 0.0.")
-        if not 0 <= self.final_learning_rate_fraction <= 1:
-            raise ValueError(
-                f"'final_learning_rate_fraction' must lie in [0, 1], got {self.final_learning_rate_fraction}. Use 0.02."
-            )
+            positive("gradient_clip", self.gradient_clip, "Use None for no clipping.")
+        non_negative("weight_decay", self.weight_decay, "Use 0.0.")
+        fraction("final_learning_rate_fraction", self.final_learning_rate_fraction, "Use 0.02.")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"'betas' must be two numbers in [0, 1), got {self.betas}. Use (0.9, 0.99).")
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON gives a list
@@ -98,16 +90,7 @@ class Training:
             raise ValueError(
                 f"'averaging_decay' must lie in [0, 1), got {self.averaging_decay}. Use 0.99, or 0 for none."
             )
-        if self.precision not in get_args(Precision):
-            raise ValueError(
-                f"'precision' must be 'no', 'bf16' or 'fp16', got {self.precision!r}. Use 'no' for float32."
-            )
-
-    def identity(self) -> dict[str, Any]:
-        """What a run with these settings is called by: all fields but later ones at their defaults."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        default = Training()
-        return {name: x for name, x in values.items() if name not in _ADDED or x != getattr(default, name)}
+        one_of("precision", self.precision, get_args(Precision))
 
     def learning_rate_at(self, step: int) -> float:
         r"""Learning rate of a step, counted from 0: linear warm-up to :math:`\eta`, then half a cosine.
@@ -126,8 +109,3 @@ class Training:
         t = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         phi = self.final_learning_rate_fraction
         return self.learning_rate * (phi + (1 - phi) * (1 + math.cos(math.pi * t)) / 2)
-
-    @staticmethod
-    def _check_positive(name: str, value: float, remedy: str = "") -> None:
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"'{name}' must be a finite number above 0, got {value}.{remedy or ' See Training.'}")

@@ -1,4 +1,4 @@
-"""What a run tells of itself: figures of its steps, and of a few held-out images."""
+"""What a run tells of itself: metrics of its steps, and of a few held-out items."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from gmvq.data import Images, evenly_spaced
-from gmvq.metrics import CodebookStatistics, Distortion
+from gmvq.data import Items, central, evenly_spaced
+from gmvq.evaluation import levels_counted, use_of
+from gmvq.metrics import CompositeStatistics, countable, counted
 from gmvq.metrics.counting import CodeCounts
 from gmvq.models import Autoencoder
+from gmvq.types import Signal
 
-HELD_OUT_PIXELS = 1 << 19
-"""Pixels of the held-out images that are looked at during training."""
+HELD_OUT_SAMPLES = 1 << 19
+"""Samples of the held-out items that are looked at during training."""
 
-HELD_OUT_SIDE = 256
-"""Side in pixels of the central crop that stands for a larger image during training."""
+HELD_OUT_PART = 1 << 16
+"""Samples of the central part that stands for a larger item during training: 256 x 256 pixels."""
 
 OVERFLOWS = 50
 """With fp16 a gradient that overflows is skipped and the loss scaled down; this many in a row do not come from that."""
@@ -61,25 +63,28 @@ class Window:
 
     Args:
         accelerator: Knows the other ranks.
-        codebook_size: Number of codes K, None for a continuous bottleneck.
+        codebook_sizes: Number of codes K at each level of a token, None for a continuous bottleneck.
         allow_overflow: True with fp16, where gradients may be infinite now and then.
     """
 
-    def __init__(self, accelerator: Accelerator, codebook_size: int | None, *, allow_overflow: bool = False) -> None:
+    def __init__(
+        self, accelerator: Accelerator, codebook_sizes: tuple[int, ...] | None, *, allow_overflow: bool = False
+    ) -> None:
         self.accelerator = accelerator
         self.allow_overflow = allow_overflow
         self.names: tuple[str, ...] = ()
         self.rows: list[Tensor] = []
         self.first_step = 1
-        self.counts = CodeCounts(codebook_size, accelerator.device) if codebook_size else None
+        self.sizes = codebook_sizes or ()
+        self.counts = [CodeCounts(size, accelerator.device) for size in (countable(self.sizes) if self.sizes else ())]
 
     def add(self, figures: Figures) -> None:
         """Takes the figures of the next step."""
         self.names = tuple(figures.values)
         self.rows.append(torch.stack([value.detach().float() for value in figures.values.values()]))
-        if self.counts is not None:
-            for codes in figures.codes:
-                self.counts.add(codes)
+        for codes in figures.codes if self.counts else ():
+            for counts, own in zip(self.counts, counted(codes, self.sizes).unbind(-1), strict=True):
+                counts.add(own)
 
     def check_last(self) -> None:
         """Stops if the last step is not finite on this rank; it waits for the device.
@@ -101,17 +106,17 @@ class Window:
             self._raise_for(self._over_ranks(), self.first_step)
 
     def take(self) -> dict[str, float | None]:
-        """Means over the window's steps and all ranks, with PSNR and the use of the codes; the next window begins."""
+        """Means over the window's steps and all ranks, with the use of the codes; the next window begins."""
         rows = self._over_ranks()
         finite = rows.isfinite()  # an overflow of fp16 has no part in the mean
         means = (rows.nan_to_num(0, 0, 0).sum(0) / finite.sum(0)).tolist()
         figures: dict[str, float | None] = dict(zip(self.names, means, strict=True))
-        if "mse" in figures:
-            figures["psnr"] = decibels(figures["mse"])
-        if self.counts is not None:
-            statistics = CodebookStatistics(self.counts.codebook_size)
-            statistics.code_counts = self.counts.merged()
-            figures |= {"perplexity": statistics.perplexity, "used_codes": statistics.used}
+        if self.counts:
+            statistics = CompositeStatistics([counts.codebook_size for counts in self.counts])
+            for place, counts in zip(statistics.places, self.counts, strict=True):
+                place.code_counts = counts.merged()
+            use = use_of(statistics)
+            figures |= {"perplexity": use["perplexity"], "used_codes": use["used_codes"]}
         self._begin(self.first_step + len(self.rows))
         return figures
 
@@ -125,26 +130,30 @@ class Window:
         return tensors | {f"{i:03d}.{name}": columns[i] for i, name in enumerate(self.names)}
 
     def _counted(self) -> dict[str, Tensor]:
-        if self.counts is None:
-            return {"counts": torch.zeros(0, dtype=torch.int64)}
-        merged = self.counts.merged()
-        return {"counts": merged.counts} if merged.is_dense else {"counts": merged.times, "codes": merged.seen}
+        tensors = {}
+        for place, counts in enumerate(self.counts):
+            merged = counts.merged()
+            tensors[f"counts.{place}"] = merged.counts if merged.is_dense else merged.times
+            if not merged.is_dense:
+                tensors[f"codes.{place}"] = merged.seen
+        return tensors
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Goes on after ``step`` finished steps from what :meth:`tensors` gave."""
-        keys = sorted(key for key in tensors if key not in ("counts", "codes"))
+        keys = sorted(key for key in tensors if key.split(".", 1)[0] not in ("counts", "codes"))
         self.names = tuple(key.split(".", 1)[1] for key in keys)
         rows = torch.stack([tensors[key] for key in keys], dim=1) if keys else torch.empty(0, 0)
         self._begin(step - len(rows) + 1)
         self.rows = list(rows.to(self.accelerator.device))
-        if self.accelerator.is_main_process and self.counts is not None:  # the counts of all ranks are with the first
-            self.counts.place(tensors["counts"], tensors.get("codes"))
+        if self.accelerator.is_main_process:  # the counts of all ranks are with the first
+            for place, counts in enumerate(self.counts):
+                counts.place(tensors[f"counts.{place}"], tensors.get(f"codes.{place}"))
 
     def _begin(self, first_step: int) -> None:
         self.first_step = first_step
         self.rows = []
-        if self.counts is not None:
-            self.counts.clear()
+        for counts in self.counts:
+            counts.clear()
 
     def _over_ranks(self) -> Tensor:
         """The rows, averaged over ranks, ``(steps, figures)``: what is not finite on one is not finite here."""
@@ -163,48 +172,45 @@ class Window:
             raise NonFiniteLossError(first_step + steps[0], _culprits(self.names, wrong[steps[0]].tolist()))
 
 
-def decibels(mean_squared_error: float | None) -> float | None:
-    """PSNR in dB of a mean squared error of images in [0, 1]; None if it is not above 0."""
-    return -10 * math.log10(mean_squared_error) if mean_squared_error else None
-
-
 class HeldOut:
-    """A fixed part of the held-out images, small enough to be looked at again and again.
+    """A fixed part of the held-out items, small enough to be looked at again and again.
 
-    Images are spread evenly over the set, large ones stand for themselves with their central crop.
+    Items are spread evenly over the set, large ones stand for themselves with their central part.
 
     Args:
-        images: Held-out images.
-        batch_size: Most images in a batch.
+        items: Held-out items.
+        signal: What they are.
+        batch_size: Most items in a batch.
     """
 
-    def __init__(self, images: Images, batch_size: int) -> None:
-        groups: dict[tuple[int, int], list[Tensor]] = {}
-        for index in _spread(images):
-            image = _central_crop(images[index], HELD_OUT_SIDE)
-            groups.setdefault((image.shape[1], image.shape[2]), []).append(image)
+    def __init__(self, items: Items, signal: Signal, batch_size: int) -> None:
+        side = None if signal.axes == 0 else round(HELD_OUT_PART ** (1 / signal.axes))
+        groups: dict[tuple[int, ...], list[Tensor]] = {}
+        for index in _spread(items):
+            item = items[index] if side is None else central(items[index], signal.axes, side)
+            groups.setdefault(tuple(item.shape), []).append(item)
         self.batches = [part for group in groups.values() for part in torch.stack(group).split(batch_size)]
 
     @torch.no_grad()
     def measure(self, model: Autoencoder) -> dict[str, float | None]:
-        """PSNR (dB) and MSE of hard codes, and the use of the codebook.
+        """Quick metrics of hard codes, and the use of the codebook.
 
         Args:
             model: In evaluation mode.
         """
-        distortion = Distortion(structure=False)
-        statistics = CodebookStatistics(model.codebook_size) if model.codebook_size else None
-        device = next(model.parameters()).device
+        distortion = model.modality.distortion(quick=True)
+        statistics = None if model.codebook_size is None else CompositeStatistics(countable(model.level_sizes))
         for batch in self.batches:
-            images = batch.to(device).float() / 255
-            codes = model.encode(images)
-            distortion.update(model.decode(codes, (images.shape[2], images.shape[3])), images)
+            items = model.signal.checked(batch.to(model.device))
+            codes = model.encode(items)
+            distortion.update(model.decode(codes, model.signal.size(items)), items)
             if statistics is not None:
-                statistics.update(codes)
-        figures: dict[str, float | None] = {"psnr": distortion.psnr, "mse": distortion.mse}
+                statistics.update(levels_counted(model, codes))
+        metrics = distortion.metrics()
         if statistics is not None:
-            figures |= {"perplexity": statistics.perplexity, "usage": statistics.usage, "used_codes": statistics.used}
-        return figures
+            use = use_of(statistics)
+            metrics |= {name: use[name] for name in ("perplexity", "usage", "used_codes")}
+        return metrics
 
 
 def _culprits(names: tuple[str, ...], wrong: list[bool]) -> tuple[str, ...]:
@@ -214,13 +220,9 @@ def _culprits(names: tuple[str, ...], wrong: list[bool]) -> tuple[str, ...]:
     return terms or (("loss",) if "loss" in found else ("gradient norm",))
 
 
-def _spread(images: Images) -> list[int]:
-    """Indices of images, evenly spaced, that have about ``HELD_OUT_PIXELS`` together."""
-    sizes = images.sizes
-    mean = sum(min(h, HELD_OUT_SIDE) * min(w, HELD_OUT_SIDE) for h, w in sizes) / max(1, len(sizes))
-    return evenly_spaced(len(sizes), max(1, int(HELD_OUT_PIXELS / max(1.0, mean))))
-
-
-def _central_crop(image: Tensor, side: int) -> Tensor:
-    top, left = max(0, (image.shape[1] - side) // 2), max(0, (image.shape[2] - side) // 2)
-    return image[:, top : top + side, left : left + side]
+def _spread(items: Items) -> list[int]:
+    """Indices of items, evenly spaced, that have about ``HELD_OUT_SAMPLES`` together."""
+    sizes = items.sizes
+    side = round(HELD_OUT_PART ** (1 / max(1, items.axes)))
+    mean = sum(math.prod(min(length, side) for length in size) for size in sizes) / max(1, len(sizes))
+    return evenly_spaced(len(sizes), max(1, int(HELD_OUT_SAMPLES / max(1.0, mean))))

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ def describe_run(description: Mapping[str, Any], training: Training, ranks: int)
         training: How it is trained.
         ranks: Processes.
     """
-    fields = {name: value for name, value in training.identity().items() if name not in CHANGEABLE}
+    fields = {name: value for name, value in asdict(training).items() if name not in CHANGEABLE}
     return {**description, "training": fields, "processes": ranks}
 
 

@@ -14,7 +14,7 @@ _SHOWN = {
     "accuracy": "{:.1%} right",
     "held_out_loss": "loss {:.4f}",
     "bits_per_code": "{:.3f} bits a code",
-    "images_per_second": "{:.0f} images/s",
+    "items_per_second": "{:.0f} images/s",
 }
 
 

@@ -23,9 +23,9 @@ from accelerate.utils import gather_object
 from rich.console import Console
 from torch import nn
 
-from gmvq.data import Data
 from gmvq.distributed import broadcast
 from gmvq.losses import FeatureLoss
+from gmvq.modalities import Data
 from gmvq.models import AdversarialAutoencoder, AdversarialConfig, Autoencoder, AutoencoderConfig
 from gmvq.training import checkpoint as checkpoints
 from gmvq.training.averaging import BestWeights, WeightAverage
@@ -52,7 +52,7 @@ _OPPOSED = {
     "compile": "The adaptive weight looks at gradients in the midst of a forward.",
 }
 CALIBRATION_STEPS = 8
-"""Steps whose images set the scale of the averaged model's likelihood."""
+"""Steps whose items set the scale of the averaged model's likelihood."""
 
 
 class TrainingResult(NamedTuple, Generic[Model]):
@@ -62,14 +62,14 @@ class TrainingResult(NamedTuple, Generic[Model]):
         model: The model with averaged weights, in evaluation mode, as saved in the run's folder.
         steps: Optimizer steps of the whole run.
         seconds: Time of all steps, without evaluations and checkpoints, over all starts of the run.
-        images_per_second: Training images a second in that time, of all ranks together.
+        items_per_second: Training items a second in that time, of all ranks together.
         first_step: Steps that were finished before this start; equal to ``steps`` if nothing was left to do.
     """
 
     model: Model
     steps: int
     seconds: float
-    images_per_second: float
+    items_per_second: float
     first_step: int
 
 
@@ -79,9 +79,9 @@ def train(
     training: Training,
     out: str | Path,
     *,
-    crop: int | None = None,
-    flip: bool = False,
-    crops_per_image: int = 1,
+    size: int | None = None,
+    mirror: bool = False,
+    windows_per_item: int = 1,
     adversarial: AdversarialConfig | None = None,
     features: FeatureLoss | None = None,
     resume: bool = False,
@@ -98,9 +98,9 @@ def train(
         data: What to learn from, and what to look at now and then.
         training: How.
         out: The run's folder.
-        crop: Side of random crops in pixels, None for whole images.
-        flip: Mirror half of the images.
-        crops_per_image: How often an epoch draws each image.
+        size: Samples of random windows along each axis, None for whole items.
+        mirror: Mirror half of the items, where the modality has a mirror.
+        windows_per_item: How often an epoch draws each item.
         adversarial: Train against a discriminator; None for none. It excludes ``keep_best`` and ``compile``.
         features: A distance of features beside it; it needs ``adversarial``, whose ``feature_weight`` it has.
         resume: Go on from the folder's checkpoint.
@@ -116,7 +116,7 @@ def train(
         Interrupted: After Ctrl-C or termination; the state is saved.
         OSError: If the folder cannot be written; the last checkpoint stays valid.
     """
-    drawing = Drawing(crop, flip, crops_per_image)
+    drawing = Drawing(size, mirror, windows_per_item)
     if adversarial is None:
         if features is not None:
             raise ValueError("'features' must be None without 'adversarial'. Give AdversarialConfig(weight=0.0).")
@@ -173,7 +173,7 @@ def averaged_model(out: str | Path) -> Autoencoder:
         ValueError: If it is damaged.
     """
     checkpoint = checkpoints.read_checkpoint(Path(out))
-    model = Autoencoder(AutoencoderConfig(**checkpoint.configuration["model"]))
+    model = Autoencoder(AutoencoderConfig.from_description(checkpoint.configuration["model"]))
     parts = [checkpoints.with_prefix(checkpoint.tensors, name) for name in ("model", "average")]
     if "adversarial" in checkpoint.configuration:  # the tokenizer without its discriminator
         parts = [checkpoints.with_prefix(part, "autoencoder") for part in parts]
@@ -204,7 +204,7 @@ class _Trainer(Generic[Model]):
         self.is_main = self.accelerator.is_main_process
         self.measure = task.held_out(training.batch_size) if self.is_main else None
         self.configuration = describe_run(task.description(), training, ranks)
-        self.window = Window(self.accelerator, task.codebook_size, allow_overflow=training.precision == "fp16")
+        self.window = Window(self.accelerator, task.codebook_sizes, allow_overflow=training.precision == "fp16")
         self.stopwatch = Stopwatch(device)
         self.console = console if self.is_main else None
         self.journal: Journal | None = None
@@ -319,11 +319,11 @@ class _Trainer(Generic[Model]):
                 norms.append(nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
         return norms[0] if len(norms) == 1 else torch.stack([norm.to(norms[0]) for norm in norms]).norm()
 
-    def _to_device(self, images: torch.Tensor) -> torch.Tensor:
+    def _to_device(self, items: torch.Tensor) -> torch.Tensor:
         device = self.accelerator.device
         if device.type == "cuda":
-            return images.pin_memory().to(device, non_blocking=True)
-        return images.to(device)
+            return items.pin_memory().to(device, non_blocking=True)
+        return items.to(device)
 
     def _look(self) -> None:
         """Log, evaluation and checkpoint, where they are due after a step."""
@@ -343,7 +343,7 @@ class _Trainer(Generic[Model]):
         figures = self.task.averaged(self.window.take())
         seconds, (step, before) = self.stopwatch.read(), self.logged
         figures["learning_rate"] = self.training.learning_rate_at(self.step - 1)
-        figures["images_per_second"] = (self.step - step) * self._images_per_step / max(seconds - before, 1e-9)
+        figures["items_per_second"] = (self.step - step) * self._items_per_step / max(seconds - before, 1e-9)
         figures["seconds"] = seconds
         self.logged = (self.step, seconds)
         if self.journal is not None:
@@ -406,7 +406,7 @@ class _Trainer(Generic[Model]):
         self.accelerator.wait_for_everyone()
         steps, seconds = self.training.steps, self.stopwatch.seconds
         return TrainingResult(
-            self.averaged, steps, seconds, steps * self._images_per_step / max(seconds, 1e-9), first_step
+            self.averaged, steps, seconds, steps * self._items_per_step / max(seconds, 1e-9), first_step
         )
 
     def _save_model(self) -> None:
@@ -419,7 +419,7 @@ class _Trainer(Generic[Model]):
             ) from error
 
     @property
-    def _images_per_step(self) -> int:
+    def _items_per_step(self) -> int:
         return self.training.batch_size * self.training.gradient_accumulation * self.accelerator.num_processes
 
     def _is_asked_to_stop(self, interrupts: Interrupts) -> bool:

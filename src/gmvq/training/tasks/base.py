@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
     Attributes:
         loss: What to minimize, ``()``.
         terms: Its parts and other figures to log, detached, each ``()``.
-        codes: Codes whose use is counted; None where there is nothing to count.
+        codes: Codes whose use is counted, ``(*, levels)``; None where there is nothing to count.
     """
 
     loss: Tensor
@@ -43,11 +43,11 @@ class AbstractTask(ABC, Generic[Model, Drawn]):
         model: Trained in place.
 
     Attributes:
-        codebook_size: Number of codes whose use is counted, None for none.
+        codebook_sizes: Number of codes at each level of a token whose use is counted, None for none.
         has_idle_parameters: True if some parameters have no part in some steps.
     """
 
-    codebook_size: int | None = None
+    codebook_sizes: tuple[int, ...] | None = None
     has_idle_parameters: bool = False
 
     def __init__(self, model: Model) -> None:

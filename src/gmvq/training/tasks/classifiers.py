@@ -1,4 +1,4 @@
-"""A classifier, from labelled images."""
+"""A classifier, from labelled items."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gmvq import hub
-from gmvq.data import Data, Images, Loader, fingerprint, held_out_batches
+from gmvq.data import Items, Loader, held_out_batches
+from gmvq.modalities import Data, fingerprint
 from gmvq.networks import Classifier
 from gmvq.training.tasks.base import AbstractTask, Outcome
+from gmvq.training.tasks.tokenizers import channels_last
 from gmvq.types import Batch
 
 
 class ClassifierTask(AbstractTask[Classifier, Batch]):
-    """A classifier, from labelled images.
+    """A classifier, from labelled items.
 
     Args:
         classifier: The classifier.
-        data: Images with labels, all of one size.
-        tint: Most that is added to each channel of an image, or taken from it, at random.
+        data: Items with labels, all of one size.
+        tint: Most that is added to each channel of an item, or taken from it, at random.
 
     Raises:
         ValueError: If the tint is not a finite number of at least 0.
@@ -34,17 +36,18 @@ class ClassifierTask(AbstractTask[Classifier, Batch]):
         if not 0 <= tint < float("inf"):
             raise ValueError(f"'tint' must be a finite number of at least 0, got {tint}. Use 0.3.")
         super().__init__(classifier)
-        classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        channels_last(classifier)
         self.data, self.tint = data, tint
 
     def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:  # noqa: D102
         return Loader(self.data.train, batch_size, seed=seed, rank=rank, world_size=ranks)
 
     def inputs(self, batch: Batch, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:  # noqa: D102
-        images = batch.images
+        items = to_device(self.model.prepared(batch.items))
         if self.tint:
-            images = images + self.tint * (2 * torch.rand(*images.shape[:2], 1, 1) - 1)
-        return (to_device(images),)
+            shape = (*items.shape[:2], *[1] * (items.ndim - 2))
+            items = items + to_device(self.tint * (2 * torch.rand(shape) - 1))
+        return (items,)
 
     def outcome(self, answer: Tensor, batch: Batch) -> Outcome:  # noqa: D102
         assert batch.labels is not None
@@ -63,15 +66,15 @@ class ClassifierTask(AbstractTask[Classifier, Batch]):
         return figures.get("accuracy")
 
     def save(self, averaged: Classifier, out: Path) -> None:  # noqa: D102
-        hub.save_classifier(averaged, out)
+        hub.save(averaged, out)
 
 
 @torch.no_grad()
-def accuracy_of(classifier: Classifier, images: Images) -> float:
-    """Share of images whose label a classifier in evaluation mode tells."""
+def accuracy_of(classifier: Classifier, items: Items) -> float:
+    """Share of items whose label a classifier in evaluation mode tells."""
     device = next(classifier.parameters()).device
     right = 0
-    for batch in held_out_batches(images, 256):
+    for batch in held_out_batches(items, 256):
         assert batch.labels is not None
-        right += int((classifier(batch.images.to(device)).argmax(1).cpu() == batch.labels).sum())
-    return right / len(images)
+        right += int((classifier(classifier.prepared(batch.items.to(device))).argmax(1).cpu() == batch.labels).sum())
+    return right / len(items)

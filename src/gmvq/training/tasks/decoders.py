@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from gmvq import hub
-from gmvq.data import Data, Loader, fingerprint
+from gmvq.data import Loader
+from gmvq.modalities import Data, fingerprint
 from gmvq.models import Autoencoder, DiffusionDecoder
 from gmvq.training.monitoring import HeldOut
 from gmvq.training.tasks.base import AbstractTask, Outcome, same_noise
-from gmvq.training.tasks.tokenizers import Drawing
+from gmvq.training.tasks.tokenizers import Drawing, channels_last, drawn
 from gmvq.types import Batch
 
 
@@ -32,16 +33,15 @@ class DiffusionTask(AbstractTask[DiffusionDecoder, Batch]):
 
     def __init__(self, decoder: DiffusionDecoder, tokenizer: Autoencoder, data: Data, drawing: Drawing) -> None:
         super().__init__(decoder)
-        decoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        channels_last(decoder)
         self.tokenizer = copy.deepcopy(tokenizer).eval().requires_grad_(False)
         self.data, self.drawing = data, drawing
 
     def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:  # noqa: D102
-        drawing = self.drawing._asdict()
-        return Loader(self.data.train, batch_size, seed=seed, rank=rank, world_size=ranks, **drawing)
+        return drawn(self.data, self.drawing, batch_size, seed, rank, ranks)
 
     def inputs(self, batch: Batch, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:  # noqa: D102
-        return self._through(to_device(batch.images))
+        return self._through(to_device(batch.items))
 
     def outcome(self, answer: Tensor, batch: Batch) -> Outcome:  # noqa: D102
         return Outcome(answer, {}, None)
@@ -53,7 +53,7 @@ class DiffusionTask(AbstractTask[DiffusionDecoder, Batch]):
     def held_out(self, batch_size: int) -> Callable[[DiffusionDecoder], dict[str, float | None]] | None:  # noqa: D102
         if not len(self.data.held_out):
             return None
-        batches = HeldOut(self.data.held_out, batch_size).batches
+        batches = HeldOut(self.data.held_out, self.tokenizer.signal, batch_size).batches
         return lambda decoder: {"held_out_loss": self._loss(decoder, batches)}
 
     def score(self, figures: Mapping[str, float | None]) -> float | None:  # noqa: D102
@@ -61,12 +61,13 @@ class DiffusionTask(AbstractTask[DiffusionDecoder, Batch]):
         return None if loss is None else -loss
 
     def save(self, averaged: DiffusionDecoder, out: Path) -> None:  # noqa: D102
-        hub.save_decoder(averaged, hub.fingerprint(self.tokenizer), out)
+        hub.save(averaged, out, tokenizer=hub.fingerprint(self.tokenizer))
 
     def _through(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, what the tokenizer makes of them, and the values that its decoder saw."""
+        """Images as floats, what the tokenizer makes of them, and the values that its decoder saw."""
         if next(self.tokenizer.parameters()).device != images.device:
             self.tokenizer.to(images.device)
+        images = self.tokenizer.signal.checked(images)
         reconstructions, values = self.tokenizer.decode_with_values(
             self.tokenizer.encode(images), (images.shape[-2], images.shape[-1])
         )
@@ -78,6 +79,6 @@ class DiffusionTask(AbstractTask[DiffusionDecoder, Batch]):
         device, total, images = decoder.scale.device, 0.0, 0
         with same_noise(device):
             for batch in batches:
-                total += float(decoder(*self._through(batch.to(device).float() / 255))) * len(batch)
+                total += float(decoder(*self._through(batch.to(device)))) * len(batch)
                 images += len(batch)
         return total / images

@@ -17,7 +17,7 @@ from gmvq.training.tasks.base import AbstractTask, Outcome, same_noise
 from gmvq.types import CodeBatch
 
 HELD_OUT_CODES = 1 << 15
-"""Codes of the held-out images that are looked at during training."""
+"""Codes of the held-out items that are looked at during training."""
 
 
 class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
@@ -69,7 +69,7 @@ class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
         return None if loss is None else -loss
 
     def save(self, averaged: AbstractPrior, out: Path) -> None:  # noqa: D102
-        hub.save_prior(averaged, self.tokenizer, out)
+        hub.save(averaged, out, tokenizer=self.tokenizer)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A tokenizer, from images: alone, or against a discriminator."""
+"""A tokenizer, from items: alone, or against a discriminator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gmvq import hub
-from gmvq.data import Data, Loader, fingerprint
+from gmvq.data import Loader
+from gmvq.modalities import Data, fingerprint
 from gmvq.models import AdversarialAutoencoder, AdversarialConfig, Autoencoder
 from gmvq.models.adversarial import DISCRIMINATOR, GENERATOR, GUESSES, LEARNING, OPPOSING
 from gmvq.training.monitoring import HeldOut
@@ -23,52 +24,60 @@ WINS = 0.98
 
 
 class Drawing(NamedTuple):
-    """How training images are drawn: see :class:`gmvq.data.Loader`."""
+    """How training items are drawn: see :class:`gmvq.data.Loader`."""
 
-    crop: int | None
-    flip: bool
-    crops_per_image: int
+    size: int | None
+    mirror: bool
+    windows_per_item: int
 
 
 class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
-    """A tokenizer, from images.
+    """A tokenizer, from items.
 
     Args:
         model: The autoencoder.
-        data: The images.
+        data: The items.
         drawing: How they are drawn.
     """
 
     def __init__(self, model: Autoencoder, data: Data, drawing: Drawing) -> None:
         super().__init__(model)
-        # convolutions are up to a tenth faster where the channels of a place lie together, as the quantizer wants them
-        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        channels_last(model)
         self.data, self.drawing = data, drawing
-        self.codebook_size = model.codebook_size
+        self.codebook_sizes = None if model.codebook_size is None else model.level_sizes
 
     def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:  # noqa: D102
-        drawing = self.drawing._asdict()
-        return Loader(self.data.train, batch_size, seed=seed, rank=rank, world_size=ranks, **drawing)
+        return drawn(self.data, self.drawing, batch_size, seed, rank, ranks)
 
     def inputs(self, batch: Batch, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:  # noqa: D102
-        return (to_device(batch.images),)
+        if batch.lengths is None:
+            return (to_device(batch.items),)
+        return to_device(batch.items), to_device(batch.lengths)
 
     def outcome(self, answer: Reconstruction, batch: Batch) -> Outcome:  # noqa: D102
-        return Outcome(answer.loss, answer.terms, answer.codes.detach())
+        codes = answer.codes.detach()
+        return Outcome(answer.loss, answer.terms, codes if self.model.bottleneck.code_shape else codes[..., None])
 
     def description(self) -> dict[str, Any]:  # noqa: D102
-        data = {"name": self.data.name, "images": len(self.data.train), "fingerprint": fingerprint(self.data)[:16]}
-        return {"model": self.model.config.identity(), "data": data, "drawing": self.drawing._asdict()}
+        data = {"name": self.data.name, "items": len(self.data.train), "fingerprint": fingerprint(self.data)[:16]}
+        return {"model": self.model.config.described(), "data": data, "drawing": self.drawing._asdict()}
 
     def layers(self) -> tuple[nn.Module, ...]:
         """Encoder and decoder: codes belong where the latents are."""
         return self.model.encoder, self.model.decoder
 
+    def averaged(self, figures: dict[str, float | None]) -> dict[str, float | None]:
+        """Adds the headline that the mean error stands for."""
+        error = figures.get(self.model.likelihood.error_name)
+        return {**figures, **({} if error is None else self.model.modality.distortion(quick=True).of_error(error))}
+
     def held_out(self, batch_size: int) -> Callable[[Autoencoder], dict[str, float | None]] | None:  # noqa: D102
-        return HeldOut(self.data.held_out, batch_size).measure if len(self.data.held_out) else None
+        return HeldOut(self.data.held_out, self.model.signal, batch_size).measure if len(self.data.held_out) else None
 
     def score(self, figures: Mapping[str, float | None]) -> float | None:  # noqa: D102
-        return figures.get("psnr")
+        distortion = self.model.modality.distortion(quick=True)
+        value = figures.get(distortion.headline)
+        return value if value is None or distortion.higher_is_better else -value
 
     def begin(self) -> None:
         """Lets the forwards of one step share a codebook: their statistics are folded once, after the step."""
@@ -86,14 +95,19 @@ class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
     def finish(self, averaged: Autoencoder, batches: Iterable[Batch], to_device: Callable[[Tensor], Tensor]) -> None:
         """Sets the scale of the averaged model's likelihood."""
         averaged.bottleneck.set_progress(1.0)
-        averaged.calibrate(to_device(batch.images) for batch in batches)
+        averaged.calibrate(
+            batch._replace(
+                items=to_device(batch.items), lengths=None if batch.lengths is None else to_device(batch.lengths)
+            )
+            for batch in batches
+        )
 
     def save(self, averaged: Autoencoder, out: Path) -> None:  # noqa: D102
         hub.save(averaged, out)
 
 
 class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
-    """A tokenizer against a discriminator, from images; the tokenizer is what is saved.
+    """A tokenizer against a discriminator, from items; the tokenizer is what is saved.
 
     Args:
         model: Both.
@@ -108,10 +122,10 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
 
     def __init__(self, model: AdversarialAutoencoder, data: Data, drawing: Drawing) -> None:
         super().__init__(model)
-        check_sides(model.config, data, drawing.crop)
-        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        check_sides(model.config, data, drawing.size)
+        channels_last(model)
         self.alone = AutoencoderTask(model.autoencoder, data, drawing)
-        self.codebook_size = self.alone.codebook_size
+        self.codebook_sizes = self.alone.codebook_sizes
 
     def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:  # noqa: D102
         return self.alone.loader(batch_size, seed, rank, ranks)
@@ -144,7 +158,7 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
 
     def averaged(self, figures: dict[str, float | None]) -> dict[str, float | None]:
         """Figures of the discriminator over the steps in which it learned, and None before there are any."""
-        figures = dict(figures)
+        figures = self.alone.averaged(dict(figures))
         for name, of in ((LEARNING, DISCRIMINATOR), (OPPOSING, GENERATOR)):
             share = figures.pop(name)
             for key in of:
@@ -189,6 +203,24 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
 
     def save(self, averaged: AdversarialAutoencoder, out: Path) -> None:  # noqa: D102
         hub.save(averaged.autoencoder, out)
+
+
+def channels_last(model: nn.Module) -> None:
+    """Lets the channels of a place of images lie together: convolutions are up to a tenth faster, and quantizers too."""
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def drawn(data: Data, drawing: Drawing, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:
+    """A loader of windows of training items."""
+    return Loader(
+        data.train,
+        batch_size,
+        window=data.modality.window,
+        seed=seed,
+        rank=rank,
+        world_size=ranks,
+        **drawing._asdict(),
+    )
 
 
 def check_sides(config: AdversarialConfig, data: Data, crop: int | None) -> None:

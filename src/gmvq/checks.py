@@ -1,0 +1,105 @@
+"""What all configurations check, in one wording: parameter, rule, value, remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+
+def at_least(name: str, value: object, least: int, remedy: str = "") -> int:
+    """Checks a count.
+
+    Args:
+        name: The parameter's name.
+        value: What was given.
+        least: Smallest value that is allowed.
+        remedy: What to do instead, as a sentence.
+
+    Raises:
+        ValueError: If the value is not an integer of at least ``least``.
+
+    Example:
+        >>> at_least("steps", 0, 1)
+        Traceback (most recent call last):
+        ValueError: 'steps' must be an integer of at least 1, got 0. Use for example 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        remedy = remedy or f"Use for example {max(least, 1)}."
+        raise ValueError(f"'{name}' must be an integer of at least {least}, got {value!r}. {remedy}")
+    return int(value)
+
+
+def positive(name: str, value: object, remedy: str = "") -> float:
+    """Checks a rate or a scale.
+
+    Raises:
+        ValueError: If the value is not a finite number above 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value <= 0:
+        remedy = remedy or f"Use for example {name}=1.0."
+        raise ValueError(f"'{name}' must be a finite number above 0, got {value!r}. {remedy}")
+    return float(value)
+
+
+def non_negative(name: str, value: object, remedy: str = "") -> float:
+    """Checks a weight.
+
+    Raises:
+        ValueError: If the value is not a finite number of at least 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+        remedy = remedy or f"Give for example {name}=1.0."
+        raise ValueError(f"'{name}' must be a finite number of at least 0, got {value!r}. {remedy}")
+    return float(value)
+
+
+def fraction(name: str, value: object, remedy: str, *, closed: bool = True) -> float:
+    """Checks a share.
+
+    Args:
+        name: The parameter's name.
+        value: What was given.
+        remedy: What to do instead, as a sentence.
+        closed: Whether 0 and 1 are allowed.
+
+    Raises:
+        ValueError: If the value is not a number between 0 and 1.
+    """
+    inside = isinstance(value, Real) and not isinstance(value, bool) and (0 <= value <= 1 if closed else 0 < value < 1)
+    if not inside:
+        raise ValueError(f"'{name}' must lie in {'[0, 1]' if closed else '(0, 1)'}, got {value!r}. {remedy}")
+    return float(value)  # pyright: ignore[reportArgumentType]
+
+
+def one_of(name: str, value: str, choices: Iterable[str]) -> str:
+    """Checks a name against a list.
+
+    Raises:
+        ValueError: If it is not on the list.
+    """
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(f"'{name}' must be one of {', '.join(choices)}, got {value!r}. Check its spelling.")
+    return value
+
+
+def is_transformed() -> bool:
+    """Inside ``torch.func`` or forward-mode differentiation, where a tensor may stand for many, or carry a tangent."""
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def can_look_at(values: Tensor) -> bool:
+    """True if branches may be taken by values: no wait for a GPU, no graph that would hold one branch for good."""
+    in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    if values.device.type != "cpu" or in_graph:
+        return False
+    # fake tensors and those of torch.func stand for values that are not there, or for many at once
+    return type(values) in (Tensor, nn.Parameter) and not is_transformed()

@@ -1,0 +1,353 @@
+"""What several verbs share: options, models where they work fastest, items by path or number, and how results read."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from gmvq import hub, tokenization
+from gmvq.data import Items
+from gmvq.generation import Generator
+from gmvq.modalities import MODALITIES, Data, Modality
+from gmvq.models import Autoencoder, DiffusionDecoder
+from gmvq.priors import AbstractPrior, MaskedPrior, Sampling
+from gmvq.priors.flow import AbstractFlowPrior
+from gmvq.stages.data import data_of_run
+from gmvq.stages.layout import RECORD
+from gmvq.stages.prior import PRIOR
+from gmvq.stages.tiling import tiled
+from gmvq.stages.tokenizer import read_run
+
+RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+Input = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN", name="in")]
+Output = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+Number = Annotated[int, tyro.conf.arg(aliases=["-n"])]
+FILES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Common:
+    """What all verbs take.
+
+    Args:
+        json: Print one JSON object on standard output, and nothing else there.
+        device: Where to compute, as cpu, cuda, cuda:1 or mps; by default where it is fastest.
+    """
+
+    json: bool = False
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How codes are drawn.
+
+    Args:
+        guidance: How much the class counts: 0 not at all, 1 as learned, more exaggerates it.
+        temperature: Below 1 likely codes become likelier; 0 takes the likeliest.
+        top_k: Draw from this many of the likeliest codes.
+        top_p: Draw from the likeliest codes that have this probability together.
+        draw_steps: Steps in which a masked prior or a flow draws; by default its own number.
+        seed: Of all draws.
+    """
+
+    guidance: float = 1.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    draw_steps: int | None = None
+    seed: int = 0
+
+    def sampling(self, generator: Generator) -> Sampling:
+        """The same for a prior.
+
+        Raises:
+            ValueError: If an option is out of range, or has no meaning for the prior.
+        """
+        if self.draw_steps is not None and not isinstance(generator.prior, (MaskedPrior, AbstractFlowPrior)):
+            raise ValueError("'draw_steps' must be left out for a prior that draws codes one by one. Leave it out.")
+        return Sampling(self.temperature, self.top_k, self.top_p, self.guidance, self.seed, self.draw_steps)
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """What draws.
+
+    Args:
+        prior: Folder of the prior; by default prior in that of the run.
+        decoder: Folder of a diffusion decoder to decode with, as RUN/decoder; by default the tokenizer's own.
+    """
+
+    prior: Path | None = None
+    decoder: Path | None = None
+
+    def folder(self, run: Path) -> Path:
+        """The prior's folder."""
+        return run / PRIOR if self.prior is None else self.prior
+
+    def generator(self, run: Path, device: torch.device) -> Generator:
+        """Tokenizer and prior of a run.
+
+        Raises:
+            ValueError: If the prior or the decoder is another tokenizer's.
+        """
+        folder, tokenizer = self.folder(run), load_model(run, device)
+        _check_tokenizer(folder, AbstractPrior, tokenizer, run, "fit-prior")
+        prior = hub.load(folder, AbstractPrior).to(device)
+        return Generator(tokenizer, prior, load_decoder(run, self.decoder, tokenizer))
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where data of a run are.
+
+    Args:
+        data: The data that the run learned from, in place of where its record says.
+    """
+
+    data: Path | None = None
+
+    def load(self, run: Path) -> Data:
+        """The data of a run, see :func:`gmvq.stages.data.data_of_run`."""
+        return data_of_run(run, read_run(run).data, self.data)
+
+
+common = field(default_factory=Common)
+
+
+def flags(kind: type[Any], without: Sequence[str] = (), **more: tuple[Any, Any]) -> type[Any]:
+    """A dataclass of the fields of another, with its docstring, for tyro to make flags of.
+
+    Args:
+        kind: The dataclass.
+        without: Fields that have no flag.
+        more: Types and defaults of fields beside.
+    """
+    own = [(each.name, _hints(kind)[each.name], each) for each in dataclasses.fields(kind) if each.name not in without]
+    parts = [(name, hint, dataclasses.field(default=_default(each))) for name, hint, each in own]
+    parts += [(name, hint, dataclasses.field(default=default)) for name, (hint, default) in more.items()]
+    made = dataclasses.make_dataclass(f"{kind.__name__}Flags", parts, frozen=True)
+    made.__doc__ = kind.__doc__
+    return made
+
+
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    from typing import get_type_hints
+
+    return get_type_hints(kind)
+
+
+def _default(each: dataclasses.Field[Any]) -> Any:  # noqa: ANN401
+    if each.default is not dataclasses.MISSING:
+        return each.default
+    return None if each.default_factory is dataclasses.MISSING else each.default_factory()
+
+
+def device_of(named: str | None) -> torch.device:
+    """A device by its name, by default the fastest one.
+
+    Raises:
+        ValueError: If there is none of that name here.
+    """
+    if named is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(named)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"'device' must be cpu, cuda, cuda:1, ... or mps and be here, got {named!r}. Leave it out."
+        ) from error
+    return device
+
+
+def read_model(folder: Path) -> Autoencoder:
+    """The model of a run, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is none, or it is not finished.
+    """
+    if (folder / RECORD).is_file() and not (folder / hub.CONFIG).is_file():
+        raise FileNotFoundError(
+            f"The training of {folder} is not finished. Go on with 'gmvq train', its options and --resume."
+        )
+    return hub.load(folder)
+
+
+def load_model(folder: Path, device: torch.device) -> Autoencoder:
+    """The model of a run on a device."""
+    return read_model(folder).to(device)
+
+
+def load_decoder(run: Path, folder: Path | None, model: Autoencoder) -> DiffusionDecoder | None:
+    """The diffusion decoder in a folder, where the model is; None for None.
+
+    Raises:
+        ValueError: If the decoder is another tokenizer's.
+    """
+    if folder is None:
+        return None
+    _check_tokenizer(folder, DiffusionDecoder, model, run, "fit-decoder")
+    return hub.load(folder, DiffusionDecoder).to(model.device)
+
+
+def _check_tokenizer(folder: Path, part: type[torch.nn.Module], model: Autoencoder, run: Path, verb: str) -> None:
+    named, mark = hub.tokenizer_of(folder, part), hub.fingerprint(model)
+    if named != mark:
+        raise ValueError(
+            f"{folder} was fitted to the tokenizer {named[:12]!r}, {run} is {mark[:12]}. Fit one with "
+            f"'gmvq {verb} {run}'."
+        )
+
+
+def foreign_data(source: Path, modality: Modality) -> Data:
+    """Data at a path by a model's modality, whatever their number."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*holds one ")  # said for training, where one item is too few
+        return modality.load(source)
+
+
+def part_of(data: Data, part: str) -> Items:
+    """One side of the data's split, or all of it."""
+    if part == "all":
+        return tokenization.join(data)
+    return data.train if part == "train" else data.held_out
+
+
+def read_inputs(sources: Sequence[Path], run: Path, model: Autoencoder, where: Where) -> list[Tensor]:
+    """Items as the model takes them, each a batch of one, where the model is.
+
+    Args:
+        sources: Files, or numbers of held-out items of the run, counted from 0; large ones are cut as for a prior.
+        run: The folder of the tokenizer's run.
+        model: The tokenizer.
+        where: Where the run's data are.
+
+    Raises:
+        ValueError: If there is no held-out item of a number.
+        OSError: If an item, or the run's data, cannot be read.
+    """
+    numbered = [not source.exists() and str(source).isdecimal() for source in sources]
+    held_out: Items | None = None
+    if any(numbered):
+        held_out = tiled(where.load(run), read_run(run).data.size, model.downsampling).held_out
+    found = []
+    for source, is_number in zip(sources, numbered, strict=True):
+        items = held_out if is_number and held_out is not None else foreign_data(source, model.modality).train
+        place = int(str(source)) if is_number else 0
+        if place >= len(items):
+            raise ValueError(
+                f"There are {len(items)} held-out {model.modality.items}, got the number {source}. Use 0, or a file."
+            )
+        found.append(model.signal.checked(items[place][None].to(model.device)))
+    return found
+
+
+def write_drawn(modality: Modality, out: Path, items: Sequence[Tensor], columns: int, folder_name: str) -> list[Path]:
+    """Writes drawn items to one file, where the modality can lay several out in one, else to a folder.
+
+    Args:
+        modality: What they are.
+        out: The file, or a folder.
+        items: As a model returns them.
+        columns: Items in a row of a sheet.
+        folder_name: Name of the file within ``out`` where that is a folder.
+
+    Raises:
+        ValueError: If one file cannot hold them.
+    """
+    if modality.lays_out or len(items) == 1:
+        file = out if out.suffix else out / f"{folder_name}{modality.suffix}"
+        modality.write(file, items, columns=columns)
+        return [file]
+    if out.suffix:
+        raise ValueError(
+            f"'out' must be a folder, since a file holds one {modality.item}, got {out}. Use {out.with_suffix('')}."
+        )
+    files = [out / f"{index:05d}{modality.suffix}" for index in range(len(items))]
+    for file, item in zip(files, items, strict=True):
+        modality.write(file, [item])
+    return files
+
+
+@contextmanager
+def progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error; what it yields takes the number of items done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def clean(text: str) -> str:
+    """Text without control characters: names in files may hold some that move a terminal's cursor."""
+    return "".join(letter if letter.isprintable() or letter == " " else f"\\x{ord(letter):02x}" for letter in text)
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is: names of files are not markup, and a path that is broken over lines cannot be copied."""
+    console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def say_files(console: Console, lines: Sequence[str]) -> None:
+    """Prints the first of many lines."""
+    for line in lines[:FILES_SHOWN]:
+        say(console, line)
+    if len(lines) > FILES_SHOWN:
+        say(console, f"... and {len(lines) - FILES_SHOWN} more")
+
+
+def grid(rows: Sequence[tuple[str, str]]) -> Table:
+    """Names beside values."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(clean(name), clean(value))
+    return table
+
+
+def metric_rows(metrics: Mapping[str, Any], shown: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """Rows of the metrics that are there, of triples of key, name and format."""
+    return [(name, form.format(metrics[key])) for key, name, form in shown if metrics.get(key) is not None]
+
+
+_METRICS = (
+    ("usage", "codes in use", "{:.1%}"),
+    ("perplexity", "perplexity", "{:.1f}"),
+    ("bits_per_token", "bits per token", "{:.2f}"),
+    ("bits_per_second", "bits per second of the codes", "{:,.0f}"),
+    ("elbo_bits_per_dim", "ELBO", "{:.3f} bits/dim"),
+    ("iwae_bits_per_dim", "importance-weighted bound", "{:.3f} bits/dim"),
+    ("albo_bits_per_dim", "ALBO", "{:.3f} bits/dim"),
+    ("posterior_entropy", "posterior entropy", "{:.3f} nats/token"),
+    ("mutual_information", "mutual information", "{:.3f} nats/token"),
+    ("items", "items measured", "{:,}"),
+    ("seconds", "training", "{:.1f} s"),
+)
+
+
+def metric_table(metrics: Mapping[str, Any]) -> Table:
+    """Metrics of a tokenizer: those of its modality's distortion first."""
+    kinds = MODALITIES.values()
+    measures = {measure.key: measure for kind in kinds for measure in kind.measures}
+    own = [
+        (measure.name, f"{measure.shown(metrics[key])} {measure.unit}".rstrip())
+        for key, measure in measures.items()
+        if metrics.get(key) is not None
+    ]
+    samples = {f"bits_per_{kind.sample}": f"bits per {kind.sample} of the codes" for kind in kinds}
+    per_sample = [(key, name, "{:.4f}") for key, name in samples.items()]
+    return grid([*own, *metric_rows(metrics, (*_METRICS[:3], *per_sample, *_METRICS[3:]))])

@@ -1,0 +1,56 @@
+"""Decode a file of codes to items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from gmvq import tokenization
+from gmvq.commands.common import Common, Output, RunFolder, common, device_of, load_model, progress, say_files
+
+
+@dataclass(frozen=True)
+class Options:
+    """Decode a file of codes to files under the items' names.
+
+    Args:
+        run: Folder of the run that made the codes.
+        tokens: A file made by gmvq tokenize.
+        out: Folder for the files; of items of which one file holds several, as lines of text, that file.
+        force: Decode although the codes are another tokenizer's.
+        batch_size: Items at a time.
+    """
+
+    run: RunFolder
+    tokens: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
+    out: Output
+    force: bool = False
+    batch_size: int = 64
+    common: Common = common
+
+
+def run(options: Options, command: str) -> dict[str, Any]:
+    """Writes items; the result has their paths."""
+    model = load_model(options.run, device_of(options.common.device))
+    total = len(tokenization.TokenFile(options.tokens))
+    with progress("Decoding", total) as advance:
+        paths = tokenization.detokenize(
+            model,
+            options.tokens,
+            options.out,
+            force=options.force,
+            batch_size=options.batch_size,
+            on_progress=advance,
+        )
+    files = [str(path) for path in paths]
+    return {"run": str(options.run), "out": str(options.out), "items": total, "files": files}
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """Where the items are."""
+    say_files(console, result["files"])

@@ -1,0 +1,81 @@
+"""Measure a trained tokenizer on held-out data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from gmvq import evaluation
+from gmvq.commands.common import (
+    Common,
+    RunFolder,
+    common,
+    device_of,
+    foreign_data,
+    load_model,
+    metric_table,
+    part_of,
+    progress,
+    say,
+)
+from gmvq.stages.data import data_of_run
+from gmvq.stages.tokenizer import metrics_of, read_run
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure a trained tokenizer, by default on what its run held out.
+
+    Args:
+        run: Folder of the run.
+        data: Measure on all of these data in place of the run's own.
+        part: Which side of the data's split; by default all of foreign data, and what the run held out of its own.
+        limit: Measure the first items only.
+        samples: Draws of z for each item in the bounds of the likelihood.
+        batch_size: Items at a time.
+        seed: Of all draws.
+    """
+
+    run: RunFolder
+    data: Path | None = None
+    part: Literal["all", "train", "held-out"] | None = None
+    limit: int | None = None
+    samples: int = 16
+    batch_size: int = 64
+    seed: int = 0
+    common: Common = common
+
+
+def run(options: Options, command: str) -> dict[str, Any]:
+    """Measures; the result has the metrics and how they were measured."""
+    model = load_model(options.run, device_of(options.common.device))
+    if options.data is not None:
+        data, source, part = foreign_data(options.data, model.modality), str(options.data), options.part or "all"
+    else:
+        config = read_run(options.run).data
+        data, source, part = data_of_run(options.run, config), config.source, options.part or "held-out"
+    items = part_of(data, part)
+    with progress("Measuring", len(items)) as advance:
+        measured = evaluation.evaluate(
+            model,
+            items,
+            samples=options.samples,
+            batch_size=options.batch_size,
+            limit=options.limit,
+            seed=options.seed,
+            on_progress=lambda done, _: advance(done),
+        )
+    found = {"run": str(options.run), "data": source, "part": part, "foreign": options.data is not None}
+    skipped = [{"path": str(each.path), "reason": each.reason} for each in data.skipped]
+    return {**found, "metrics": metrics_of(measured), "skipped": skipped}
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """Metrics with their protocol: never a bare number."""
+    console.print(metric_table(result["metrics"]))
+    of = "foreign data, " if result["foreign"] else ""
+    say(console, f"{result['run']} on {result['data']} ({of}{result['part']}). {result['metrics']['protocol']}")

@@ -1,0 +1,58 @@
+"""Show what is in a run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from gmvq import hub
+from gmvq.commands.common import Common, RunFolder, common, grid, metric_table, read_model
+from gmvq.stages.layout import METRICS, RECORD, read_json
+
+
+@dataclass(frozen=True)
+class Options:
+    """Show what is in a run's folder: the model, what it learned from, its metrics.
+
+    Args:
+        run: Folder of the run.
+    """
+
+    run: RunFolder
+    common: Common = common
+
+
+def run(options: Options, command: str) -> dict[str, Any]:
+    """The result has the model, the record of the run and its metrics; a model alone has neither of the last two."""
+    model = read_model(options.run)
+    return {
+        "run": str(options.run),
+        "fingerprint": hub.fingerprint(model),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "model": model.config.described(),
+        "record": read_json(options.run / RECORD),
+        "metrics": read_json(options.run / METRICS),
+    }
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """The model, the run and its metrics."""
+    record = result["record"] or {}
+    model = {**result["model"], "parameters": f"{result['parameters']:,}", "fingerprint": result["fingerprint"][:12]}
+    modality = model.pop("modality")
+    model |= {f"{modality['kind']}: {name}": _short(value) for name, value in modality.items() if name != "kind"}
+    data = record.get("data") or {}
+    run = {"data": data.get("name"), "hardware": record.get("hardware"), "command": record.get("command")}
+    rows = (*model.items(), *((name, value) for name, value in run.items() if value))
+    console.print(grid([(str(name).replace("_", " "), str(value)) for name, value in rows]), markup=False)
+    if result["metrics"]:
+        console.print(metric_table(result["metrics"]))
+
+
+def _short(value: object) -> str:
+    """A setting on one line: a vocabulary has thousands of entries."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:50]} ... ({len(text):,} letters)"

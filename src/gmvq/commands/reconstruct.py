@@ -1,0 +1,119 @@
+"""Send items through their codes and back, and write what comes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from gmvq import tokenization
+from gmvq.commands.common import (
+    Common,
+    Input,
+    Output,
+    RunFolder,
+    common,
+    device_of,
+    foreign_data,
+    load_decoder,
+    load_model,
+    progress,
+    say,
+    say_files,
+)
+from gmvq.data import Items
+from gmvq.models import Autoencoder, DiffusionDecoder
+
+
+@dataclass(frozen=True)
+class Options:
+    """Send items through their codes and back, and write what comes out as files of the same names.
+
+    Args:
+        run: Folder of the run.
+        source: A file, a folder of files, or other data.
+        out: A file for one item, or for several that a file can hold; else a folder.
+        decoder: Folder of a diffusion decoder to decode with, as RUN/decoder; by default the tokenizer's own.
+        seed: Of that decoder's noise.
+    """
+
+    run: RunFolder
+    source: Input
+    out: Output
+    decoder: Path | None = None
+    seed: int = 0
+    common: Common = common
+
+
+def run(options: Options, command: str) -> dict[str, Any]:
+    """Writes reconstructions; the result has each file with its headline metric, and the mean."""
+    if options.decoder is None and options.seed:
+        raise ValueError(f"'seed' must be left out without 'decoder', got {options.seed}: nothing is drawn.")
+    model = load_model(options.run, device_of(options.common.device))
+    decoder = load_decoder(options.run, options.decoder, model)
+    data = foreign_data(options.source, model.modality)
+    items = tokenization.join(data)
+    files = _targets(options, model, items)
+    made: list[Tensor] = []
+    rows: list[dict[str, Any]] = []
+    distortion = model.modality.distortion(quick=True)
+    with progress("Reconstructing", len(items)) as advance:
+        for index, name in enumerate(items.names):
+            real = model.signal.checked(items[index][None].to(model.device))
+            one = _reconstructed(model, decoder, real, options.seed, index)
+            own = model.modality.distortion(quick=True)
+            for each in (own, distortion):
+                each.update(one.cpu(), real.cpu())
+            if len(files) > 1 or len(items) == 1:
+                model.modality.write(files[index], [one[0].cpu()])
+            else:
+                made.append(one[0].cpu())
+            value = own.metrics().get(own.headline)
+            # the PSNR of an image that came back exactly is infinite, which JSON cannot hold
+            value = value if value is not None and math.isfinite(value) else None
+            rows.append({"name": name, "file": str(files[min(index, len(files) - 1)]), own.headline: value})
+            advance(index + 1)
+    if made:
+        model.modality.write(files[0], made)
+    found = {"run": str(options.run), "out": str(options.out), "items": len(items), "headline": distortion.headline}
+    skipped = [{"path": str(each.path), "reason": each.reason} for each in data.skipped]
+    return {**found, distortion.headline: distortion.metrics()[distortion.headline], "files": rows, "skipped": skipped}
+
+
+@torch.no_grad()
+def _reconstructed(
+    model: Autoencoder, decoder: DiffusionDecoder | None, item: Tensor, seed: int, number: int
+) -> Tensor:
+    """A batch of one item through its codes and back."""
+    if decoder is None:
+        return model.reconstruct(item)
+    return decoder.decode(model, model.encode(item), model.signal.size(item), seed=seed, first=number)
+
+
+def _targets(options: Options, model: Autoencoder, items: Items) -> list[Path]:
+    """The file of each item; one for all where a file can hold them and is asked for."""
+    source, out = options.source, options.out
+    if out.suffix and not out.is_dir() and (len(items) == 1 or model.modality.several):
+        files = [out]
+    else:
+        files = tokenization.targets(out, items.names, model.modality.suffix)
+    if out.resolve() == source.resolve() or any(file.resolve() == source.resolve() for file in files):
+        raise ValueError(f"'OUT' must not be 'IN', whose items it would replace, got {out}. Choose another.")
+    return files
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """The headline metric of each file, and the mean."""
+    key = result["headline"]
+    say_files(console, [f"{_written(file[key])}  {file['file']}" for file in result["files"]])
+    say(console, f"{_written(result[key])}  mean {key.replace('_', ' ')} of {result['items']}")
+
+
+def _written(value: float | None) -> str:
+    return "   exact" if value is None else f"{value:8.4g}"

@@ -1,0 +1,236 @@
+"""Train a tokenizer and write its model, metrics and report into a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from gmvq import recipes
+from gmvq.checks import one_of
+from gmvq.commands.common import Common, common, flags, metric_table, say
+from gmvq.modalities import MODALITIES
+from gmvq.models import AdversarialConfig, AutoencoderConfig
+from gmvq.stages.data import DataConfig
+from gmvq.stages.tokenizer import Run
+from gmvq.training import Training
+
+RecipeName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="{" + ",".join(recipes.RECIPES) + "}")]
+
+
+@dataclass(frozen=True)
+class Head:
+    """Train a tokenizer and write its model, metrics and report.html into a folder.
+
+    Args:
+        recipe: What to learn from. Some come with gmvq, the others need --data.
+        data: A file or a folder of images, recordings, texts, series or tables.
+        out: Folder of the run; by default runs/RECIPE.
+        start: Start from the weights of this run: to train longer, or to fine-tune to other data.
+        resume: Go on from the last checkpoint in the run's folder.
+        overwrite: Replace a run that is finished, or one with other settings.
+        adversarial: Train against a discriminator, for sharper images.
+        features: Compare features, too, and let the discriminator see them in place of pixels. Their network is a file
+            with the weights of torchvision's VGG-16, the folder of a classifier that gmvq judge has left, or 'learned'
+            for a small one that learns from the data first.
+        quantizer_options: Options of the quantizer, as a JSON object.
+    """
+
+    recipe: RecipeName
+    data: Path | None = None
+    out: Path | None = None
+    start: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    resume: bool = False
+    overwrite: bool = False
+    adversarial: bool = False
+    features: str | None = None
+    quantizer_options: str = "{}"
+
+
+def settings_type() -> type[Any]:
+    """A dataclass of the settings of all modalities that a flag can hold, each None unless it is given."""
+    found: dict[str, Any] = {}
+    for kind in MODALITIES.values():
+        hints = flags(kind).__annotations__
+        found |= {name: hint for name, hint in hints.items() if _is_plain(hint)}
+    parts = [(name, hint | None, dataclasses.field(default=None)) for name, hint in found.items()]
+    made = dataclasses.make_dataclass("Settings", parts, frozen=True)
+    documented = {name: _documented(name) for name in found}
+    made.__doc__ = "Settings of the data.\n\nArgs:\n" + "".join(f"    {n}: {t}\n" for n, t in documented.items())
+    return made
+
+
+def _is_plain(hint: Any) -> bool:  # noqa: ANN401
+    kinds = getattr(hint, "__args__", (hint,))
+    return all(kind in (int, float, str, bool, type(None)) for kind in kinds)
+
+
+def _documented(name: str) -> str:
+    """What the docstrings of modalities say of a setting, with the kind that it is of."""
+    said = []
+    for kind in MODALITIES.values():
+        lines = (kind.__doc__ or "").splitlines()
+        for place, line in enumerate(lines):
+            if line.strip().startswith(f"{name}:"):
+                indent = len(line) - len(line.lstrip())
+                rest = lines[place + 1 :]
+                end = next((i for i, text in enumerate(rest) if len(text) - len(text.lstrip()) <= indent), len(rest))
+                text = " ".join([line.strip().partition(":")[2].strip(), *(part.strip() for part in rest[:end])])
+                said.append(f"Of {kind.items}: {text.strip()}")
+    return " ".join(said)
+
+
+def options_type() -> type[Any]:
+    """The options of this verb: the head, settings of the data, and all fields of data, model and training, flat."""
+    parts: list[tuple[str, Any, Any]] = [
+        (each.name, Head.__annotations__[each.name], each) for each in dataclasses.fields(Head)
+    ]
+    hints = _head_hints()
+    fields = [(name, hints[name], dataclasses.field(default=each.default)) for name, _, each in parts[1:]]
+    nested = {
+        "items": flags(DataConfig, ("source", "modality")),
+        "settings": settings_type(),
+        "model": flags(AutoencoderConfig, ("modality", "quantizer_options")),
+        "training": flags(Training, ("device",)),
+        "discriminator": _prefixed(AdversarialConfig, "discriminator_"),
+    }
+    made = dataclasses.make_dataclass(
+        "TrainOptions",
+        [
+            ("recipe", hints["recipe"]),
+            *nested.items(),
+            *fields,
+            ("common", Common, common),
+        ],
+        frozen=True,
+    )
+    made.__doc__ = Head.__doc__
+    return made
+
+
+def _prefixed(kind: type[Any], prefix: str) -> type[Any]:
+    """The fields of a dataclass under names that begin alike, so that flags differ from those of other parts."""
+    hints = flags(kind).__annotations__
+    parts = [
+        (f"{prefix}{each.name}", hints[each.name], dataclasses.field(default=each.default))
+        for each in dataclasses.fields(kind)
+    ]
+    made = dataclasses.make_dataclass(f"{kind.__name__}Flags", parts, frozen=True)
+    lines = [f"{prefix}{line.lstrip()}" if _names(line, hints) else line for line in (kind.__doc__ or "").splitlines()]
+    made.__doc__ = "\n".join(" " * 8 + line if line.startswith(prefix) else line for line in lines)
+    return made
+
+
+def _names(line: str, hints: Mapping[str, Any]) -> bool:
+    """Whether a line of a docstring begins what it says of an argument."""
+    return line.strip().partition(":")[0] in hints and len(line) - len(line.lstrip()) == 8
+
+
+def _head_hints() -> dict[str, Any]:
+    from typing import get_type_hints
+
+    return get_type_hints(Head, include_extras=True)
+
+
+def defaults(words: Sequence[str]) -> Any:  # noqa: ANN401 (an instance of options_type())
+    """Options as the recipe among the words has them, wherever it stands: its values are the defaults of all flags."""
+    words = [word for word in words if word not in ("-h", "--help")]
+    first = _options_of("photos", None)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # what is wrong is said by the parser proper
+            found, _ = tyro.cli(
+                type(first),
+                args=words,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+                default=first,
+                return_unknown_args=True,
+            )
+    except SystemExit:
+        return _options_of(next((word for word in words if word in recipes.RECIPES), "photos"), None)
+    return _options_of(found.recipe if found.recipe in recipes.RECIPES else "photos", found.data)
+
+
+def _options_of(name: str, source: Path | None) -> Any:  # noqa: ANN401
+    kind = options_type()
+    recipe = template(name, source)
+    parts = {"items": recipe.data, "model": recipe.model, "training": recipe.training}
+    hints = {each.name: each.type for each in dataclasses.fields(kind)}
+    nested = {part: _taken(hints[part], values) for part, values in parts.items()}
+    return kind(
+        recipe=tyro.MISSING, settings=hints["settings"](), discriminator=hints["discriminator"](), **nested
+    )
+
+
+def _taken(kind: Any, values: Any) -> Any:  # noqa: ANN401
+    return kind(**{each.name: getattr(values, each.name) for each in dataclasses.fields(kind)})
+
+
+def template(name: str, source: Path | None = None) -> Run:
+    """A recipe by its name, whose values are the defaults of the flags; of one that needs data, as of images."""
+    recipe = recipes.RECIPES[name]
+    if recipe.wanted is None:
+        return recipe.make() if source is None else recipe.make(source)
+    if name == "folder":
+        try:
+            return recipe.make("." if source is None else source)
+        except (FileNotFoundError, ValueError):
+            return replace(recipes.photos(), name=name)
+    return recipe.make("" if source is None else source)
+
+
+def run_of(options: Any) -> Run:  # noqa: ANN401
+    """The run that the options describe: a recipe with what was asked for in its place.
+
+    Raises:
+        ValueError: If the recipe needs the path of its data and there is none, or a value is out of range.
+        FileNotFoundError: If the recipe must look at the data, and nothing is there.
+    """
+    one_of("RECIPE", options.recipe, recipes.RECIPES)
+    recipe = recipes.make(options.recipe, options.data)
+    discriminator = AdversarialConfig(
+        **{name.removeprefix("discriminator_"): x for name, x in dataclasses.asdict(options.discriminator).items()}
+    )
+    if not options.adversarial and (options.features is not None or discriminator != AdversarialConfig()):
+        raise ValueError("--features and --discriminator-... need --adversarial: add it, or leave them out.")
+    try:
+        quantizer_options = json.loads(options.quantizer_options)
+    except ValueError as error:
+        raise ValueError(f"'quantizer-options' must be a JSON object, got {options.quantizer_options!r}.") from error
+    given = {name: value for name, value in dataclasses.asdict(options.settings).items() if value is not None}
+    known = {each.name for each in dataclasses.fields(recipe.data.modality)}
+    if not given.keys() <= known:
+        unknown = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given.keys() - known))
+        raise ValueError(f"{unknown}: {recipe.data.modality.items} have no such setting. Leave it out.")
+    modality = replace(recipe.data.modality, **given)
+    quantizer_options = {**recipe.model.quantizer_options, **quantizer_options}
+    return Run(
+        options.recipe,
+        DataConfig(recipe.data.source, modality, **dataclasses.asdict(options.items)),
+        AutoencoderConfig(modality=None, quantizer_options=quantizer_options, **dataclasses.asdict(options.model)),
+        Training(**dataclasses.asdict(options.training)),
+        discriminator if options.adversarial else None,
+        options.features,
+        None if options.start is None else str(options.start),
+    )
+
+
+def run(options: Any, command: str) -> dict[str, Any]:  # noqa: ANN401
+    """Trains; the result has the run's folder, its metrics and its report."""
+    out = options.out if options.out is not None else Path("runs") / options.recipe
+    how = {"resume": options.resume, "overwrite": options.overwrite, "command": command}
+    metrics = recipes.run(run_of(options), out, **how)
+    return {"run": str(out), "metrics": metrics, "report": str(out / "report.html")}
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """Metrics, and where the report is."""
+    console.print(metric_table(result["metrics"]))
+    say(console, f"Report: {result['report']}")

@@ -1,0 +1,31 @@
+"""Kinds of data: images, and what else has a file here."""
+
+from gmvq.modalities.base import (
+    MODALITIES,
+    Data,
+    Exhibit,
+    Modality,
+    Passage,
+    Picture,
+    Sound,
+    described,
+    fingerprint,
+    from_description,
+    register,
+)
+from gmvq.modalities.image import Image
+
+__all__ = [
+    "MODALITIES",
+    "Data",
+    "Exhibit",
+    "Image",
+    "Modality",
+    "Passage",
+    "Picture",
+    "Sound",
+    "described",
+    "fingerprint",
+    "from_description",
+    "register",
+]

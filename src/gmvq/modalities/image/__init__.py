@@ -1,0 +1,7 @@
+"""Images: where they come from, what is measured of them, how they are shown and written."""
+
+from gmvq.modalities.image.bundled import digits, photographs
+from gmvq.modalities.image.decoding import IMAGE_SUFFIXES, ImageError, read_image
+from gmvq.modalities.image.modality import Image
+
+__all__ = ["IMAGE_SUFFIXES", "Image", "ImageError", "digits", "photographs", "read_image"]

@@ -1,0 +1,164 @@
+"""Images: items are uint8 ``(C, H, W)``, values in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gmvq.checks import at_least
+from gmvq.metrics.base import Measure
+from gmvq.metrics.distortion import ImageDistortion
+from gmvq.metrics.perceptual import can_compare, load_lpips
+from gmvq.modalities.base import Data, Exhibit, Modality, register
+from gmvq.modalities.image.bundled import digits, photographs
+from gmvq.modalities.image.celeba import check_side
+from gmvq.modalities.image.decoding import CHANNEL_CHOICES, IMAGE_SUFFIXES
+from gmvq.modalities.image.pictures import code_picture, item_picture, sheet, write_image
+from gmvq.modalities.image.sources import read_source
+from gmvq.types import Signal
+
+PNG_CHANNELS = 4
+"""Most channels of a PNG file."""
+
+
+@register
+@dataclass(frozen=True)
+class Image(Modality):
+    """Photographs, faces, scans, of any number of channels.
+
+    Args:
+        channels: Channels of all images; by default what the data have: 3 if any image is colored, else 1.
+        face_side: Side in pixels to which faces of CelebA are brought after the standard centre crop; None for other
+            data.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    kind: ClassVar[str] = "image"
+    item: ClassVar[str] = "image"
+    items: ClassVar[str] = "images"
+    sample: ClassVar[str] = "pixel"
+    wanted: ClassVar[str] = (
+        "the path of a folder of images (PNG, JPEG, WebP, TIFF, ...), flat or nested, of a .npy or .npz file, or of a "
+        "folder with the files of CIFAR-10 or Fashion-MNIST"
+    )
+    measures: ClassVar[tuple[Measure, ...]] = ImageDistortion.measures
+    bundled: ClassVar[Mapping[str, Callable[[Any], Data]]] = {}
+    lays_out: ClassVar[bool] = True
+    window_size: ClassVar[int | None] = 64
+
+    channels: int | None = None
+    face_side: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels is not None:
+            at_least("channels", self.channels, 1)
+        check_side("face_side", self.face_side)
+
+    @property
+    def signal(self) -> Signal:  # noqa: D102
+        if self.channels is None:
+            raise ValueError("'channels' of the images must be known, got None. Use for example Image(channels=3).")
+        return Signal("image", 2, self.channels, "unit")
+
+    @property
+    def suffix(self) -> str:  # noqa: D102
+        return ".png" if (self.channels or 1) <= PNG_CHANNELS else ".tiff"
+
+    def read(self, path: Path, held_out_fraction: float, memory_bytes: int) -> Data:  # noqa: D102
+        channels = self.channels if self.channels in CHANNEL_CHOICES else None
+        data = read_source(path, self, channels, self.face_side, held_out_fraction, memory_bytes)
+        return self._checked(data)
+
+    def recognizes(self, source: Path) -> bool:  # noqa: D102
+        return source.suffix.lower() in IMAGE_SUFFIXES
+
+    def window(self, item: Tensor, size: int | None, chance: NDArray[np.float64]) -> Tensor:
+        """A square crop; smaller images are continued by reflection, and below 1/2 mirrored left to right."""
+        pixels = item.numpy()
+        if size is not None:
+            rows = _window(pixels.shape[1], size, chance[0])
+            columns = _window(pixels.shape[2], size, chance[1])
+            if isinstance(rows, slice) or isinstance(columns, slice):
+                pixels = pixels[:, rows][:, :, columns]
+            else:
+                pixels = pixels[:, rows[:, None], columns]
+        if chance[2] < 0.5:
+            pixels = np.ascontiguousarray(pixels[:, :, ::-1])
+        return torch.from_numpy(pixels)
+
+    def distortion(self, *, quick: bool = False) -> ImageDistortion:
+        """PSNR and squared error, and unless it is to be quick structural similarity and LPIPS."""
+        return ImageDistortion(structure=not quick, perceptual=None if quick else _perceptual())
+
+    def exhibit(  # noqa: D102
+        self, name: str, real: Tensor, made: Tensor | None = None, codes: Tensor | None = None
+    ) -> Exhibit:
+        note = ""
+        if made is not None:
+            distortion = self.distortion(quick=True)
+            distortion.update(made.float().cpu()[None], self.signal.checked(real[None]).cpu())
+            note = f"{distortion.metrics()['psnr']:.2f} dB"
+        return Exhibit(
+            name,
+            note,
+            (item_picture(self.signal.checked(real[None])[0], name),),
+            () if made is None else (item_picture(made, f"{name}, reconstructed"),),
+            () if codes is None else (code_picture(codes, f"Codes of {name}"),),
+        )
+
+    def write(self, path: Path, items: Sequence[Tensor], *, columns: int = 8) -> None:
+        """Writes a PNG file; images of more than 4 channels, or under such a name, a TIFF or ``.npy`` file.
+
+        Several images are laid out side by side on white, small ones magnified so that they can be seen.
+        """
+        write_image(path, items[0] if len(items) == 1 else sheet(items, columns))
+
+    def _checked(self, data: Data) -> Data:
+        """The data with the channels that they turned out to have."""
+        channels = data.train[0].shape[0]
+        if self.channels is not None and channels != self.channels:
+            raise ValueError(
+                f"'channels' of {data.name} must be {channels}, as the images have, got {self.channels}. Leave it out."
+            )
+        return data._replace(modality=replace(self, channels=channels))
+
+
+def _perceptual() -> Callable[[Tensor, Tensor], Tensor | None] | None:
+    """LPIPS of images that are large enough for it, if it is there."""
+    distance = load_lpips()
+    if distance is None:
+        return None
+    return lambda made, real: distance(made, real) if can_compare(made.shape) else None
+
+
+def _bundled(make: Callable[[Modality], Data]) -> Callable[[Image], Data]:
+    def loaded(modality: Image) -> Data:
+        if modality.face_side is not None:
+            raise ValueError(f"'face_side' is for CelebA alone, got {modality.face_side} for bundled data. Drop it.")
+        return modality._checked(make(modality))
+
+    return loaded
+
+
+Image.bundled = {"photographs": _bundled(photographs), "digits": _bundled(digits)}
+
+
+def _window(length: int, crop: int, chance: float) -> slice | NDArray[np.int64]:
+    """Pixels of a crop along one axis; an axis that is too short is continued by reflection on both sides."""
+    if length >= crop:
+        start = min(int(chance * (length - crop + 1)), length - crop)
+        return slice(start, start + crop)
+    if length == 1:
+        return np.zeros(crop, np.int64)
+    period = 2 * (length - 1)
+    places = (np.arange(crop) - (crop - length) // 2) % period
+    return np.minimum(places, period - places)

@@ -1,0 +1,130 @@
+"""Images leave as files, and as pictures of a report."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from gmvq.data.writing import write_atomically
+from gmvq.modalities.base import Picture
+
+VISIBLE = 64
+"""Pixels to whose side small images of a sheet are magnified."""
+SMALL = 96
+"""Pixels of the longer side up to which images are shown magnified, pixel by pixel."""
+SHOWN = 192
+"""Pixels of the longer side at which these are shown."""
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """Floats in [0, 1] as 8-bit values, rounded to the nearest."""
+    return (image.detach().float() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def write_image(path: Path, image: Tensor) -> None:
+    """Writes an image, whole or not at all.
+
+    Args:
+        path: The file: PNG for 1 to 4 channels; TIFF or ``.npy`` ``(C, H, W)`` for any number.
+        image: Float in [0, 1] ``(C, H, W)``.
+
+    Raises:
+        ValueError: If the file's format cannot hold so many channels.
+        OSError: If the file cannot be written.
+    """
+    pixels, buffer = to_bytes(image), BytesIO()
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        np.save(buffer, pixels.numpy())
+    elif suffix in (".tif", ".tiff"):
+        planar = pixels.shape[0] not in (1, 3, 4)
+        array = pixels.numpy() if planar else pixels.movedim(0, -1).numpy()
+        gray = pixels.shape[0] == 1
+        kind = "minisblack" if planar or gray else "rgb"
+        tifffile.imwrite(
+            buffer, array[..., 0] if gray else array, photometric=kind, planarconfig="separate" if planar else None
+        )
+    elif suffix == ".png":
+        buffer.write(png(pixels))
+    else:
+        raise ValueError(f"Images are written as .png, .tiff or .npy, got {path}. Use {path.with_suffix('.png')}.")
+    write_atomically(path, buffer.getvalue())
+
+
+def sheet(images: Sequence[Tensor], columns: int, gap: int = 2) -> Tensor:
+    """Images side by side on white, in rows of one height: ``(C, rows, columns)``.
+
+    Those of less than 64 pixels are magnified by a whole factor, so that they can be seen; those of other heights than
+    the smallest large one are scaled to it.
+
+    Args:
+        images: Float in [0, 1] ``(C, H, W)``, at least one.
+        columns: Images in a row.
+        gap: Pixels between them.
+    """
+    height = min(max(VISIBLE, image.shape[1]) for image in images)
+    shown = [_of_height(image.detach().float().cpu(), height) for image in images]
+    tallest = max(image.shape[1] for image in shown)
+    rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
+    width = max(sum(image.shape[2] + gap for image in row) for row in rows) - gap
+    pasted = torch.ones(shown[0].shape[0], len(rows) * (tallest + gap) - gap, width)
+    for place, row in enumerate(rows):
+        left = 0
+        for image in row:
+            top = place * (tallest + gap)
+            pasted[:, top : top + image.shape[1], left : left + image.shape[2]] = image
+            left += image.shape[2] + gap
+    return pasted
+
+
+def _of_height(image: Tensor, height: int) -> Tensor:
+    """An image of about some height: small ones by a whole factor, larger ones smoothly."""
+    if image.shape[1] <= height:
+        times = max(1, height // image.shape[1])
+        return image.repeat_interleave(times, dim=-1).repeat_interleave(times, dim=-2)
+    width = max(1, round(image.shape[2] * height / image.shape[1]))
+    return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)
+
+
+def png(pixels: Tensor) -> bytes:
+    """A PNG file of uint8 ``(C, H, W)``.
+
+    Raises:
+        ValueError: If PNG has no such number of channels.
+    """
+    if not 1 <= pixels.shape[0] <= 4:
+        raise ValueError(f"A PNG file has 1 to 4 channels, got {pixels.shape[0]}. Write .tiff or .npy.")
+    array = pixels[0].numpy() if pixels.shape[0] == 1 else pixels.movedim(0, -1).contiguous().numpy()
+    buffer = BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def item_picture(image: Tensor, text: str) -> Picture:
+    """An image in a report; of more channels than a screen has, the first."""
+    pixels = to_bytes(image)
+    pixels = pixels if pixels.shape[0] in (1, 3, 4) else pixels[: 3 if pixels.shape[0] > 4 else 1]
+    if max(pixels.shape[1:]) <= SMALL:  # shown pixel by pixel
+        return Picture(png(pixels), "png", text, pixels.shape[2] * max(1, SHOWN // max(pixels.shape[1:])))
+    buffer = BytesIO()  # a fifth of the size of PNG for a photograph
+    array = pixels[0].numpy() if pixels.shape[0] == 1 else pixels.movedim(0, -1).contiguous().numpy()
+    Image.fromarray(array).save(buffer, "WEBP", quality=92, method=4)
+    return Picture(buffer.getvalue(), "webp", text, pixels.shape[2])
+
+
+def code_picture(codes: Tensor, text: str) -> Picture:
+    """A color for each code ``(h, w[, levels])``, of the first level: far apart for neighboring numbers."""
+    first = (codes if codes.ndim == 2 else codes[..., 0]).cpu()
+    golden = 0.618033988749895  # steps of the golden ratio around the color wheel never come close to each other
+    colors = [colorsys.hsv_to_rgb(code * golden % 1, 0.65, 0.9 - 0.25 * (code % 3) / 2) for code in first.flatten().tolist()]
+    pixels = torch.tensor(colors).reshape(*first.shape, 3).movedim(-1, 0)
+    return item_picture(pixels, text)

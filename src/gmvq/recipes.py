@@ -1,0 +1,217 @@
+"""Whole runs as Python functions: what to learn from, the model, and how to train it. A variant edits one.
+
+::
+
+    photos() --replace--> Run --run(out)--> out/{model.safetensors, metrics.json, report.html, ...}
+
+    def photos_small() -> Run:
+        return replace(photos(), training=replace(photos().training, steps=200))
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from gmvq.checks import one_of
+from gmvq.modalities import MODALITIES, Data, Image, Modality
+from gmvq.models import AutoencoderConfig
+from gmvq.stages.data import DataConfig
+from gmvq.stages.tokenizer import Run, TokenizerStage
+from gmvq.training import Training
+
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+FASHION_MNIST_URL = "https://github.com/zalandoresearch/fashion-mnist"
+CELEBA_URL = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+_LOOKED_AT = 5000
+"""Files of a folder whose names say what it holds."""
+
+
+def run(
+    recipe: Run,
+    out: str | Path,
+    *,
+    data: Data | None = None,
+    console: Console | None = None,
+    **how: Any,  # noqa: ANN401 (arguments of Stage.carry_out)
+) -> dict[str, Any]:
+    """Trains a model, measures it on held-out items, and writes all of it into a folder.
+
+    Args:
+        recipe: What to do.
+        out: The run's folder.
+        data: The data, if they are loaded already.
+        console: Where progress goes; by default standard error.
+        how: ``resume``, ``overwrite``, ``command`` and ``report``, see :meth:`gmvq.stages.stage.Stage.carry_out`.
+
+    Returns:
+        What ``metrics.json`` holds, see :meth:`gmvq.stages.tokenizer.TokenizerStage.measure`.
+
+    Raises:
+        ValueError: If the folder holds another run, or something in the run contradicts itself.
+        OSError: If the data cannot be read or the folder cannot be written.
+        NonFiniteLossError: If training diverges.
+    """
+    return TokenizerStage(recipe, out, console, data).carry_out(**how)
+
+
+def photos(source: str | Path = "bundled:photographs") -> Run:
+    """Photographs in crops of 32x32 pixels, 8x8 codes of 512: minutes on a laptop."""
+    data = DataConfig(str(source), Image(), size=32, mirror=True)
+    return Run("photos", data, AutoencoderConfig(), Training(steps=1200, batch_size=64))
+
+
+def digits(source: str | Path = "bundled:digits") -> Run:
+    """Handwritten digits of 8x8 pixels, 4x4 codes of 64: a minute, to try things."""
+    model = AutoencoderConfig(modality=Image(channels=1), codebook_size=64, downsampling=2)
+    return Run("digits", DataConfig(str(source), Image()), model, Training(steps=1000, batch_size=64))
+
+
+def cifar10(source: str | Path) -> Run:
+    """CIFAR-10, 8x8 codes of 512.
+
+    Args:
+        source: The folder or archive of its official files.
+    """
+    data = DataConfig(str(source), Image(), mirror=True)
+    return Run("cifar10", data, AutoencoderConfig(), Training(steps=2500, batch_size=64))
+
+
+def fashion_mnist(source: str | Path) -> Run:
+    """Fashion-MNIST, 28x28 pixels gray, 7x7 codes of 512.
+
+    Args:
+        source: The folder of its idx files.
+    """
+    model = AutoencoderConfig(modality=Image(channels=1))
+    return Run("fashion-mnist", DataConfig(str(source), Image()), model, Training(steps=2500, batch_size=64))
+
+
+def celeba(source: str | Path) -> Run:
+    """CelebA, centre crops of faces at 64x64 pixels, 16x16 codes of 512.
+
+    Args:
+        source: The folder that holds ``img_align_celeba``, the folder of its zip, or the zip.
+    """
+    data = DataConfig(str(source), Image(face_side=64), mirror=True)
+    return Run("celeba", data, AutoencoderConfig(), Training(steps=2500, batch_size=32))
+
+
+def folder(source: str | Path) -> Run:
+    """Your own data, of the kind that most files there look like, in windows and tokens as are usual for it.
+
+    Args:
+        source: A folder, flat or nested, or one file.
+
+    Raises:
+        FileNotFoundError: If there is nothing at the path.
+        ValueError: If no file there looks like data of any kind.
+    """
+    modality = recognized(Path(source).expanduser())
+    data = DataConfig(str(source), modality, size=modality.window_size, mirror=modality.kind == Image.kind)
+    model = AutoencoderConfig(modality=None, downsampling=modality.downsampling)
+    return Run("folder", data, model, Training(steps=1500, batch_size=32))
+
+
+def recognized(source: Path) -> Modality:
+    """The modality of a file, or of most files in a folder, by their names.
+
+    Raises:
+        FileNotFoundError: If there is nothing at the path.
+        ValueError: If no file there looks like data of any kind.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"There is nothing at '{source}' (looked from '{Path.cwd()}'). Check the path.")
+    files = (path for path in source.rglob("*") if path.is_file()) if source.is_dir() else iter([source])
+    kinds = {kind: modality() for kind, modality in MODALITIES.items()}
+    votes = Counter(
+        kind
+        for path in itertools.islice(files, _LOOKED_AT)
+        for kind, modality in kinds.items()
+        if modality.recognizes(path)
+    )
+    if not votes:
+        wanted = "; or ".join(modality.wanted for modality in kinds.values())
+        raise ValueError(f"No file at '{source}' looks like data of any kind. Give {wanted}.")
+    return kinds[votes.most_common(1)[0][0]]
+
+
+class Recipe(NamedTuple):
+    """What a name on the command line stands for.
+
+    Attributes:
+        make: Makes the run, of a source; without one where data come with gmvq's dependencies.
+        wanted: What the source must be where none comes with them; None where one does.
+    """
+
+    make: Callable[..., Run]
+    wanted: str | None = None
+
+
+RECIPES: dict[str, Recipe] = {
+    "photos": Recipe(photos),
+    "digits": Recipe(digits),
+    "cifar10": Recipe(
+        cifar10,
+        "the folder with data_batch_1 ... data_batch_5 and test_batch (or data_batch_1.bin ..., or the archive itself) "
+        f"of {CIFAR10_URL}",
+    ),
+    "fashion-mnist": Recipe(
+        fashion_mnist,
+        "the folder with train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
+        f"t10k-labels-idx1-ubyte.gz of {FASHION_MNIST_URL}",
+    ),
+    "celeba": Recipe(
+        celeba,
+        "the folder with img_align_celeba or img_align_celeba.zip (or that zip itself), and maybe "
+        f"list_eval_partition.txt, of {CELEBA_URL}",
+    ),
+    "folder": Recipe(folder, "a file or a folder of images, recordings, texts, series or tables"),
+}
+"""All recipes by name: the one list."""
+
+
+def make(name: str, source: str | Path | None = None) -> Run:
+    """A recipe by its name on the command line.
+
+    Args:
+        name: One of :data:`RECIPES`.
+        source: Path of the data, for the recipes that need one; others learn from it instead of their own data.
+
+    Raises:
+        ValueError: If there is no such recipe, or it needs a path and there is none.
+        FileNotFoundError: If the recipe must look at the data, and nothing is there.
+    """
+    recipe = RECIPES[one_of("recipe", name, RECIPES)]
+    if source is not None:
+        return recipe.make(source)
+    if recipe.wanted is not None:
+        raise ValueError(f"The recipe {name} needs the path of its data: pass --data PATH, {recipe.wanted}.")
+    return recipe.make()
+
+
+def changed(recipe: Run, **changes: Any) -> Run:  # noqa: ANN401
+    """A variant: each value goes to the part of the run that has a field of its name; None changes nothing.
+
+    Raises:
+        ValueError: If no part has such a field.
+
+    Example:
+        >>> changed(photos(), steps=100, width=32).training.steps
+        100
+    """
+    for name, value in changes.items():
+        part = next((part for part in ("training", "model", "data") if hasattr(getattr(recipe, part), name)), None)
+        if part is None:
+            raise ValueError(
+                f"'{name}' must be a field of Training, AutoencoderConfig or DataConfig. Check its spelling."
+            )
+        if value is not None:
+            recipe = replace(recipe, **{part: replace(getattr(recipe, part), **{name: value})})
+    return recipe

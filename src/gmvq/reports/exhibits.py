@@ -1,0 +1,174 @@
+"""What a report shows of a model: items beside what their codes keep of them, its doubts, and what codes decode to."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gmvq.data import Items, central, evenly_spaced
+from gmvq.evaluation import levels_counted
+from gmvq.metrics import CompositeStatistics, countable
+from gmvq.modalities import Exhibit, Picture
+from gmvq.models import Autoencoder
+from gmvq.quantizers import AbstractQuantizer
+from gmvq.reports import plots
+
+SHOWN = 12
+"""Items that are shown, fewer where they are large."""
+LARGE = 1 << 14
+"""Samples from which an item counts as large: few of them are shown."""
+GREATEST = 1 << 18
+"""Samples of the central part that stands for a larger item."""
+COUNTED_SAMPLES = 1 << 22
+"""Samples of the items whose codes are counted, where an evaluation has not counted them."""
+DECODED = 48
+"""Codes that are decoded, the most used ones."""
+MOST_COLORED = 1 << 16
+"""Largest codebook whose codes have colors."""
+AT_ONCE = 1 << 24
+"""Distances of tokens to codes held at a time."""
+
+
+class Shown(NamedTuple):
+    """An item with what is shown of it.
+
+    Attributes:
+        exhibit: The item beside what was made of it.
+        codes: Map of its codes, None without any.
+        entropy: Posterior entropy of each token in nats ``(*grid)``, None without a posterior.
+    """
+
+    exhibit: Exhibit
+    codes: Picture | None
+    entropy: Tensor | None
+
+
+@torch.no_grad()
+def show_items(model: Autoencoder, items: Items) -> list[Shown]:
+    """Reconstructs a few items, spread evenly.
+
+    Args:
+        model: In evaluation mode.
+        items: Held-out items; large ones stand for themselves with their central part.
+    """
+    if not len(items):
+        return []
+    large = math.prod(items.sizes[0]) > LARGE and model.signal.axes > 1
+    colors = code_colors(model)
+    axes = model.signal.axes
+    side = None if not axes else round(GREATEST ** (1 / axes))
+    found = []
+    for index in evenly_spaced(len(items), SHOWN // 4 if large else SHOWN):
+        item = items[index] if side is None else central(items[index], axes, side)
+        found.append(_show(model, item, items.names[index], colors))
+    return found
+
+
+def _show(model: Autoencoder, item: Tensor, name: str, colors: np.ndarray | None) -> Shown:
+    batch = item[None].to(model.device)
+    made = model.reconstruct(batch)[0].cpu()
+    codes = model.encode(batch)[0].cpu() if model.has_code_maps else None
+    exhibit = model.modality.exhibit(name, item, made, codes)
+    painted = None
+    if codes is not None and colors is not None and axes_of(model):
+        painted = plots.token_map(colors[codes.numpy()], f"Codes of {name}, near codes in near colors")
+    entropy = None
+    if model.bottleneck.has_posterior and axes_of(model):
+        entropy = _entropy(model, model.latents(batch)[0]).cpu()
+    return Shown(exhibit, painted or next(iter(exhibit.codes), None), entropy)  # pyright: ignore[reportArgumentType]
+
+
+def axes_of(model: Autoencoder) -> bool:
+    """Whether tokens stand beside each other, along one axis or two."""
+    return model.signal.axes in (1, 2) and model.bottleneck.quantizes_rows
+
+
+def code_colors(model: Autoencoder) -> np.ndarray | None:
+    """A color for each code, uint8 ``(K, 3)``; None without one codebook of a size that can be told apart."""
+    quantizer = model.bottleneck
+    if not isinstance(quantizer, AbstractQuantizer) or quantizer.code_shape or quantizer.codebook_size > MOST_COLORED:
+        return None
+    return plots.code_colors(quantizer.code_vectors.detach())
+
+
+def _entropy(model: Autoencoder, latents: Tensor) -> Tensor:
+    rows = latents.reshape(-1, latents.shape[-1])
+    at_once = max(1, AT_ONCE // (model.bottleneck.codebook_size or 1))
+    parts = [model.bottleneck.posterior(part).entropy for part in rows.split(at_once)]
+    return torch.cat(parts).reshape(latents.shape[:-1])
+
+
+@torch.no_grad()
+def count_codes(model: Autoencoder, items: Items) -> CompositeStatistics:
+    """Counts the codes of as many held-out items as 4 million samples hold."""
+    statistics, samples = CompositeStatistics(countable(model.level_sizes)), 0
+    for index, size in enumerate(items.sizes):
+        samples += math.prod(size)
+        if index and samples > COUNTED_SAMPLES:
+            break
+        codes = model.encode(items[index][None].to(model.device))
+        statistics.update(levels_counted(model, codes).cpu())
+    return statistics
+
+
+def doubt_section(shown: list[Shown]) -> dict[str, Any]:
+    """Maps of codes and of the posterior's entropy over the items that are shown."""
+    largest = max((float(each.entropy.max()) for each in shown if each.entropy is not None), default=0.0)
+    maps = []
+    for each in shown:
+        if each.codes is None:
+            continue
+        entropy = None
+        if each.entropy is not None:
+            entropy = plots.token_map(plots.heat(each.entropy, largest), f"Posterior entropy over {each.exhibit.name}")
+        maps.append({"exhibit": each.exhibit, "codes": each.codes, "entropy": entropy})
+    has_heat = any(each["entropy"] for each in maps)
+    return {
+        "maps": maps,
+        "bar": plots.color_bar() if has_heat else None,
+        "bar_maximum": f"{largest:.2f}",
+    }
+
+
+@torch.no_grad()
+def codebook_section(model: Autoencoder, statistics: CompositeStatistics) -> dict[str, Any]:
+    """How often codes are used, and what the most used ones decode to."""
+    places = statistics.places
+    size, used = sum(place.codebook_size for place in places), sum(place.used for place in places)
+    whole = len(places) == 1 and size <= MOST_COLORED
+    counts = places[0].counts if whole else None
+    perplexities = ", ".join(f"{value:,.1f}" for value in statistics.perplexities)
+    chart = ""
+    if counts is not None and int(counts.sum()):
+        text = f"Share of tokens of each of the {size} codes, sorted: {used} are used and {size - used} never"
+        chart = plots.usage_chart(counts, text)
+    return {
+        "chart": chart,
+        "facts": [
+            ("Codes", " + ".join(f"{place.codebook_size:,}" for place in places)),
+            ("Used", f"{used:,} ({100 * used / size:.1f} %)"),
+            ("Dead", f"{size - used:,}"),
+            ("Perplexity", perplexities),
+            ("Counted over", f"{places[0].total:,} tokens"),
+        ],
+        "decoded": [] if counts is None or model.bottleneck.code_shape else _decoded(model, counts),
+    }
+
+
+def _decoded(model: Autoencoder, counts: Tensor) -> list[Exhibit]:
+    """The most used codes, each repeated on 3 tokens along each axis and decoded."""
+    number = min(DECODED, int((counts > 0).sum()))
+    chosen = counts.topk(number).indices
+    grid = (3,) * model.signal.axes
+    codes = chosen.to(model.device).reshape(-1, *[1] * len(grid)).expand(-1, *grid)
+    items = model.decode(codes.contiguous()).cpu()
+    total = max(1, int(counts.sum()))
+    shares = [f"{100 * int(counts[code]) / total:.2g} %" for code in chosen.tolist()]
+    return [
+        model.modality.exhibit(f"Code {code}", item)._replace(note=share)
+        for code, item, share in zip(chosen.tolist(), items, shares, strict=True)
+    ]

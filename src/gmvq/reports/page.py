@@ -1,0 +1,252 @@
+"""What all pages share: the record of a run, curves of training, the table of metrics, how it was made.
+
+What a run does not have is left out with a note. Every string of a run is escaped: names of files are not ours.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+import jinja2
+
+from gmvq.data.writing import write_atomically
+from gmvq.metrics.base import Measure
+from gmvq.modalities import Exhibit, Passage, Picture, Sound
+from gmvq.reports import glossary, plots
+from gmvq.reports.plots import Curve
+
+CHARTS = 24
+"""Most curves drawn; the others are named."""
+SMALL = 200
+"""Pixels up to which pictures stand beside each other."""
+class Record(NamedTuple):
+    """What a run left on disk.
+
+    Attributes:
+        run: run.json, empty if it cannot be read.
+        metrics: Metrics on held-out data, empty if metrics.json cannot be read.
+        protocol: How they were measured.
+        curves: Each logged quantity over training.
+    """
+
+    run: dict[str, Any]
+    metrics: dict[str, float]
+    protocol: str
+    curves: dict[str, Curve]
+
+
+class Card(NamedTuple):
+    """A headline metric.
+
+    Attributes:
+        name: What it is called; until it is shown, its key.
+        value: The number; until it is shown, its format.
+        unit: Its unit, empty for pure numbers.
+        hint: How to read it.
+        share: How full its meter is, between 0 and 1, or None for no meter.
+    """
+
+    name: str
+    value: str
+    unit: str
+    hint: str
+    share: float | None = None
+
+
+def read_record(run: Path) -> Record:
+    """Reads what a run left on disk; what is missing or broken is empty."""
+    measured = read_object(run / "metrics.json")
+    protocol = measured.get("protocol") or ""
+    nested = measured.get("metrics")
+    items = (nested if isinstance(nested, dict) else measured).items()
+    metrics = {key: value for key, value in items if _is_number(value)}
+    record = read_object(run / "run.json")
+    return Record(record, metrics, str(protocol or record.get("protocol") or ""), _read_curves(run / "log.jsonl"))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_curves(path: Path) -> dict[str, Curve]:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    curves: dict[str, Curve] = {}
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the last line of a killed run is cut
+            continue
+        if not isinstance(entry, dict) or not is_finite(entry.get("step")):
+            continue
+        held_out = entry.get("kind") == "evaluation"
+        for key, value in entry.items():
+            if key in ("step", "epoch") or not is_finite(value):
+                continue
+            curve = curves.setdefault(key, Curve([], [], [], []))
+            (curve.held_out_steps if held_out else curve.steps).append(entry["step"])
+            (curve.held_out_values if held_out else curve.values).append(value)
+    return curves
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    return _is_number(value) and math.isfinite(value)
+
+
+def training_seconds(record: Record) -> float | None:
+    """Time of training, None where nothing says."""
+    seconds = record.metrics.get("seconds")
+    if is_finite(seconds):
+        return seconds
+    curve = record.curves.get("seconds")  # an interrupted run has its log alone
+    return curve.values[-1] if curve is not None and curve.values else None
+
+
+def steps_made(record: Record) -> str:
+    """Steps of training, in words."""
+    last = max((curve.steps[-1] for curve in record.curves.values() if curve.steps), default=0)
+    return f"{last:,.0f} steps" if last else "wall time"
+
+
+def training_section(curves: dict[str, Curve], codebook_size: int | None) -> dict[str, Any]:
+    """Curves of what was logged, the most telling ones first."""
+    first = ["loss", *(each.key for each in glossary.reconstruction()), "perplexity", "used_codes"]
+    last = ["learning_rate", "items_per_second"]
+    hidden = {*first, *last, "seconds"} | ({"usage"} if "used_codes" in curves else set())
+    keys = [key for key in curves if key not in hidden]
+    keys = [key for key in (*first, *keys, *last) if key in curves]
+    drawn = []
+    for key in keys[:CHARTS]:
+        measure, curve = glossary.measure(key), curves[key]
+        latest = (curve.held_out_values or curve.values)[-1]
+        number = f"{measure.shown(latest)} {measure.unit}".strip()
+        scaled = curve._replace(
+            values=[value * measure.scale for value in curve.values],
+            held_out_values=[value * measure.scale for value in curve.held_out_values],
+        )
+        reference = None
+        if codebook_size and key in ("perplexity", "used_codes"):
+            reference = (codebook_size, f"{codebook_size:,} codes")
+        text = f"{measure.name} over training, {number} at the end"
+        drawn.append({"name": measure.name, "latest": number, "chart": plots.curve_chart(scaled, text, reference)})
+    left_out = ", ".join(glossary.measure(key).name for key in keys[CHARTS:])
+    held_out = any(curve.held_out_values for curve in curves.values())
+    return {"curves": drawn, "curves_left_out": left_out, "curves_held_out": held_out}
+
+
+def metric_groups(metrics: dict[str, float], codebook_size: int | None) -> list[dict[str, Any]]:
+    """Rows of the table, group by group; metrics without an explanation come last under their own names."""
+    groups, explained = [], set()
+    distances = glossary.reconstruction()
+    for name, measures in (("Reconstruction", distances), *glossary.GROUPS):
+        rows = []
+        for measure in measures:
+            keys = [measure.key + decoding for decoding in glossary.DECODINGS]
+            keys = keys if measures is distances else keys[:1]
+            explained.update(keys)
+            if any(key in metrics for key in keys):
+                rows.append(_row(measure, [metrics.get(key) for key in keys], codebook_size))
+        groups.append({"name": name, "rows": rows, "decodings": measures is distances})
+    others = [_row(glossary.measure(key), [value], None) for key, value in metrics.items() if key not in explained]
+    groups.append({"name": "Others", "rows": others, "decodings": False})
+    return [group for group in groups if group["rows"]]
+
+
+def _row(measure: Measure, values: list[float | None], codebook_size: int | None) -> dict[str, Any]:
+    good = measure.good
+    if codebook_size:
+        good = good.format(codes=f"{codebook_size:,}", nats=f"{math.log(codebook_size):.2f}")
+    numbers = [None if value is None else measure.shown(value) for value in values]
+    return {"name": measure.name, "numbers": numbers, "unit": measure.unit, "meaning": measure.meaning, "good": good}
+
+
+def making_section(record: Record, model: list[tuple[str, str]], run: Path) -> dict[str, Any]:
+    """How it was made: protocol, command and tables of settings, the rows of the model first."""
+    saved = read_object(run / "config.json")
+    command = record.run.get("command") or ""
+    tables = [("Model", model)]
+    data = dict(part_of(record.run, "data"))
+    if isinstance(data.get("skipped"), list):
+        data["skipped"] = len(data["skipped"])
+    known = ("command", "fingerprint", "format", "version", "protocol")
+    others = {key: value for key, value in record.run.items() if key not in known and isinstance(value, str | float)}
+    tables += [
+        ("Training", flat(part_of(part_of(record.run, "run"), "training"))),
+        ("Data", flat(data)),
+        ("Made with", flat({**others, **part_of(record.run, "versions")})),
+    ]
+    return {
+        "protocol": record.protocol,
+        "command": shlex.join(map(str, command)) if isinstance(command, list) else str(command),
+        "tables": [table for table in tables if table[1]],
+        "record": json.dumps(record.run, indent=2, ensure_ascii=False) if record.run else "",
+        "version": str(saved.get("gmvq") or ""),
+    }
+
+
+def flat(value: object, name: str = "") -> list[tuple[str, str]]:
+    """Name and value of every leaf."""
+    if isinstance(value, Mapping):
+        return [row for key, item in value.items() for row in flat(item, f"{name} {_words(str(key))}".strip())]
+    return [(name, str(value))]
+
+
+def part_of(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A nested object of a record, empty if there is none."""
+    value = record.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def write_page(path: Path, template: str, **context: Any) -> Path:  # noqa: ANN401 (the template names what it takes)
+    """Writes a page whole or not at all; a name that the template asks for and is not there is an error."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(
+            lambda name: resources.files("gmvq.reports").joinpath(name).read_text(encoding="utf-8")
+        ),
+    )
+    environment.tests |= {
+        "picture": lambda part: isinstance(part, Picture),
+        "sound": lambda part: isinstance(part, Sound),
+        "passage": lambda part: isinstance(part, Passage),
+    }
+    environment.filters["uri"] = _uri
+    page = environment.get_template(template).render(**context)
+    write_atomically(path, page.encode())
+    return path
+
+
+def _uri(part: Picture | Sound) -> str:
+    """A picture or a recording as a data URI."""
+    kind = "audio/wav" if isinstance(part, Sound) else f"image/{'svg+xml' if part.kind == 'svg' else part.kind}"
+    return f"data:{kind};base64,{base64.b64encode(part.data).decode('ascii')}"
+
+
+def is_wide(exhibits: list[Exhibit]) -> bool:
+    """Whether parts of exhibits need the width of the page: texts, recordings and large pictures."""
+    parts = [part for exhibit in exhibits for part in exhibit.real]
+    return any(not isinstance(part, Picture) or part.width > SMALL for part in parts)

@@ -1,0 +1,185 @@
+"""Small classifiers of the images at hand, whose features say how alike and how real images are.
+
+::
+
+    labelled images ------------------------------+
+                                                  +--learn--> classifier in a folder, found again there
+    images without labels --exemplars--> tiles ---+
+                                         labelled by the image they are of
+
+Of images without labels, the classifier tells which image a tile is of, whatever its tint: as exemplar networks do, it
+learns features from the images alone.
+
+References:
+    Discriminative Unsupervised Feature Learning with Exemplar Convolutional Neural Networks (Dosovitskiy et al., 2014),
+    https://arxiv.org/abs/1406.6909
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from gmvq import hub
+from gmvq.data import ArrayItems, Items, evenly_spaced
+from gmvq.data.writing import write_json
+from gmvq.modalities import Data, Modality, fingerprint
+from gmvq.networks import Classifier, ClassifierConfig
+from gmvq.stages.layout import CHECKPOINT, is_main, read_json
+from gmvq.stages.tiling import cut
+from gmvq.training import Training
+from gmvq.training.tasks import ClassifierTask
+from gmvq.training.trainer import learn
+
+TINT = 0.3
+"""Most that is added to a channel of an exemplar, or taken from it, while they are learned: else palettes tell them."""
+SIDE = 32
+"""Of a tile in pixels, where images are large enough."""
+HELD_OUT = 10
+"""Of the exemplars one of so many is held out."""
+MOST = 1000
+"""Images that exemplars are of at most: each is a class."""
+MANY = 40_000
+"""Exemplars at most, of all images together: so that they fit in memory however large the images are."""
+LEAST = 2
+"""Images that exemplars must be of at least, and exemplars for each of them on average."""
+MARK = "data.json"
+
+_TRAINING = Training(
+    steps=1500,
+    batch_size=64,
+    learning_rate=2e-3,
+    weight_decay=0.02,
+    warmup_steps=50,
+    evaluate_every=0,
+    checkpoint_every=0,
+    averaging_decay=0.99,
+)
+
+
+def learned_classifier(
+    data: Data, folder: Path, steps: int | None = None, console: Console | None = None, seed: int = 0
+) -> Classifier:
+    """A classifier of images by their labels, or where there are none by :func:`exemplars`; see :func:`classifier_of`.
+
+    Args:
+        data: Images; those with labels are cut into tiles if they differ in size, or have odd sides.
+        folder: Where it is kept.
+        steps: Optimizer steps of its training; 1,500 by default.
+        console: Where progress goes; by default standard error.
+        seed: Of its first weights and of its training.
+
+    Raises:
+        ValueError: If there are too few images, or they are too small.
+    """
+    if not data.labelled:
+        return classifier_of(exemplars(data), folder, steps, console, seed, TINT)
+    sizes = {*data.train.sizes, *data.held_out.sizes}
+    if len(sizes) != 1 or any(length % 2 for length in next(iter(sizes))):
+        side = _side([*data.train.sizes, *data.held_out.sizes])
+        kind = data.modality
+        data = data._replace(train=cut(data.train, side, kind), held_out=cut(data.held_out, side, kind))
+    return classifier_of(data, folder, steps, console, seed)
+
+
+def classifier_of(
+    data: Data,
+    folder: Path,
+    steps: int | None = None,
+    console: Console | None = None,
+    seed: int = 0,
+    tint: float = 0.0,
+) -> Classifier:
+    """A classifier of labelled images, out of its folder if it learned from these; on the CPU, in evaluation mode.
+
+    Args:
+        data: Images with labels, all of one size.
+        folder: Where it is kept.
+        steps: Optimizer steps of its training; 1,500 by default.
+        console: Where progress goes; by default standard error.
+        seed: Of its first weights and of its training.
+        tint: Most that is added to each channel of a training image, or taken from it, at random. Classes that can be
+            told by their colors teach a judge to look at nothing else; with 0.3 it must look at shapes and textures.
+
+    Raises:
+        ValueError: If the images have no labels or differ in size, or the tint is not a finite number of at least 0.
+    """
+    train, held_out = data.train, data.held_out
+    if train.labels is None or held_out.labels is None:
+        raise ValueError("'data' must have labels for a judge to learn, got none. Give data with classes.")
+    if len({*train.sizes, *held_out.sizes}) != 1:
+        raise ValueError("'data' must be images of one size for a judge, got several. Crop them first.")
+    console = Console(file=sys.stderr) if console is None else console
+    wanted = {"fingerprint": fingerprint(data), "steps": _TRAINING.steps if steps is None else steps}
+    wanted |= {"seed": seed, "tint": tint}
+    if read_json(folder / MARK) == wanted:
+        return hub.load(folder, Classifier)
+    side = math.gcd(*train.sizes[0])
+    halvings = max(1, min(2, (side & -side).bit_length() - 1))  # as often as both sides are even, at most twice
+    if any(length % 2**halvings for length in train.sizes[0]):
+        raise ValueError(f"'data' must be images of even sides for a judge, got {train.sizes[0]}. Crop them first.")
+    classes = int(torch.cat([train.labels, held_out.labels]).max()) + 1
+    if is_main():
+        console.print("Training a classifier of the images ...", highlight=False)
+    torch.manual_seed(seed)
+    task = ClassifierTask(Classifier(ClassifierConfig(data.signal, classes, halvings=halvings)), data, tint)
+    training = replace(_TRAINING, steps=wanted["steps"], seed=_TRAINING.seed + seed)
+    # a judge that was stopped goes on; the checkpoint of another one is set aside
+    going_on = read_json(folder / MARK) == {**wanted, "unfinished": True} and (folder / CHECKPOINT).is_file()
+    if is_main():
+        write_json(folder / MARK, {**wanted, "unfinished": True})
+    classifier = learn(task, training, folder, resume=going_on, console=console).model
+    if is_main():
+        write_json(folder / MARK, wanted)
+    return classifier.cpu().eval()
+
+
+def exemplars(data: Data, side: int | None = None) -> Data:
+    """Tiles of training images, labelled by the image that each is of; every tenth is held out.
+
+    Args:
+        data: The images; a thousand of them at even steps if there are more, and of their tiles 40,000.
+        side: Side of a tile in pixels; by default 32, or less where half of the images are too small for several such.
+
+    Raises:
+        ValueError: If there are fewer than 2 images, or fewer than 2 tiles for each on average.
+    """
+    images = data.train
+    if len(images) > MOST:
+        images = images.subset(evenly_spaced(len(images), MOST))
+    side = _side(images.sizes) if side is None else side
+    parts, labels, names = [], [], []
+    for index in (index for index, size in enumerate(images.sizes) if min(size) >= side):
+        found = cut(images.subset([index]), side, data.modality)
+        found = found.subset(evenly_spaced(len(found), MANY // len(images)))
+        parts.append(found.array)
+        labels += [index] * len(found)
+        names += found.names
+    if len(parts) < LEAST or len(labels) < LEAST * len(parts):
+        raise ValueError(
+            f"'images' must be at least {LEAST} of {LEAST} tiles each to learn features from, got {len(labels)} "
+            f"tile(s) of {len(parts)} image(s). Give more or larger images, or labels."
+        )
+    tiles = ArrayItems(torch.cat(parts), images.axes, torch.tensor(labels), names)
+    held_out = torch.arange(len(tiles)) % HELD_OUT == 0
+    train, rest = (tiles.subset(chosen.nonzero()[:, 0].tolist()) for chosen in (~held_out, held_out))
+    return Data("exemplars", train, rest, data.modality)
+
+
+def _side(sizes: Sequence[tuple[int, ...]]) -> int:
+    """Side of tiles of images of these sizes, a multiple of 4: so that half of the images have several.
+
+    Raises:
+        ValueError: If that half is too small.
+    """
+    shorter = sorted(min(size) for size in sizes)
+    side = min(SIDE, shorter[len(shorter) // 2] // 2 if shorter else 0) // 4 * 4
+    if side < 4:
+        raise ValueError("'images' must have sides of at least 8 pixels to learn features from. Give larger ones.")
+    return side

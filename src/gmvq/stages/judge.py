@@ -1,0 +1,151 @@
+"""Drawn images before a judge: a classifier that learned the real ones, and its features.
+
+::
+
+    real images --learn--> classifier --> does it see the class that was asked for?
+    real and drawn images --its features--> Fréchet and kernel distance, precision and recall, nearest neighbours
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gmvq.data import Items, held_out_batches
+from gmvq.generation import Generator
+from gmvq.modalities import Data
+from gmvq.metrics import measure_realism
+from gmvq.metrics.inception import Features
+from gmvq.metrics.realism import nearest_neighbours
+from gmvq.networks import Classifier
+from gmvq.priors import Sampling
+from gmvq.training.tasks import accuracy_of
+
+CLASSIFIER = "classifier"
+"""Where the judge of a run is, in the run's folder."""
+BATCH = 64
+"""Images at a time."""
+REAL = 2000
+"""Held-out images that the features of drawn ones are compared with."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge says.
+
+    Args:
+        metrics: Agreement and realism, ready for JSON.
+        items: The first drawn items, on the CPU.
+    """
+
+    metrics: dict[str, Any]
+    items: Tensor
+
+
+def judge(
+    generator: Generator,
+    data: Data,
+    classifier: Classifier,
+    number: int,
+    sampling: Sampling | None = None,
+    inception: Features | None = None,
+    *,
+    keep: int = 20,
+) -> Verdict:
+    """Draws images of all classes in turn and judges them.
+
+    Args:
+        generator: What draws.
+        data: The real images.
+        classifier: The judge, in evaluation mode.
+        number: Images to draw.
+        sampling: How.
+        inception: Features for FID and KID, see :func:`gmvq.metrics.load_inception`; None leaves them out.
+        keep: Drawn images to give back; the others are forgotten once the judge has seen them.
+
+    Returns:
+        Figures: ``agreement``, the share of drawn images in which the judge sees the class that was asked for (None for
+        a prior without classes); ``real_accuracy``, the same on held-out images (None without labels); ``frechet``,
+        ``kernel``, ``precision`` and ``recall`` of its features, beside held-out images; the same of as many
+        reconstructed training images as ``reconstructed_*``: what a perfect prior would reach with this tokenizer. With
+        ``inception`` also ``fid``, ``kid`` and ``reconstructed_fid``; they fall with the number of images, and
+        published ones are of tens of thousands.
+
+    Raises:
+        ValueError: If fewer than 4 images are to be drawn, or the real ones are of another size.
+    """
+    if {*data.train.sizes, *data.held_out.sizes} != {generator.size}:
+        raise ValueError(f"'data' must be images of {generator.size} pixels, as they are drawn. Cut them.")
+    if inception is not None and (data.signal.axes != 2 or data.signal.channels not in (1, 3)):
+        raise ValueError(f"'data' must be gray or RGB for FID and KID, got {data.signal.channels} channels. Leave them out.")
+    classes = generator.prior.shape.classes
+    labels = torch.arange(number) % max(1, classes)
+    device = generator.prior.device
+    kept: list[Tensor] = []
+
+    def drawn() -> Iterator[Tensor]:
+        for start in range(0, number, BATCH):
+            some = labels[start : start + BATCH]
+            images = generator.sample(len(some), some if classes else None, sampling, first=start).items
+            if start < keep:
+                kept.append(images[: keep - start].cpu())
+            yield images
+
+    real = data.held_out.subset(range(min(REAL, len(data.held_out))))
+    # others than the held-out ones, and as many as are drawn: an image is nearer to itself than any drawn one can be
+    learned = data.train.subset([index * len(data.train) // number for index in range(number)])
+    starts = itertools.count(0, BATCH)
+    sides = {
+        "drawn": drawn(),
+        "real": (batch.items.to(device) for batch in held_out_batches(real, BATCH)),
+        "again": (
+            generator.reconstruct(batch.items.to(device), first=start)
+            for batch, start in zip(held_out_batches(learned, BATCH), starts, strict=False)
+        ),
+    }
+    seen = {name: _seen(classifier, inception, batches) for name, batches in sides.items()}
+    own, reconstructed = (measure_realism(seen["real"].features, seen[name].features) for name in ("drawn", "again"))
+    agreement = float((seen["drawn"].classes == labels).float().mean()) if classes else None
+    accuracy = None if data.held_out.labels is None else accuracy_of(classifier, data.held_out)
+    found = {"agreement": agreement, "real_accuracy": accuracy, **own._asdict()}
+    found |= {f"reconstructed_{name}": getattr(reconstructed, name) for name in ("frechet", "kernel")}
+    if inception is not None:
+        of_drawn, of_again = (measure_realism(seen["real"].known, seen[name].known) for name in ("drawn", "again"))
+        found |= {"fid": of_drawn.frechet, "kid": of_drawn.kernel, "reconstructed_fid": of_again.frechet}
+    return Verdict(found, torch.cat(kept))
+
+
+class _Seen(NamedTuple):
+    """What networks say of images, on the CPU: features ``(B, F)``, classes ``(B,)``, Inception's features or none."""
+
+    features: Tensor
+    classes: Tensor
+    known: Tensor
+
+
+def _seen(classifier: Classifier, inception: Features | None, batches: Iterable[Tensor]) -> _Seen:
+    parts = []
+    for images in batches:
+        known = torch.zeros(len(images), 0) if inception is None else inception(classifier.prepared(images)).cpu()
+        parts.append((*_looked_at(classifier, images), known))
+    return _Seen(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def _looked_at(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features ``(B, F)`` and classes ``(B,)``, on the CPU."""
+    device = next(classifier.parameters()).device
+    parts = [classifier.features(classifier.prepared(some.to(device))) for some in images.split(256)]
+    features = torch.cat(parts)
+    return features.cpu(), classifier.head(features.relu()).argmax(1).cpu()
+
+
+def nearest_real(classifier: Classifier, drawn: Tensor, items: Items) -> list[int]:
+    """For each drawn image the training image whose features are nearest: memorization shows there."""
+    real = torch.cat([_looked_at(classifier, batch.items)[0] for batch in held_out_batches(items, 256)])
+    return nearest_neighbours(_looked_at(classifier, drawn)[0], real).tolist()

@@ -1,0 +1,127 @@
+"""What lies in a run's folder, and who may write there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gmvq import hub
+from gmvq.training import provenance
+
+RECORD = "run.json"
+METRICS = "metrics.json"
+CHECKPOINT = "checkpoint/state.safetensors"
+REPORT = "report.html"
+LOG = "log.jsonl"
+VERSION = 1
+"""Of all records."""
+LARGEST_RECORD = 1 << 24
+"""Bytes of a JSON file of a run."""
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, None if there is none that can be read."""
+    try:
+        if path.stat().st_size > LARGEST_RECORD:
+            return None
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def is_main() -> bool:
+    """False for all but the first process under torchrun or accelerate launch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def circumstances(command: str | None) -> dict[str, Any]:
+    """What was typed, with what, on what and when."""
+    return {
+        "command": command,
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(),
+        "commit": provenance.commit(),
+        "started": now(),
+    }
+
+
+def now() -> str:
+    """The time, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def place_of(folder: Path) -> list[int]:
+    """What tells a folder from its copies: numbers of its device and of its place there, which no stranger can know."""
+    found = folder.stat()
+    return [found.st_dev, found.st_ino]
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def check_folder(out: Path, form: str, part: str, what: str) -> None:
+    """Refuses a folder that holds something else than a certain part of a run, which would be overwritten.
+
+    Args:
+        out: The folder.
+        form: Format of the records that may be there.
+        part: Format of the models that may be there.
+        what: Name of the part, for the error.
+
+    Raises:
+        ValueError: If there are files and no record or model of these formats, or ``out`` is a file.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ValueError(f"'out' must be a folder, and {out} is a file. Choose another --out.")
+    for name, wanted in ((hub.CONFIG, part), (RECORD, form)):
+        found = (read_json(out / name) or {}).get("format")
+        if (out / name).exists() and found != wanted:
+            raise ValueError(
+                f"'out' must be a folder of its own for the {what}, and {out / name} is {json.dumps(found)}. Choose "
+                "another --out."
+            )
+    others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    if others and not (out / RECORD).exists() and not (out / hub.CONFIG).exists():
+        raise ValueError(
+            f"'out' must be a new folder, or that of a {what}, and {out} holds {', '.join(others[:3])}. Choose another "
+            "--out."
+        )
+
+
+def recorded_of(out: Path, settings: Mapping[str, Any]) -> list[str]:
+    """How the settings of a former run in a folder differ from others, as sentences; empty if they do not."""
+    record = read_json(out / RECORD) or {}
+    there, here = leaves(record.get("run") or {}), leaves(json.loads(json.dumps(settings)))
+    # no step depends on these, so that a run may go on with others
+    free = {"training.checkpoint_every", "training.tensorboard", "training.threads"}
+    different = [name for name in sorted({*there, *here} - free) if there.get(name) != here.get(name)]
+    return [f"{name} ({there.get(name)!r} there, {here.get(name)!r} now)" for name in different]
+
+
+def finished(folder: str | Path, settings: Mapping[str, Any], tokenizer: str | None = None) -> dict[str, Any] | None:
+    """The metrics of a finished stage in a folder, if it is of these settings; None otherwise.
+
+    Args:
+        folder: The folder.
+        settings: Its settings, as JSON has them.
+        tokenizer: Fingerprint of the tokenizer that a prior or a decoder must be of.
+    """
+    folder = Path(folder)
+    record, metrics, model = (read_json(folder / name) for name in (RECORD, METRICS, hub.CONFIG))
+    if record is None or metrics is None or model is None:
+        return None
+    if tokenizer is not None and model.get("tokenizer") != tokenizer:
+        return None
+    return None if recorded_of(folder, settings) else metrics

@@ -1,0 +1,331 @@
+"""A prior over a tokenizer's codes: items are tokenized once, the prior learns from the codes.
+
+::
+
+    RUN --load--> tokenizer, items --tokenize--> OUT/tokens/*.safetensors --learn--> OUT/{model.safetensors,
+                                                                                          metrics.json, log.jsonl}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from gmvq import hub
+from gmvq.checks import one_of
+from gmvq.data import Items
+from gmvq.data.writing import write_json
+from gmvq.generation import Generator
+from gmvq.modalities import Data, fingerprint
+from gmvq.models import Autoencoder
+from gmvq.priors import AbstractPrior, CodeShape, Frequencies, LatentFlowPrior, NGram, make_prior
+from gmvq.priors.catalogue import KINDS
+from gmvq.reports.prior_page import write_prior_report
+from gmvq.quantizers import AbstractQuantizer, GaussianMixtureQuantizer
+from gmvq.stages.data import data_of_run
+from gmvq.stages.layout import LOG, read_json
+from gmvq.stages.stage import Stage
+from gmvq.stages.tiling import tiled
+from gmvq.stages.tokenizer import read_run
+from gmvq.tokenization import TokenFile, tokenize
+from gmvq.training import Training
+from gmvq.training.checkpoint import set_aside
+from gmvq.training.tasks import PriorTask
+from gmvq.training.trainer import learn
+from gmvq.types import CodeBatch
+
+PRIOR = "prior"
+"""Where the prior of a run is, by default, in the run's folder."""
+TOKENS = "tokens"
+SOURCE = "source.json"
+MEASURED = 2000
+"""Held-out items that a prior is measured on."""
+CHOSEN_BY = 20
+"""Every 20th training item is held back to select the best weights."""
+
+_TRAINING = Training(
+    steps=3000,
+    batch_size=64,
+    learning_rate=1e-3,
+    warmup_steps=100,
+    weight_decay=0.05,
+    betas=(0.9, 0.95),
+    gradient_clip=1.0,
+    averaging_decay=0.995,
+    keep_best=True,
+    evaluate_every=250,
+    checkpoint_every=500,
+    log_every=50,
+)
+
+
+@dataclass(frozen=True)
+class PriorRun:
+    """A prior and how it is learned.
+
+    Args:
+        prior: Its name, see :data:`gmvq.priors.catalogue.KINDS`.
+        options: Fields of its configuration, beside their defaults.
+        training: How it is trained; one that counts is not.
+        classes: Learn classes, where the data have labels.
+
+    Raises:
+        ValueError: If there is no prior of that name.
+    """
+
+    prior: str = "autoregressive"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    training: Training = _TRAINING
+    classes: bool = True
+
+    def __post_init__(self) -> None:
+        one_of("prior", self.prior, KINDS)
+
+    @property
+    def counts(self) -> bool:
+        """True for a prior that has nothing to train."""
+        return KINDS[self.prior].config is None
+
+
+class PriorStage(Stage[AbstractPrior]):
+    """Fits a prior to the codes of a tokenizer and measures it on held-out items.
+
+    Items are those that the tokenizer learned from. Where they differ in size, or the tokenizer saw windows, they are
+    cut into tiles of the size of the windows. Every 20th training item is held back from learning, to select the
+    weights by; held-out items are for the metrics alone.
+
+    Args:
+        folder: The tokenizer's run.
+        run: What to fit; an autoregressive prior by default.
+        out: Where to; the folder ``prior`` of the run by default.
+        console: Where progress goes; by default standard error.
+        data: The data, if they are loaded already.
+        source: Where the data are, in place of where the run's record says.
+
+    Raises:
+        FileNotFoundError: If there is no run.
+        ValueError: If the tokenizer has no codes for each place, or an option is out of range.
+        OSError: If data cannot be read.
+    """
+
+    form: ClassVar[str] = "gmvq.prior-run"
+    what: ClassVar[str] = "prior"
+    part: ClassVar[type[nn.Module]] = AbstractPrior
+
+    def __init__(
+        self,
+        folder: str | Path,
+        run: PriorRun | None = None,
+        out: str | Path | None = None,
+        console: Console | None = None,
+        data: Data | None = None,
+        source: str | Path | None = None,
+    ) -> None:
+        super().__init__(Path(folder) / PRIOR if out is None else out, console)
+        self.run = PriorRun() if run is None else run
+        self.tokenizer = hub.load(folder)
+        if not self.tokenizer.has_code_maps:
+            raise ValueError(
+                f"'folder' must be of a tokenizer with codes for each place, got the quantizer "
+                f"{self.tokenizer.config.quantizer!r}. Train one with --quantizer gaussian-mixture."
+            )
+        self.mark = hub.fingerprint(self.tokenizer)
+        config = read_run(folder).data
+        data = data_of_run(folder, config, source) if data is None else data
+        self.fingerprint = fingerprint(data)
+        self.tiles = tiled(data, config.size, self.tokenizer.downsampling)
+        self.classes = _classes(self.tiles) if self.run.classes else 0
+        self.codes: tuple[CodeBatch, CodeBatch] | None = None
+        self.seconds = 0.0
+
+    @property
+    def training(self) -> Training:  # noqa: D102
+        return self.run.training
+
+    def settings(self) -> dict[str, Any]:  # noqa: D102
+        return {**asdict(self.run), "tokenizer": self.mark, "fingerprint": self.fingerprint}
+
+    def learn(self, *, resume: bool) -> AbstractPrior:  # noqa: D102
+        train, rest = self._encoded()
+        inner = len(self.tokenizer.bottleneck.code_shape)
+        grid = tuple(train.codes.shape[1 : train.codes.ndim - inner])
+        shape = CodeShape(grid, self.tokenizer.level_sizes, self.classes)
+        torch.manual_seed(self.training.seed)
+        prior = make_prior(self.run.prior, shape, self._options())
+        if isinstance(prior, LatentFlowPrior):
+            size = self.tokenizer.level_sizes[0]
+            prior.place(*_mixture(self.tokenizer), torch.bincount(train.codes.flatten(), minlength=size))
+        if isinstance(prior, (Frequencies, NGram)):
+            if resume:
+                raise ValueError("A prior that counts has nothing to resume. Leave --resume out.")
+            set_aside(self.out)  # it has no steps: those that are there are another's
+            (self.out / LOG).unlink(missing_ok=True)
+            prior.fit(train.codes.split(1024))
+            hub.save(prior, self.out, tokenizer=self.mark)
+            return prior.eval()
+        learned_from, chosen_by = _divided(train)
+        about = {"items": len(train.codes), "fingerprint": self.fingerprint[:16]}
+        task = PriorTask(prior, learned_from, chosen_by, self.mark, about)
+        learned = learn(task, self.training, self.out, resume=resume, console=self.console)
+        self.seconds = learned.seconds
+        return learned.model
+
+    def measure(self, model: AbstractPrior) -> dict[str, Any]:
+        """Metrics of the prior on held-out items.
+
+        ``bits_per_code`` of held-out codes, at each of the ``levels`` of a token; ``frequencies_bits_per_code`` and
+        ``n_gram_bits_per_code`` of priors that count; and ``bits_per_dim``, of the codes and of the item given them, at
+        least the negative log-likelihood of the item; None for a prior without a likelihood. ``protocol`` says how.
+        """
+        train, rest = self._encoded()
+        metrics = _measured(model.eval(), self.tokenizer, train, rest, self.tiles.held_out)
+        return {**metrics, "seconds": self.seconds}
+
+    def report(self, model: AbstractPrior) -> None:  # noqa: D102
+        generator = Generator(self.tokenizer.to(model.device), model)
+        write_prior_report(self.out, generator, self.tiles.train, self.tiles.held_out)
+
+    def _encoded(self) -> tuple[CodeBatch, CodeBatch]:
+        """Codes of both sides, out of the folder if it has those of these items by this tokenizer."""
+        if self.codes is None:
+            codes = self._stored_or_made()
+            self.codes = tuple(part if self.classes else part._replace(labels=None) for part in codes)  # pyright: ignore
+        return self.codes  # pyright: ignore[reportReturnType]
+
+    def _stored_or_made(self) -> tuple[CodeBatch, CodeBatch]:
+        source = {"tokenizer": self.mark, "items": fingerprint(self.tiles)}
+        folder = self.out / TOKENS
+        files = {side: folder / f"{side}.safetensors" for side in ("train", "held_out")}
+        codes = _stored(files) if read_json(folder / SOURCE) == source else None
+        if codes is None:
+            self.say("Tokenizing ...")
+            for side, path in files.items():
+                tokenize(self.tokenizer, getattr(self.tiles, side), path)
+            write_json(folder / SOURCE, source)
+            codes = _stored(files)
+            assert codes is not None
+        return CodeBatch(codes["train"], self.tiles.train.labels), CodeBatch(
+            codes["held_out"], self.tiles.held_out.labels
+        )
+
+    def _options(self) -> dict[str, Any]:
+        """The prior's options; a flow of latents has as many features as the codebook."""
+        own = {"codebook_dim": self.tokenizer.bottleneck.codebook_dim} if self.run.prior == "latent-flow" else {}
+        return {**own, **self.run.options}
+
+
+def fit_prior(
+    folder: str | Path,
+    run: PriorRun | None = None,
+    out: str | Path | None = None,
+    *,
+    console: Console | None = None,
+    data: Data | None = None,
+    source: str | Path | None = None,
+    **how: Any,  # noqa: ANN401 (arguments of Stage.carry_out)
+) -> dict[str, Any]:
+    """Fits a prior to a tokenizer's codes: see :class:`PriorStage` and :meth:`gmvq.stages.stage.Stage.carry_out`."""
+    return PriorStage(folder, run, out, console, data, source).carry_out(**how)
+
+
+def _divided(train: CodeBatch) -> tuple[CodeBatch, CodeBatch]:
+    """What to learn from, and every 20th item to select the weights by; all for both where they are few."""
+    kept = torch.arange(len(train.codes)) % CHOSEN_BY == CHOSEN_BY - 1
+    if not bool(kept.any()):
+        return train, train
+
+    def part(rows: Tensor) -> CodeBatch:
+        return CodeBatch(train.codes[rows], None if train.labels is None else train.labels[rows])
+
+    return part(~kept), part(kept)
+
+
+def _measured(
+    prior: AbstractPrior, tokenizer: Autoencoder, train: CodeBatch, rest: CodeBatch, held_out: Items
+) -> dict[str, Any]:
+    """Bits of held-out codes, beside those of priors that count, and of the items."""
+    number = min(MEASURED, len(rest.codes))
+    codes, labels = rest.codes[:number], None if rest.labels is None else rest.labels[:number]
+    found: dict[str, Any] = {"bits_per_code": prior.bits_per_code(codes, labels) if prior.has_likelihood else None}
+    if labels is not None and prior.has_likelihood:
+        found["unconditional_bits_per_code"] = prior.bits_per_code(codes)
+    for name, other in (("frequencies", Frequencies(prior.shape)), ("n_gram", NGram(prior.shape))):
+        other.fit(train.codes.split(1024))
+        found[f"{name}_bits_per_code"] = other.bits_per_code(codes)
+    found["bits_per_dim"] = None
+    if found["bits_per_code"] is not None:
+        nats, dimensions = _decoding_nats(tokenizer, held_out, codes)
+        total = found["bits_per_code"] * prior.shape.length * number + nats / math.log(2)
+        found["bits_per_dim"] = total / dimensions
+    how = "exact"
+    if not prior.has_likelihood:
+        how = "the prior has no likelihood"
+    elif type(prior).quick_log_prob is not AbstractPrior.quick_log_prob:
+        how = "a bound over random orders, estimated"
+    items = tokenizer.modality.items
+    protocol = (
+        f"Codes of the first {number:,} held-out {items}{', with their classes' if labels is not None else ''}; "
+        f"{how}. Priors that count have seen all training codes. Bits per dimension are those of the codes and of what "
+        f"is stored of the {items} given them."
+    )
+    return {**found, "levels": prior.shape.levels, "items": number, "protocol": protocol}
+
+
+@torch.no_grad()
+def _decoding_nats(tokenizer: Autoencoder, items: Items, codes: Tensor) -> tuple[float, int]:
+    """Negative log-likelihood of items given their codes in nats, and how many dimensions they have."""
+    total, dimensions = 0.0, 0
+    for start in range(0, len(codes), 64):
+        some = range(start, min(start + 64, len(codes)))
+        batch = torch.stack([items[index] for index in some]).to(tokenizer.device)
+        prepared = tokenizer.prepared(batch)
+        values = tokenizer.bottleneck.decode(codes[some.start : some.stop].long().to(tokenizer.device))
+        parameters = tokenizer.decode_values(values, tokenizer.signal.size(batch))
+        total -= float(tokenizer.likelihood.log_prob(parameters, prepared).sum(dtype=torch.float64))
+        dimensions += batch.numel()
+    return total, dimensions
+
+
+def _stored(files: Mapping[str, Path]) -> dict[str, Tensor] | None:
+    """Codes by side, None if a file is not there or damaged."""
+    try:
+        tokens = {side: TokenFile(path) for side, path in files.items()}
+        for file in tokens.values():
+            file.verify()
+        return {side: torch.stack([file[i] for i in range(len(file))]) for side, file in tokens.items()}
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _mixture(tokenizer: Autoencoder) -> tuple[Tensor, float]:
+    """The codebook ``(K, L)``, and sigma of a mixture, 0 for other quantizers.
+
+    Raises:
+        ValueError: If a code is not the nearest one: other components may be more likely.
+    """
+    quantizer = tokenizer.bottleneck
+    if not isinstance(quantizer, AbstractQuantizer) or quantizer.code_shape:
+        raise ValueError("A flow of latents needs one codebook and a code for each place. Take another --prior.")
+    codes = quantizer.code_vectors.detach()
+    if not isinstance(quantizer, GaussianMixtureQuantizer):
+        return codes, 0.0
+    variances = quantizer.variance.value(codes)
+    if quantizer.learned - {"codebook"} or bool((variances != variances.reshape(-1)[0]).any()):
+        raise ValueError(
+            "A flow of latents needs components of equal weight and variance, whose likeliest is the nearest one. Take "
+            "another --prior."
+        )
+    return codes, float(variances.mean().sqrt())
+
+
+def _classes(data: Data) -> int:
+    """Number of classes, 0 where the items have no labels."""
+    train, held_out = data.train.labels, data.held_out.labels
+    return 0 if train is None or held_out is None else int(torch.cat([train, held_out]).max()) + 1

@@ -1,0 +1,276 @@
+"""A tokenizer: from data to a model that is measured, with its report."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from gmvq import hub
+from gmvq.data import evenly_spaced
+from gmvq.evaluation import Evaluation, evaluate
+from gmvq.losses import FeatureLoss, vgg16_features
+from gmvq.modalities import Data, fingerprint
+from gmvq.models import AdversarialConfig, Autoencoder, AutoencoderConfig
+from gmvq.networks import Classifier
+from gmvq.reports.run_page import write_report
+from gmvq.stages.classifier import learned_classifier
+from gmvq.stages.data import DataConfig, load_data
+from gmvq.stages.layout import RECORD, read_json
+from gmvq.stages.stage import Stage
+from gmvq.training import Training, train
+from gmvq.training.tasks import check_sides
+
+LEARNED = "learned"
+"""The network of a distance of features that learns from the data of the run."""
+SHOWN = 8
+"""Most items of the sheet of reconstructions."""
+FEATURES = "features"
+"""Where a run's folder has the classifier that it compares features by, if it learned one."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A whole run.
+
+    Args:
+        name: Name of the recipe.
+        data: What to learn from.
+        model: What the autoencoder is made of; its modality becomes that of the data.
+        training: How it is trained.
+        adversarial: The discriminator that it is trained against, None for none.
+        features: Where the network of a distance of features is, see :func:`load_features`; ``learned`` for a small one
+            that learns from the data first; None for none.
+        start: Folder of a run whose weights training starts from; None for new ones.
+    """
+
+    name: str
+    data: DataConfig
+    model: AutoencoderConfig
+    training: Training
+    adversarial: AdversarialConfig | None = None
+    features: str | None = None
+    start: str | None = None
+
+    def described(self) -> dict[str, Any]:
+        """The run as JSON has it."""
+        return {
+            "name": self.name,
+            "data": self.data.described(),
+            "model": self.model.described(),
+            "training": asdict(self.training),
+            "adversarial": None if self.adversarial is None else asdict(self.adversarial),
+            "features": self.features,
+            "start": self.start,
+        }
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> Self:
+        """The run that :meth:`described` described.
+
+        Raises:
+            ValueError: If a field is out of range.
+            KeyError: If one is missing.
+            TypeError: If there is no such field.
+        """
+        adversarial = description["adversarial"]
+        return cls(
+            description["name"],
+            DataConfig.from_description(description["data"]),
+            AutoencoderConfig.from_description(description["model"]),
+            Training(**description["training"]),
+            None if adversarial is None else AdversarialConfig(**adversarial),
+            description["features"],
+            description["start"],
+        )
+
+
+def fitted(run: Run, data: Data) -> Run:
+    """The run with what follows from the data: the modality's settings, an absolute path, a window most items can fill.
+
+    A window that is smaller than was asked for is said in a warning.
+    """
+    source, model, size = run.data.source, replace(run.model, modality=data.modality), run.data.size
+    if not run.data.is_bundled:
+        source = str(Path(source).expanduser().resolve())
+    if size is not None and data.signal.axes:
+        side = int(statistics.median(min(lengths) for lengths in data.train.sizes))
+        # whole tokens, at least two of them on a side
+        fitting = min(size, max(side - side % model.stride, 2 * model.stride))
+        if fitting < size and size != data.modality.window_size:
+            warnings.warn(
+                f"Windows have {fitting} samples on a side in place of {size}: half of the {data.modality.items} are "
+                "smaller.",
+                stacklevel=2,
+            )
+        size = fitting
+    return replace(run, data=replace(run.data, source=source, size=size, modality=data.modality), model=model)
+
+
+class TokenizerStage(Stage[Autoencoder]):
+    """Trains a tokenizer.
+
+    Args:
+        run: What to do.
+        out: The run's folder.
+        console: Where progress goes; by default standard error.
+        data: The data, if they are loaded already.
+
+    Raises:
+        ValueError: If settings and data contradict each other.
+        OSError: If the data cannot be read.
+    """
+
+    form: ClassVar[str] = "gmvq.run"
+    what: ClassVar[str] = "run"
+    part: ClassVar[type[nn.Module]] = Autoencoder
+
+    def __init__(self, run: Run, out: str | Path, console: Console | None = None, data: Data | None = None) -> None:
+        super().__init__(out, console)
+        self.data = load_data(run.data) if data is None else data
+        self.run = fitted(run, self.data)
+        self.times: dict[str, float] = {}
+        self.evaluation: Evaluation | None = None
+        if self.run.adversarial is not None:
+            check_sides(self.run.adversarial, self.data, self.run.data.size)
+
+    @property
+    def training(self) -> Training:  # noqa: D102
+        return self.run.training
+
+    def settings(self) -> dict[str, Any]:  # noqa: D102
+        return {**self.run.described(), "fingerprint": fingerprint(self.data)}
+
+    def about(self) -> dict[str, Any]:  # noqa: D102
+        data = self.data
+        return {
+            "data": {
+                "name": data.name,
+                "fingerprint": fingerprint(data),
+                "train": len(data.train),
+                "held_out": len(data.held_out),
+                "classes": list(data.classes),
+                "skipped": [{"path": str(skipped.path), "reason": skipped.reason} for skipped in data.skipped],
+            }
+        }
+
+    def learn(self, *, resume: bool) -> Autoencoder:  # noqa: D102
+        run = self.run
+        features = None if run.features is None else self._features(run.features)
+        torch.manual_seed(run.training.seed)
+        model = Autoencoder(run.model)
+        items = self.data.train
+        model.standardize(items[index][None] for index in range(len(items)))
+        if run.start is not None:
+            self._take_weights(model, run.start)
+        trained = train(
+            model,
+            self.data,
+            run.training,
+            self.out,
+            size=run.data.size,
+            mirror=run.data.mirror,
+            adversarial=run.adversarial,
+            features=features,
+            resume=resume,
+            console=self.console,
+        )
+        self.times = {"seconds": trained.seconds, "items_per_second": trained.items_per_second}
+        return trained.model
+
+    def measure(self, model: Autoencoder) -> dict[str, Any]:
+        """Metrics of :func:`gmvq.evaluation.evaluate` with hard codes.
+
+        ``seconds`` and ``items_per_second`` are of training, those of coding are ``coding_seconds`` and
+        ``coding_items_per_second``.
+        """
+        self.evaluation = evaluate(model, self.data.held_out, limit=self.run.data.evaluated)
+        return {**metrics_of(self.evaluation), **self.times}
+
+    def report(self, model: Autoencoder) -> None:  # noqa: D102
+        assert self.evaluation is not None
+        self._write_sheet(model)
+        write_report(self.out, model, self.data.held_out, statistics=self.evaluation.statistics)
+
+    def _write_sheet(self, model: Autoencoder) -> None:
+        """Originals above their reconstructions in one file, where the modality can lay items out."""
+        if not model.modality.lays_out:
+            return
+        items = [self.data.held_out[index][None] for index in evenly_spaced(len(self.data.held_out), SHOWN)]
+        real = [model.signal.checked(item)[0] for item in items]
+        made = [model.reconstruct(item.to(model.device))[0].cpu() for item in items]
+        model.modality.write(self.out / f"reconstructions{model.modality.suffix}", [*real, *made], columns=len(real))
+
+    def _features(self, named: str) -> FeatureLoss:
+        """The distance of features that the run names."""
+        if named != LEARNED:
+            return load_features(named)
+        # other first weights than a judge's, which says more of what did not learn the same by the same chance
+        classifier = learned_classifier(self.data, self.out / FEATURES, console=self.console, seed=1)
+        return FeatureLoss(classifier.encoder.layers)
+
+    def _take_weights(self, model: Autoencoder, start: str) -> None:
+        """Starts from the weights of another run.
+
+        Raises:
+            ValueError: If its model is of another make.
+        """
+        former = hub.load(start)
+        own, theirs = (replace(part.config, modality=former.modality).described() for part in (model, former))
+        if own != theirs or former.signal != model.signal:
+            different = sorted(name for name in own if own[name] != theirs[name]) or ["modality"]
+            raise ValueError(
+                f"The model of {start} differs in {', '.join(different)}. Start from one that is made alike, or leave "
+                "--from out."
+            )
+        model.load_state_dict(former.state_dict())
+
+
+def load_features(path: str | Path) -> FeatureLoss:
+    """A distance of features, by the network at a path.
+
+    Args:
+        path: A file with the weights of torchvision's VGG-16, or the folder of a classifier, as ``gmvq judge RUN``
+            leaves in ``RUN/classifier``.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+        ValueError: If it is neither.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return FeatureLoss(hub.load(path, Classifier).encoder.layers)
+    return vgg16_features(path)
+
+
+def metrics_of(measured: Evaluation) -> dict[str, Any]:
+    """What an evaluation measured, ready for JSON; its times are those of coding, and say so."""
+    metrics: dict[str, Any] = dict(measured.metrics)
+    for name in ("seconds", "items_per_second"):
+        metrics[f"coding_{name}"] = metrics.pop(name)
+    return {**metrics, "headline": measured.headline, "protocol": measured.protocol}
+
+
+def read_run(folder: str | Path) -> Run:
+    """The run that a folder is of.
+
+    Raises:
+        FileNotFoundError: If the folder has no record of a run.
+        ValueError: If it is not of this version.
+    """
+    path = Path(folder) / RECORD
+    record = read_json(path)
+    if record is None:
+        raise FileNotFoundError(f"{path} is not there or damaged. Give the folder of a run made by 'gmvq train'.")
+    try:
+        fields = {name: value for name, value in record["run"].items() if name != "fingerprint"}
+        return Run.from_description(fields)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise hub.DamagedFileError(f"{path} is not of this version of gmvq ({error!r}). Train again.") from error

@@ -1,0 +1,219 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from gmvq.modalities import Image
+from gmvq import hub, recipes
+from gmvq.data import ArrayItems
+from gmvq.modalities import Data
+from gmvq.priors import AutoregressivePrior, MaskedPrior, NGram, Sampling
+from gmvq.recipes import PriorRun, fit_prior
+from gmvq.recipes.tiling import tiled
+from gmvq.training.tasks import PriorTask
+
+QUIET = Console(quiet=True)
+SMALL = {"width": 16, "depth": 1, "heads": 2}
+
+
+def quick(prior="autoregressive", **changes):
+    training = replace(PriorRun().training, steps=6, batch_size=8, warmup_steps=2, evaluate_every=3, checkpoint_every=3)
+    return PriorRun(prior, {} if prior in ("n-gram", "frequencies") else SMALL, replace(training, **changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("autoregressive", AutoregressivePrior), ("masked", MaskedPrior), ("n-gram", NGram)]
+)
+def test_a_prior_is_fitted_and_measured(run, name, kind):
+    metrics = fit_prior(run, quick(name), console=QUIET)
+    stored = hub.load_prior(run / "prior")
+    assert isinstance(stored.prior, kind)
+    assert stored.tokenizer == hub.fingerprint(hub.load(run))
+    assert stored.prior.shape.classes == 10
+    data = recipes.load_data(recipes.read_run(run).data)
+    codes = torch.stack([hub.load(run).encode(data.held_out[i][None])[0] for i in range(len(data.held_out))])
+    with torch.no_grad():
+        nats = stored.prior.quick_log_prob(codes, data.held_out.labels)
+    bits = -nats.sum().item() / codes.numel() / np.log(2)
+    # a bound is an estimate that depends on how images are batched
+    assert metrics["bits_per_code"] == pytest.approx(bits, rel=0.05 if name == "masked" else 1e-4)
+    assert metrics["images"] == len(codes)
+    assert json.loads((run / "prior/metrics.json").read_text()) == metrics
+    assert 0 < metrics["n_gram_bits_per_code"] < 5
+    assert metrics["bits_per_dim"] > metrics["bits_per_code"] * codes[0].numel() / data.held_out[0].numel()
+
+
+def test_residual_codes_are_learned_level_by_level(tmp_path):
+    run = recipes.changed(recipes.digits(), steps=2, width=8, blocks=1, batch_size=8, codebook_size=64)
+    model = replace(run.model, quantizer="residual", code_dim=6, quantizer_options={"levels": 3})
+    recipes.run(replace(run, model=model), tmp_path, console=QUIET, report=False)
+    metrics = fit_prior(tmp_path, quick(), console=QUIET)
+    prior = hub.load_prior(tmp_path / "prior").prior
+    assert prior.shape.codebook_sizes == (4, 4, 4)
+    assert metrics["levels"] == 3
+    assert 0 < metrics["n_gram_bits_per_code"] < 2.1
+    pixels = recipes.load_data(run.data).held_out[0].numel()
+    assert metrics["bits_per_dim"] > 3 * metrics["bits_per_code"] * prior.shape.places / pixels
+    fit_prior(tmp_path, quick("latent-flow"), console=QUIET)
+    assert hub.load_prior(tmp_path / "prior").prior.shape.codebook_sizes == (64,)
+
+
+def test_a_flow_of_latents_needs_components_of_equal_weight(tmp_path):
+    run = recipes.changed(recipes.digits(), steps=2, width=8, blocks=1, batch_size=8, codebook_size=16)
+    options = {"learned": ["mixture_weights"]}
+    recipes.run(
+        replace(run, model=replace(run.model, quantizer_options=options)), tmp_path, console=QUIET, report=False
+    )
+    with pytest.raises(ValueError, match="components of equal weight and variance"):
+        fit_prior(tmp_path, quick("latent-flow"), console=QUIET)
+
+
+@pytest.mark.parametrize("name", ["code-flow", "latent-flow"])
+def test_a_flow_is_fitted_and_has_no_likelihood(run, name):
+    recipe = quick(name)
+    metrics = fit_prior(run, recipe, console=QUIET)
+    assert metrics["bits_per_code"] is None
+    assert metrics["bits_per_dim"] is None
+    assert metrics["n_gram_bits_per_code"] > 0
+    prior = hub.load_prior(run / "prior").prior
+    assert prior.sample(2, torch.tensor([1, 2]), Sampling(steps=3)).shape == (2, *prior.shape.grid)
+    lines = [json.loads(line) for line in (run / "prior/log.jsonl").read_text().splitlines()]
+    assert all(line["held_out_loss"] > 0 for line in lines if line["kind"] == "evaluation")
+    if name == "latent-flow":
+        quantizer = hub.load(run).bottleneck
+        torch.testing.assert_close(prior.codes, quantizer.code_vectors)
+        assert prior.deviation > 0
+        assert prior.codebook_dim == quantizer.codebook_dim
+
+
+def test_images_are_tokenized_once(run, monkeypatch):
+    fit_prior(run, quick("frequencies"), console=QUIET)
+    monkeypatch.setattr("gmvq.recipes.priors.tokenize", lambda *_: pytest.fail("tokenized again"))
+    again = fit_prior(run, quick("n-gram"), console=QUIET)
+    assert again["frequencies_bits_per_code"] > 0
+    data = recipes.load_data(recipes.read_run(run).data)
+    inverted = data._replace(train=ArrayItems(255 - data.train.images, 2, data.train.labels))
+    with pytest.raises(pytest.fail.Exception, match="tokenized again"):  # other images of the same names
+        fit_prior(run, quick("n-gram"), data=inverted, console=QUIET)
+    monkeypatch.undo()
+    damaged = run / "prior/tokens/train.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert fit_prior(run, quick("n-gram"), console=QUIET) == again
+
+
+def test_a_stopped_run_resumes_bit_for_bit(run, tmp_path, stopping_at):
+    whole = fit_prior(run, quick(), tmp_path / "whole", console=QUIET)
+    with stopping_at(3):
+        fit_prior(run, quick(), tmp_path / "stopped", console=QUIET)
+    resumed = fit_prior(run, quick(), tmp_path / "stopped", resume=True, console=QUIET)
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert files[0] == files[1]
+    with pytest.raises(ValueError, match="The checkpoint is of another run"):
+        fit_prior(run, quick(seed=1), tmp_path / "stopped", resume=True, console=QUIET)
+
+
+def test_images_of_mixed_sizes_are_cut_into_tiles(tmp_path):
+    images = tmp_path / "pictures"
+    images.mkdir()
+    from PIL import Image
+
+    for index, size in enumerate([(40, 24), (24, 24), (33, 57), (16, 99)]):
+        pixels = np.random.default_rng(index).integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{index}.png")
+    run = recipes.changed(recipes.folder(str(images)), steps=2, width=8, blocks=1, batch_size=4, codebook_size=8)
+    run = replace(run, data=replace(run.data, crop=24))
+    recipes.run(run, tmp_path / "run", console=QUIET, report=False)
+    metrics = fit_prior(tmp_path / "run", quick("n-gram"), console=QUIET)
+    stored = hub.load_prior(tmp_path / "run/prior").prior
+    assert stored.shape.grid == (6, 6)
+    assert stored.shape.classes == 0
+    assert "unconditional_bits_per_code" not in metrics
+
+
+def test_a_prior_without_classes(run):
+    metrics = fit_prior(run, replace(quick(), classes=False), console=QUIET)
+    assert hub.load_prior(run / "prior").prior.shape.classes == 0
+    assert "unconditional_bits_per_code" not in metrics
+    assert "classes" not in metrics["protocol"]
+
+
+def test_the_weights_are_chosen_by_images_that_no_figure_is_of(run, monkeypatch):
+    seen = []
+
+    class Recorded(PriorTask):
+        def __init__(self, prior, train, held_out, *rest):
+            seen.append((train.codes, held_out.codes))
+            super().__init__(prior, train, held_out, *rest)
+
+    monkeypatch.setattr("gmvq.recipes.priors.PriorTask", Recorded)
+    fit_prior(run, quick(), console=QUIET)
+    ((learned_from, chosen_by),) = seen
+    data = recipes.load_data(recipes.read_run(run).data)
+    codes = hub.load(run).encode(torch.stack([data.train[i] for i in range(len(data.train))]))
+    assert len(learned_from) + len(chosen_by) == len(codes)
+    assert torch.equal(chosen_by, codes[19::20])
+    assert torch.equal(learned_from[:19], codes[:19])
+
+
+def test_a_refused_checkpoint_leaves_the_folder_as_it_was(run):
+    fit_prior(run, quick("frequencies"), console=QUIET)
+    before = {path: path.read_bytes() for path in (run / "prior").glob("*.json")}
+    with pytest.raises(FileNotFoundError):
+        fit_prior(run, quick("masked"), resume=True, console=QUIET)
+    assert {path: path.read_bytes() for path in (run / "prior").glob("*.json")} == before
+    with pytest.raises(ValueError, match="nothing to resume"):
+        fit_prior(run, quick("n-gram"), resume=True, console=QUIET)
+
+
+def test_a_folder_of_something_else_is_not_overwritten(run):
+    weights = (run / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="'out' must be a folder of its own"):
+        fit_prior(run, quick("frequencies"), run, console=QUIET)
+    assert (run / "model.safetensors").read_bytes() == weights
+
+
+def test_splits_of_different_sizes_get_tiles_of_one(run):
+    tokenizer = hub.load(run)
+    sides = {"train": (9, 9), "held_out": (12, 15)}
+    parts = {side: ArrayItems(torch.zeros(2, 1, *size, dtype=torch.uint8), 2) for side, size in sides.items()}
+    found = tiled(Data("mixed", parts["train"], parts["held_out"], Image(1)), None, tokenizer)
+    assert {*found.train.sizes, *found.held_out.sizes} == {(8, 8)}
+    assert len(found.train) == 2
+    tiny = ArrayItems(torch.zeros(2, 1, 1, 1, dtype=torch.uint8), 2)
+    with pytest.raises(ValueError, match="must have sides of at least 2 pixels"):
+        tiled(Data("tiny", tiny, tiny, Image(1)), None, tokenizer)
+
+
+def test_what_cannot_be_fitted_gets_a_reason(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="Give a run's folder"):
+        fit_prior(tmp_path / "nothing", console=QUIET)
+    with pytest.raises(ValueError, match="'prior' must be one of autoregressive"):
+        fit_prior(run, replace(quick(), prior="oracle"), console=QUIET)
+    with pytest.raises(ValueError, match="'options' must be fields of the masked prior"):
+        fit_prior(run, replace(quick("masked"), options={"hight": 3}), console=QUIET)
+    with pytest.raises(ValueError, match="A prior that counts has no options"):
+        fit_prior(run, replace(quick("n-gram"), options={"width": 3}), console=QUIET)
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "n-gram"])
+def test_a_damaged_or_foreign_prior_is_refused(run, name):
+    fit_prior(run, quick(name), console=QUIET)
+    weights = run / "prior/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="is damaged"):
+        hub.load_prior(run / "prior")
+    weights.write_bytes(whole)
+    config = run / "prior/config.json"
+    text = config.read_text()
+    config.write_text(text.replace(hub.fingerprint(hub.load(run)), "0" * 64))
+    with pytest.raises(ValueError, match="are not of one model"):
+        hub.load_prior(run / "prior")
+    with pytest.raises(ValueError, match=r"is not of format 'gmvq\.prior'"):
+        hub.load_prior(run)
+    with pytest.raises(FileNotFoundError, match="gmvq fit-prior RUN"):
+        hub.load_prior(run / "none")
