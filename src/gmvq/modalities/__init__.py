@@ -14,6 +14,8 @@ from gmvq.modalities.base import (
     register,
 )
 from gmvq.modalities.image import Image
+from gmvq.modalities.series import Series
+from gmvq.modalities.vectors import Vectors
 
 __all__ = [
     "MODALITIES",
@@ -23,7 +25,9 @@ __all__ = [
     "Modality",
     "Passage",
     "Picture",
+    "Series",
     "Sound",
+    "Vectors",
     "described",
     "fingerprint",
     "from_description",
