@@ -18,14 +18,16 @@ from typing import Any, get_args
 
 import torch
 
+from gmvq.priors import AbstractPrior
+from gmvq import stages
 from gmvq import hub, recipes
 from gmvq.commands.sheets import read_mask, write_sheet
 from gmvq.modalities import Data
 from gmvq.generation import Generator, interpolate, swap
 from gmvq.hub import write_json
 from gmvq.priors import PriorName, Sampling
-from gmvq.recipes import PriorRun, fit_prior, judging
-from gmvq.recipes.tiling import tiled
+from gmvq.stages import PriorRun, fit_prior, judging
+from gmvq.stages.tiling import tiled
 from gmvq.training.preparation import cpu_threads
 from gmvq.training.provenance import commit, hardware, versions
 
@@ -85,17 +87,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     training = replace(PriorRun().training, steps=arguments.steps)
     rows = []
     with cpu_threads(arguments.threads):
-        fitted_run = recipes.fitted(run, recipes.load_data(run.data))
+        fitted_run = stages.fitted(run, stages.load_data(run.data))
         tokenized = recipes.finished(folder, fitted_run) or recipes.run(run, folder, resume=True, report=False)
-        config = recipes.read_run(folder).data
+        config = stages.read_run(folder).data
         tokenizer = hub.load(folder)
-        data = tiled(recipes.load_data(config), config.crop, tokenizer)
-        judge = recipes.classifier_of(data, folder / judging.CLASSIFIER, arguments.judge_steps)
+        data = tiled(stages.load_data(config), config.crop, tokenizer)
+        judge = stages.classifier_of(data, folder / judging.CLASSIFIER, arguments.judge_steps)
         for name in arguments.priors:
             counts = PriorRun(name).counts
             learned = PriorRun(name) if counts else PriorRun(name, size, training)
             figures = fitted(name, folder, learned, hub.fingerprint(tokenizer))
-            generator = Generator(tokenizer, hub.load_prior(folder / f"prior-{name}").prior)
+            generator = Generator(tokenizer, hub.load(folder / f"prior-{name}", AbstractPrior))
             for guidance in [1.0] if counts else arguments.guidance:
                 sampling = Sampling(guidance=guidance)
                 verdict = judging.judge(generator, data, judge, arguments.number, sampling)

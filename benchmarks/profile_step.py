@@ -22,6 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gmvq import stages
 from gmvq import recipes
 from gmvq.modalities import Data
 from gmvq.data import Loader
@@ -198,7 +199,7 @@ def _figures(speeds: list[float], parts: list[dict[str, float]]) -> dict[str, An
               for part in PARTS}  # fmt: skip
     milliseconds = {part: 1000 * statistics.median(seconds[part] for seconds in parts) for part in PARTS}
     return {
-        "images_per_second": statistics.median(speeds),
+        "items_per_second": statistics.median(speeds),
         "rounds": speeds,
         "step_milliseconds": 1000 * statistics.median(totals),
         "milliseconds": milliseconds,
@@ -218,8 +219,8 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()  # as in training
     recipe = recipes.cifar10(arguments.data)
-    data = recipes.load_data(recipe.data)
-    recipe = recipes.fitted(recipe, data)
+    data = stages.load_data(recipe.data)
+    recipe = stages.fitted(recipe, data)
     with cpu_threads(arguments.threads):
         subjects = {name: subject(name, recipe, data) for name in arguments.subjects}
         found = measure(subjects, arguments.rounds, arguments.steps)
@@ -238,7 +239,7 @@ def main() -> None:
     write_json(arguments.out, {"protocol": protocol, **size, **where, "subjects": found, "ratio": ratios})
     for name, figures in found.items():
         shares = {part: f"{share:.1%}" for part, share in figures["shares"].items()}
-        print(name, round(figures["images_per_second"]), "images a second,", shares)
+        print(name, round(figures["items_per_second"]), "images a second,", shares)
     print("over the peer:", {name: round(value, 3) for name, value in ratios.items()})
 
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
+from gmvq import stages
 from gmvq import hub, recipes
 from gmvq.commands.sheets import write_sheet
 from gmvq.modalities import Data
@@ -36,7 +37,7 @@ from gmvq.metrics import ImageDistortion, Realism, high_frequency_energy, measur
 from gmvq.models import AdversarialConfig, Autoencoder
 from gmvq.networks import Classifier
 from gmvq.recipes import DECODER, DecoderRun, fit_decoder
-from gmvq.recipes.tiling import cut
+from gmvq.stages.tiling import cut
 from gmvq.training.preparation import cpu_threads
 from gmvq.training.provenance import commit, hardware, versions
 
@@ -56,7 +57,7 @@ def tiles(images: Items, most: int) -> Tensor:
 
 def judge_of(data: Data, folder: Path, steps: int, console: Console, seed: int = 0) -> Classifier:
     """A network that tells which training photograph a tile is of, whatever its tint."""
-    return recipes.learned_classifier(data, folder, steps, console, seed)
+    return stages.learned_classifier(data, folder, steps, console, seed)
 
 
 def spoiled(real: Tensor) -> dict[str, Tensor]:
@@ -120,7 +121,7 @@ def measured(
     folders = {name: arguments.runs / f"{name}-{seed}" for name in runs}
     ways: dict[str, Drawn] = {}
     for name, run in runs.items():
-        if recipes.finished(folders[name], recipes.fitted(run, data)) is None:
+        if recipes.finished(folders[name], stages.fitted(run, data)) is None:
             recipes.run(run, folders[name], data=data, resume=True, report=False, console=console)
         ways[name] = through(hub.load(folders[name]))
     if seed == 0:
@@ -178,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/sharpening.json"))
     arguments = parser.parse_args(argv)
     console = Console(stderr=True)
-    data = recipes.load_data(recipes.photos().data)
+    data = stages.load_data(recipes.photos().data)
     with cpu_threads(arguments.threads):
         judge = judge_of(data, arguments.runs / "judge", arguments.judge_steps, console)
         judge_of(data, arguments.runs / "features", arguments.judge_steps, console, seed=1)

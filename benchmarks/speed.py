@@ -23,6 +23,7 @@ from typing import Any
 
 from profile_step import Subject
 
+from gmvq import stages
 from gmvq import recipes
 from gmvq.modalities import Data
 from gmvq.hub import write_json
@@ -40,7 +41,7 @@ FOLDERS = {"cifar10": "cifar10", "fashion-mnist": "fashion_mnist", "celeba64": "
 
 def subjects_of(protocol: Protocol, names: Sequence[str], data: Data) -> dict[str, Subject]:
     """The contenders in training under a protocol."""
-    runs = {name: recipes.fitted(CONTENDERS[name].run(protocol.run, 0), data) for name in names}
+    runs = {name: stages.fitted(CONTENDERS[name].run(protocol.run, 0), data) for name in names}
     return {name: Subject(run, data) for name, run in runs.items()}
 
 
@@ -69,7 +70,7 @@ def rows_of(protocol: Protocol, speeds: dict[str, list[float]]) -> list[dict[str
         {
             "protocol": protocol.name,
             "contender": name,
-            "images_per_second": statistics.median(own),
+            "items_per_second": statistics.median(own),
             "relative": statistics.median(one / other for one, other in zip(own, plain, strict=True)),
             "rounds": [round(speed, 1) for speed in own],
         }
@@ -86,7 +87,7 @@ def data_of(protocol: Protocol, folder: Path) -> Data:
     name = next((place for start, place in FOLDERS.items() if protocol.name.startswith(f"{start}-")), None)
     if name is None:
         raise ValueError(f"'protocols' must be of {', '.join(FOLDERS)}, got {protocol.name!r}. Leave it out.")
-    data = recipes.load_data(replace(protocol.run.data, source=str(folder / name)))
+    data = stages.load_data(replace(protocol.run.data, source=str(folder / name)))
     protocol.check_data(data)
     return data
 
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for subject in subjects.values():
                 subject.batches.close()
             for row in found:
-                words = f"{row['images_per_second']:.0f} images a second, {row['relative']:.2f} of {PLAIN}"
+                words = f"{row['items_per_second']:.0f} images a second, {row['relative']:.2f} of {PLAIN}"
                 print(f"{name}, {row['contender']}: {words}", flush=True)
             rows += found
         where = {"hardware": hardware(), "versions": versions(), "commit": commit()}

@@ -145,7 +145,7 @@ def profile_text(result: dict[str, Any] | None) -> str:
         shares = " | ".join(f"{100 * figures['shares'][part]:.1f} %" for part in parts)
         ratio = f"{result['ratio'][name]:.2f}" if name in result["ratio"] else "-"
         lines.append(
-            f"| {names[name]} | {shares} | {figures['step_milliseconds']:.0f} | {figures['images_per_second']:.0f} "
+            f"| {names[name]} | {shares} | {figures['step_milliseconds']:.0f} | {figures['items_per_second']:.0f} "
             f"| {ratio} |"
         )
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from gmvq import stages
 from gmvq import comparison, recipes
 from gmvq.comparison import compare, markdown, tables
 from gmvq.training import NonFiniteLossError
@@ -39,7 +40,7 @@ def test_each_run_has_its_folder_and_row(compared):
 
 def test_only_quantizer_and_seed_differ(compared):
     _, result = compared
-    runs = [recipes.read_run(row["folder"]) for row in result["runs"]]
+    runs = [stages.read_run(row["folder"]) for row in result["runs"]]
     assert {(run.model.quantizer, run.training.seed) for run in runs} == {
         ("gaussian-mixture", 0), ("gaussian-mixture", 1), ("vector", 0), ("vector", 1),
     }  # fmt: skip

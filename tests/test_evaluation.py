@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from gmvq.modalities import Image
 from gmvq import evaluation
 from gmvq.data import ArrayItems, ListItems
 from gmvq.evaluation import evaluate
@@ -17,7 +18,7 @@ NOT_AT_HAND = {"lpips"}
 CODES_ONLY = {"usage", "used_codes", "perplexity", "code_entropy_bits", "bits_per_token", "bits_per_pixel"}
 REQUIRED = {
     *("psnr", "ssim", "mse", "psnr_soft", "mse_soft", "psnr_sampled", "mse_sampled"),
-    *("lpips", "elbo_bits_per_dim", "iwae_bits_per_dim", "images", "seconds", "images_per_second", "likelihood_images"),
+    *("lpips", "elbo_bits_per_dim", "iwae_bits_per_dim", "items", "seconds", "items_per_second", "likelihood_items"),
     *CODES_ONLY,
     *MIXTURE_ONLY,
 }
@@ -41,7 +42,7 @@ def make_model(quantizer="gaussian-mixture", channels=3, codebook_size=8, seed=0
     """A tiny model that has seen a few batches, so that its codebook and variances have started."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        parts = {"channels": channels, "codebook_size": codebook_size, "code_dim": 2, "width": 16, "blocks": 1}
+        parts = {"modality": Image(channels), "codebook_size": codebook_size, "code_dim": 2, "width": 16, "blocks": 1}
         model = Autoencoder(AutoencoderConfig(quantizer=quantizer, **parts, **others))
         for _ in range(3):
             model(torch.rand(8, channels, 16, 16))
@@ -55,7 +56,7 @@ def floats(images):
 
 
 def comparable(metrics):
-    return {name: value for name, value in metrics.items() if name not in ("seconds", "images_per_second")}
+    return {name: value for name, value in metrics.items() if name not in ("seconds", "items_per_second")}
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
@@ -89,9 +90,9 @@ def far(images, targets):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_lpips_is_the_mean_over_images_of_the_hard_codes(monkeypatch, channels):
-    monkeypatch.setattr(evaluation, "load_lpips", lambda: far)
+    monkeypatch.setattr("gmvq.modalities.image.modality.load_lpips", lambda: far)
     sizes = [(32, 32), (40, 33), (32, 32), (31, 64), (32, 32)]
-    images = ListItems([make_images(1, channels, *size).images[0] for size in sizes], 2, list("abcde"))
+    images = ListItems([make_images(1, channels, *size).array[0] for size in sizes], 2, list("abcde"))
     model = make_model("gaussian-mixture", channels=channels)
     each = [far(model.reconstruct(images[i][None]), images[i][None] / 255) for i in range(5)]
     result = evaluate(model, images, batch_size=2, likelihood_limit=0)
@@ -100,7 +101,7 @@ def test_lpips_is_the_mean_over_images_of_the_hard_codes(monkeypatch, channels):
 
 
 def test_no_lpips_where_it_is_not_at_hand(monkeypatch):
-    monkeypatch.setattr(evaluation, "load_lpips", lambda: None)
+    monkeypatch.setattr("gmvq.modalities.image.modality.load_lpips", lambda: None)
     result = evaluate(make_model("vector"), make_images(height=32, width=32), likelihood_limit=0)
     assert result.metrics["lpips"] is None
     assert "LPIPS" not in result.protocol
@@ -108,7 +109,7 @@ def test_no_lpips_where_it_is_not_at_hand(monkeypatch):
 
 @pytest.mark.parametrize(("channels", "sizes"), [(3, [(32, 32), (30, 32)]), (3, [(30, 32), (32, 32)]), (4, [(32, 32)])])
 def test_no_lpips_of_images_that_it_is_not_defined_for(monkeypatch, channels, sizes):
-    monkeypatch.setattr(evaluation, "load_lpips", lambda: far)
+    monkeypatch.setattr("gmvq.modalities.image.modality.load_lpips", lambda: far)
     images = ListItems([torch.zeros(channels, *size, dtype=torch.uint8) for size in sizes], 2, ["a", "b"][: len(sizes)])
     assert evaluate(make_model("vector", channels=channels), images, likelihood_limit=0).metrics["lpips"] is None
 
@@ -130,7 +131,7 @@ def test_use_of_the_codebook_is_counted_over_all_images():
     model, images = make_model("vector", codebook_size=16), make_images(number=7)
     codes = model.encode(floats(images))
     result = evaluate(model, images, batch_size=2, likelihood_limit=0)
-    assert result.statistics.counts.tolist() == torch.bincount(codes.flatten(), minlength=16).tolist()
+    assert result.statistics.places[0].counts.tolist() == torch.bincount(codes.flatten(), minlength=16).tolist()
     assert result.metrics["used_codes"] == len(codes.unique())
     assert result.metrics["usage"] == len(codes.unique()) / 16
     assert result.metrics["code_entropy_bits"] == pytest.approx(math.log2(result.metrics["perplexity"]))
@@ -145,7 +146,7 @@ def test_joined_codes_are_one_for_each_token():
         model.bottleneck.update()
     codes = model.eval().encode(floats(images))
     result = evaluate(model, images, batch_size=2, samples=2)
-    assert result.statistics.counts.tolist() == torch.bincount(codes.flatten(), minlength=12).tolist()
+    assert result.statistics.places[0].counts.tolist() == torch.bincount(codes.flatten(), minlength=12).tolist()
     assert result.metrics["bits_per_token"] == pytest.approx(math.log2(12))
     assert {name for name, value in result.metrics.items() if value is None} == {"albo_bits_per_dim"} | NOT_AT_HAND
     with torch.no_grad():
@@ -193,12 +194,12 @@ def test_codebooks_too_large_to_list(quantizer, codebook_size):
     assert result.metrics["usage"] == len(codes.unique()) / codebook_size
     assert result.metrics["bits_per_token"] == math.log2(codebook_size)
     assert {name for name, value in result.metrics.items() if value is None} == MIXTURE_ONLY | NOT_AT_HAND
-    assert torch.equal(result.statistics.counts.indices()[0], codes.unique())
+    assert torch.equal(result.statistics.places[0].counts.indices()[0], codes.unique())
     assert result.metrics["elbo_bits_per_dim"] is not None
 
 
 def bits(nats, images):
-    return -nats / (images.images.numel() * math.log(2))
+    return -nats / (images.array.numel() * math.log(2))
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "mean-squared-error", "laplace", "bernoulli"])
@@ -277,7 +278,7 @@ def test_the_bounds_of_a_vae_without_information_are_exact():
 
 def test_bounds_of_a_large_image_are_those_of_its_centre():
     model, images = make_model("vector"), make_images(1, 3, 140, 131)
-    centre = ArrayItems(images.images[:, :, 6:134, 1:129], 2)
+    centre = ArrayItems(images.array[:, :, 6:134, 1:129], 2)
     large, small = evaluate(model, images).metrics, evaluate(model, centre).metrics
     assert large["elbo_bits_per_dim"] == pytest.approx(small["elbo_bits_per_dim"], rel=1e-9)
     assert large["mse"] != small["mse"]
@@ -289,17 +290,17 @@ def test_limits_take_the_first_images():
     assert comparable(limited.metrics) == pytest.approx(
         comparable(evaluate(model, images.subset([0, 1, 2]), likelihood_limit=2).metrics)
     )
-    assert (limited.metrics["images"], limited.metrics["likelihood_images"]) == (3, 2)
+    assert (limited.metrics["items"], limited.metrics["likelihood_items"]) == (3, 2)
     two = evaluate(model, images.subset([0, 1])).metrics
     assert limited.metrics["elbo_bits_per_dim"] == pytest.approx(two["elbo_bits_per_dim"], rel=1e-9)
-    assert evaluate(model, images, limit=99, likelihood_limit=99).metrics["likelihood_images"] == 7
+    assert evaluate(model, images, limit=99, likelihood_limit=99).metrics["likelihood_items"] == 7
 
 
 def test_no_bounds_on_request():
     result = evaluate(make_model(), make_images(), likelihood_limit=0)
     for name in ("elbo_bits_per_dim", "iwae_bits_per_dim", "albo_bits_per_dim"):
         assert result.metrics[name] is None
-    assert result.metrics["likelihood_images"] == 0
+    assert result.metrics["likelihood_items"] == 0
     assert result.metrics["posterior_entropy"] is not None
     assert "Bounds" not in result.protocol
 
@@ -309,7 +310,7 @@ def test_no_bounds_on_request():
 def test_any_size_and_channel_count_and_a_single_image(quantizer, channels, height, width):
     model, images = make_model(quantizer, channels=channels), make_images(1, channels, height, width)
     metrics = evaluate(model, images, samples=2, batch_size=1).metrics
-    assert metrics["images"] == 1
+    assert metrics["items"] == 1
     assert 0 < metrics["mse"] < 1
     assert -1 <= metrics["ssim"] <= 1
     assert math.isfinite(metrics["iwae_bits_per_dim"])
@@ -324,7 +325,7 @@ def test_images_of_mixed_sizes():
     model = make_model("vector")
     errors = [mse(model.reconstruct(images[i][None]), images[i][None] / 255) for i in range(5)]
     metrics = evaluate(model, images).metrics
-    assert metrics["images"] == metrics["likelihood_images"] == 5
+    assert metrics["items"] == metrics["likelihood_items"] == 5
     assert metrics["mse"] == pytest.approx(float(torch.cat(errors).mean()), rel=1e-5)
 
 
@@ -332,10 +333,10 @@ def test_images_of_mixed_sizes():
 def test_small_blocks_change_nothing_but_draws(quantizer, monkeypatch):
     model, images = make_model(quantizer), make_images()
     whole = evaluate(model, images, samples=2)
-    monkeypatch.setattr(evaluation, "MAX_PIXELS", 300)  # two images of 12x12
+    monkeypatch.setattr(evaluation, "MAX_SAMPLES", 300)  # two images of 12x12
     monkeypatch.setattr(evaluation, "MAX_DISTANCES", 40)  # five tokens of 8 codes
     blocks = evaluate(model, images, samples=2)
-    assert torch.equal(whole.statistics.counts, blocks.statistics.counts)
+    assert torch.equal(whole.statistics.places[0].counts, blocks.statistics.places[0].counts)
     drawn = {"psnr_sampled", "mse_sampled", "elbo_bits_per_dim", "iwae_bits_per_dim", "albo_bits_per_dim"}
     for name, value in comparable(whole.metrics).items():
         if value is not None and (name not in drawn or quantizer == "vector"):
@@ -385,10 +386,10 @@ def test_weights_that_are_not_finite_are_an_error():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"samples": 0}, "'samples' must be at least 1"),
-        ({"batch_size": 0}, "'batch_size' must be at least 1"),
-        ({"limit": 0}, "'limit' must be at least 1"),
-        ({"likelihood_limit": -1}, "'likelihood_limit' must be at least 0"),
+        ({"samples": 0}, "'samples' must be an integer of at least 1"),
+        ({"batch_size": 0}, "'batch_size' must be an integer of at least 1"),
+        ({"limit": 0}, "'limit' must be an integer of at least 1"),
+        ({"likelihood_limit": -1}, "'likelihood_limit' must be an integer of at least 0"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):
@@ -397,5 +398,5 @@ def test_arguments_out_of_range_are_refused(arguments, message):
 
 
 def test_no_images_are_refused():
-    with pytest.raises(ValueError, match="at least 1 image"):
+    with pytest.raises(ValueError, match="at least 1 item"):
         evaluate(make_model(), ArrayItems(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), 2))

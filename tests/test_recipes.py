@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gmvq import stages
 from gmvq.modalities import Image
 from gmvq import recipes
 from gmvq.data import ArrayItems, ListItems
@@ -63,14 +64,14 @@ def test_an_unknown_recipe():
 
 
 def test_bundled_data_have_their_channels():
-    assert recipes.load_data(recipes.digits().data).channels == 1
+    assert stages.load_data(recipes.digits().data).channels == 1
     with pytest.raises(ValueError, match="must be 1, got 3"):
-        recipes.load_data(replace(recipes.digits().data, channels=3))
+        stages.load_data(replace(recipes.digits().data, channels=3))
 
 
 def test_a_path_is_loaded_in_the_channels_asked_for(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((10, 8, 8), np.uint8))
-    assert recipes.load_data(recipes.DataConfig(str(tmp_path / "x.npy"), channels=3)).train.channels == 3
+    assert stages.load_data(stages.DataConfig(str(tmp_path / "x.npy"), channels=3)).train.channels == 3
 
 
 def write_faces(path, count):
@@ -83,29 +84,29 @@ def write_faces(path, count):
 
 
 def test_faces_are_brought_to_the_side_of_the_recipe(tmp_path):
-    data = recipes.load_data(recipes.celeba(write_faces(tmp_path / "celeba_89x109.zip", 20)).data)
+    data = stages.load_data(recipes.celeba(write_faces(tmp_path / "celeba_89x109.zip", 20)).data)
     assert (len(data.train), len(data.held_out), data.train.sizes[0]) == (18, 2, (64, 64))
     with pytest.raises(ValueError, match=r"'data.face_side' must be None for bundled:digits, got 64\."):
-        recipes.load_data(recipes.DataConfig("bundled:digits", face_side=64))
+        stages.load_data(stages.DataConfig("bundled:digits", face_side=64))
 
 
 def test_the_first_training_images_alone():
-    whole = recipes.load_data(recipes.digits().data)
-    data = recipes.load_data(replace(recipes.digits().data, train_limit=7))
+    whole = stages.load_data(recipes.digits().data)
+    data = stages.load_data(replace(recipes.digits().data, train_limit=7))
     assert data.train.names == whole.train.names[:7]
     assert all(torch.equal(data.train[i], whole.train[i]) for i in range(7))
     assert data.held_out.names == whole.held_out.names
     count = len(whole.train)
-    assert len(recipes.load_data(replace(recipes.digits().data, train_limit=count)).train) == count
+    assert len(stages.load_data(replace(recipes.digits().data, train_limit=count)).train) == count
     with pytest.raises(ValueError, match=rf"'data.train_limit' must be at most the {count:,} .*got {count + 1:,}\."):
-        recipes.load_data(replace(recipes.digits().data, train_limit=count + 1))
+        stages.load_data(replace(recipes.digits().data, train_limit=count + 1))
 
 
 def test_the_limit_of_a_path_and_of_faces(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((10, 8, 8), np.uint8))
-    assert len(recipes.load_data(recipes.DataConfig(str(tmp_path / "x.npy"), train_limit=3)).train) == 3
+    assert len(stages.load_data(stages.DataConfig(str(tmp_path / "x.npy"), train_limit=3)).train) == 3
     faces = recipes.celeba(write_faces(tmp_path / "faces.zip", 10)).data
-    assert recipes.load_data(replace(faces, train_limit=4)).train.names == [f"{i:06d}.jpg" for i in range(4)]
+    assert stages.load_data(replace(faces, train_limit=4)).train.names == [f"{i:06d}.jpg" for i in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_the_limit_of_a_path_and_of_faces(tmp_path):
 )
 def test_data_are_checked_before_they_are_loaded(name, value, rule):
     with pytest.raises(ValueError, match=rf"'data.{name}' must be {rule}.*got {value}\."):
-        recipes.DataConfig(**{name: value})
+        stages.DataConfig(**{name: value})
 
 
 @pytest.mark.parametrize(
@@ -128,16 +129,16 @@ def test_data_are_checked_before_they_are_loaded(name, value, rule):
 )
 def test_the_crop_fits_most_images(sizes, crop):
     data = Data("x", images(*sizes), images(*sizes), Image(3))
-    assert recipes.fitted(recipes.folder("x"), data).data.crop == crop
+    assert stages.fitted(recipes.folder("x"), data).data.crop == crop
 
 
 def test_fitted_takes_channels_and_an_absolute_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     gray = ArrayItems(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), 2)
-    recipe = recipes.fitted(recipes.cifar10("data"), Data("x", gray, gray, Image(1)))
+    recipe = stages.fitted(recipes.cifar10("data"), Data("x", gray, gray, Image(1)))
     assert recipe.model.channels == 1
     assert recipe.data.source == str(Path.cwd() / "data")
-    assert recipes.fitted(recipes.digits(), Data("x", gray, gray, Image(1))).data.source == "bundled:digits"
+    assert stages.fitted(recipes.digits(), Data("x", gray, gray, Image(1))).data.source == "bundled:digits"
     assert recipe.data.crop is None
 
 

@@ -23,7 +23,7 @@ def small(quantizer="gaussian-mixture", **options):
     torch.manual_seed(0)
     defaults = {"width": 8, "blocks": 1, "codebook_size": 16}
     model = gmvq.Autoencoder(gmvq.AutoencoderConfig(quantizer=quantizer, **{**defaults, **options}))
-    model(torch.rand(4, options.get("channels", 3), 16, 16))  # codebooks start from latents
+    model(torch.rand(4, model.signal.channels, 16, 16))  # codebooks start from latents
     return model.eval()
 
 

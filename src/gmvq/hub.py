@@ -31,6 +31,7 @@ from gmvq.data.writing import write_atomically, write_json
 from gmvq.models import Autoencoder, AutoencoderConfig, DiffusionConfig, DiffusionDecoder
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.priors import AbstractPrior, described, from_description
+from gmvq.types import Signal
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -87,7 +88,7 @@ KINDS = (
         "gmvq.classifier",
         Classifier,
         lambda part: asdict(part.config),
-        lambda config: Classifier(ClassifierConfig(**config)),
+        lambda config: Classifier(ClassifierConfig(**{**config, "signal": Signal(**config["signal"])})),
         "Make a classifier with 'gmvq judge RUN'.",
     ),
 )
@@ -275,6 +276,8 @@ def _check_shapes(planned: Mapping[str, Tensor], held: Mapping[str, _Held]) -> N
     if differing:
         raise ValueError(f"the weights lack, or have beside those of the configuration, {', '.join(differing[:5])}")
     for name, tensor in planned.items():
+        if not tensor.numel():  # a table that grows with what was counted
+            continue
         is_float = held[name].dtype.startswith(("F", "BF"))
         if tuple(tensor.shape) != held[name].shape or tensor.is_floating_point() != is_float:
             raise ValueError(

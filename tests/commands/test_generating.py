@@ -7,9 +7,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from gmvq import stages
+from gmvq.networks import Classifier
 from gmvq import hub, recipes
 from gmvq.__main__ import main
-from gmvq.recipes import judging
+from gmvq.stages import judge as judging
 from gmvq.training import Interrupted
 from gmvq.training import trainer as trainers
 
@@ -103,7 +105,7 @@ def test_an_interpolation_is_shown_between_its_ends(run, pair, tmp_path, capsys)
 
 
 def test_held_out_images_go_by_their_number(run, tmp_path, capsys):
-    data = recipes.load_data(recipes.read_run(run).data)
+    data = stages.load_data(stages.read_run(run).data)
     out = str(tmp_path / "out.png")
     assert main(["interpolate", str(run), "3", "5", out, "-n", "2"]) == 0
     shown = pixels(out)
@@ -191,8 +193,8 @@ def test_the_judge_tells_fid_where_its_network_is_at_hand(run, monkeypatch, caps
 
 
 def test_a_drawn_copy_is_its_own_nearest_neighbour(run):
-    data = recipes.load_data(recipes.read_run(run).data)
-    classifier = recipes.classifier_of(data, run / "classifier", 3, Console(quiet=True))
+    data = stages.load_data(stages.read_run(run).data)
+    classifier = stages.classifier_of(data, run / "classifier", 3, Console(quiet=True))
     copies = torch.stack([data.train[index] for index in (5, 400, 77)]).float() / 255
     found = judging.nearest_real(classifier, copies, data.train)
     assert all(torch.equal(data.train[one], data.train[other]) for one, other in zip(found, (5, 400, 77), strict=True))
@@ -200,8 +202,8 @@ def test_a_drawn_copy_is_its_own_nearest_neighbour(run):
 
 @pytest.mark.parametrize("tint", [0.0, 0.3])
 def test_a_judge_that_was_stopped_goes_on(run, tmp_path, monkeypatch, tint):
-    data, quiet = recipes.load_data(recipes.read_run(run).data), Console(quiet=True)
-    whole = recipes.classifier_of(data, tmp_path / "whole", 3, quiet, tint=tint)
+    data, quiet = stages.load_data(stages.read_run(run).data), Console(quiet=True)
+    whole = stages.classifier_of(data, tmp_path / "whole", 3, quiet, tint=tint)
     step, steps = trainers._Trainer._step, []
 
     def stop(trainer, batches):
@@ -213,14 +215,14 @@ def test_a_judge_that_was_stopped_goes_on(run, tmp_path, monkeypatch, tint):
     with monkeypatch.context() as patch:
         patch.setattr(trainers._Trainer, "_step", stop)
         with pytest.raises(Interrupted):
-            recipes.classifier_of(data, tmp_path / "stopped", 3, quiet, tint=tint)
+            stages.classifier_of(data, tmp_path / "stopped", 3, quiet, tint=tint)
 
     def counted(trainer, batches):
         steps.append(trainer.step)
         step(trainer, batches)
 
     monkeypatch.setattr(trainers._Trainer, "_step", counted)
-    resumed = recipes.classifier_of(data, tmp_path / "stopped", 3, quiet, tint=tint)
+    resumed = stages.classifier_of(data, tmp_path / "stopped", 3, quiet, tint=tint)
     assert steps == [2]
     for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other)
@@ -235,17 +237,17 @@ def test_images_without_labels_are_judged_by_exemplars(tmp_path, capsys):
     figures = json.loads(capsys.readouterr().out)["figures"]
     assert figures["agreement"] is figures["real_accuracy"] is None
     assert figures["frechet"] > 0
-    photographs = recipes.load_data(recipes.photos().data).train
-    assert hub.load_classifier(run / "classifier").config.classes == len(photographs)
+    photographs = stages.load_data(recipes.photos().data).train
+    assert hub.load(run / "classifier", Classifier).config.classes == len(photographs)
     assert main(["judge", str(run), "-n", "4", "--steps", "2"]) == 0
     assert "Fréchet distance" in capsys.readouterr().out
 
 
 def test_images_without_labels_have_no_classes(run, tmp_path):
-    data = recipes.load_data(recipes.read_run(run).data)
+    data = stages.load_data(stages.read_run(run).data)
     data.train.labels = None
     with pytest.raises(ValueError, match="'data' must have labels for a judge"):
-        recipes.classifier_of(data, tmp_path / "classifier")
+        stages.classifier_of(data, tmp_path / "classifier")
 
 
 @pytest.mark.parametrize(

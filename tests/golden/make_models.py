@@ -1,11 +1,10 @@
-"""Writes ``models``: tiny models as gmvq saved them at commit 023dfba, and what they made of two images then.
+"""Writes ``models``: tiny models as gmvq saved them once, and what they made of two images then.
 
-Run with that commit, into an empty folder::
+Run into an empty folder::
 
-    git archive 023dfba | tar x -C old
-    PYTHONPATH=old/src OMP_NUM_THREADS=1 python tests/golden/make_models.py tests/golden/models
+    OMP_NUM_THREADS=1 python tests/golden/make_models.py tests/golden/models
 
-Models of later code must not replace them: they stand for the files that users have.
+After a release, models of later code must not replace them: they stand for the files that users have.
 """
 
 import sys
@@ -15,6 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 import gmvq
+from gmvq.modalities import Image
+from gmvq.types import Batch
 
 QUANTIZERS = ("gaussian-mixture", "vector", "vector-kmeans", "vector-ema", "none")
 
@@ -29,7 +30,7 @@ def write_model(folder, quantizer):
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
     config = gmvq.AutoencoderConfig(
-        quantizer=quantizer, width=8, codebook_size=16, blocks=1, downsampling=4, channels=3, code_dim=4
+        quantizer=quantizer, width=8, codebook_size=16, blocks=1, downsampling=4, modality=Image(3), code_dim=4
     )
     model = gmvq.Autoencoder(config)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -37,7 +38,7 @@ def write_model(folder, quantizer):
         optimizer.zero_grad()
         model(blocks(torch.rand(16, 3, 4, 4))).loss.backward()
         optimizer.step()
-    model.calibrate([blocks(torch.rand(16, 3, 4, 4))])
+    model.calibrate([Batch(blocks(torch.rand(16, 3, 4, 4)))])
     model.eval()
     gmvq.save(model, folder)
     images = blocks((torch.arange(2 * 3 * 3 * 3).reshape(2, 3, 3, 3) ** 2 * 7 % 251).to(torch.uint8))

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from gmvq import stages
 from gmvq import recipes
 from gmvq.data import ArrayItems
-from gmvq.recipes import PriorRun, fit_prior
+from gmvq.stages import PriorRun, fit_prior
 from gmvq.training.prior_report import nearest_by_pixels
 
 QUIET = Console(quiet=True)
@@ -36,7 +37,7 @@ def test_drawn_images_stand_beside_the_nearest_and_the_real_ones(run):
     page, folder = page_of(run)
     drawn, nearest = pictures(page, "Drawn image"), pictures(page, "Its nearest training image")
     assert len(drawn) == len(nearest) == 24
-    data = recipes.load_data(recipes.read_run(folder.parent).data)
+    data = stages.load_data(stages.read_run(folder.parent).data)
     real = np.stack([data.train[index][0].numpy() for index in range(len(data.train))]).astype(float)
     for one, other in zip(drawn[:5], nearest, strict=False):
         distances = ((real - one.astype(float)) ** 2).mean((1, 2))
@@ -82,7 +83,7 @@ def test_a_page_shows_nothing_of_the_prior_that_was_there_before(run):
 
 
 def test_a_class_without_held_out_images_is_left_out(run):
-    data = recipes.load_data(recipes.read_run(run).data)
+    data = stages.load_data(stages.read_run(run).data)
     some = (data.held_out.labels != 3).nonzero().flatten().tolist()
     fewer = data._replace(held_out=data.held_out.subset(some))
     fit_prior(run, PriorRun("n-gram"), data=fewer, console=QUIET)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from gmvq import stages
 from gmvq import hub, recipes
 from gmvq.__main__ import main
 from gmvq.data import ArrayItems
 from gmvq.models import Autoencoder
-from gmvq.recipes import DecoderRun, fit_decoder
+from gmvq.stages import DecoderRun, fit_decoder
 from gmvq.tokenization import write_png
 
 QUIET = Console(quiet=True)
@@ -31,7 +32,7 @@ def test_a_decoder_is_fitted_and_measured(run):
     assert json.loads((run / "decoder/metrics.json").read_text()) == metrics
     assert 0 < metrics["own_sharpness"] < metrics["sharpness"]  # hardly trained, it draws noise
     assert metrics["psnr"] < metrics["own_psnr"]
-    model, data = hub.load(run), recipes.load_data(recipes.read_run(run).data)
+    model, data = hub.load(run), stages.load_data(stages.read_run(run).data)
     real = torch.stack([data.train[index] for index in range(64)]).float() / 255
     assert float(stored.decoder.scale) == pytest.approx(float((model.reconstruct(real) - real).std()), rel=0.2)
     lines = [json.loads(line) for line in (run / "decoder/log.jsonl").read_text().splitlines()]
@@ -51,7 +52,7 @@ def test_the_commands_fit_and_use_it(run, tmp_path, capsys):
     sizes = ["--steps", "3", "--batch-size", "8", "--width", "8", "--blocks", "1"]
     assert main(["fit-decoder", str(run), *sizes]) == 0
     assert "of the tokenizer's decoder" in capsys.readouterr().out
-    data = recipes.load_data(recipes.read_run(run).data)
+    data = stages.load_data(stages.read_run(run).data)
     write_png(tmp_path / "in.png", data.held_out[0].float() / 255)
     words = ["reconstruct", str(run), str(tmp_path / "in.png")]
     files = [tmp_path / f"{name}.png" for name in ("own", "drawn", "again", "other")]
@@ -87,7 +88,7 @@ def test_a_decoder_of_another_tokenizer_is_refused(run, tmp_path, capsys):
 
 def test_images_that_come_back_exactly_are_measured(run, monkeypatch):
     """The PSNR of an exact copy is infinite and the detail of a flat image is none: JSON holds neither."""
-    data = recipes.load_data(recipes.read_run(run).data)
+    data = stages.load_data(stages.read_run(run).data)
     flat = data._replace(held_out=ArrayItems(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), 2))
     for name in ("decode", "decode_with_values"):
         whole = getattr(Autoencoder, name)
@@ -112,4 +113,4 @@ def test_only_the_same_settings_are_finished(run):
     assert recipes.finished(run / "decoder", quick(), mark) == metrics
     assert recipes.finished(run / "decoder", quick(steps=7), mark) is None
     assert recipes.finished(run / "decoder", quick(), "another tokenizer") is None
-    assert recipes.finished(run, recipes.read_run(run)) is not None
+    assert recipes.finished(run, stages.read_run(run)) is not None

@@ -4,6 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from gmvq import stages
 from gmvq.modalities import Image
 from gmvq.data import ArrayItems, ListItems
 from gmvq.modalities import Data
@@ -26,7 +27,7 @@ def told_by_color(folder, tint):
     """How much less often a judge is right about images in the colors of the other class."""
     data = colored_textures()
     judge = classifier_of(data, folder, 60, Console(quiet=True), tint=tint)
-    images, labels = data.train.images.float() / 255, data.train.labels
+    images, labels = data.train.array.float() / 255, data.train.labels
     swapped = images.flip(1)  # the colors of the other class
     with torch.no_grad():
         right = [float((judge(some).argmax(1) == labels).float().mean()) for some in (images, swapped)]
@@ -65,13 +66,13 @@ def test_exemplars_are_tiles_labelled_by_their_image():
 
 
 def test_exemplars_are_of_so_many_images_at_most(monkeypatch):
-    monkeypatch.setattr("gmvq.recipes.classifying.MOST", 4)
+    monkeypatch.setattr("gmvq.stages.classifier.MOST", 4)
     found = exemplars(ArrayItems(torch.randint(256, (9, 1, 16, 16), dtype=torch.uint8), 2))
     assert {int(name.partition("/")[0]) for name in found.train.names} == {0, 2, 4, 6}
 
 
 def test_exemplars_are_so_many_at_most(monkeypatch):
-    monkeypatch.setattr("gmvq.recipes.classifying.MANY", 12)
+    monkeypatch.setattr("gmvq.stages.classifier.MANY", 12)
     found = exemplars(ArrayItems(torch.randint(256, (2, 1, 64, 64), dtype=torch.uint8), 2), 16)
     assert [len(found.train), len(found.held_out)] == [10, 2]
     assert found.train.labels.bincount().tolist() == [5, 5]

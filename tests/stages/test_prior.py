@@ -6,13 +6,15 @@ import pytest
 import torch
 from rich.console import Console
 
+from gmvq.priors import AbstractPrior
+from gmvq import stages
 from gmvq.modalities import Image
 from gmvq import hub, recipes
 from gmvq.data import ArrayItems
 from gmvq.modalities import Data
 from gmvq.priors import AutoregressivePrior, MaskedPrior, NGram, Sampling
-from gmvq.recipes import PriorRun, fit_prior
-from gmvq.recipes.tiling import tiled
+from gmvq.stages import PriorRun, fit_prior
+from gmvq.stages.tiling import tiled
 from gmvq.training.tasks import PriorTask
 
 QUIET = Console(quiet=True)
@@ -33,14 +35,14 @@ def test_a_prior_is_fitted_and_measured(run, name, kind):
     assert isinstance(stored.prior, kind)
     assert stored.tokenizer == hub.fingerprint(hub.load(run))
     assert stored.prior.shape.classes == 10
-    data = recipes.load_data(recipes.read_run(run).data)
+    data = stages.load_data(stages.read_run(run).data)
     codes = torch.stack([hub.load(run).encode(data.held_out[i][None])[0] for i in range(len(data.held_out))])
     with torch.no_grad():
         nats = stored.prior.quick_log_prob(codes, data.held_out.labels)
     bits = -nats.sum().item() / codes.numel() / np.log(2)
     # a bound is an estimate that depends on how images are batched
     assert metrics["bits_per_code"] == pytest.approx(bits, rel=0.05 if name == "masked" else 1e-4)
-    assert metrics["images"] == len(codes)
+    assert metrics["items"] == len(codes)
     assert json.loads((run / "prior/metrics.json").read_text()) == metrics
     assert 0 < metrics["n_gram_bits_per_code"] < 5
     assert metrics["bits_per_dim"] > metrics["bits_per_code"] * codes[0].numel() / data.held_out[0].numel()
@@ -51,14 +53,14 @@ def test_residual_codes_are_learned_level_by_level(tmp_path):
     model = replace(run.model, quantizer="residual", code_dim=6, quantizer_options={"levels": 3})
     recipes.run(replace(run, model=model), tmp_path, console=QUIET, report=False)
     metrics = fit_prior(tmp_path, quick(), console=QUIET)
-    prior = hub.load_prior(tmp_path / "prior").prior
+    prior = hub.load(tmp_path / "prior", AbstractPrior)
     assert prior.shape.codebook_sizes == (4, 4, 4)
     assert metrics["levels"] == 3
     assert 0 < metrics["n_gram_bits_per_code"] < 2.1
-    pixels = recipes.load_data(run.data).held_out[0].numel()
+    pixels = stages.load_data(run.data).held_out[0].numel()
     assert metrics["bits_per_dim"] > 3 * metrics["bits_per_code"] * prior.shape.places / pixels
     fit_prior(tmp_path, quick("latent-flow"), console=QUIET)
-    assert hub.load_prior(tmp_path / "prior").prior.shape.codebook_sizes == (64,)
+    assert hub.load(tmp_path / "prior", AbstractPrior).shape.codebook_sizes == (64,)
 
 
 def test_a_flow_of_latents_needs_components_of_equal_weight(tmp_path):
@@ -78,7 +80,7 @@ def test_a_flow_is_fitted_and_has_no_likelihood(run, name):
     assert metrics["bits_per_code"] is None
     assert metrics["bits_per_dim"] is None
     assert metrics["n_gram_bits_per_code"] > 0
-    prior = hub.load_prior(run / "prior").prior
+    prior = hub.load(run / "prior", AbstractPrior)
     assert prior.sample(2, torch.tensor([1, 2]), Sampling(steps=3)).shape == (2, *prior.shape.grid)
     lines = [json.loads(line) for line in (run / "prior/log.jsonl").read_text().splitlines()]
     assert all(line["held_out_loss"] > 0 for line in lines if line["kind"] == "evaluation")
@@ -91,11 +93,11 @@ def test_a_flow_is_fitted_and_has_no_likelihood(run, name):
 
 def test_images_are_tokenized_once(run, monkeypatch):
     fit_prior(run, quick("frequencies"), console=QUIET)
-    monkeypatch.setattr("gmvq.recipes.priors.tokenize", lambda *_: pytest.fail("tokenized again"))
+    monkeypatch.setattr("gmvq.stages.prior.tokenize", lambda *_: pytest.fail("tokenized again"))
     again = fit_prior(run, quick("n-gram"), console=QUIET)
     assert again["frequencies_bits_per_code"] > 0
-    data = recipes.load_data(recipes.read_run(run).data)
-    inverted = data._replace(train=ArrayItems(255 - data.train.images, 2, data.train.labels))
+    data = stages.load_data(stages.read_run(run).data)
+    inverted = data._replace(train=ArrayItems(255 - data.train.array, 2, data.train.labels))
     with pytest.raises(pytest.fail.Exception, match="tokenized again"):  # other images of the same names
         fit_prior(run, quick("n-gram"), data=inverted, console=QUIET)
     monkeypatch.undo()
@@ -128,7 +130,7 @@ def test_images_of_mixed_sizes_are_cut_into_tiles(tmp_path):
     run = replace(run, data=replace(run.data, crop=24))
     recipes.run(run, tmp_path / "run", console=QUIET, report=False)
     metrics = fit_prior(tmp_path / "run", quick("n-gram"), console=QUIET)
-    stored = hub.load_prior(tmp_path / "run/prior").prior
+    stored = hub.load(tmp_path / "run/prior", AbstractPrior)
     assert stored.shape.grid == (6, 6)
     assert stored.shape.classes == 0
     assert "unconditional_bits_per_code" not in metrics
@@ -136,7 +138,7 @@ def test_images_of_mixed_sizes_are_cut_into_tiles(tmp_path):
 
 def test_a_prior_without_classes(run):
     metrics = fit_prior(run, replace(quick(), classes=False), console=QUIET)
-    assert hub.load_prior(run / "prior").prior.shape.classes == 0
+    assert hub.load(run / "prior", AbstractPrior).shape.classes == 0
     assert "unconditional_bits_per_code" not in metrics
     assert "classes" not in metrics["protocol"]
 
@@ -149,10 +151,10 @@ def test_the_weights_are_chosen_by_images_that_no_figure_is_of(run, monkeypatch)
             seen.append((train.codes, held_out.codes))
             super().__init__(prior, train, held_out, *rest)
 
-    monkeypatch.setattr("gmvq.recipes.priors.PriorTask", Recorded)
+    monkeypatch.setattr("gmvq.stages.prior.PriorTask", Recorded)
     fit_prior(run, quick(), console=QUIET)
     ((learned_from, chosen_by),) = seen
-    data = recipes.load_data(recipes.read_run(run).data)
+    data = stages.load_data(stages.read_run(run).data)
     codes = hub.load(run).encode(torch.stack([data.train[i] for i in range(len(data.train))]))
     assert len(learned_from) + len(chosen_by) == len(codes)
     assert torch.equal(chosen_by, codes[19::20])

@@ -6,17 +6,21 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from gmvq import stages
+from gmvq.stages.layout import read_json
+from gmvq.stages.tokenizer import LEARNED
+from gmvq.networks import Classifier
 import gmvq
 from gmvq import hub, recipes
 from gmvq.models import AdversarialConfig, Autoencoder, AutoencoderConfig
 from gmvq.recipes import classifying, running
-from gmvq.recipes.layout import METRICS, PICTURE, RECORD, REPORT
+from gmvq.stages.layout import METRICS, PICTURE, RECORD, REPORT
 from gmvq.training import Interrupted, NonFiniteLossError
 
 # what the issue asks of metrics.json
 WANTED = {
     "psnr", "ssim", "mse", "usage", "perplexity", "bits_per_pixel", "elbo_bits_per_dim", "albo_bits_per_dim",
-    "iwae_bits_per_dim", "posterior_entropy", "mutual_information", "seconds", "images_per_second",
+    "iwae_bits_per_dim", "posterior_entropy", "mutual_information", "seconds", "items_per_second",
 }  # fmt: skip
 QUIET = Console(quiet=True)
 
@@ -39,7 +43,7 @@ def test_a_run_leaves_all_its_files(finished):
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert metrics.keys() >= WANTED
     assert all(metrics[name] is not None for name in WANTED)
-    assert metrics["images"] == 20
+    assert metrics["items"] == 20
     assert metrics["protocol"].startswith("20 images.")
 
 
@@ -53,7 +57,7 @@ def test_the_record_holds_the_whole_run(finished):
     assert len(record["data"]["fingerprint"]) == 64
     assert record["fingerprint"] == hub.fingerprint(gmvq.load(out))
     assert "finished" in record
-    assert recipes.read_run(out) == tiny()
+    assert stages.read_run(out) == tiny()
 
 
 def test_the_picture_shows_pairs(finished):
@@ -92,7 +96,7 @@ def test_records_from_before_a_field_was_there(tmp_path, finished):
     for part, name in (("data", "face_side"), ("data", "train_limit"), ("training", "betas"), ("model", "network")):
         del record["run"][part][name]
     (tmp_path / "run.json").write_text(json.dumps(record))
-    assert recipes.read_run(tmp_path) == tiny()
+    assert stages.read_run(tmp_path) == tiny()
     recipes.check_folder(tmp_path, tiny())
     with pytest.raises(ValueError, match=r"differs in data.train_limit \(None there, 9 now\)\."):
         recipes.check_folder(tmp_path, tiny(train_limit=9))
@@ -121,7 +125,7 @@ def test_a_folder_that_no_run_made_is_left_alone(tmp_path):
 
 def test_other_data_are_another_run(finished):
     out, _ = finished
-    data = recipes.load_data(recipes.digits().data)
+    data = stages.load_data(recipes.digits().data)
     recipes.check_folder(out, tiny(), data)
     with pytest.raises(ValueError, match="data fingerprint"):
         recipes.check_folder(out, tiny(), data._replace(train=data.held_out))
@@ -138,7 +142,7 @@ def test_resume_goes_on_and_without_a_checkpoint_begins(tmp_path, finished, monk
     with pytest.raises(Interrupted):
         recipes.run(tiny(), tmp_path / "new", resume=True, console=QUIET)
     assert asked == [False]
-    assert recipes.read_json(tmp_path / "new" / "metrics.json") is None
+    assert read_json(tmp_path / "new" / "metrics.json") is None
     monkeypatch.undo()
     assert recipes.run(tiny(), tmp_path / "new", resume=True, console=QUIET, report=False)["mse"] == metrics["mse"]
     assert recipes.run(tiny(), tmp_path / "new", resume=True, console=QUIET, report=False)["mse"] == metrics["mse"]
@@ -159,9 +163,9 @@ def test_divergence_is_not_hidden(tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{", "\x00"])
 def test_files_that_are_no_json_objects(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
-    assert recipes.read_json(tmp_path / "run.json") is None
+    assert read_json(tmp_path / "run.json") is None
     with pytest.raises(FileNotFoundError, match="--data"):
-        recipes.read_run(tmp_path)
+        stages.read_run(tmp_path)
     with pytest.raises(ValueError, match="no run of gmvq"):
         recipes.check_folder(tmp_path, tiny())
 
@@ -169,7 +173,7 @@ def test_files_that_are_no_json_objects(tmp_path, text):
 def test_records_of_other_versions(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"run": {"name": "x", "data": {"colour": 1}, "model": {}}}))
     with pytest.raises(ValueError, match="not of this version"):
-        recipes.read_run(tmp_path)
+        stages.read_run(tmp_path)
 
 
 def test_thirty_mixed_photographs_with_a_broken_one(tmp_path):
@@ -186,7 +190,7 @@ def test_thirty_mixed_photographs_with_a_broken_one(tmp_path):
     recipe = recipes.changed(recipes.folder(folder), steps=2, width=8, blocks=1, batch_size=4, codebook_size=16)
     with pytest.warns(UserWarning, match="Skipped 1 file"):
         metrics = recipes.run(recipe, tmp_path / "run", console=QUIET)
-    assert metrics["images"] == 3
+    assert metrics["items"] == 3
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert [skipped["path"] for skipped in record["data"]["skipped"]] == [str(folder / "broken.jpg")]
     assert record["run"]["data"]["crop"] == 64
@@ -196,10 +200,10 @@ def test_features_are_learned_from_the_data_first(tmp_path, monkeypatch):
     short = replace(classifying._TRAINING, steps=2)
     monkeypatch.setattr(classifying, "_TRAINING", short)
     against = AdversarialConfig(width=8, layers=2, feature_weight=0.5)
-    recipe = replace(tiny(), adversarial=against, features=recipes.LEARNED)
+    recipe = replace(tiny(), adversarial=against, features=LEARNED)
     recipes.run(recipe, tmp_path / "run", console=QUIET)
-    assert recipes.read_run(tmp_path / "run") == recipe
-    learned = hub.load_classifier(tmp_path / "run/features")
+    assert stages.read_run(tmp_path / "run") == recipe
+    learned = hub.load(tmp_path / "run/features", Classifier)
     assert learned.config.classes == 10
     line = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])
     assert line["feature_distance"] > 0

@@ -1,21 +1,33 @@
+import hashlib
 import json
 import struct
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from gmvq.hub import DamagedFileError
 from gmvq.tokenization import TokenFile, TokenInfo, write_tokens
+from gmvq.types import Signal
+
+IMAGES = Signal("image", 2, 3, "unit")
+SOUND = Signal("audio", 1, 1, "signed", 8000.0)
+VECTORS = Signal("vectors", 0, 5, "real")
 
 
-def info(codebook_size=512, sizes=((8, 8), (8, 7)), names=("a.png", "b/c.jpg")):
-    return TokenInfo("feed" * 16, codebook_size, 4, names, sizes)
+def info(sizes=((8, 8), (8, 7)), names=("a.png", "b/c.jpg"), codebook_sizes=(512,), signal=IMAGES, levels=False):
+    return TokenInfo("feed" * 16, codebook_sizes, levels, 4 if signal.axes else 1, signal, names, sizes)
 
 
 def codes(description):
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(description.codebook_size, grid, generator=generator) for grid in description.grids]
+    found = []
+    for grid in description.grids:
+        levels = [torch.randint(size, grid, generator=generator) for size in description.codebook_sizes]
+        found.append(torch.stack(levels, -1) if description.has_levels else levels[0])
+    return found
 
 
 def write(path, description, grids=None):
@@ -24,46 +36,64 @@ def write(path, description, grids=None):
     return grids
 
 
-def test_golden_bytes_of_one_tensor(tmp_path):
-    description = info(codebook_size=512, sizes=((4, 8), (4, 8)), names=("a.png", "b.png"))
+def test_golden_bytes(tmp_path):
+    description = info(((4, 8), (4, 8)), ("a", "é"))
     write(tmp_path / "t", description, [torch.tensor([[1, 2]]), torch.tensor([[258, 511]])])
-    header = (
-        '{"__metadata__":{"format":"gmvq.tokens","version":"1","tokenizer":"' + "feed" * 16 + '",'
-        '"codebook_size":"512","downsampling":"4","sizes":"[[4,8]]","names":"[\\"a.png\\",\\"b.png\\"]"},'
-        '"codes":{"dtype":"U16","shape":[2,1,2],"data_offsets":[0,8]}}'
-    ).encode()
-    header += b" " * (-len(header) % 8)
-    assert (tmp_path / "t").read_bytes() == struct.pack("<Q", len(header)) + header + bytes.fromhex("010002000201ff01")
+    whole = (tmp_path / "t").read_bytes()
+    (length,) = struct.unpack("<Q", whole[:8])
+    header = json.loads(whole[8 : 8 + length])
+    assert length % 8 == 0
+    digest = header["__metadata__"].pop("digest")
+    assert header == {
+        "__metadata__": {
+            "format": "gmvq.tokens",
+            "version": "1",
+            "tokenizer": "feed" * 16,
+            "codebook_sizes": "[512]",
+            "has_levels": "false",
+            "downsampling": "4",
+            "signal": json.dumps(asdict(IMAGES)),
+        },
+        "codes": {"dtype": "U16", "shape": [2, 1, 2], "data_offsets": [0, 8]},
+        "sizes": {"dtype": "I64", "shape": [2, 2], "data_offsets": [8, 40]},
+        "names": {"dtype": "U8", "shape": [14], "data_offsets": [40, 54]},
+    }
+    body = bytes.fromhex("010002000201ff01") + np.array([4, 8, 4, 8], "<i8").tobytes() + b'["a","\\u00e9"]'
+    assert whole[8 + length :] == body
 
 
-def test_golden_bytes_of_a_tensor_for_each_image(tmp_path):
-    description = info(codebook_size=16, sizes=((4, 4), (4, 5)), names=("a", "é"))
-    write(tmp_path / "t", description, [torch.tensor([[7]]), torch.tensor([[15, 0]])])
-    header = (
-        '{"__metadata__":{"format":"gmvq.tokens","version":"1","tokenizer":"' + "feed" * 16 + '",'
-        '"codebook_size":"16","downsampling":"4","sizes":"[[4,4],[4,5]]","names":"[\\"a\\",\\"\\\\u00e9\\"]"},'
-        '"codes.0":{"dtype":"U8","shape":[1,1],"data_offsets":[0,1]},'
-        '"codes.1":{"dtype":"U8","shape":[1,2],"data_offsets":[1,3]}}'
-    ).encode()
-    header += b" " * (-len(header) % 8)
-    assert (tmp_path / "t").read_bytes() == struct.pack("<Q", len(header)) + header + bytes([7, 15, 0])
-    assert TokenFile(tmp_path / "t").info.names == ("a", "é")
+    assert digest == hashlib.sha256(body).hexdigest()
+    assert TokenFile(tmp_path / "t").info == description
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(2, "u1"), (256, "u1"), (257, "u2"), (65536, "u2"), (65537, "i4")])
-@pytest.mark.parametrize("sizes", [((8, 8), (7, 5)), ((8, 8), (9, 70))])
-def test_written_codes_come_back(tmp_path, size, dtype, sizes):
-    description = info(size, sizes)
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [(2, "u1"), (256, "u1"), (257, "u2"), (65536, "u2"), (65537, "i4"), (2**31, "i4"), (2**31 + 1, "i8"), (2**62, "i8")],
+)
+@pytest.mark.parametrize(
+    ("signal", "sizes"),
+    [
+        (IMAGES, ((8, 8), (7, 5))),
+        (IMAGES, ((8, 8), (9, 70))),
+        (SOUND, ((9,), (800,))),
+        (SOUND, ((8,), (8,))),
+        (VECTORS, ((), ())),
+    ],
+)
+@pytest.mark.parametrize("levels", [False, True])
+def test_written_codes_come_back(tmp_path, size, dtype, signal, sizes, levels):
+    description = info(sizes, codebook_sizes=(size, 3) if levels else (size,), signal=signal, levels=levels)
     grids = write(tmp_path / "deep" / "t", description)
     file = TokenFile(tmp_path / "deep" / "t")
+    file.verify()
     assert file.info == description
-    assert description.tokens == sum(grid.numel() for grid in grids)
+    assert description.tokens == sum(grid.numel() // (2 if levels else 1) for grid in grids)
     assert len(file) == 2
     for index, grid in enumerate(grids):
         assert file[index].dtype == torch.int64
         assert torch.equal(file[index], grid)
     assert torch.equal(file[-1], grids[-1])
-    assert {tensor.dtype for tensor in load_file(tmp_path / "deep" / "t").values()} == {np.dtype(dtype)}
+    assert load_file(tmp_path / "deep" / "t")["codes"].dtype == np.dtype(dtype)
     with pytest.raises(IndexError, match="below 2"):
         file[2]
 
@@ -79,8 +109,9 @@ def test_batches_may_come_in_any_order(tmp_path):
     ("batches", "message"),
     [
         ([([0], torch.zeros(1, 2, 2, dtype=torch.int64))], "1 are missing"),
-        ([([0], torch.full((1, 2, 2), 512))], "below 512"),
-        ([([0], torch.full((1, 2, 2), -1))], "below 512"),
+        ([([0], torch.full((1, 2, 2), 512))], "below"),
+        ([([0], torch.full((1, 2, 2), -1))], "below"),
+        ([([0], torch.zeros(1, 2, 2))], "must be integers"),
         ([([0], torch.zeros(1, 2, 3, dtype=torch.int64))], "of shape"),
     ],
 )
@@ -92,9 +123,34 @@ def test_wrong_codes_leave_the_old_file(tmp_path, batches, message):
     assert (tmp_path / "t").read_text() == "old"
 
 
-def test_info_without_images_is_refused(tmp_path):
+def test_info_without_items_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
-        write_tokens(tmp_path / "t", info(names=(), sizes=()), [])
+        write_tokens(tmp_path / "t", info((), ()), [])
+
+
+def test_millions_of_items_and_any_names_are_read_back(tmp_path):
+    # the header stays small: names and sizes are tensors
+    number = 2_600_000
+    description = info(((8,),) * number, [str(i) for i in range(number)], (16,), SOUND)
+    batches = ((range(i, i + 100_000), torch.ones(100_000, 2, dtype=torch.int64)) for i in range(0, number, 100_000))
+    write_tokens(tmp_path / "t", description, batches)
+    file = TokenFile(tmp_path / "t")
+    assert (len(file), file[number - 1].tolist(), file.info.names[-1]) == (number, [1, 1], str(number - 1))
+    names = ["a\nb", "ü" * 3000, "\udc80", '"', "\0"]
+    write(tmp_path / "t", info(((8,),) * 5, names, (16,), SOUND))
+    assert list(TokenFile(tmp_path / "t").info.names) == names
+
+
+def test_codes_that_were_changed_within_their_range_are_noticed(tmp_path):
+    write(tmp_path / "t", info())
+    whole = bytearray((tmp_path / "t").read_bytes())
+    (length,) = struct.unpack("<Q", whole[:8])
+    whole[8 + length] ^= 1
+    (tmp_path / "t").write_bytes(whole)
+    file = TokenFile(tmp_path / "t")
+    file[0]
+    with pytest.raises(DamagedFileError, match="not those that were written"):
+        file.verify()
 
 
 def metadata(**changes):
@@ -102,10 +158,20 @@ def metadata(**changes):
         "format": "gmvq.tokens",
         "version": "1",
         "tokenizer": "feed",
-        "codebook_size": "16",
+        "codebook_sizes": "[16]",
+        "has_levels": "false",
         "downsampling": "4",
-        "sizes": "[[8,8]]",
-        "names": '["a"]',
+        "signal": json.dumps(asdict(IMAGES)),
+        "digest": "",
+    }
+    return {key: value for key, value in {**values, **changes}.items() if value is not None}
+
+
+def tensors(**changes):
+    values = {
+        "codes": np.full((1, 2, 2), 3, np.uint8),
+        "sizes": np.array([[8, 8]]),
+        "names": np.frombuffer(b'["a"]', np.uint8),
     }
     return {key: value for key, value in {**values, **changes}.items() if value is not None}
 
@@ -114,32 +180,47 @@ def metadata(**changes):
     ("changes", "message"),
     [
         ({"format": "other"}, "not of format"),
-        ({"version": "2"}, "of version 2"),
-        ({"names": None}, "metadata"),
-        ({"names": "[1"}, "metadata"),
-        ({"sizes": "[8]"}, "metadata"),
-        ({"codebook_size": "many"}, "metadata"),
-        ({"names": "[1]"}, "contradict"),
-        ({"names": "[]"}, "contradict"),
-        ({"sizes": "[[8,8],[8,8]]"}, "contradict"),
-        ({"sizes": "[[0,8]]"}, "contradict"),
-        ({"sizes": "[[8.5,8]]"}, "contradict"),
+        ({"version": "2"}, "of version '2'"),
+        ({"signal": None}, "metadata"),
+        ({"signal": "[1"}, "metadata"),
+        ({"signal": "{}"}, "metadata"),
+        ({"codebook_sizes": "many"}, "metadata"),
+        ({"codebook_sizes": "[0]"}, "contradict"),
+        ({"codebook_sizes": "[true]"}, "contradict"),
+        ({"codebook_sizes": "[4, 4]"}, "contradict"),
         ({"downsampling": "0"}, "contradict"),
-        ({"downsampling": "8"}, "shapes"),
-        ({"sizes": "[[8,9]]"}, "shapes"),
-        ({"codebook_size": "512"}, "U8 in place of U16"),
-        ({"codebook_size": "3"}, "below K = 3"),
+        ({"has_levels": "1"}, "contradict"),
+        ({"downsampling": "8"}, "do not fit"),
+        ({"codebook_sizes": "[512]"}, "U8 in place of U16"),
+        ({"codebook_sizes": "[3]"}, "must lie below"),
     ],
 )
-def test_files_that_contradict_themselves(tmp_path, changes, message):
-    save_file({"codes": np.full((1, 2, 2), 3, np.uint8)}, tmp_path / "t", metadata(**changes))
-    with pytest.raises(ValueError, match=message):
+def test_metadata_that_contradict_the_file(tmp_path, changes, message):
+    save_file(tensors(), tmp_path / "t", metadata(**changes))
+    with pytest.raises(DamagedFileError, match=message):
         TokenFile(tmp_path / "t")[0]
 
 
-def test_files_without_the_tensors(tmp_path):
-    save_file({"codes.1": np.zeros((2, 2), np.uint8)}, tmp_path / "t", metadata())
-    with pytest.raises(ValueError, match="does not hold the codes"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"names": np.frombuffer(b"[1]", np.uint8)}, "contradict"),
+        ({"names": np.frombuffer(b"[]", np.uint8)}, "contradict"),
+        ({"names": np.frombuffer(b"[" * 99999, np.uint8)}, "metadata"),
+        ({"names": np.frombuffer(b"\xff", np.uint8)}, "metadata"),
+        ({"names": np.frombuffer(b'["a","b"]', np.uint8)}, "sizes"),
+        ({"names": None}, "no whole file"),
+        ({"sizes": np.array([[0, 8]])}, "sizes"),
+        ({"sizes": np.array([[8]])}, "sizes"),
+        ({"sizes": np.array([[8.0, 8.0]])}, "sizes"),
+        ({"sizes": np.array([[8, 9]])}, "do not fit"),
+        ({"codes": None}, "no whole file"),
+        ({"codes": np.zeros((2, 2), np.uint8)}, "do not fit"),
+    ],
+)
+def test_tensors_that_contradict_each_other(tmp_path, changes, message):
+    save_file(tensors(**changes), tmp_path / "t", metadata())
+    with pytest.raises(DamagedFileError, match=message):
         TokenFile(tmp_path / "t")
 
 
@@ -148,15 +229,7 @@ def test_truncated_and_foreign_files(tmp_path):
     whole = (tmp_path / "t").read_bytes()
     for damaged in (whole[:-1], whole[:20], b"", b"PNG", whole + b"x"):
         (tmp_path / "t").write_bytes(damaged)
-        with pytest.raises(ValueError, match="no whole safetensors file"):
+        with pytest.raises(DamagedFileError, match="no whole file of tokens"):
             TokenFile(tmp_path / "t")
     with pytest.raises(FileNotFoundError, match="gmvq tokenize"):
         TokenFile(tmp_path)
-
-
-def test_metadata_are_json_strings(tmp_path):
-    write(tmp_path / "t", info())
-    size = struct.unpack("<Q", (tmp_path / "t").read_bytes()[:8])[0]
-    assert size % 8 == 0
-    header = json.loads((tmp_path / "t").read_bytes()[8 : 8 + size])
-    assert json.loads(header["__metadata__"]["sizes"]) == [[8, 8], [8, 7]]

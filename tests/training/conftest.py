@@ -32,7 +32,7 @@ def make_model():
     """Makes a model; the same arguments give the same weights."""
 
     def make(quantizer="gaussian-mixture", **changes):
-        sizes = {"channels": 1, "codebook_size": 16, "width": 8, "downsampling": 2, "blocks": 1}
+        sizes = {"modality": Image(1), "codebook_size": 16, "width": 8, "downsampling": 2, "blocks": 1}
         torch.manual_seed(0)
         return Autoencoder(AutoencoderConfig(quantizer=quantizer, **{**sizes, **changes}))
 

@@ -26,10 +26,10 @@ from gmvq.training import Interrupted, NonFiniteLossError, averaged_model, train
 from gmvq.training import checkpoint as checkpoints
 from gmvq.training.averaging import WeightAverage
 from gmvq.training.journal import Journal
-from gmvq.training.monitoring import HELD_OUT_PIXELS, HeldOut, Window
+from gmvq.training.monitoring import HELD_OUT_SAMPLES, HeldOut, Window
 
 KINDS = ["gaussian-mixture", "vector", "vector-ema", "none"]
-TIMES = {"seconds", "images_per_second"}
+TIMES = {"seconds", "items_per_second"}
 
 
 def read_log(out, *, times=False):
@@ -70,14 +70,14 @@ def test_a_run_leaves_what_it_should(data, make_model, make_training, tmp_path):
     result = train(model, data, training, tmp_path)
     assert (result.steps, result.first_step) == (20, 0)
     assert result.seconds > 0
-    assert result.images_per_second == pytest.approx(20 * 8 / result.seconds)
+    assert result.items_per_second == pytest.approx(20 * 8 / result.seconds)
     assert not result.model.training
     assert hub.fingerprint(gmvq.load(tmp_path)) == hub.fingerprint(result.model)
     lines = read_log(tmp_path, times=True)
     assert [line["step"] for line in lines if line["kind"] == "train"] == [4, 8, 12, 16, 20]
     assert [line["step"] for line in lines if line["kind"] == "evaluation"] == [6, 12, 18, 20]
     terms = {"loss", "reconstruction", "bottleneck", "mse", "gradient_norm"}
-    more = {"psnr", "perplexity", "used_codes", "learning_rate", "seconds", "images_per_second"}
+    more = {"psnr", "perplexity", "used_codes", "learning_rate", "seconds", "items_per_second"}
     assert all(terms | more <= line.keys() for line in lines if line["kind"] == "train")
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
     assert all({"psnr", "mse", "perplexity", "usage", "used_codes"} <= line.keys() for line in evaluations)
@@ -125,13 +125,13 @@ sys.path.insert(0, {folder!r})
 from pathlib import Path
 from gmvq import Autoencoder, AutoencoderConfig
 from gmvq.data import ArrayItems
-from gmvq.modalities import Data
+from gmvq.modalities import Data, Image
 from gmvq.training import Training, train
 torch.set_num_threads(1)
 images = torch.load({images!r}, weights_only=True)
-data = Data("noise", ArrayItems(images[:37]), ArrayItems(images[37:]), 1)
+data = Data("noise", ArrayItems(images[:37], 2), ArrayItems(images[37:], 2), Image(1))
 torch.manual_seed(0)
-config = AutoencoderConfig(quantizer="vector-ema", channels=1, codebook_size=16, width=8, downsampling=2, blocks=1,
+config = AutoencoderConfig(quantizer="vector-ema", modality=Image(1), codebook_size=16, width=8, downsampling=2, blocks=1,
                            likelihood="mean-squared-error")
 model = Autoencoder(config)
 model.bottleneck.moving.place(torch.randn(16, 4), torch.full((16,), 100.0))
@@ -151,7 +151,7 @@ def start(data, out, training, *, kill_at=0, environment=None, more=""):
     """The run of ``SCRIPT`` in a process of its own."""
     out.mkdir(exist_ok=True)
     images = out.parent / "images.pt"
-    torch.save(torch.cat([data.train.images, data.held_out.images]), images)
+    torch.save(torch.cat([data.train.array, data.held_out.array]), images)
     folder = str(Path(gmvq.__file__).parents[1])
     script = SCRIPT.format(
         folder=folder, images=str(images), out=str(out), kill_at=kill_at, training=training, more=more
@@ -235,10 +235,10 @@ def test_resuming_needs_the_same_run(data, make_model, make_training, tmp_path):
         train(make_model(), data, replace(training, learning_rate=1e-3), tmp_path, resume=True)
     with pytest.raises(ValueError, match=r"'model.width' \(8 there, 16 now\)"):
         train(make_model(width=16), data, training, tmp_path, resume=True)
-    with pytest.raises(ValueError, match=r"'drawing.crop' \(None there, 4 now\)"):
+    with pytest.raises(ValueError, match=r"'drawing.size' \(None there, 4 now\)"):
         train(make_model(), data, training, tmp_path, size=4, resume=True)
     other = data._replace(train=data.train.subset(range(30)))
-    with pytest.raises(ValueError, match=r"'data.images' \(37 there, 30 now\)"):
+    with pytest.raises(ValueError, match=r"'data.items' \(37 there, 30 now\)"):
         train(make_model(), other, training, tmp_path, resume=True)
     # what no step depends on may change
     assert (
@@ -408,10 +408,10 @@ class TestWindow:
 
         for norm in norms:
             values = {"loss": torch.tensor(loss), "gradient_norm": torch.tensor(norm)}
-            window.add(Figures(values, (torch.tensor([0, 1, -1]),)))
+            window.add(Figures(values, (torch.tensor([[0], [1], [-1]]),)))
 
     def test_overflows_of_fp16_are_left_out(self, accelerator):
-        window = Window(accelerator, 4, allow_overflow=True)
+        window = Window(accelerator, (4,), allow_overflow=True)
         self.fill(window, [2.0, torch.inf, 4.0])
         window.check()
         figures = window.take()
@@ -426,7 +426,7 @@ class TestWindow:
 
     @pytest.mark.parametrize("codebook_size", [4, 2**36])
     def test_goes_on_from_what_it_gave(self, accelerator, codebook_size):
-        window, again = Window(accelerator, codebook_size), Window(accelerator, codebook_size)
+        window, again = Window(accelerator, (codebook_size,)), Window(accelerator, (codebook_size,))
         self.fill(window, [1.0, 3.0])
         again.load({name: tensor.clone() for name, tensor in window.tensors().items()}, 2)
         for each in (window, again):
@@ -435,7 +435,7 @@ class TestWindow:
         assert figures == window.take()
         assert (figures["used_codes"], figures["gradient_norm"]) == (2, 2.0)
         assert figures["perplexity"] == pytest.approx(2)
-        assert again.tensors()["counts"].sum() == 0
+        assert again.tensors()["counts.0"].sum() == 0
 
     def test_finds_the_first_step(self, accelerator):
         window = Window(accelerator, None)
@@ -766,11 +766,11 @@ def test_held_out_images_are_few_and_fixed(make_model):
     from gmvq.data import ArrayItems, ListItems
 
     many = ArrayItems(torch.zeros(3000, 1, 16, 16, dtype=torch.uint8), 2)
-    assert sum(len(batch) for batch in HeldOut(many, 64).batches) == HELD_OUT_PIXELS // 256
+    assert sum(len(batch) for batch in HeldOut(many, Image(1).signal, 64).batches) == HELD_OUT_SAMPLES // 256
     mixed = ListItems(
         [torch.zeros(1, h, w, dtype=torch.uint8) for h, w in ((300, 20), (7, 7), (300, 20))], 2, ["a", "b", "c"]
     )
-    held_out = HeldOut(mixed, 64)
+    held_out = HeldOut(mixed, Image(1).signal, 64)
     assert sorted(tuple(batch.shape) for batch in held_out.batches) == [(1, 1, 7, 7), (2, 1, 256, 20)]
     figures = held_out.measure(make_model().eval())
     assert figures["psnr"] > 0

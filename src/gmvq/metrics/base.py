@@ -51,7 +51,7 @@ class Distortion(ABC):
     headline: ClassVar[str]
     higher_is_better: ClassVar[bool]
     measures: ClassVar[tuple[Measure, ...]]
-    protocol: ClassVar[str]
+    protocol: str
 
     @abstractmethod
     def update(self, made: Tensor, real: Tensor, lengths: Tensor | None = None) -> None:

@@ -197,10 +197,6 @@ class ImageDistortion(Distortion):
         Measure("mse", "MSE", "", "Mean squared error of pixels in [0, 1].", "Lower is better.", ".3g"),
         Measure("lpips", "LPIPS", "", "Distance of features of a trained network.", "Lower is better.", ".4f"),
     )
-    protocol: ClassVar[str] = (
-        "MSE, PSNR and SSIM are means over images of each image's figure, of float reconstructions in [0, 1] from hard "
-        f"codes; an image's PSNR counts as at most {PSNR_CAP:g} dB."
-    )
 
     def __init__(
         self, *, structure: bool = True, perceptual: Callable[[Tensor, Tensor], Tensor | None] | None = None
@@ -208,6 +204,16 @@ class ImageDistortion(Distortion):
         self.structure, self.perceptual = structure, perceptual
         self._sums = torch.zeros(4, dtype=torch.float64)  # images, MSE, PSNR, SSIM
         self._lpips: float | None = None if perceptual is None else 0.0
+
+    @property
+    def protocol(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """How the metrics are computed."""
+        sentence = (
+            "MSE, PSNR and SSIM are means over images of each image's value, of float reconstructions in [0, 1] from "
+            f"hard codes; an image's PSNR counts as at most {PSNR_CAP:g} dB."
+        )
+        lpips = " LPIPS is that of AlexNet, version 0.1: the mean over images, from hard codes."
+        return sentence if self._lpips is None else sentence + lpips
 
     def update(self, made: Tensor, real: Tensor, lengths: Tensor | None = None) -> None:
         """Adds images.

@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch.nn.functional as F
@@ -268,11 +268,12 @@ class Modality(ABC):
 BUNDLED = "bundled:"
 """How sources begin that come with gmvq's dependencies: every other source is a path."""
 
+Kind = TypeVar("Kind", bound=Modality)
 MODALITIES: dict[str, type[Modality]] = {}
 """All modalities by kind: the one list."""
 
 
-def register(modality: type[Modality]) -> type[Modality]:
+def register(modality: type[Kind]) -> type[Kind]:
     """Adds a modality to the list: a class decorator."""
     MODALITIES[modality.kind] = modality
     return modality

@@ -86,7 +86,8 @@ class SimVQ(AbstractQuantizer):
         weight = next(self.transform.parameters(), self.training_progress)  # a transform may be on another device
         frozen = torch.randn(codebook_size, frozen_dim) / math.sqrt(frozen_dim)
         self.register_buffer("frozen_codebook", frozen.to(weight.device, weight.dtype))
-        self._check_transform()
+        if transform is not None:
+            self._check_transform()
 
     def _check_transform(self) -> None:
         expected = (self.codebook_size, self.codebook_dim)

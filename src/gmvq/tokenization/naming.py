@@ -71,7 +71,7 @@ def inside(folder: Path, name: str) -> Path:
     if not path.name or path.is_absolute() or ".." in path.parts or set(name) & set(foreign):
         raise ValueError(f"The name {name!r} would lead out of the folder {folder}. The file is not to be trusted.")
     try:
-        lengths = [len(os.fsencode(part)) for part in path.parts]
+        lengths = [len(os.fsencode(part)) + 1 for part in path.parts]
     except UnicodeEncodeError as error:
         raise ValueError(f"The name {name!r} is no valid Unicode. Rename the item.") from error
     if max(lengths) > LONGEST_PART or sum(lengths) > LONGEST_NAME:

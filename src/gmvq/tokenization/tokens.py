@@ -27,6 +27,7 @@ import math
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -186,16 +187,25 @@ def write_tokens(path: str | Path, info: TokenInfo, batches: Iterable[tuple[Sequ
     with replacing(Path(path)) as file:
         file.write(header)
         for indices, batch in batches:
-            for index, codes in zip(indices, batch.cpu().numpy(), strict=True):
-                if codes.shape != (*grids[index], *info.levels) or not _fits(codes, info):
+            codes = batch.cpu().numpy()
+            for index in indices:
+                if len(codes) != len(indices) or codes.shape[1:] != (*grids[index], *info.levels):
                     raise ValueError(
-                        f"The codes of item {index} must be integers below {info.codebook_sizes} of shape "
-                        f"{(*grids[index], *info.levels)}, got {codes.min()} to {codes.max()}, {codes.shape}. Encode "
-                        "with the same model."
+                        f"The codes of item {index} must be of shape {(*grids[index], *info.levels)}, got "
+                        f"{codes.shape[1:]}. Encode with the same model."
                     )
-                file.seek(len(header) + ends[index])
-                file.write(codes.astype(dtype).tobytes())
-                written[index] = True
+            if not _fits(codes, info):
+                raise ValueError(
+                    f"The codes of item {indices[0]} and those after it must be integers below {info.codebook_sizes}, "
+                    f"got {codes.dtype} {codes.min()} to {codes.max()}. Encode with the same model."
+                )
+            codes = codes.astype(dtype)
+            # items that follow each other lie side by side: they are written at once
+            starts = [place for place, index in enumerate(indices) if not place or index != indices[place - 1] + 1]
+            for first, last in pairwise([*starts, len(indices)]):
+                file.seek(len(header) + ends[indices[first]])
+                file.write(codes[first:last].tobytes())
+            written[list(indices)] = True
         if not written.all():
             raise ValueError(f"'batches' must hold each item, {int((~written).sum())} are missing. Encode them too.")
         file.seek(len(header) + ends[-1])
@@ -294,7 +304,7 @@ def _parse(path: Path, metadata: dict[str, str], names: bytes, sizes: np.ndarray
         raise DamagedFileError(f"The names or numbers in {path} contradict each other. Tokenize again.")
     if sizes.dtype != np.int64 or sizes.shape != (len(listed), signal.axes) or (sizes.size and sizes.min() < 1):
         raise DamagedFileError(f"The sizes in {path} do not fit its {len(listed)} items. Tokenize again.")
-    return TokenInfo(tokenizer, codebook_sizes, has_levels, stride, signal, listed, _Sizes(sizes))
+    return TokenInfo(tokenizer, codebook_sizes, has_levels, stride, signal, tuple(listed), _Sizes(sizes))
 
 
 class _Sizes(Sequence[tuple[int, ...]]):
@@ -305,6 +315,11 @@ class _Sizes(Sequence[tuple[int, ...]]):
 
     def __len__(self) -> int:
         return len(self.array)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 (a number, or a slice)
         if isinstance(index, slice):
