@@ -11,9 +11,10 @@ from gmvq import stages
 from gmvq import hub, recipes
 from gmvq.__main__ import main
 from gmvq.data import ArrayItems
-from gmvq.models import Autoencoder
+from gmvq.modalities.image.pictures import write_image
+from gmvq.models import Autoencoder, DiffusionDecoder
 from gmvq.stages import DecoderRun, fit_decoder
-from gmvq.tokenization import write_png
+from gmvq.stages.layout import finished
 
 QUIET = Console(quiet=True)
 
@@ -27,14 +28,14 @@ def quick(**changes):
 def test_a_decoder_is_fitted_and_measured(run):
     before = hub.fingerprint(hub.load(run))
     metrics = fit_decoder(run, quick(), console=QUIET)
-    stored = hub.load_decoder(run / "decoder")
-    assert stored.tokenizer == before == hub.fingerprint(hub.load(run))
+    stored = hub.load(run / "decoder", DiffusionDecoder)
+    assert hub.tokenizer_of(run / "decoder", DiffusionDecoder) == before == hub.fingerprint(hub.load(run))
     assert json.loads((run / "decoder/metrics.json").read_text()) == metrics
     assert 0 < metrics["own_sharpness"] < metrics["sharpness"]  # hardly trained, it draws noise
     assert metrics["psnr"] < metrics["own_psnr"]
     model, data = hub.load(run), stages.load_data(stages.read_run(run).data)
     real = torch.stack([data.train[index] for index in range(64)]).float() / 255
-    assert float(stored.decoder.scale) == pytest.approx(float((model.reconstruct(real) - real).std()), rel=0.2)
+    assert float(stored.scale) == pytest.approx(float((model.reconstruct(real) - real).std()), rel=0.2)
     lines = [json.loads(line) for line in (run / "decoder/log.jsonl").read_text().splitlines()]
     assert [line["held_out_loss"] > 0 for line in lines if line["kind"] == "evaluation"] == [True, True]
 
@@ -53,7 +54,7 @@ def test_the_commands_fit_and_use_it(run, tmp_path, capsys):
     assert main(["fit-decoder", str(run), *sizes]) == 0
     assert "of the tokenizer's decoder" in capsys.readouterr().out
     data = stages.load_data(stages.read_run(run).data)
-    write_png(tmp_path / "in.png", data.held_out[0].float() / 255)
+    write_image(tmp_path / "in.png", data.held_out[0].float() / 255)
     words = ["reconstruct", str(run), str(tmp_path / "in.png")]
     files = [tmp_path / f"{name}.png" for name in ("own", "drawn", "again", "other")]
     decoder = ["--decoder", str(run / "decoder")]
@@ -107,10 +108,11 @@ def _black(decode):
 
 
 def test_only_the_same_settings_are_finished(run):
-    assert recipes.finished(run / "decoder", quick()) is None
     metrics = fit_decoder(run, quick(), console=QUIET)
+    assert fit_decoder(run, quick(), console=QUIET) == metrics
+    with pytest.raises(ValueError, match=r"differs in training.steps \(6 there, 7 now\)"):
+        fit_decoder(run, quick(steps=7), console=QUIET)
+    record = json.loads((run / "decoder/run.json").read_text())["run"]
     mark = hub.fingerprint(hub.load(run))
-    assert recipes.finished(run / "decoder", quick(), mark) == metrics
-    assert recipes.finished(run / "decoder", quick(steps=7), mark) is None
-    assert recipes.finished(run / "decoder", quick(), "another tokenizer") is None
-    assert recipes.finished(run, stages.read_run(run)) is not None
+    assert finished(run / "decoder", record, mark) == metrics
+    assert finished(run / "decoder", record, "another tokenizer") is None

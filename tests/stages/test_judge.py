@@ -8,7 +8,11 @@ from gmvq import stages
 from gmvq.modalities import Image
 from gmvq.data import ArrayItems, ListItems
 from gmvq.modalities import Data
-from gmvq.recipes import classifier_of, exemplars, learned_classifier
+from gmvq.stages import classifier_of, exemplars, learned_classifier
+
+
+def of(items):
+    return Data("images", items, items, Image(3))
 
 
 def colored_textures(images=96):
@@ -54,33 +58,33 @@ def test_a_tint_that_is_none_gets_a_reason(tmp_path, tint):
 
 def test_exemplars_are_tiles_labelled_by_their_image():
     images = torch.arange(3 * 3 * 64 * 96).remainder(251).byte().reshape(3, 3, 64, 96)
-    found = exemplars(ArrayItems(images, 2, names=["a/b", "c", "d"]))
-    assert (len(found.train), len(found.held_out), found.channels) == (16, 2, 3)
+    found = exemplars(of(ArrayItems(images, 2, names=["a/b", "c", "d"])))
+    assert (len(found.train), len(found.held_out), found.signal.channels) == (16, 2, 3)
     assert set(found.train.sizes) == {(32, 32)}
     for part in (found.train, found.held_out):
-        for tile, of, name in zip(part.images, part.labels, part.names, strict=True):
-            top, left = (int(place) for place in name.rpartition("/")[2].split("-"))
-            assert torch.equal(tile, images[of, :, top : top + 32, left : left + 32])
-    assert set(exemplars(ArrayItems(images[..., :28], 2)).train.sizes) == {(12, 12)}
-    assert set(exemplars(ArrayItems(images, 2), 16).train.sizes) == {(16, 16)}
+        for tile, place, name in zip(part.array, part.labels, part.names, strict=True):
+            top, left = (int(start) for start in name.rpartition("/")[2].split("-"))
+            assert torch.equal(tile, images[place, :, top : top + 32, left : left + 32])
+    assert set(exemplars(of(ArrayItems(images[..., :28], 2))).train.sizes) == {(12, 12)}
+    assert set(exemplars(of(ArrayItems(images, 2)), 16).train.sizes) == {(16, 16)}
 
 
 def test_exemplars_are_of_so_many_images_at_most(monkeypatch):
     monkeypatch.setattr("gmvq.stages.classifier.MOST", 4)
-    found = exemplars(ArrayItems(torch.randint(256, (9, 1, 16, 16), dtype=torch.uint8), 2))
+    found = exemplars(of(ArrayItems(torch.randint(256, (9, 1, 16, 16), dtype=torch.uint8), 2)))
     assert {int(name.partition("/")[0]) for name in found.train.names} == {0, 2, 4, 6}
 
 
 def test_exemplars_are_so_many_at_most(monkeypatch):
     monkeypatch.setattr("gmvq.stages.classifier.MANY", 12)
-    found = exemplars(ArrayItems(torch.randint(256, (2, 1, 64, 64), dtype=torch.uint8), 2), 16)
+    found = exemplars(of(ArrayItems(torch.randint(256, (2, 1, 64, 64), dtype=torch.uint8), 2)), 16)
     assert [len(found.train), len(found.held_out)] == [10, 2]
     assert found.train.labels.bincount().tolist() == [5, 5]
 
 
 def test_an_image_that_is_smaller_than_a_tile_is_left_out():
     sizes = ((64, 64), (80, 70), (9, 5), (64, 100))
-    found = exemplars(ListItems([torch.zeros(1, *size, dtype=torch.uint8) for size in sizes], 2, list("abcd")))
+    found = exemplars(of(ListItems([torch.zeros(1, *size, dtype=torch.uint8) for size in sizes], 2, list("abcd"))))
     assert {name.partition("/")[0] for name in found.train.names} == {"a", "b", "d"}
 
 
@@ -94,7 +98,7 @@ def test_an_image_that_is_smaller_than_a_tile_is_left_out():
 )
 def test_images_that_make_no_exemplars_get_a_reason(shape, reason):
     with pytest.raises(ValueError, match=reason):
-        exemplars(ArrayItems(torch.zeros(shape, dtype=torch.uint8), 2))
+        exemplars(of(ArrayItems(torch.zeros(shape, dtype=torch.uint8), 2)))
 
 
 def test_images_without_labels_are_learned_by_exemplars(tmp_path):
@@ -113,4 +117,4 @@ def test_labelled_images_of_odd_or_several_sizes_are_cut(tmp_path):
         ListItems([torch.zeros(1, *size, dtype=torch.uint8) for size in sizes], 2, list("abcd"), torch.arange(4) % 3)
         for _ in range(2)
     ]
-    assert learned_classifier(Data("mixed", *parts, 1), tmp_path / "mixed", 2, Console(quiet=True)).config.classes == 3
+    assert learned_classifier(Data("mixed", *parts, Image(1)), tmp_path / "mixed", 2, Console(quiet=True)).config.classes == 3

@@ -1,20 +1,20 @@
 import json
-from dataclasses import asdict, replace
+import shutil
+from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
-from PIL import Image
 from rich.console import Console
 
-from gmvq import stages
-from gmvq.stages.layout import read_json
-from gmvq.stages.tokenizer import LEARNED
-from gmvq.networks import Classifier
 import gmvq
-from gmvq import hub, recipes
+from gmvq import hub, recipes, stages
 from gmvq.models import AdversarialConfig, Autoencoder, AutoencoderConfig
-from gmvq.recipes import classifying, running
-from gmvq.stages.layout import METRICS, PICTURE, RECORD, REPORT
+from gmvq.networks import Classifier
+from gmvq.stages import classifier as classifying
+from gmvq.stages import tokenizer as running
+from gmvq.stages.layout import METRICS, RECORD, REPORT, read_json
+from gmvq.stages.tokenizer import LEARNED
 from gmvq.training import Interrupted, NonFiniteLossError
 
 # what the issue asks of metrics.json
@@ -30,6 +30,10 @@ def tiny(**changes):
     return recipes.changed(recipes.digits(), **{**settings, **changes})
 
 
+def fitted(recipe):
+    return stages.fitted(recipe, stages.load_data(recipe.data))
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "digits"
@@ -39,7 +43,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_all_its_files(finished):
     out, metrics = finished
     names = {path.name for path in out.iterdir()}
-    assert names == {"checkpoint", RECORD, METRICS, REPORT, PICTURE, "config.json", "log.jsonl", "model.safetensors"}
+    assert names == {"checkpoint", RECORD, METRICS, REPORT, "reconstructions.png", "config.json", "log.jsonl", "model.safetensors"}
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert metrics.keys() >= WANTED
     assert all(metrics[name] is not None for name in WANTED)
@@ -50,21 +54,22 @@ def test_a_run_leaves_all_its_files(finished):
 def test_the_record_holds_the_whole_run(finished):
     out, _ = finished
     record = json.loads((out / "run.json").read_text())
-    assert record["run"] == json.loads(json.dumps(asdict(tiny())))
+    described = json.loads(json.dumps(fitted(tiny()).described()))
+    assert record["run"] == {**described, "fingerprint": record["data"]["fingerprint"]}
     assert record["command"] == "gmvq train digits"
     assert record["versions"].keys() == {"python", "torch", "gmvq"}
     assert record["hardware"]
     assert len(record["data"]["fingerprint"]) == 64
     assert record["fingerprint"] == hub.fingerprint(gmvq.load(out))
     assert "finished" in record
-    assert stages.read_run(out) == tiny()
+    assert stages.read_run(out) == fitted(tiny())
 
 
 def test_the_picture_shows_pairs(finished):
     out, _ = finished
-    with Image.open(out / "reconstructions.png") as picture:
-        # eight digits of 8 pixels, enlarged 16 times, with gaps of 4 between them
-        assert picture.size == (8 * 8 * 16 + 7 * 4, 2 * 8 * 16 + 4)
+    with PIL.Image.open(out / "reconstructions.png") as picture:
+        # eight digits of 8 pixels, enlarged 8 times, with gaps of 2 between them
+        assert picture.size == (8 * 8 * 8 + 7 * 2, 2 * 8 * 8 + 2)
 
 
 def test_the_seed_makes_the_run(tmp_path, finished):
@@ -75,60 +80,68 @@ def test_the_seed_makes_the_run(tmp_path, finished):
     assert recipes.run(tiny(seed=1), tmp_path / "other", console=QUIET, report=False)["mse"] != metrics["mse"]
 
 
-def test_the_same_run_replaces_and_another_does_not(tmp_path):
+def test_a_finished_run_is_found_again_and_another_is_not_replaced_unless_asked(tmp_path):
     out = tmp_path / "run"
     first = recipes.run(tiny(), out, console=QUIET, report=False)
-    (out / "report.html").write_text("of the former run")
     console = Console(record=True, file=open("/dev/null", "w"))  # noqa: SIM115 (the console writes until the test ends)
     with console.file:
-        assert recipes.run(tiny(), out, console=console, report=False)["mse"] == first["mse"]
-    assert "Replacing" in console.export_text()
-    assert not (out / "report.html").exists()
+        assert recipes.run(tiny(), out, console=console, report=False) == first
+    assert "--overwrite" in console.export_text()
     with pytest.raises(ValueError, match=r"differs in model.width \(8 there, 16 now\), training.seed"):
         recipes.run(tiny(width=16, seed=3), out, console=QUIET)
     # what no step depends on may differ
-    recipes.check_folder(out, tiny(threads=1, checkpoint_every=7))
-
-
-def test_records_from_before_a_field_was_there(tmp_path, finished):
-    out, _ = finished
-    record = json.loads((out / "run.json").read_text())
-    for part, name in (("data", "face_side"), ("data", "train_limit"), ("training", "betas"), ("model", "network")):
-        del record["run"][part][name]
-    (tmp_path / "run.json").write_text(json.dumps(record))
-    assert stages.read_run(tmp_path) == tiny()
-    recipes.check_folder(tmp_path, tiny())
-    with pytest.raises(ValueError, match=r"differs in data.train_limit \(None there, 9 now\)\."):
-        recipes.check_folder(tmp_path, tiny(train_limit=9))
-    # what is missing altogether is not taken for the defaults
-    del record["run"]["data"]
-    (tmp_path / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="another run"):
-        recipes.check_folder(tmp_path, tiny())
-
-
-def test_a_run_is_resumed_from_a_record_without_newer_fields(tmp_path, finished):
-    _, metrics = finished
-    out = tmp_path / "run"
-    recipes.run(tiny(), out, console=QUIET, report=False)
-    record = json.loads((out / "run.json").read_text())
-    del record["run"]["data"]["face_side"], record["run"]["data"]["train_limit"]
-    (out / "run.json").write_text(json.dumps(record))
-    assert recipes.run(tiny(), out, resume=True, console=QUIET, report=False)["mse"] == metrics["mse"]
+    assert recipes.run(tiny(threads=1, checkpoint_every=7), out, console=QUIET, report=False) == first
+    (out / "report.html").write_text("of the former run")
+    again = recipes.run(tiny(seed=3), out, overwrite=True, console=QUIET, report=False)
+    assert again["mse"] != first["mse"]
+    assert not (out / "report.html").exists()
 
 
 def test_a_folder_that_no_run_made_is_left_alone(tmp_path):
-    hub.save(Autoencoder(AutoencoderConfig(width=8)), tmp_path)
-    with pytest.raises(ValueError, match="no run of gmvq made"):
-        recipes.run(tiny(), tmp_path, console=QUIET)
+    hub.save(Autoencoder(AutoencoderConfig(width=8)), tmp_path / "model")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("mine")
+    fit = {"model": "differs in", "mine": "holds thesis.txt", "file": "is a file"}
+    for name, reason in fit.items():
+        if name != "model":
+            with pytest.raises(ValueError, match=reason):
+                recipes.run(tiny(), tmp_path / name, console=QUIET)
+    assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
 
 
 def test_other_data_are_another_run(finished):
     out, _ = finished
     data = stages.load_data(recipes.digits().data)
-    recipes.check_folder(out, tiny(), data)
-    with pytest.raises(ValueError, match="data fingerprint"):
-        recipes.check_folder(out, tiny(), data._replace(train=data.held_out))
+    with pytest.raises(ValueError, match="differs in fingerprint"):
+        recipes.run(tiny(), out, data=data._replace(train=data.held_out), console=QUIET)
+
+
+def test_the_data_of_a_run_are_those_that_it_learned_from(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 16, 16), np.uint8)
+    np.save(tmp_path / "x.npy", pixels)
+    recipe = recipes.changed(recipes.fashion_mnist(tmp_path / "x.npy"), steps=1, width=8, batch_size=4)
+    recipes.run(recipe, tmp_path / "run", console=QUIET, report=False)
+    config = stages.read_run(tmp_path / "run").data
+    held_out = stages.data_of_run(tmp_path / "run", config).held_out.names
+    # a copy of the folder, as from a stranger, names no path that is read
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    with pytest.raises(ValueError, match="give the data with --data"):
+        stages.data_of_run(tmp_path / "copy", config)
+    assert stages.data_of_run(tmp_path / "copy", config, tmp_path / "x.npy").held_out.names == held_out
+    # other data at that path are not taken for what was held out
+    np.save(tmp_path / "x.npy", np.concatenate([pixels, pixels[:2] // 2]))
+    with pytest.raises(ValueError, match="others than"):
+        stages.data_of_run(tmp_path / "run", config)
+
+
+def test_training_starts_from_another_run(tmp_path, finished):
+    out, metrics = finished
+    recipe = replace(tiny(learning_rate=1e-9), start=str(out))
+    again = recipes.run(recipe, tmp_path / "run", console=QUIET, report=False)
+    assert again["mse"] == pytest.approx(metrics["mse"], rel=0.1)
+    with pytest.raises(ValueError, match="differs in width"):
+        recipes.run(recipes.changed(recipe, width=16), tmp_path / "other", console=QUIET)
 
 
 def test_resume_goes_on_and_without_a_checkpoint_begins(tmp_path, finished, monkeypatch):
@@ -149,8 +162,8 @@ def test_resume_goes_on_and_without_a_checkpoint_begins(tmp_path, finished, monk
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "train", lambda *_, **__: None)
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(running.TokenizerStage, "learn", lambda *_, **__: None)
     assert recipes.run(tiny(), tmp_path / "run", console=QUIET) == {}
     assert not (tmp_path / "run").exists()
 
@@ -164,10 +177,10 @@ def test_divergence_is_not_hidden(tmp_path):
 def test_files_that_are_no_json_objects(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     assert read_json(tmp_path / "run.json") is None
-    with pytest.raises(FileNotFoundError, match="--data"):
+    with pytest.raises(FileNotFoundError, match="gmvq train"):
         stages.read_run(tmp_path)
-    with pytest.raises(ValueError, match="no run of gmvq"):
-        recipes.check_folder(tmp_path, tiny())
+    with pytest.raises(ValueError, match="must be a folder of its own"):
+        recipes.run(tiny(), tmp_path, console=QUIET)
 
 
 def test_records_of_other_versions(tmp_path):
@@ -185,15 +198,15 @@ def test_thirty_mixed_photographs_with_a_broken_one(tmp_path):
         channels = {"RGB": 3, "L": 1, "RGBA": 4}[mode]
         pixels = generator.integers(0, 256, (*size, channels), np.uint8).squeeze()
         suffix = [".png", ".webp", ".tiff"][index % 3]
-        Image.fromarray(pixels).save((folder if index % 2 else folder / "nested") / f"{index}{suffix}")
+        PIL.Image.fromarray(pixels).save((folder if index % 2 else folder / "nested") / f"{index}{suffix}")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 no photograph")
     recipe = recipes.changed(recipes.folder(folder), steps=2, width=8, blocks=1, batch_size=4, codebook_size=16)
     with pytest.warns(UserWarning, match="Skipped 1 file"):
         metrics = recipes.run(recipe, tmp_path / "run", console=QUIET)
-    assert metrics["items"] == 3
+        assert metrics["items"] == len(stages.load_data(recipe.data).held_out)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert [skipped["path"] for skipped in record["data"]["skipped"]] == [str(folder / "broken.jpg")]
-    assert record["run"]["data"]["crop"] == 64
+    assert record["run"]["data"]["size"] == 64
 
 
 def test_features_are_learned_from_the_data_first(tmp_path, monkeypatch):
@@ -202,14 +215,14 @@ def test_features_are_learned_from_the_data_first(tmp_path, monkeypatch):
     against = AdversarialConfig(width=8, layers=2, feature_weight=0.5)
     recipe = replace(tiny(), adversarial=against, features=LEARNED)
     recipes.run(recipe, tmp_path / "run", console=QUIET)
-    assert stages.read_run(tmp_path / "run") == recipe
+    assert stages.read_run(tmp_path / "run") == fitted(recipe)
     learned = hub.load(tmp_path / "run/features", Classifier)
     assert learned.config.classes == 10
     line = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])
     assert line["feature_distance"] > 0
     with monkeypatch.context() as patch:
         patch.setattr(classifying, "learn", None)  # it is found again
-        again = recipes.run(recipe, tmp_path / "run", console=QUIET)
+        again = recipes.run(recipe, tmp_path / "run", overwrite=True, console=QUIET)
     # and is the same as by its folder
     by_folder = replace(recipe, features=str(tmp_path / "run/features"))
     assert recipes.run(by_folder, tmp_path / "other", console=QUIET)["mse"] == again["mse"]

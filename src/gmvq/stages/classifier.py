@@ -39,8 +39,8 @@ from gmvq.training.trainer import learn
 
 TINT = 0.3
 """Most that is added to a channel of an exemplar, or taken from it, while they are learned: else palettes tell them."""
-SIDE = 32
-"""Of a tile in pixels, where images are large enough."""
+TILE = 1 << 10
+"""Samples of a tile, where items are large enough: 32 x 32 pixels."""
 HELD_OUT = 10
 """Of the exemplars one of so many is held out."""
 MOST = 1000
@@ -79,10 +79,11 @@ def learned_classifier(
         ValueError: If there are too few images, or they are too small.
     """
     if not data.labelled:
-        return classifier_of(exemplars(data), folder, steps, console, seed, TINT)
+        tint = 0.0 if data.signal.values == "symbols" else TINT
+        return classifier_of(exemplars(data), folder, steps, console, seed, tint)
     sizes = {*data.train.sizes, *data.held_out.sizes}
     if len(sizes) != 1 or any(length % 2 for length in next(iter(sizes))):
-        side = _side([*data.train.sizes, *data.held_out.sizes])
+        side = _side([*data.train.sizes, *data.held_out.sizes], data.signal.axes)
         kind = data.modality
         data = data._replace(train=cut(data.train, side, kind), held_out=cut(data.held_out, side, kind))
     return classifier_of(data, folder, steps, console, seed)
@@ -128,7 +129,10 @@ def classifier_of(
     if is_main():
         console.print("Training a classifier of the images ...", highlight=False)
     torch.manual_seed(seed)
-    task = ClassifierTask(Classifier(ClassifierConfig(data.signal, classes, halvings=halvings)), data, tint)
+    made = Classifier(ClassifierConfig(data.signal, classes, halvings=halvings))
+    if made.standardization is not None:
+        made.standardization.fit(train[index][None] for index in range(len(train)))
+    task = ClassifierTask(made, data, tint)
     training = replace(_TRAINING, steps=wanted["steps"], seed=_TRAINING.seed + seed)
     # a judge that was stopped goes on; the checkpoint of another one is set aside
     going_on = read_json(folder / MARK) == {**wanted, "unfinished": True} and (folder / CHECKPOINT).is_file()
@@ -151,9 +155,11 @@ def exemplars(data: Data, side: int | None = None) -> Data:
         ValueError: If there are fewer than 2 images, or fewer than 2 tiles for each on average.
     """
     images = data.train
+    if not images.axes:
+        raise ValueError("'data' must have labels for a judge of items without axes, of which no tiles can be cut.")
     if len(images) > MOST:
         images = images.subset(evenly_spaced(len(images), MOST))
-    side = _side(images.sizes) if side is None else side
+    side = _side(images.sizes, images.axes) if side is None else side
     parts, labels, names = [], [], []
     for index in (index for index, size in enumerate(images.sizes) if min(size) >= side):
         found = cut(images.subset([index]), side, data.modality)
@@ -172,14 +178,14 @@ def exemplars(data: Data, side: int | None = None) -> Data:
     return Data("exemplars", train, rest, data.modality)
 
 
-def _side(sizes: Sequence[tuple[int, ...]]) -> int:
+def _side(sizes: Sequence[tuple[int, ...]], axes: int) -> int:
     """Side of tiles of images of these sizes, a multiple of 4: so that half of the images have several.
 
     Raises:
         ValueError: If that half is too small.
     """
     shorter = sorted(min(size) for size in sizes)
-    side = min(SIDE, shorter[len(shorter) // 2] // 2 if shorter else 0) // 4 * 4
+    side = min(round(TILE ** (1 / axes)), shorter[len(shorter) // 2] // 2 if shorter else 0) // 4 * 4
     if side < 4:
         raise ValueError("'images' must have sides of at least 8 pixels to learn features from. Give larger ones.")
     return side

@@ -142,6 +142,10 @@ class PriorStage(Stage[AbstractPrior]):
         self.fingerprint = fingerprint(data)
         self.tiles = tiled(data, config.size, self.tokenizer.downsampling)
         self.classes = _classes(self.tiles) if self.run.classes else 0
+        grid = self.tokenizer.grid(self.tiles.train.sizes[0])
+        self.shape = CodeShape(grid, self.tokenizer.level_sizes, self.classes)
+        with torch.device("meta"):  # options that do not fit are refused before items are tokenized
+            make_prior(self.run.prior, self.shape, self._options())
         self.codes: tuple[CodeBatch, CodeBatch] | None = None
         self.seconds = 0.0
 
@@ -153,18 +157,13 @@ class PriorStage(Stage[AbstractPrior]):
         return {**asdict(self.run), "tokenizer": self.mark, "fingerprint": self.fingerprint}
 
     def learn(self, *, resume: bool) -> AbstractPrior:  # noqa: D102
-        train, rest = self._encoded()
-        inner = len(self.tokenizer.bottleneck.code_shape)
-        grid = tuple(train.codes.shape[1 : train.codes.ndim - inner])
-        shape = CodeShape(grid, self.tokenizer.level_sizes, self.classes)
+        train, _ = self._encoded()
         torch.manual_seed(self.training.seed)
-        prior = make_prior(self.run.prior, shape, self._options())
+        prior = make_prior(self.run.prior, self.shape, self._options())
         if isinstance(prior, LatentFlowPrior):
             size = self.tokenizer.level_sizes[0]
             prior.place(*_mixture(self.tokenizer), torch.bincount(train.codes.flatten(), minlength=size))
         if isinstance(prior, (Frequencies, NGram)):
-            if resume:
-                raise ValueError("A prior that counts has nothing to resume. Leave --resume out.")
             set_aside(self.out)  # it has no steps: those that are there are another's
             (self.out / LOG).unlink(missing_ok=True)
             prior.fit(train.codes.split(1024))
