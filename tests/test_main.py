@@ -13,14 +13,13 @@ from PIL import Image
 
 import gmvq
 from gmvq import commands, recipes
-from gmvq.__main__ import VERBS, main
-from gmvq.commands.options import OPTIONS
-from gmvq.commands.printing import PRINTERS
-from gmvq.commands.verbs import VERBS as FUNCTIONS
+from gmvq.__main__ import main
+from gmvq.commands import VERBS
+from gmvq.commands import train as train_verb
 from gmvq.training import Interrupted
 
-TINY = ["--model.width", "8", "--model.blocks", "1", "--steps", "3", "--batch-size", "8", "--codebook-size", "16",
-        "--data.evaluated", "20"]  # fmt: skip
+TINY = ["--width", "8", "--blocks", "1", "--steps", "3", "--batch-size", "8", "--codebook-size", "16",
+        "--evaluated", "20"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,13 @@ def reason(capsys, *words, status=1):
 
 
 def test_every_verb_is_whole():
-    assert VERBS.keys() == OPTIONS.keys() == PRINTERS.keys() == FUNCTIONS.keys()
+    for verb in VERBS:
+        module = commands.module_of(verb)
+        assert commands.help_line(verb).endswith(".")
+        assert callable(module.run)
+        assert callable(module.show)
+    files = {path.stem.replace("_", "-") for path in Path(commands.__file__).parent.glob("*.py")}
+    assert files - set(VERBS) == {"--init--", "common", "masks", "pairs"}
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"]])
@@ -117,7 +122,7 @@ def test_no_verb_and_a_wrong_one(capsys):
         (["train", "digits", "--stpes", "3"], "Unrecognized options: --stpes, 3. Did you mean --steps?"),
         (["train"], "Missing from gmvq train: {photos,"),
         (["train", "digits", "--steps", "x"], "--steps: invalid literal"),
-        (["train", "digits", "--model.width", "0"], "'width' must be an integer of at least 1"),
+        (["train", "digits", "--width", "0"], "'width' must be an integer of at least 1"),
         (["train", "digits", "--quantizer", "k"], "Expected one of"),
         (["compare"], "one or more of photos"),
         (["tokenize", "a"], "Missing from gmvq tokenize: DATA OUT."),
@@ -138,15 +143,15 @@ def test_train_prints_figures_and_the_report(capsys, tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "digits" / "report.html").is_file()
 
 
-def test_train_twice_and_resumed(capsys, run):
+def test_a_finished_run_is_not_trained_again_unless_asked(capsys, run):
     result = result_of(capsys, "train", "digits", "--out", run, *TINY)
     assert result["run"] == str(run)
     assert result["metrics"] == json.loads((run / "metrics.json").read_text())
-    again = result_of(capsys, "train", "digits", "--out", run, *TINY, "--resume")
+    again = result_of(capsys, "train", "digits", "--out", run, *TINY, "--overwrite")
     assert again["metrics"]["mse"] == result["metrics"]["mse"]
     record = json.loads((run / "run.json").read_text())
     assert record["command"].startswith("gmvq train digits --out")
-    assert record["command"].endswith("--resume --json")
+    assert record["command"].endswith("--overwrite --json")
 
 
 def test_train_into_another_run_is_refused(capsys, run):
@@ -163,10 +168,13 @@ def test_evaluate(capsys, run):
     assert "(train). 20 images." in shown
 
 
-def test_evaluate_on_other_data(capsys, run, tmp_path):
-    np.save(tmp_path / "x.npy", np.zeros((20, 8, 8), np.uint8))
-    assert result_of(capsys, "evaluate", run, "--data", tmp_path / "x.npy", "--part", "all")["metrics"]["images"] == 20
-    assert result_of(capsys, "evaluate", run, "--data", tmp_path / "x.npy")["metrics"]["images"] == 2
+def test_evaluate_on_other_data_takes_all_of_them_and_says_so(capsys, run, tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(20 * 64, dtype=np.uint8).reshape(20, 8, 8))
+    result = result_of(capsys, "evaluate", run, "--data", tmp_path / "x.npy")
+    assert (result["metrics"]["items"], result["part"], result["foreign"]) == (20, "all", True)
+    some = result_of(capsys, "evaluate", run, "--data", tmp_path / "x.npy", "--part", "held-out")
+    assert 1 <= some["metrics"]["items"] < 20
+    assert "foreign data" in call(capsys, "evaluate", run, "--data", tmp_path / "x.npy").out
 
 
 def test_evaluate_a_vae(capsys, vae):
@@ -183,7 +191,7 @@ def test_reconstruct_one_image(capsys, run, pictures, tmp_path):
         error = np.square(np.asarray(image, float) - np.asarray(original.convert("L"), float)).mean()
     assert result["psnr"] == pytest.approx(10 * np.log10(255**2 / error))
     # into a folder it keeps its name
-    assert call(capsys, "reconstruct", run, pictures / "a.jpg", tmp_path / "new").out.count("dB") == 2
+    assert call(capsys, "reconstruct", run, pictures / "a.jpg", tmp_path / "new").out.count("\n") == 2
     assert (tmp_path / "new" / "a.png").is_file()
 
 
@@ -203,19 +211,19 @@ def test_reconstruct_does_not_replace_its_input(capsys, run, pictures, tmp_path)
 
 def test_an_exact_reconstruction_is_json_too(capsys, run, tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", np.zeros((2, 8, 8), np.uint8))
-    monkeypatch.setattr(gmvq.Autoencoder, "reconstruct", lambda self, images: images.float() / 255)
+    monkeypatch.setattr(gmvq.Autoencoder, "reconstruct", lambda self, images: images)
     result = result_of(capsys, "reconstruct", run, tmp_path / "x.npy", tmp_path / "out")
-    assert result["psnr"] is None
-    assert "exact" in call(capsys, "reconstruct", run, tmp_path / "x.npy", tmp_path / "out").out
+    assert result["psnr"] == 100
+    assert "100" in call(capsys, "reconstruct", run, tmp_path / "x.npy", tmp_path / "out").out
 
 
 def test_tokens_there_and_back(capsys, run, pictures, tmp_path):
     tokens = tmp_path / "codes.safetensors"
     result = result_of(capsys, "tokenize", run, pictures, tokens)
-    assert (result["images"], result["codebook_size"], result["bytes"]) == (3, 16, tokens.stat().st_size)
-    assert "3 image(s) as" in call(capsys, "tokenize", run, pictures, tokens).out
+    assert (result["items"], result["codebook_sizes"], result["bytes"]) == (3, [16], tokens.stat().st_size)
+    assert "3 item(s) as" in call(capsys, "tokenize", run, pictures, tokens).out
     decoded = result_of(capsys, "detokenize", run, tokens, tmp_path / "decoded")
-    assert decoded["images"] == 3
+    assert decoded["items"] == 3
     call(capsys, "reconstruct", run, pictures, tmp_path / "direct")
     for name in ("a.png", "b.png", "sub/a.png"):
         with Image.open(tmp_path / "decoded" / name) as one, Image.open(tmp_path / "direct" / name) as other:
@@ -225,7 +233,7 @@ def test_tokens_there_and_back(capsys, run, pictures, tmp_path):
 
 def test_parts_and_bundled_data(capsys, run, tmp_path):
     counts = [
-        result_of(capsys, "tokenize", run, "bundled:digits", tmp_path / "t", "--part", part)["images"]
+        result_of(capsys, "tokenize", run, "bundled:digits", tmp_path / "t", "--part", part)["items"]
         for part in ("all", "train", "held-out")
     ]
     assert counts == [1797, 1438, 359]
@@ -235,7 +243,7 @@ def test_parts_and_bundled_data(capsys, run, tmp_path):
 
 def test_one_image_needs_no_warning(capsys, run, tmp_path):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "x.png")
-    assert result_of(capsys, "tokenize", run, tmp_path / "x.png", tmp_path / "t")["images"] == 1
+    assert result_of(capsys, "tokenize", run, tmp_path / "x.png", tmp_path / "t")["items"] == 1
 
 
 def test_tokens_of_another_run(capsys, run, pictures, tmp_path):
@@ -266,7 +274,7 @@ def test_info_of_a_model_without_a_run(capsys, run, tmp_path):
     assert result["record"] is None
     assert result["metrics"] is None
     call(capsys, "info", tmp_path)
-    assert "--data" in reason(capsys, "evaluate", tmp_path)
+    assert "gmvq train" in reason(capsys, "evaluate", tmp_path)
 
 
 def test_a_run_that_is_not_finished(capsys, tmp_path):
@@ -291,6 +299,25 @@ def test_recipes_that_need_a_path(capsys, recipe):
     message = reason(capsys, "train", recipe)
     assert "--data PATH" in message
     assert recipe == "folder" or "https://" in message
+
+
+def test_names_from_files_do_not_reach_the_terminal_as_they_are(capsys, run, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "a\x1b[2Jb.png")
+    out = call(capsys, "reconstruct", run, folder, tmp_path / "out").out
+    assert "\x1b" not in out
+    assert "\\x1b[2J" in out
+    (tmp_path / "bad\x1b[2J").mkdir()
+    assert "\x1b" not in reason(capsys, "info", tmp_path / "bad\x1b[2J")
+
+
+def test_a_value_has_one_flag(capsys):
+    assert "Unrecognized options: --training.steps" in reason(
+        capsys, "train", "digits", "--training.steps", "3", status=2
+    )
+    made = train_verb.run_of(commands.parse("train", ["digits", "--steps", "1000", "--seed", "0"]))
+    assert made.training == recipes.digits().training
 
 
 def test_things_that_are_not_there(capsys, run, tmp_path):
@@ -353,7 +380,7 @@ def test_as_a_process_with_a_warning(run, pictures, tmp_path):
     (pictures / "broken.png").write_bytes(b"no image")
     command = [sys.executable, "-m", "gmvq", "tokenize", run, pictures, tmp_path / "t", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
-    assert json.loads(done.stdout)["images"] == 3
+    assert json.loads(done.stdout)["items"] == 3
     (line,) = done.stderr.splitlines()
     assert line.startswith("gmvq: warning: Skipped 1 file")
     assert "broken.png" in line

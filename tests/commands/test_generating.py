@@ -22,7 +22,7 @@ def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     run = str(folder / "run")
     small = ["--steps", "3", "--batch-size", "8"]
-    assert main(["train", "digits", "--out", run, *small, "--model.width", "8", "--codebook-size", "16"]) == 0
+    assert main(["train", "digits", "--out", run, *small, "--width", "8", "--codebook-size", "16"]) == 0
     assert main(["fit-prior", run, *small, "--width", "16", "--depth", "1", "--heads", "2"]) == 0
     return folder / "run"
 
@@ -48,7 +48,7 @@ def test_samples_are_drawn_by_class_and_seed(run, tmp_path, capsys):
     assert np.array_equal(pixels(again), first)
     assert main(["sample", str(run), "-n", "12", "--seed", "1", "--out", other]) == 0
     assert not np.array_equal(pixels(other), first)
-    assert "12 image(s)" in capsys.readouterr().out
+    assert "12 item(s)" in capsys.readouterr().out
 
 
 def test_drawn_codes_decode_to_the_same_images(run, tmp_path):
@@ -95,13 +95,13 @@ def pair(tmp_path):
 def test_an_interpolation_is_shown_between_its_ends(run, pair, tmp_path, capsys):
     out = tmp_path / "between.png"
     assert main(["interpolate", str(run), *map(str, pair), str(out), "-n", "5", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["images"] == 5
+    assert json.loads(capsys.readouterr().out)["items"] == 5
     shown = pixels(out)
     assert shown.shape == (64, 7 * 64 + 6 * 2)
     for place, path in ((0, pair[0]), (6, pair[1])):
         assert np.array_equal(shown[::8, 66 * place : 66 * place + 64 : 8], pixels(path))
     assert main(["interpolate", str(run), *map(str, pair), str(out), "-n", "1"]) == 1
-    assert "'number' must be at least 2, got 1" in capsys.readouterr().err
+    assert "'number' must be an integer of at least 2, got 1" in capsys.readouterr().err
 
 
 def test_held_out_images_go_by_their_number(run, tmp_path, capsys):
@@ -131,7 +131,7 @@ def test_codes_are_swapped_where_the_mask_says(run, pair, tmp_path, capsys):
     assert np.abs(pixels(out)[::8, 132::8].astype(int) - expected).max() <= 1
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(pair[1])
     assert main(words) == 1
-    assert "must have one size, got 8x8 and 9x8 pixels" in capsys.readouterr().err
+    assert "must have one size, got 8x8 and 9x8 samples" in capsys.readouterr().err
 
 
 def test_the_judge_learns_once_and_shows_nearest_neighbours(run, capsys):
@@ -140,11 +140,11 @@ def test_the_judge_learns_once_and_shows_nearest_neighbours(run, capsys):
     captured = capsys.readouterr()
     assert "Training a classifier" in captured.err
     found = json.loads(captured.out)
-    assert set(found["figures"]) == {
+    assert set(found["metrics"]) == {
         *("agreement", "real_accuracy", "frechet", "kernel", "precision", "recall", "real", "drawn"),
         *("reconstructed_frechet", "reconstructed_kernel"),
     }
-    assert found["figures"]["drawn"] == 24
+    assert found["metrics"]["drawn"] == 24
     assert pixels(found["out"]).shape == (4 * 64 + 3 * 2, 10 * 64 + 9 * 2)
     for number, shape in ((15, (130, 10 * 64 + 9 * 2)), (4, (130, 4 * 64 + 3 * 2))):
         assert main(["judge", str(run), "-n", str(number), "--steps", "3"]) == 0
@@ -153,14 +153,14 @@ def test_the_judge_learns_once_and_shows_nearest_neighbours(run, capsys):
     assert main(words[:-1]) == 0
     again = capsys.readouterr()
     assert "Training a classifier" not in again.err
-    assert "class seen in drawn images" in again.out
+    assert "class seen in drawn items" in again.out
 
 
 def test_steps_of_drawing_are_for_priors_that_have_some(run, tmp_path, capsys):
     assert main(["sample", str(run), "-n", "2", "--draw-steps", "3"]) == 1
     assert "'draw_steps' must be left out" in capsys.readouterr().err
     small = ["--steps", "3", "--batch-size", "8", "--width", "16", "--depth", "1", "--heads", "2"]
-    assert main(["fit-prior", str(run), "--prior", "masked", *small]) == 0
+    assert main(["fit-prior", str(run), "--prior", "masked", "--overwrite", *small]) == 0
     sheets = [str(tmp_path / f"{steps}.png") for steps in (1, 8)]
     for sheet in sheets:
         steps = sheet.rpartition("/")[2].partition(".")[0]
@@ -175,7 +175,7 @@ def test_the_judge_compares_with_reconstructions_of_the_same_decoder(run, capsys
     for decoder in ([], ["--decoder", str(run / "decoder")]):
         capsys.readouterr()
         assert main(["judge", str(run), "-n", "24", "--steps", "3", "--json", *decoder]) == 0
-        found.append(json.loads(capsys.readouterr().out)["figures"])
+        found.append(json.loads(capsys.readouterr().out)["metrics"])
     for name in ("frechet", "reconstructed_frechet"):
         assert found[0][name] != found[1][name]
     assert found[0]["real_accuracy"] == found[1]["real_accuracy"]
@@ -183,7 +183,7 @@ def test_the_judge_compares_with_reconstructions_of_the_same_decoder(run, capsys
 
 def test_the_judge_tells_fid_where_its_network_is_at_hand(run, monkeypatch, capsys):
     monkeypatch.setattr(
-        "gmvq.commands.generating.load_inception", lambda path: lambda images: images.flatten(1)[:, ::5]
+        "gmvq.commands.judge.load_inception", lambda path: lambda images: images.flatten(1)[:, ::5]
     )
     assert main(["judge", str(run), "-n", "24", "--steps", "3"]) == 0
     said = capsys.readouterr().out
@@ -230,11 +230,11 @@ def test_a_judge_that_was_stopped_goes_on(run, tmp_path, monkeypatch, tint):
 
 def test_images_without_labels_are_judged_by_exemplars(tmp_path, capsys):
     run, small = tmp_path / "run", ["--steps", "3", "--batch-size", "8"]
-    assert main(["train", "photos", "--out", str(run), *small, "--model.width", "8", "--codebook-size", "16"]) == 0
+    assert main(["train", "photos", "--out", str(run), *small, "--width", "8", "--codebook-size", "16"]) == 0
     assert main(["fit-prior", str(run), *small, "--width", "16", "--depth", "1", "--heads", "2"]) == 0
     capsys.readouterr()
     assert main(["judge", str(run), "-n", "4", "--steps", "2", "--json"]) == 0
-    figures = json.loads(capsys.readouterr().out)["figures"]
+    figures = json.loads(capsys.readouterr().out)["metrics"]
     assert figures["agreement"] is figures["real_accuracy"] is None
     assert figures["frechet"] > 0
     photographs = stages.load_data(recipes.photos().data).train
@@ -253,14 +253,14 @@ def test_images_without_labels_have_no_classes(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["judge", "RUN", "-n", "2"], "'number' must be at least 4"),
+        (["judge", "RUN", "-n", "2"], "'number' must be an integer of at least 4"),
         (["sample", "RUN", "--label", "11"], "'labels' must lie in [0, 10)"),
-        (["sample", "RUN", "-n", "0"], "'number' must be at least 1"),
-        (["sample", "RUN", "--out", "x.jpg"], "must end in .png"),
+        (["sample", "RUN", "-n", "0"], "'number' must be an integer of at least 1"),
+        (["sample", "RUN", "--out", "x.jpg"], "are written as .png"),
         (["sample", "RUN", "--temperature", "-1"], "'temperature' must be a finite number of at least 0"),
         (["sample", "RUN", "--prior", "nowhere"], "gmvq fit-prior RUN"),
         (["complete", "RUN", "IMAGE", "out.png", "--mask", "nothing"], "'mask' must be one of lower"),
-        (["complete", "RUN", "SMALL", "out.png"], "'IN' must have 8x8 pixels"),
+        (["complete", "RUN", "SMALL", "out.png"], "'IN' must have at least 8x8 samples"),
         (["complete", "RUN", "IMAGE", "out.png", "--mask", "SMALL"], "'mask' must have 8x8 pixels"),
         (["complete", "RUN", "IMAGE", "out.png", "--guidance", "2"], "'guidance' must be 1 without labels"),
         (["fit-prior", "RUN", "--steps", "0"], "'steps' must be an integer of at least 1"),
@@ -279,7 +279,7 @@ def test_what_cannot_be_done_gets_a_reason(run, tmp_path, capsys, words, reason)
 
 
 def test_a_prior_of_another_tokenizer_is_refused(run, tmp_path, capsys):
-    small = ["--steps", "2", "--batch-size", "8", "--model.width", "8", "--codebook-size", "16"]
+    small = ["--steps", "2", "--batch-size", "8", "--width", "8", "--codebook-size", "16"]
     other = str(tmp_path / "other")
     assert main(["train", "digits", "--out", other, *small, "--seed", "5"]) == 0
     capsys.readouterr()
