@@ -17,11 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gmvq import stages
 from gmvq import hub, recipes
+from gmvq.experiments import CONTENDERS, PROTOCOLS
 from gmvq.hub import write_json
-from gmvq.leaderboard import CONTENDERS, PROTOCOLS
-from gmvq.stages import PriorRun, fit_prior
+from gmvq.recipes import PriorRun, fit_prior
 from gmvq.training.preparation import cpu_threads
 from gmvq.training.provenance import commit, hardware, versions
 
@@ -35,8 +34,8 @@ def measured(name: str, data: Path, folder: Path, steps: int | None, prior: Prio
     template = replace(template, data=replace(template.data, source=str(data)))
     if steps is not None:
         template = replace(template, training=replace(template.training, steps=steps, warmup_steps=min(100, steps)))
-    data_set = stages.load_data(template.data)
-    run = stages.fitted(CONTENDERS[name].run(template, seed), data_set)
+    data_set = recipes.load_data(template.data)
+    run = recipes.fitted(CONTENDERS[name].run(template, seed), data_set)
     tokenizer = recipes.finished(folder, run)
     if tokenizer is None:
         tokenizer = recipes.run(run, folder, data=data_set, resume=True, report=False)

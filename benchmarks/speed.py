@@ -2,7 +2,7 @@
 
 Contenders take turns, some steps each, on the network, the batch size and the images of a protocol; a round begins with
 another contender each time. A step is a whole one: loader, forward, backward, optimizer, average of the weights and
-what the quantizer updates by itself. Items a second are medians over rounds, and so are the ratios to the VQ-VAE as
+what the quantizer updates by itself. Images a second are medians over rounds, and so are the ratios to the VQ-VAE as
 published (`vector`) in the same round.
 
     python benchmarks/speed.py --data ../shared/data --out benchmarks/leaderboard/results/speed.json
@@ -23,11 +23,10 @@ from typing import Any
 
 from profile_step import Subject
 
-from gmvq import stages
 from gmvq import recipes
-from gmvq.modalities import Data
+from gmvq.data import Data
+from gmvq.experiments import CONTENDERS, GROUPS, PROTOCOLS, Protocol
 from gmvq.hub import write_json
-from gmvq.leaderboard import CONTENDERS, GROUPS, PROTOCOLS, Protocol
 from gmvq.training.preparation import cpu_threads, keep_freed_memory
 from gmvq.training.provenance import commit, hardware, versions
 
@@ -41,12 +40,12 @@ FOLDERS = {"cifar10": "cifar10", "fashion-mnist": "fashion_mnist", "celeba64": "
 
 def subjects_of(protocol: Protocol, names: Sequence[str], data: Data) -> dict[str, Subject]:
     """The contenders in training under a protocol."""
-    runs = {name: stages.fitted(CONTENDERS[name].run(protocol.run, 0), data) for name in names}
+    runs = {name: recipes.fitted(CONTENDERS[name].run(protocol.run, 0), data) for name in names}
     return {name: Subject(run, data) for name, run in runs.items()}
 
 
 def take_turns(subjects: dict[str, Subject], rounds: int, steps: int) -> dict[str, list[float]]:
-    """Items a second of each subject in each round."""
+    """Images a second of each subject in each round."""
     speeds: dict[str, list[float]] = {name: [] for name in subjects}
     names = list(subjects)
     for subject in subjects.values():
@@ -70,7 +69,7 @@ def rows_of(protocol: Protocol, speeds: dict[str, list[float]]) -> list[dict[str
         {
             "protocol": protocol.name,
             "contender": name,
-            "items_per_second": statistics.median(own),
+            "images_per_second": statistics.median(own),
             "relative": statistics.median(one / other for one, other in zip(own, plain, strict=True)),
             "rounds": [round(speed, 1) for speed in own],
         }
@@ -87,7 +86,7 @@ def data_of(protocol: Protocol, folder: Path) -> Data:
     name = next((place for start, place in FOLDERS.items() if protocol.name.startswith(f"{start}-")), None)
     if name is None:
         raise ValueError(f"'protocols' must be of {', '.join(FOLDERS)}, got {protocol.name!r}. Leave it out.")
-    data = stages.load_data(replace(protocol.run.data, source=str(folder / name)))
+    data = recipes.load_data(replace(protocol.run.data, source=str(folder / name)))
     protocol.check_data(data)
     return data
 
@@ -118,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for subject in subjects.values():
                 subject.batches.close()
             for row in found:
-                words = f"{row['items_per_second']:.0f} images a second, {row['relative']:.2f} of {PLAIN}"
+                words = f"{row['images_per_second']:.0f} images a second, {row['relative']:.2f} of {PLAIN}"
                 print(f"{name}, {row['contender']}: {words}", flush=True)
             rows += found
         where = {"hardware": hardware(), "versions": versions(), "commit": commit()}

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gmvq import benchmarking
-from gmvq.comparison import footnote, markdown
+from gmvq.experiments import Table, read_table
+from gmvq.experiments.printing import COLUMNS, footnote, markdown, markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
@@ -37,29 +38,27 @@ NAMES = {
 }
 
 
-def short_table(result: dict[str, Any]) -> str:
+def short_table(table: Table) -> str:
     """PSNR and usage of each quantizer on each recipe, with a link to more."""
-    recipes = list(result["recipes"])
-    lines = [
-        f"| PSNR in dB / share of the codebook in use | {' | '.join(recipes)} |",
-        f"| --- | {' | '.join(['---'] * len(recipes))} |",
-    ]
-    for quantizer in result["protocol"]["quantizers"]:
-        cells = []
-        for recipe in recipes:
-            entry = next(e for e in result["table"] if (e["recipe"], e["quantizer"]) == (recipe, quantizer))
-            psnr, usage = entry["psnr"], entry["usage"]
-            spread = "" if psnr["std"] is None else f" ± {psnr['std']:.2f}"
-            cells.append(f"{psnr['mean']:.2f}{spread} / {100 * usage['mean']:.0f} %")
-        lines.append(f"| {NAMES[quantizer]} | {' | '.join(cells)} |")
-    shared = next(iter(result["recipes"].values()))
-    lines += [
-        "",
-        f"K = {shared['codebook_size']}, the same network, likelihood, data and {shared['steps']:,} steps of "
-        f"{shared['batch_size']} images for all. {footnote(result['protocol'])} "
-        "[All figures](results.md).",
-    ]
-    return "\n".join(lines)
+    rows: dict[str, list[str]] = {}
+    for recipe in table.protocols:
+        for entry in table.entries(recipe):
+            psnr, usage = COLUMNS["psnr"].written(entry.spread("psnr")), entry.mean("usage")
+            rows.setdefault(entry.contender, []).append(f"{psnr} / {100 * (usage or 0.0):.0f} %")
+    header = ["PSNR in dB / share of the codebook in use", *table.protocols]
+    shared = next(iter(table.protocols.values()))
+    training = shared["run"]["training"]
+    note = (
+        f"K = {shared['codebook_size']}, the same network, likelihood, data and {training['steps']:,} steps of "
+        f"{training['batch_size']} images for all. {footnote(table.rows.values())} [All figures](results.md)."
+    )
+    return f"{markdown_table(header, [[NAMES[name], *cells] for name, cells in rows.items()])}\n\n{note}"
+
+
+def named(table: Table) -> str:
+    """What the quantizers of a table are."""
+    names = dict.fromkeys(row.contender for row in table.rows.values())
+    return "; ".join(f"`{name}`: {NAMES[name].strip('*')}" for name in names)
 
 
 def drop_in_table(result: dict[str, Any]) -> str:
@@ -168,27 +167,23 @@ def between_marks(page: str, text: str, name: str = "results", writer: str = "ta
 
 def pages() -> dict[Path, str]:
     """Each page with what it should hold."""
-    compared = json.loads((RESULTS / "compare.json").read_text())
+    compared, everyone = (read_table(RESULTS / f"{name}.json") or Table() for name in ("compare", "quantizers"))
     dropped = json.loads((RESULTS / "drop_in.json").read_text())
     trials = json.loads((RESULTS / "trials.json").read_text())
     search = json.loads((RESULTS / "search.json").read_text())
-    everyone = json.loads((RESULTS / "quantizers.json").read_text())
     defaults, guide = ((ROOT / page).read_text() for page in ("docs/gm-vq.md", "docs/which-quantizer.md"))
     results = [
         "# Figures",
         "Written by `python benchmarks/tables.py` from `benchmarks/results/*.json`.",
         "## Quantizers in one network",
-        f"`{compared['protocol']['command']}`",
-        "The quantizers are "
-        + "; ".join(f"`{key}`: {NAMES[key].strip('*')}" for key in compared["protocol"]["quantizers"])
-        + ".",
+        f"`{compared.command}`",
+        f"The quantizers are {named(compared)}.",
         markdown(compared).strip(),
         "## Every quantizer in one network",
-        f"`{everyone['protocol']['command']}`",
-        "; ".join(f"`{key}`: {NAMES[key].strip('*')}" for key in everyone["protocol"]["quantizers"]) + ".",
+        f"`{everyone.command}`",
+        f"{named(everyone)}.",
         markdown(everyone).strip(),
-        "The runs are of commit a8ca758, those of BSQ and IBQ of 6e2f40f; nothing changed between them that moves the "
-        "others.",
+        "The runs of BSQ and IBQ are of the later commit; nothing changed between the two that moves the others.",
         "## The layer in somebody else's network",
         " ".join(dropped["protocol"].split("\n\n")[1].split()),
         drop_in_table(dropped),

@@ -286,8 +286,9 @@ def test_compare(capsys, tmp_path):
     words = ["compare", "digits", "--quantizers", "vector", "vector-ema", "--seeds", 1, "--steps", 3, "--width", 8,
              "--codebook-size", 16, "--batch-size", 8, "--out", tmp_path / "c", "--threads", 1]  # fmt: skip
     result = result_of(capsys, *words)
-    assert [entry["quantizer"] for entry in result["table"]] == ["vector", "vector-ema"]
-    assert result == json.loads((tmp_path / "c" / "compare.json").read_text())
+    assert [entry["contender"] for entry in result["summary"]] == ["vector", "vector-ema"]
+    written = json.loads((tmp_path / "c" / "compare.json").read_text())
+    assert result == {**result, **written}
     shown = call(capsys, *words).out
     assert "vector-ema" in shown
     assert "compare.md" in shown

@@ -70,8 +70,8 @@ class Files(NamedTuple):
 
 
 def from_repository(results: Path = RESULTS) -> Experiment:
-    """What gmvq.leaderboard says and what has been run."""
-    from gmvq.leaderboard import CONTENDERS, GROUPS, PROTOCOLS, STUDIES
+    """What gmvq.experiments says and what has been run."""
+    from gmvq.experiments import CONTENDERS, GROUPS, PROTOCOLS, STUDIES
 
     tables = read_tables(results, PROTOCOLS)
     measured = read_gradients(results), GROUPS["all"], read_refinement(results), read_speed(results)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FORMAT, VERSION = "gmvq.leaderboard", 1
+from gmvq.experiments import read_table
+
 GRADIENTS_FORMAT = "gmvq.gradients"
 GRADIENTS = "gradients.json"
 REFINEMENT_FORMAT = "gmvq.refinement"
@@ -86,13 +87,13 @@ class Experiment:
     """Everything that the page is made of.
 
     Attributes:
-        contenders: ``gmvq.leaderboard.CONTENDERS`` or something of its shape.
-        studies: ``gmvq.leaderboard.STUDIES``.
-        protocols: ``gmvq.leaderboard.PROTOCOLS``, in the order of the page.
+        contenders: ``gmvq.experiments.CONTENDERS`` or something of its shape.
+        studies: ``gmvq.experiments.STUDIES``.
+        protocols: ``gmvq.experiments.PROTOCOLS``, in the order of the page.
         tables: The tables that are there, by protocol.
         gradients: What the study of gradients found, if it is there.
         refinement: What refining codes at encoding gives and costs, if it is there.
-        field: ``gmvq.leaderboard.GROUPS["all"]``: who is ranked; the others are points of studies only.
+        field: ``gmvq.experiments.GROUPS["all"]``: who is ranked; the others are points of studies only.
         speed: How fast contenders train beside each other, if it was measured.
     """
 
@@ -215,12 +216,8 @@ def _read_study(path: Path, form: str) -> dict[str, Any] | None:
 
 
 def _read_table(path: Path) -> dict[str, Any]:
-    table = json.loads(path.read_text(encoding="utf-8"))
-    got = table.get("format"), table.get("version")
-    if got != (FORMAT, VERSION):
-        raise ValueError(f"{path} must be of {FORMAT!r}, version {VERSION}, got {got}. Write it with 'gmvq compare'.")
-    keys = [(row["contender"], row["seed"]) for row in table["rows"]]
-    twice = sorted({f"{name} with seed {seed}" for name, seed in keys if keys.count((name, seed)) > 1})
-    if twice:
-        raise ValueError(f"{path} must hold each run once, got {', '.join(twice)} twice. Remove the older row.")
-    return table
+    table = read_table(path)
+    if table is None:
+        raise FileNotFoundError(path)
+    ((_, protocol),) = table.protocols.items()
+    return {"protocol": protocol, "rows": [{**row._asdict(), **row.provenance} for row in table.rows.values()]}

@@ -15,8 +15,8 @@ from page_pictures import reconstructions
 
 from gmvq import recipes
 from gmvq.data import evenly_spaced
-from gmvq.leaderboard import CONTENDERS, PROTOCOLS
-from gmvq.leaderboard.running import folder_of
+from gmvq.experiments import CONTENDERS, PROTOCOLS
+from gmvq.experiments.running import folder_of
 
 ROOT = Path(__file__).parents[2]
 SHOWN = ("gaussian-mixture", "vector-ema-4-light", "vector-affine", "finite-scalar", "vector")

@@ -1,7 +1,6 @@
 """``benchmarks/leaderboard/page.py``: the page of the experiment says what the tables say, whatever that is."""
 
 import itertools
-import json
 import random
 import re
 import subprocess
@@ -86,7 +85,7 @@ def table(name, rows):
     data = {"name": "/somewhere/cifar10", "fingerprint": "f" * 64, "train": 40000, "held_out": 10000}
     protocol = {"name": name, "version": 1, "title": TITLES.get(name, name), "data": data, "tokens": [8, 8],
                 "codebook_size": 512, "run": run}  # fmt: skip
-    return {"format": "gmvq.leaderboard", "version": 1, "protocol": protocol, "rows": rows}
+    return {"format": "gmvq.experiments", "version": 1, "protocol": protocol, "rows": rows}
 
 
 def experiment(rows_by_protocol, studies=(), gradients=None, speeds=None):
@@ -307,7 +306,7 @@ def test_a_point_of_a_text_that_was_not_run_says_so():
 
 
 def test_the_texts_are_of_studies_and_type_no_figure():
-    from gmvq.leaderboard import STUDIES
+    from gmvq.experiments import STUDIES
 
     assert set(texts.STUDIES) <= set(STUDIES)
     for text in (*texts.STUDIES.values(), texts.COURSE, texts.GRADIENTS):
@@ -316,7 +315,7 @@ def test_the_texts_are_of_studies_and_type_no_figure():
 
 
 def test_the_texts_fit_their_studies():
-    from gmvq.leaderboard import CONTENDERS, GROUPS, PROTOCOLS, STUDIES
+    from gmvq.experiments import CONTENDERS, GROUPS, PROTOCOLS, STUDIES
 
     for one in STUDIES.values():
         names = {point.contender for point in one.points}
@@ -394,7 +393,7 @@ def test_what_was_published_stands_beside_what_was_measured():
 
 
 def test_what_was_published_is_of_our_protocols_and_contenders():
-    from gmvq.leaderboard import CONTENDERS, PROTOCOLS
+    from gmvq.experiments import CONTENDERS, PROTOCOLS
 
     for row in page_paper.PUBLISHED:
         assert row.protocol in PROTOCOLS
@@ -499,30 +498,9 @@ def test_pages_and_figures_are_written_once_and_found_stale(tmp_path):
     assert {path.name for path in other.stale()} == {*pages, "contenders-short.svg"}
 
 
-def test_a_cell_may_hold_a_bar():
-    said = page_tables.markdown_table(["KL(q || p)", "x"], [["a|b", "1"]])
-    assert said.splitlines()[0] == r"| KL(q \|\| p) | x |"
-    assert said.splitlines()[2] == r"| a\|b | 1 |"
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"format": "gmvq.comparison"}, "must be of 'gmvq.leaderboard'"),
-        ({"version": 2}, "must be of"),
-        (None, "seed 0 twice"),
-    ],
-)
-def test_other_files_are_refused(tmp_path, change, match):
-    content = table(SHORT[0], rows_of({"vector": 1.0}, seeds=1) * (2 if change is None else 1))
-    (tmp_path / f"{SHORT[0]}.json").write_text(json.dumps({**content, **(change or {})}))
-    with pytest.raises(ValueError, match=match):
-        page_rows.read_tables(tmp_path, SHORT)
-
-
 def test_tables_that_are_there_are_read(tmp_path):
-    (tmp_path / f"{SHORT[1]}.json").write_text(json.dumps(table(SHORT[1], rows_of(ERRORS))))
-    assert list(page_rows.read_tables(tmp_path, SHORT)) == [SHORT[1]]
+    assert page_rows.read_tables(tmp_path, SHORT) == {}
+    assert list(page_rows.read_tables(page.RESULTS, SHORT[:1])) == [SHORT[0]]
     assert page_rows.read_gradients(tmp_path) is None
     (tmp_path / "gradients.json").write_text('{"format": "another"}')
     with pytest.raises(ValueError, match=r"must be of format 'gmvq\.gradients'"):

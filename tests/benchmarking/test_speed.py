@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gmvq import recipes
-from gmvq.leaderboard import CONTENDERS, PROTOCOLS
+from gmvq.experiments import CONTENDERS, PROTOCOLS
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

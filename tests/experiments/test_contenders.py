@@ -1,7 +1,7 @@
 import pytest
 
-from gmvq.leaderboard import CONTENDERS, GROUPS, PROTOCOLS, STUDIES, chosen
-from gmvq.leaderboard.protocols import LATENT_DIM
+from gmvq.experiments import CONTENDERS, GROUPS, PROTOCOLS, STUDIES, chosen
+from gmvq.experiments.protocols import LATENT_DIM
 from gmvq.models.bottlenecks import RECIPES, make_bottleneck
 
 SHORT = PROTOCOLS["cifar10-8x8-k1024-short"]

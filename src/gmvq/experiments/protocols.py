@@ -1,6 +1,8 @@
-"""Frozen protocols: what is learned from, by which network, for how long. Contenders vary the quantizer alone.
+"""Protocols: what is learned from, by which network, for how long. Contenders vary the quantizer alone.
 
-The networks are SQ-VAE's (Takida et al., 2022, https://arxiv.org/abs/2205.07547), the training of the full protocols is
+A recipe is the protocol of one comparison; those in ``PROTOCOLS`` are frozen, so that rows compare over time.
+
+Their networks are SQ-VAE's (Takida et al., 2022, https://arxiv.org/abs/2205.07547), the training of the full ones is
 that of Huh et al. (2023, https://arxiv.org/abs/2305.08842). A short protocol has the same data and networks and 2,000
 steps of 64 images, an average of the weights, and a learning rate for so few steps. All have the Gaussian likelihood
 with its variance at the maximum-likelihood value: its gradient is that of the mean squared error, of another length,
@@ -9,12 +11,14 @@ and what a quantizer adds to a mean squared error is scaled with it.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from gmvq.modalities import Data, fingerprint
 from gmvq.models import AutoencoderConfig
-from gmvq.recipes import DataConfig, Run
+from gmvq.recipes import DataConfig, Run, fitted
 from gmvq.training import Training
 
 LATENT_DIM = 64
@@ -42,6 +46,18 @@ class Protocol:
     tokens: tuple[int, int]
     run: Run
 
+    @classmethod
+    def of(cls, recipe: Run, data: Data) -> Self:
+        """The protocol of a comparison on a recipe."""
+        recipe = fitted(recipe, data)
+        shape = data.held_out.sizes[0]
+        rows, columns = (-(-(recipe.data.crop or side) // recipe.model.downsampling) for side in shape)
+        return cls(recipe.name, 1, recipe.name, fingerprint(data), (rows, columns), recipe)
+
+    def at(self, source: str) -> Self:
+        """The same with the path of the data."""
+        return replace(self, run=replace(self.run, data=replace(self.run.data, source=source)))
+
     def check_data(self, data: Data) -> None:
         """Refuses other data than the protocol's.
 
@@ -57,8 +73,8 @@ class Protocol:
             )
 
     def described(self, data: Data) -> dict[str, Any]:
-        """What a table says of its protocol, ready for JSON."""
-        shared = asdict(self.run)
+        """What a table says of its protocol, ready for JSON: no path of this machine, nothing that contenders vary."""
+        shared = json.loads(json.dumps(asdict(self.run)))
         for name in ("quantizer", "quantizer_options", "code_dim"):
             del shared["model"][name]
         del shared["training"]["seed"], shared["data"]["source"]
@@ -67,10 +83,10 @@ class Protocol:
             "version": self.version,
             "title": self.title,
             "data": {
-                "name": data.name,
+                "name": Path(data.name).name,
                 "fingerprint": fingerprint(data),
                 "train": len(data.train),
-                "held_out": len(data.held_out),
+                "held_out": min(self.run.data.evaluated or len(data.held_out), len(data.held_out)),
             },
             "tokens": list(self.tokens),
             "codebook_size": self.run.model.codebook_size,
@@ -198,4 +214,4 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
     )
 }
-"""All protocols by name."""
+"""The frozen protocols by name."""

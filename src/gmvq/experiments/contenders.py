@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gmvq.leaderboard.protocols import LATENT_DIM
-from gmvq.leaderboard.studies import STUDIES
+from gmvq.experiments.protocols import LATENT_DIM
+from gmvq.experiments.studies import STUDIES
 from gmvq.models.bottlenecks import QuantizerName
-from gmvq.recipes import Run
+from gmvq.recipes import Run, changed
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Contender:
         title: What a reader calls it.
         quantizer: Name of the quantizer in :mod:`gmvq.models.bottlenecks`.
         options: Its arguments beside or instead of those of that name.
-        changes: Fields of the model or of the training that are other than the protocol's, for studies.
+        changes: Fields of the model or of the training that differ from the protocol's, for studies.
     """
 
     name: str
@@ -30,16 +31,22 @@ class Contender:
     options: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of the protocol's run it changes, as JSON has it."""
+        settings = {"quantizer": self.quantizer, "options": self.options, "changes": self.changes}
+        return json.loads(json.dumps(settings, default=dict))
+
     def run(self, template: Run, seed: int) -> Run:
-        """The protocol's run with this quantizer and seed."""
-        model = replace(template.model, quantizer=self.quantizer, code_dim=LATENT_DIM, quantizer_options=self.options)
-        training = replace(template.training, seed=seed)
-        for name, value in self.changes.items():
-            if hasattr(model, name):
-                model = replace(model, **{name: value})
-            else:
-                training = replace(training, **{name: value})
-        return replace(template, name=f"{template.name}/{self.name}", model=model, training=training)
+        """The template with this quantizer and seed."""
+        options = {**template.model.quantizer_options, **self.options}
+        run = replace(
+            template,
+            name=f"{template.name}/{self.name}",
+            model=replace(template.model, quantizer=self.quantizer, quantizer_options=options),
+            training=replace(template.training, seed=seed),
+        )
+        return changed(run, **self.changes)
 
 
 _LOW = {"codebook_dim": 4}

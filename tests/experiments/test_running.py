@@ -1,8 +1,6 @@
-import io
 import json
-import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from gmvq.data import fingerprint
-from gmvq.leaderboard import CONTENDERS, PROTOCOLS, RowKey, Table, chosen, measure, printed, read_table, summary
-from gmvq.leaderboard.running import _run_of, course, folder_of
+from gmvq.experiments import CONTENDERS, PROTOCOLS, chosen, measure, read_table
+from gmvq.experiments.rows import course
+from gmvq.experiments.running import changed_fields, folder_of
 from gmvq.recipes import DataConfig, load_data
 
 QUIET = Console(quiet=True)
@@ -40,8 +39,8 @@ def protocol(source):
 
 
 def go(protocol, source, tmp_path, names, seeds=1, **options):
-    options = {"table": tmp_path / "tiny.json", "out": tmp_path / "runs", "jobs": 1, "console": QUIET, **options}
-    return measure(protocol, chosen(names), seeds, source, **options)
+    defaults = {"table": tmp_path / "tiny.json", "out": tmp_path / "runs", "jobs": 1, "threads": 1, "console": QUIET}
+    return measure(protocol, chosen(names), seeds, source, **defaults | options)
 
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/leaderboard/results"
@@ -51,10 +50,13 @@ RESULTS = Path(__file__).parents[2] / "benchmarks/leaderboard/results"
 def test_the_rows_of_the_repository_are_of_the_protocols_as_they_are(path):
     table = read_table(path)
     assert table is not None
-    protocol = PROTOCOLS[path.stem]
-    assert table.protocol["version"] == protocol.version
+    (described,), protocol = table.protocols.values(), PROTOCOLS[path.stem]
+    assert (described["name"], described["version"]) == (protocol.name, protocol.version)
+    assert protocol.data_hash in (None, described["data"]["fingerprint"])
+    now = {"run": json.loads(json.dumps(asdict(protocol.run)))}
+    assert changed_fields(described, now) == []
     for row in table.rows.values():
-        assert row["run"] == _run_of(CONTENDERS[row["contender"]].run(protocol.run, row["seed"])), row["contender"]
+        assert row.settings == CONTENDERS[row.contender].settings
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.parents[1].rglob("results/*.json")), ids=lambda path: path.stem)
@@ -65,14 +67,13 @@ def test_no_result_of_the_repository_holds_a_path_of_the_machine_that_made_it(pa
 def test_a_row_does_not_hold_what_was_typed(protocol, source, tmp_path):
     """Paths would be in it; contender, seed and protocol say the command."""
     table = go(protocol, source, tmp_path, ["gaussian-mixture"], command=f"gmvq compare --data {source}")
-    assert str(tmp_path) not in json.dumps(table.rows[RowKey("gaussian-mixture", 0)])
+    assert str(tmp_path) not in json.dumps(table.content()["rows"])
 
 
-def test_a_compiled_run_is_the_same_row_in_another_folder(protocol, tmp_path):
+def test_a_compiled_run_has_another_folder(protocol, tmp_path):
     (contender,) = chosen(["gaussian-mixture"])
     plain = contender.run(protocol.run, 0)
     compiled = replace(plain, training=replace(plain.training, compile=True))
-    assert _run_of(plain) == _run_of(compiled)
     folders = [folder_of(tmp_path, protocol, contender, run) for run in (plain, compiled)]
     assert folders[0] != folders[1]
 
@@ -82,25 +83,25 @@ def test_a_row_of_other_data_is_not_taken(protocol, source, tmp_path):
     (tmp_path / "tiny.json").unlink()
     images = np.random.default_rng(1).integers(0, 256, (48, 8, 8, 3), dtype=np.uint8)
     np.savez(source, x_train=images[:32], x_test=images[32:])
-    with pytest.raises(RuntimeError, match="data fingerprint"):
+    with pytest.raises(ValueError, match="data fingerprint"):
         go(replace(protocol, data_hash=None), source, tmp_path, ["gaussian-mixture"])
 
 
 def test_rows_are_added_and_not_run_twice(protocol, source, tmp_path):
     table = go(protocol, source, tmp_path, ["gaussian-mixture"])
     (row,) = table.rows.values()
-    assert row["diverged"] is None
-    assert row["metrics"]["mse"] > 0
-    assert 0 < row["metrics"]["usage"] <= 1
-    assert row["metrics"]["images"] == 16
-    assert row["run"]["model"]["network"] == "sq-vae"
-    assert row["course"]["step"] == [1, 2, 3, 4]
-    assert all(len(values) == 4 for values in row["course"].values())
-    assert row["parameters"] > 0
-    assert row["metrics"]["mse_train"] == pytest.approx(row["course"]["mse"][-1], rel=1e-4)
+    assert row.diverged is None
+    assert row.metrics["mse"] > 0
+    assert 0 < row.metrics["usage"] <= 1
+    assert row.metrics["images"] == 16
+    assert row.settings == CONTENDERS["gaussian-mixture"].settings
+    assert row.course["step"] == [1, 2, 3, 4]
+    assert all(len(values) == 4 for values in row.course.values())
+    assert row.parameters > 0
+    assert row.metrics["mse_train"] == pytest.approx(row.course["mse"][-1], rel=1e-4)
     (folder,) = (tmp_path / "runs" / "tiny").iterdir()
     speeds = [json.loads(line)["images_per_second"] for line in (folder / "log.jsonl").read_text().splitlines()[:4]]
-    assert min(speeds) <= row["metrics"]["images_per_second"] <= max(speeds)
+    assert min(speeds) <= row.metrics["images_per_second"] <= max(speeds)
 
     again = go(protocol, source, tmp_path, ["gaussian-mixture", "finite-scalar"], seeds=2)
     assert [(key.contender, key.seed) for key in sorted(again.rows)] == [
@@ -109,22 +110,23 @@ def test_rows_are_added_and_not_run_twice(protocol, source, tmp_path):
         ("gaussian-mixture", 0),
         ("gaussian-mixture", 1),
     ]
-    assert again.rows["gaussian-mixture", 0]["finished"] == row["finished"]  # left as it was
-    assert again.rows["gaussian-mixture", 1]["metrics"]["mse"] != row["metrics"]["mse"]
+    assert (
+        again.rows["tiny", "gaussian-mixture", 0].provenance["finished"] == row.provenance["finished"]
+    )  # left as it was
+    assert again.rows["tiny", "gaussian-mixture", 1].metrics["mse"] != row.metrics["mse"]
     stored = read_table(tmp_path / "tiny.json")
-    assert stored is not None
-    assert stored.rows == again.rows
+    assert stored == again
 
     translated = go(protocol, source, tmp_path, ["gaussian-mixture"], compile=True)  # the same run, made in another way
     assert translated.rows == again.rows
 
     (tmp_path / "tiny.json").unlink()
     made = go(protocol, source, tmp_path, ["gaussian-mixture"])  # the run is there, its row only has to be taken
-    assert made.rows["gaussian-mixture", 0] == row
+    assert made.rows["tiny", "gaussian-mixture", 0] == row
     stored.write(tmp_path / "tiny.json")
 
     forced = go(protocol, source, tmp_path, ["gaussian-mixture"], again=True)
-    assert forced.rows["gaussian-mixture", 0]["metrics"]["mse"] == row["metrics"]["mse"]  # the same seed
+    assert forced.rows["tiny", "gaussian-mixture", 0].metrics["mse"] == row.metrics["mse"]  # the same seed
     assert len(forced.rows) == 4
 
 
@@ -133,32 +135,36 @@ def test_several_runs_at_a_time_give_the_rows_of_one_at_a_time(protocol, source,
     one = go(protocol, source, tmp_path / "a", names, jobs=1, threads=1)
     two = go(protocol, source, tmp_path / "b", names, jobs=2, threads=1)
     for key in one.rows:
-        assert one.rows[key]["metrics"]["mse"] == two.rows[key]["metrics"]["mse"]
+        assert one.rows[key].metrics["mse"] == two.rows[key].metrics["mse"]
 
 
-def test_a_changed_run_is_run_anew(protocol, source, tmp_path):
+def test_a_contender_with_other_settings_is_run_anew_and_a_protocol_that_changed_is_refused(protocol, source, tmp_path):
     before = go(protocol, source, tmp_path, ["vector-ema"])
+    (contender,) = chosen(["vector-ema"])
+    options = {"table": tmp_path / "tiny.json", "out": tmp_path / "runs", "jobs": 1, "console": QUIET}
+    after = measure(protocol, [replace(contender, changes={"batch_size": 4})], 1, source, **options)
+    assert after.rows.keys() == before.rows.keys()
+    assert after.rows["tiny", "vector-ema", 0].settings["changes"] == {"batch_size": 4}
+    assert after.rows["tiny", "vector-ema", 0].metrics != before.rows["tiny", "vector-ema", 0].metrics
     longer = replace(protocol, run=replace(protocol.run, training=replace(protocol.run.training, steps=6)))
-    after = go(longer, source, tmp_path, ["vector-ema"])
-    assert before.rows["vector-ema", 0]["course"]["step"][-1] == 4
-    assert after.rows["vector-ema", 0]["course"]["step"][-1] == 6
-    assert len(after.rows) == 1
+    with pytest.raises(ValueError, match=r"measured with other training\.steps"):
+        go(longer, source, tmp_path, ["vector-ema"])
 
 
 def test_a_diverged_run_has_a_row_and_one_that_fails_stops_no_other(protocol, source, tmp_path):
     wild = replace(protocol, run=replace(protocol.run, training=replace(protocol.run.training, learning_rate=1e30)))
     table = go(wild, source, tmp_path / "wild", ["vector"])
-    row = table.rows["vector", 0]
-    assert row["metrics"] is None
-    assert "not finite" in row["diverged"]
-    assert summary(table.of("vector"), "mse") is None
+    row = table.rows["tiny", "vector", 0]
+    assert row.metrics is None
+    assert "not finite" in row.diverged
+    assert table.entries("tiny", ["vector"])[0].spread("mse") is None
 
     prime = replace(protocol, run=replace(protocol.run, model=replace(protocol.run.model, codebook_size=17)))
     with pytest.raises(RuntimeError, match=r"1 of 2 runs failed: finite-scalar-0.*'codebook_size'"):
         go(prime, source, tmp_path / "prime", ["finite-scalar", "vector-ema"])
     left = read_table(tmp_path / "prime" / "tiny.json")
     assert left is not None
-    assert list(left.rows) == [("vector-ema", 0)]
+    assert list(left.rows) == [("tiny", "vector-ema", 0)]
 
 
 def test_other_data_and_other_tables_are_refused(protocol, source, tmp_path):
@@ -185,18 +191,3 @@ def test_a_course_is_thinned_and_keeps_the_last_step():
     assert found["step"][-1] == 350
     assert found["mse"][-1] == pytest.approx(1 / 350, rel=1e-4)
     assert course([]) == {"step": []}
-
-
-def test_the_printed_table_has_the_least_error_first():
-    table = Table({"title": "title"})
-    for name, seed, mse in (("a", 0, 0.004), ("a", 1, 0.006), ("b", 0, 0.003), ("c", 0, math.nan)):
-        metrics = None if math.isnan(mse) else {"mse": mse, "psnr": 20.0, "usage": 0.5, "perplexity": 3.0}
-        table.add({"contender": name, "seed": seed, "diverged": None if metrics else "why", "metrics": metrics})
-    assert summary(table.of("a"), "mse") == pytest.approx((0.005, math.sqrt(2) * 1e-3))
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(printed(table, ["a", "b", "c"]))
-    lines = [line.strip() for line in console.export_text().splitlines()]
-    rows = [line for line in lines if line[:2] in ("a ", "b ", "c ")]
-    assert [row[0] for row in rows] == ["b", "a", "c"]
-    assert "5.000 ± 1.414" in rows[1]
-    assert "1 of 1 diverged" in rows[2]

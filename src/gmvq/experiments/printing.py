@@ -1,0 +1,166 @@
+"""How a table reads: columns of figures with their spread, in Markdown and in a terminal, and how they were made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich.box import SIMPLE
+from rich.table import Table as Printed
+
+from gmvq.experiments.table import Entry, Row, Spread, Table, by_error
+
+
+class Column(NamedTuple):
+    """How a metric is written.
+
+    Attributes:
+        header: Its name and unit.
+        form: Format of its value.
+        scale: What the value is multiplied by.
+    """
+
+    header: str
+    form: str
+    scale: float = 1.0
+
+    def written(self, figure: Spread | None, *, spread: bool = True) -> str:
+        """Mean and standard deviation; empty where there is no figure."""
+        if figure is None:
+            return ""
+        deviation = f" ± {figure.std * self.scale:{self.form}}" if spread and figure.std is not None else ""
+        return f"{figure.mean * self.scale:{self.form}}{deviation}"
+
+
+COLUMNS = {
+    "psnr": Column("PSNR (dB)", ".2f"),
+    "mse": Column("MSE (1e-3)", ".3f", 1e3),
+    "ssim": Column("SSIM", ".4f"),
+    "usage": Column("Usage (%)", ".1f", 100.0),
+    "used_codes": Column("Codes used", ".1f"),
+    "perplexity": Column("Perplexity", ".1f"),
+    "seconds": Column("Training (s)", ".0f"),
+}
+"""What ``compare.md`` has of each quantizer."""
+NARROW = ("psnr", "mse", "usage", "perplexity")
+"""What has room in a terminal."""
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """A table in Markdown, with what would end a cell or begin a tag escaped.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells.
+        words: Columns of words, from the left; those of figures are aligned to the right.
+    """
+    aligned = ["---" if place < words else "---:" for place in range(len(header))]
+    lines = ([cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells] for cells in (header, aligned, *rows))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def terminal_table(
+    title: str, header: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequence[str] = ()
+) -> Printed:
+    """A table for a terminal, its first column of words."""
+    made = Printed(
+        title=title, box=SIMPLE, title_justify="left", title_style="", caption="\n".join(notes) or None,
+        caption_justify="left", caption_style="",
+    )  # fmt: skip
+    for place, name in enumerate(header):
+        made.add_column(name, justify="right" if place else "left", no_wrap=True)
+    for cells in rows:
+        made.add_row(*cells)
+    return made
+
+
+def markdown(table: Table) -> str:
+    """All rows with their protocols, in Markdown."""
+    header = ["Quantizer", *(column.header for column in COLUMNS.values()), "Diverged"]
+    parts = []
+    for name, protocol in table.protocols.items():
+        rows = [
+            [entry.contender, *_cells(entry, COLUMNS), f"{len(entry.diverged)} of {len(entry.rows)}"]
+            for entry in table.entries(name)
+        ]
+        parts += [f"### {name}", sentence(protocol), markdown_table(header, rows)]
+    return "\n\n".join([*parts, footnote(table.rows.values())]) + "\n"
+
+
+def tables(table: Table) -> list[Printed]:
+    """A table for each protocol, the least error first, narrow enough for a terminal."""
+    made = []
+    for name, protocol in table.protocols.items():
+        rows = []
+        for entry in by_error(table.entries(name)):
+            lost = f" ({len(entry.diverged)} of {len(entry.rows)} diverged)" if entry.diverged else ""
+            rows.append([entry.contender + lost, *_cells(entry, NARROW)])
+        header = ["Quantizer", *(COLUMNS[key].header for key in NARROW)]
+        made.append(terminal_table(f"{protocol['title']}: {sentence(protocol)}", header, rows))
+    return made
+
+
+def summary(table: Table) -> list[dict[str, Any]]:
+    """Means and standard deviations of the columns by protocol and contender, ready for JSON."""
+    return [
+        {
+            "protocol": name,
+            "contender": entry.contender,
+            "runs": len(entry.rows),
+            "diverged": len(entry.diverged),
+            **{key: None if (found := entry.spread(key)) is None else found._asdict() for key in COLUMNS},
+        }
+        for name in table.protocols
+        for entry in table.entries(name)
+    ]
+
+
+def sentence(protocol: Mapping[str, Any]) -> str:
+    """What all rows under a protocol share."""
+    rows, columns = protocol["tokens"]
+    data, training = protocol["data"], protocol["run"]["training"]
+    return (
+        f"K = {protocol['codebook_size']}, {rows}x{columns} tokens, {training['steps']:,} steps of "
+        f"{training['batch_size']} images; {data['name']}: {data['train']:,} images for training, "
+        f"{data['held_out']:,} measured (fingerprint {data['fingerprint'][:12]})."
+    )
+
+
+def footnote(rows: Iterable[Row]) -> str:
+    """How the figures were made."""
+    rows = list(rows)
+    seeds = sorted({row.seed for row in rows})
+    over = f", seed {seeds[0]}" if len(seeds) == 1 else f"; mean ± standard deviation over seeds {_listed(seeds)}"
+    return f"Hard codes on held-out images{over}. {made_by([row.provenance for row in rows])}."
+
+
+def made_by(provenances: Sequence[Mapping[str, Any]]) -> str:
+    """Hardware, versions and commits, each with the number of runs where they differ."""
+    hardware = [found.get("hardware") or found.get("device") or "hardware not recorded" for found in provenances]
+    jobs = sorted({found["jobs"] for found in provenances if found.get("jobs")})
+    versions = [versions_of(found.get("versions") or {}) for found in provenances]
+    commits = [(found.get("commit") or "not recorded")[:12] for found in provenances]
+    at_once = f", {_listed(jobs, ' or ')} at a time" if jobs else ""
+    return f"{_counted(hardware)}{at_once}; {_counted(versions)}; commit {_counted(commits)}"
+
+
+def versions_of(versions: Mapping[str, str]) -> str:
+    """Names and versions, after each other."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _cells(entry: Entry, keys: Iterable[str]) -> list[str]:
+    return [COLUMNS[key].written(entry.spread(key)) or "-" for key in keys]
+
+
+def _listed(values: Iterable[object], between: str = ", ") -> str:
+    return between.join(map(str, values))
+
+
+def _counted(values: Sequence[str]) -> str:
+    """The value that all share, or each with the number of runs that have it."""
+    counts = Counter(values)
+    if len(counts) < 2:
+        return "".join(counts)
+    return "; ".join(f"{value} ({n} run{'' if n == 1 else 's'})" for value, n in counts.items())

@@ -1,0 +1,140 @@
+"""One run and the row that it leaves.
+
+::
+
+    Task --recipes.run--> FOLDER/{metrics.json, log.jsonl, ...} --> FOLDER/row.json
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+
+from gmvq import hub, recipes
+from gmvq.data import Data
+from gmvq.experiments.contenders import Contender
+from gmvq.experiments.table import Row
+from gmvq.recipes import Run
+from gmvq.training import NonFiniteLossError
+
+ROW = "row.json"
+_COURSE_POINTS = 40
+_COURSE_DIGITS = 5
+_COURSE = ("mse", "perplexity", "used_codes", "posterior_entropy", "sigma", "aggregated_divergence", "gradient_norm")
+"""What a row keeps of the course of training; its run's log has all of it."""
+
+
+class Task(NamedTuple):
+    """What a worker needs to know of one run.
+
+    Attributes:
+        protocol: Name of the protocol.
+        contender: The contender.
+        run: Its run under the protocol.
+        folder: The run's folder.
+        jobs: Runs at a time, for the record.
+        again: Start anew, whatever the folder holds.
+        command: What was typed, for the record.
+    """
+
+    protocol: str
+    contender: Contender
+    run: Run
+    folder: Path
+    jobs: int
+    again: bool
+    command: str | None
+
+
+class Stopped(NamedTuple):
+    """Why a run has no row, in words: not all errors travel between processes.
+
+    Attributes:
+        reason: What went wrong.
+        interrupted: Whether it was Ctrl-C.
+    """
+
+    reason: str
+    interrupted: bool = False
+
+
+def attempt(task: Task, data: Data, console: Console) -> Row | Stopped:
+    """The row of one run, or why there is none."""
+    try:
+        return _made(task, data, console)
+    except Exception as error:
+        return Stopped(f"{type(error).__name__}: {error}")
+
+
+def _made(task: Task, data: Data, console: Console) -> Row:
+    folder = task.folder
+    (folder / ROW).unlink(missing_ok=True)
+    metrics, diverged = None, None
+    try:
+        metrics = recipes.run(
+            task.run, folder, resume=not task.again, data=data, command=task.command, report=False, console=console
+        )
+    except NonFiniteLossError as error:
+        diverged = str(error)
+    record = recipes.read_json(folder / recipes.RECORD) or {}
+    entries = _training(folder / "log.jsonl")
+    if metrics is not None:
+        # of the last lines of the log: training batches, as the decoder saw them
+        last = entries[-1] if entries else {}
+        metrics = {**metrics, "images_per_second": _speed(entries), "mse_train": last.get("mse")}
+    row = Row(
+        protocol=task.protocol,
+        contender=task.contender.name,
+        seed=task.run.training.seed,
+        diverged=diverged,
+        metrics=metrics,
+        settings=task.contender.settings,
+        parameters=sum(parameter.numel() for parameter in hub.load(folder).parameters()) if metrics else None,
+        course=course(entries),
+        provenance={
+            **{name: record.get(name) for name in ("commit", "versions", "hardware")},
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "jobs": task.jobs,
+            "threads": torch.get_num_threads(),
+            "compiled": task.run.training.compile,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+    hub.write_json(folder / ROW, row._asdict())
+    return row
+
+
+def stored_row(folder: Path) -> Row | None:
+    """The row that a finished run has left; None if there is none of this form."""
+    content = recipes.read_json(folder / ROW)
+    return Row(**content) if content is not None and content.keys() == set(Row._fields) else None
+
+
+def _training(journal: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log that are of training."""
+    lines = journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []
+    return [entry for entry in map(json.loads, lines) if entry["kind"] == "train"]
+
+
+def _speed(entries: Sequence[Mapping[str, Any]]) -> float | None:
+    """Training images per second, the median over the log: a pause of the machine does not count."""
+    return statistics.median(entry["images_per_second"] for entry in entries) if entries else None
+
+
+def course(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """What the log says of training, at no more than forty steps."""
+    every = -(-len(entries) // _COURSE_POINTS) or 1
+    kept = entries[::-1][::every][::-1]  # the last step is always there
+    names = [name for name in _COURSE if any(name in entry for entry in kept)]
+    return {name: [_short(entry.get(name)) for entry in kept] for name in ("step", *names)}
+
+
+def _short(value: float | None) -> float | None:
+    return value if value is None or isinstance(value, int) else float(f"{value:.{_COURSE_DIGITS}g}")
