@@ -16,6 +16,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from gmvq.experiments.printing import made_by, markdown_table
+
 sys.path.insert(0, str(Path(__file__).parent / "leaderboard"))
 
 from page_svg import DASHES, SERIES, Drawing, legend, new_figure, style
@@ -53,12 +55,6 @@ CURVES = {
 """The same in the figure, whose legend is one line."""
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are numbers."""
-    lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
 def number(value: float | None, form: str) -> str:
     """A number, or a dash for none."""
     return "-" if value is None else format(value, form)
@@ -66,9 +62,8 @@ def number(value: float | None, form: str) -> str:
 
 def made_with(result: Mapping[str, Any]) -> str:
     """Where a result comes from."""
-    machine, versions = result["hardware"], result["versions"]
-    named = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "gmvq") if name in versions)
-    return f"{machine}; {named}; commit {str(result['commit'])[:12]}."
+    versions = {name: result["versions"][name] for name in ("python", "torch", "gmvq") if name in result["versions"]}
+    return f"{made_by([{**result, 'versions': versions}])}."
 
 
 def drawing_text(result: Mapping[str, Any]) -> str:
@@ -88,7 +83,7 @@ def drawing_text(result: Mapping[str, Any]) -> str:
     head = ("Prior", "Bits of a code", "Class that was asked for", "Fréchet distance", "Precision", "Recall")
     return "\n\n".join(
         [
-            table(head, rows),
+            markdown_table(head, rows),
             f"The judge sees the class of {real['real_accuracy']:.1%} of the held-out images. Reconstructed training "
             f"images have a Fréchet distance of {real['reconstructed_frechet']:.2f}: what a perfect prior would reach. "
             f"{result['number']:,} images drawn by each. {made_with(result)}",
@@ -111,7 +106,7 @@ def modelling_text(result: Mapping[str, Any]) -> str:
         for row in result["rows"]
     ]
     head = ("Tokenizer", "PSNR (dB)", "Perplexity", "Bits of a token", "by n-grams", "by frequencies", "Bits / dim")
-    return "\n\n".join([table(head, rows), f"{result['about']} {made_with(result)}"])
+    return "\n\n".join([markdown_table(head, rows), f"{result['about']} {made_with(result)}"])
 
 
 def sharpening_text(result: Mapping[str, Any]) -> str:
@@ -127,7 +122,7 @@ def sharpening_text(result: Mapping[str, Any]) -> str:
     head = ("Tokenizer", "Seeds", "PSNR (dB)", "SSIM", "Sharpness", "Fréchet", "Kernel", "Precision", "Recall")
     return "\n\n".join(
         [
-            table(head, rows),
+            markdown_table(head, rows),
             f"{result['about']} {judge_text(result['judge'])} {made_with(result)}",
             "Held-out photographs, and below them what is made of their codes, in the order of the table:",
             "![Photographs, and the same through tokenizers](images/generation/sharpening.png)",
@@ -156,8 +151,8 @@ def sampling_text(result: Mapping[str, Any]) -> str:
         ]
         for row in result["rows"]
     ]
-    head = ("Items at a time", "Codes a second", *(f"over {name}" for name in others))
-    return "\n\n".join([table(head, rows), f"{result['protocol']} {made_with(result)}"])
+    head = ("Images at a time", "Codes a second", *(f"over {name}" for name in others))
+    return "\n\n".join([markdown_table(head, rows), f"{result['protocol']} {made_with(result)}"])
 
 
 def plot_sharpening(curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> Figure:

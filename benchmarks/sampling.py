@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gmvq.benchmarking.clock import interleaved, ratio
+from gmvq.experiments.speed.clock import interleaved, ratio
 from gmvq.hub import write_json
 from gmvq.priors import AutoregressiveConfig, AutoregressivePrior, CodeShape, Sampling
 from gmvq.priors.sampling import inverted

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from profile_step import Subject
 from gmvq import recipes
 from gmvq.data import Data
 from gmvq.experiments import CONTENDERS, GROUPS, PROTOCOLS, Protocol
+from gmvq.experiments.speed.clock import interleaved, ratio
 from gmvq.hub import write_json
 from gmvq.training.preparation import cpu_threads, keep_freed_memory
 from gmvq.training.provenance import commit, hardware, versions
@@ -45,32 +45,25 @@ def subjects_of(protocol: Protocol, names: Sequence[str], data: Data) -> dict[st
 
 
 def take_turns(subjects: dict[str, Subject], rounds: int, steps: int) -> dict[str, list[float]]:
-    """Images a second of each subject in each round."""
-    speeds: dict[str, list[float]] = {name: [] for name in subjects}
-    names = list(subjects)
+    """Images per second of each subject in each round."""
     for subject in subjects.values():
         for _ in range(WARM_UP_STEPS):
             subject.step()
-    for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            start = time.perf_counter()
-            for _ in range(steps):
-                subjects[name].step()
-            seconds = time.perf_counter() - start
-            speeds[name].append(steps * subjects[name].training.batch_size / seconds)
-    return speeds
+    turns = {name: lambda subject=subject: [subject.step() for _ in range(steps)] for name, subject in subjects.items()}
+    return {
+        name: [steps * subjects[name].training.batch_size / one for one in seconds]
+        for name, seconds in interleaved(turns, rounds).items()
+    }
 
 
 def rows_of(protocol: Protocol, speeds: dict[str, list[float]]) -> list[dict[str, Any]]:
     """One row for each contender, with its speed over that of the plain VQ-VAE."""
-    plain = speeds[PLAIN]
     return [
         {
             "protocol": protocol.name,
             "contender": name,
             "images_per_second": statistics.median(own),
-            "relative": statistics.median(one / other for one, other in zip(own, plain, strict=True)),
+            "relative": ratio(own, speeds[PLAIN]),
             "rounds": [round(speed, 1) for speed in own],
         }
         for name, own in speeds.items()

@@ -14,9 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gmvq import benchmarking
-from gmvq.experiments import Table, read_table
-from gmvq.experiments.printing import COLUMNS, footnote, markdown, markdown_table
+from gmvq.experiments import Table, read_table, speed
+from gmvq.experiments.printing import COLUMNS, footnote, made_by, markdown, markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
@@ -63,44 +62,37 @@ def named(table: Table) -> str:
 
 def drop_in_table(result: dict[str, Any]) -> str:
     """Usage of each layer in somebody else's network."""
-    lines = [
-        "| Layer | dim | Usage | Usage, held out | Perplexity | PSNR (dB) |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in result["rows"]:
-        usage = f"{100 * row['usage']:.1f} % | {100 * row['usage_held_out']:.1f} %"
-        figures = f"{usage} | {row['perplexity']:.0f} | {row['psnr']:.2f}"
-        lines.append(f"| `{row['layer']}` | {row['dim']} | {figures} |")
-    return "\n".join(lines)
+    rows = [
+        [f"`{row['layer']}`", str(row["dim"]), f"{100 * row['usage']:.1f} %", f"{100 * row['usage_held_out']:.1f} %",
+         f"{row['perplexity']:.0f}", f"{row['psnr']:.2f}"]
+        for row in result["rows"]
+    ]  # fmt: skip
+    return markdown_table(["Layer", "dim", "Usage", "Usage, held out", "Perplexity", "PSNR (dB)"], rows)
 
 
 def trials_table(trials: dict[str, Any]) -> str:
     """The trials that led to the defaults."""
     data = {"fashion": "Fashion-MNIST", "cifar": "CIFAR-10", "photos": "photographs"}
-    lines = [f"| PSNR (dB) / codes used / perplexity | {' | '.join(data.values())} |", "| --- | --- | --- | --- |"]
-    for row in trials["rows"]:
-        cells = [f"{x['psnr']:.2f} / {x['used']} / {x['perplexity']}" if (x := row.get(name)) else "-" for name in data]
-        lines.append(f"| {row['what']} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", trials["protocol"]])
+
+    def cell(found: dict[str, Any] | None) -> str:
+        return f"{found['psnr']:.2f} / {found['used']} / {found['perplexity']}" if found else "-"
+
+    rows = [[row["what"], *(cell(row.get(name)) for name in data)] for row in trials["rows"]]
+    return f"{markdown_table(['PSNR (dB) / codes used / perplexity', *data.values()], rows)}\n\n{trials['protocol']}"
 
 
 def search_table(search: dict[str, Any]) -> str:
     """The variants that were tried on the networks of the leaderboard."""
     names = {"cifar": "CIFAR-10", "fashion": "Fashion-MNIST", "celeba": "CelebA 64x64"}
     data = {key: name for key, name in names.items() if any(key in row for row in search["rows"])}
-    lines = [f"| MSE (1e-3) / perplexity | {' | '.join(data.values())} |", f"| --- |{' --- |' * len(data)}"]
-    for row in search["rows"]:
-        cells = [
-            "; ".join(
-                f"{run['mse']:.2f} / {run['perplexity'] or '-'}" + (f" (seed {run['seed']})" if run["seed"] else "")
-                for run in row[name]
-            )
-            if name in row
-            else "-"
-            for name in data
-        ]
-        lines.append(f"| {row['what']} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", search["protocol"]])
+
+    def figure(run: dict[str, Any]) -> str:
+        seed = f" (seed {run['seed']})" if run["seed"] else ""
+        return f"{run['mse']:.2f} / {run['perplexity'] or '-'}{seed}"
+
+    rows = [[row["what"], *("; ".join(map(figure, row.get(name, []))) or "-" for name in data)]
+            for row in search["rows"]]  # fmt: skip
+    return f"{markdown_table(['MSE (1e-3) / perplexity', *data.values()], rows)}\n\n{search['protocol']}"
 
 
 def read(name: str, folder: Path = RESULTS) -> dict[str, Any] | None:
@@ -115,9 +107,9 @@ def bench_texts(result: dict[str, Any] | None) -> dict[str, str]:
              "memory": ("memory",), "growth": ("growth",)}  # fmt: skip
     if result is None:
         return dict.fromkeys([*marks, "bench"], "Not measured yet: `make bench`.")
-    grids = benchmarking.grids(result)
+    grids = speed.grids(result)
     texts = {
-        name: "\n\n".join(benchmarking.markdown_grid(grid) for grid in grids if grid.section in sections)
+        name: "\n\n".join(speed.markdown_grid(grid) for grid in grids if grid.section in sections)
         for name, sections in marks.items()
     }
     if result["sections"].get("growth"):
@@ -125,7 +117,7 @@ def bench_texts(result: dict[str, Any] | None) -> dict[str, str]:
             "\n\n![Time over that of the bare product, and peak memory, against the number of codes]"
             f"({PLOT.relative_to(ROOT / 'docs')})"
         )
-    texts["bench"] = f"{benchmarking.footnote(result['protocol'])} `{result['protocol']['command']}`"
+    texts["bench"] = f"{speed.footnote(result['protocol'])} `{result['protocol']['command']}`"
     return texts
 
 
@@ -136,26 +128,19 @@ def profile_text(result: dict[str, Any] | None) -> str:
     parts = {"loader": "Waiting for the loader", "encoder": "Encoder", "quantizer": "Quantizer",
              "decoder": "Decoder, loss", "optimizer": "Optimizer, averages"}  # fmt: skip
     names = {**NAMES, "vector-quantize-pytorch": "vector-quantize-pytorch"}
-    lines = [
-        f"| | {' | '.join(parts.values())} | Step (ms) | Items a second | over vector-quantize-pytorch's |",
-        f"| --- | {' | '.join(['---'] * len(parts))} | --- | --- | --- |",
-    ]
-    for name, figures in result["subjects"].items():
-        shares = " | ".join(f"{100 * figures['shares'][part]:.1f} %" for part in parts)
-        ratio = f"{result['ratio'][name]:.2f}" if name in result["ratio"] else "-"
-        lines.append(
-            f"| {names[name]} | {shares} | {figures['step_milliseconds']:.0f} | {figures['items_per_second']:.0f} "
-            f"| {ratio} |"
-        )
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    commit = f", commit {result['commit'][:12]}" if result["commit"] else ""
+    header = ["", *parts.values(), "Step (ms)", "Images a second", "over vector-quantize-pytorch's"]
+    rows = [
+        [names[name], *(f"{100 * figures['shares'][part]:.1f} %" for part in parts),
+         f"{figures['step_milliseconds']:.0f}", f"{figures['images_per_second']:.0f}",
+         f"{result['ratio'][name]:.2f}" if name in result["ratio"] else "-"]
+        for name, figures in result["subjects"].items()
+    ]  # fmt: skip
     batch = (
         f"Batches of {result['batch_size']} images, K = {result['codebook_size']}; medians of {result['rounds']} "
         f"rounds of {result['steps']} steps. The loader makes a batch in {result['batch_milliseconds']:.1f} ms, ahead "
-        "of the step. "
-        f"{result['hardware']}; {versions}{commit}."
+        f"of the step. {made_by([result])}."
     )
-    return "\n\n".join([result["protocol"], "\n".join(lines), batch])
+    return "\n\n".join([result["protocol"], markdown_table(header, rows), batch])
 
 
 def between_marks(page: str, text: str, name: str = "results", writer: str = "tables.py") -> str:
@@ -220,7 +205,7 @@ def main() -> int:
         path.write_text(text)
     if PLOT in stale and growth:
         PLOT.parent.mkdir(exist_ok=True)
-        PLOT.write_bytes(benchmarking.plot_growth(growth))
+        PLOT.write_bytes(speed.plot_growth(growth))
     return 0
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from gmvq import benchmarking
 from gmvq.__main__ import main
 from gmvq.commands.options import parse
+from gmvq.experiments import speed
 
 TINY = ["--shapes", "64x4x16", "128x4x16", "--growth-shapes", "64x4x16", "--rounds", "1"]
 
@@ -40,9 +40,9 @@ def test_a_table_for_a_reader(capsys, tmp_path):
 
 def test_the_defaults_are_those_of_the_function():
     options = parse("bench", [])
-    assert options.shapes == tuple(map(str, benchmarking.SHAPES))
-    assert options.only == tuple(benchmarking.SECTIONS)
-    assert options.against == benchmarking.PEERS
+    assert options.shapes == tuple(map(str, speed.SHAPES))
+    assert options.only == tuple(speed.SECTIONS)
+    assert options.against == speed.PEERS
 
 
 @pytest.mark.parametrize(

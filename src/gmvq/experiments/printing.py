@@ -63,13 +63,13 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], words: 
 def terminal_table(
     title: str, header: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequence[str] = ()
 ) -> Printed:
-    """A table for a terminal, its first column of words."""
+    """A table for a terminal; its first column is of words, which may go on in a second line."""
     made = Printed(
         title=title, box=SIMPLE, title_justify="left", title_style="", caption="\n".join(notes) or None,
         caption_justify="left", caption_style="",
     )  # fmt: skip
     for place, name in enumerate(header):
-        made.add_column(name, justify="right" if place else "left", no_wrap=True)
+        made.add_column(name, justify="right" if place else "left", no_wrap=place > 0)
     for cells in rows:
         made.add_row(*cells)
     return made

@@ -13,12 +13,12 @@ import torch
 from rich.console import Console
 
 from gmvq import hub
-from gmvq.benchmarking import memory
-from gmvq.benchmarking.contestants import FAISS, LABELS, OURS, PEER
-from gmvq.benchmarking.plotting import plot_growth
-from gmvq.benchmarking.sections import GROWTH, MEMORY, SECTIONS, Plan
-from gmvq.benchmarking.shapes import Shape
-from gmvq.benchmarking.tables import markdown
+from gmvq.experiments.speed import memory
+from gmvq.experiments.speed.contestants import FAISS, LABELS, OURS, PEER
+from gmvq.experiments.speed.plotting import plot_growth
+from gmvq.experiments.speed.sections import GROWTH, MEMORY, SECTIONS, Plan
+from gmvq.experiments.speed.shapes import Shape
+from gmvq.experiments.speed.tables import markdown
 from gmvq.kernels import compiled
 from gmvq.training import provenance
 from gmvq.training.preparation import cpu_threads

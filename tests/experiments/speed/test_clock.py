@@ -1,8 +1,8 @@
 import math
 
-from gmvq.benchmarking import clock
-from gmvq.benchmarking.clock import best_blocks, interleaved, ratio
-from gmvq.benchmarking.shapes import Shape
+from gmvq.experiments.speed import clock
+from gmvq.experiments.speed.clock import best_blocks, interleaved, ratio
+from gmvq.experiments.speed.shapes import Shape
 
 
 def test_rounds_take_turns_to_begin():

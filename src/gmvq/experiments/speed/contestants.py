@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmvq.benchmarking.naive import NaiveMixture
-from gmvq.benchmarking.shapes import Shape, clustered, drawn, generator
+from gmvq.experiments.speed.naive import NaiveMixture
+from gmvq.experiments.speed.shapes import Shape, clustered, drawn, generator
 from gmvq.kernels import nearest_code
 from gmvq.quantizers import GaussianMixtureQuantizer, GumbelSoftmax, VectorQuantizer
 from gmvq.quantizers.codebook import k_means

@@ -7,10 +7,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from gmvq import benchmarking
-from gmvq.benchmarking import SECTIONS, Shape, bench, grids, markdown, memory, plot_growth, running, tables
-from gmvq.benchmarking.contestants import LABELS
 from gmvq.commands.options import Peer, Section
+from gmvq.experiments import speed
+from gmvq.experiments.speed import SECTIONS, Shape, bench, grids, markdown, memory, plot_growth, running, tables
+from gmvq.experiments.speed.contestants import LABELS
 
 QUIET = Console(quiet=True)
 SMALL = {"memory_shapes": [Shape(64, 4, 16)], "growth_shapes": [Shape(64, 4, 16), Shape(64, 4, 64)], "console": QUIET}
@@ -34,7 +34,7 @@ def benched(tmp_path_factory):
 
 def test_the_command_line_knows_all_sections_and_peers():
     assert get_args(Section) == tuple(SECTIONS)
-    assert get_args(Peer) == benchmarking.PEERS
+    assert get_args(Peer) == speed.PEERS
 
 
 def test_the_files_hold_the_result(benched):
@@ -134,7 +134,7 @@ def test_bad_options_get_a_reason(tmp_path, options, said):
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def test_make_knows_the_target():
-    root = running.Path(__file__).parents[2]
+    root = running.Path(__file__).parents[3]
     done = subprocess.run(["make", "-n", "-o", "setup", "bench"], cwd=root, capture_output=True, text=True, check=True)
     assert "gmvq bench" in done.stdout
     assert "[bench]" in done.stdout

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich.box import SIMPLE
 from rich.table import Table
 
-from gmvq.benchmarking.contestants import KMEANS, LABELS, MIXTURE_STEP, NEAREST, OURS, PEER, VECTOR_STEP
-from gmvq.benchmarking.sections import GROWTH, MEMORY
-from gmvq.benchmarking.shapes import Shape
+from gmvq.experiments.printing import made_by, markdown_table, terminal_table
+from gmvq.experiments.speed.contestants import KMEANS, LABELS, MIXTURE_STEP, NEAREST, OURS, PEER, VECTOR_STEP
+from gmvq.experiments.speed.sections import GROWTH, MEMORY
+from gmvq.experiments.speed.shapes import Shape
 
 TITLES = {
     NEAREST: "Nearest code, evaluation",
@@ -64,9 +64,7 @@ def grids(result: Mapping[str, Any]) -> list[Grid]:
 
 def markdown_grid(grid: Grid) -> str:
     """A table in Markdown."""
-    lines = [grid.header, ["---"] * len(grid.header), *grid.rows]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return "\n\n".join([f"**{grid.title}**", table, *grid.notes])
+    return "\n\n".join([f"**{grid.title}**", markdown_table(grid.header, grid.rows), *grid.notes])
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -78,27 +76,19 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     """All tables for a terminal, four shapes in 80 columns."""
     made = []
     for grid in grids(result):
-        table = Table(
-            title=grid.title, box=SIMPLE, title_justify="left", title_style="", caption="\n".join(grid.notes) or None,
-            caption_justify="left", caption_style="",
-        )  # fmt: skip
-        for place, name in enumerate(grid.header):
-            table.add_column(_broken(name), justify="right" if place else "left", no_wrap=place > 0)
-        for name, *cells in grid.rows:
-            table.add_row(name.replace(LABELS[PEER], "vector-quantize- pytorch"), *cells)
-        made.append(table)
+        rows = ([name.replace(LABELS[PEER], "vector-quantize- pytorch"), *cells] for name, *cells in grid.rows)
+        made.append(terminal_table(grid.title, [_broken(name) for name in grid.header], rows, grid.notes))
     return made
 
 
 def footnote(protocol: Mapping[str, Any]) -> str:
     """How the figures were made, in a few sentences."""
-    versions = ", ".join(f"{name} {version}" for name, version in protocol["versions"].items())
-    commit = f", commit {protocol['commit'][:12]}" if protocol["commit"] else ""
     memory = f", {protocol['memory_bytes'] / 2**30:.0f} GiB" if protocol["memory_bytes"] else ""
     absent = f" Not installed: {', '.join(LABELS[name] for name in protocol['not_installed'])}."
     return (
         f"Medians of {protocol['rounds']} interleaved rounds in one process, float32, kernels {protocol['kernels']}. "
-        f"{protocol['hardware']}{memory}; {versions}{commit}.{absent if protocol['not_installed'] else ''}"
+        f"{made_by([{**protocol, 'hardware': protocol['hardware'] + memory}])}."
+        f"{absent if protocol['not_installed'] else ''}"
     )
 
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from gmvq.benchmarking import memory
-from gmvq.benchmarking.contestants import CDIST, MIXTURE_STEP, NAIVE, NEAREST, OURS
-from gmvq.benchmarking.shapes import Shape
+from gmvq.experiments.speed import memory
+from gmvq.experiments.speed.contestants import CDIST, MIXTURE_STEP, NAIVE, NEAREST, OURS
+from gmvq.experiments.speed.shapes import Shape
 
 MEGABYTE = 1 << 20
 

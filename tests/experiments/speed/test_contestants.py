@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from gmvq.benchmarking import contestants
-from gmvq.benchmarking.contestants import PEER, TASKS, Shape, drawn, mixture_naive, mixture_ours, product
-from gmvq.benchmarking.shapes import clustered
+from gmvq.experiments.speed import contestants
+from gmvq.experiments.speed.contestants import PEER, TASKS, Shape, drawn, mixture_naive, mixture_ours, product
+from gmvq.experiments.speed.shapes import clustered
 
 SHAPE = Shape(96, 6, 40)
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from gmvq.benchmarking import memory, sections
-from gmvq.benchmarking.contestants import CDIST, KMEANS, NAIVE, NEAREST, OURS, PRODUCT, TASKS
-from gmvq.benchmarking.sections import SECTIONS, Plan, agreement, timed
-from gmvq.benchmarking.shapes import Shape
+from gmvq.experiments.speed import memory, sections
+from gmvq.experiments.speed.contestants import CDIST, KMEANS, NAIVE, NEAREST, OURS, PRODUCT, TASKS
+from gmvq.experiments.speed.sections import SECTIONS, Plan, agreement, timed
+from gmvq.experiments.speed.shapes import Shape
 
 SHAPE = Shape(64, 4, 16)
 

@@ -7,11 +7,11 @@
        contestants, clock, memory
 """
 
-from gmvq.benchmarking.plotting import plot_growth
-from gmvq.benchmarking.running import GROWTH_SHAPES, MEMORY_SHAPES, PEERS, SHAPES, bench
-from gmvq.benchmarking.sections import SECTIONS
-from gmvq.benchmarking.shapes import Shape
-from gmvq.benchmarking.tables import footnote, grids, markdown, markdown_grid, tables
+from gmvq.experiments.speed.plotting import plot_growth
+from gmvq.experiments.speed.running import GROWTH_SHAPES, MEMORY_SHAPES, PEERS, SHAPES, bench
+from gmvq.experiments.speed.sections import SECTIONS
+from gmvq.experiments.speed.shapes import Shape
+from gmvq.experiments.speed.tables import footnote, grids, markdown, markdown_grid, tables
 
 __all__ = [
     "GROWTH_SHAPES",

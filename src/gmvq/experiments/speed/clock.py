@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gmvq.benchmarking.contestants import PRODUCT_BLOCKS, product
-from gmvq.benchmarking.shapes import Shape
+from gmvq.experiments.speed.contestants import PRODUCT_BLOCKS, product
+from gmvq.experiments.speed.shapes import Shape
 
 SETTLING_SECONDS = 0.005
 """Between two calls: the idle threads of another library's pool spin for a while before they sleep."""

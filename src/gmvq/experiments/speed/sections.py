@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmvq.benchmarking import memory
-from gmvq.benchmarking.clock import best_blocks, interleaved, ratio
-from gmvq.benchmarking.contestants import (
+from gmvq.experiments.speed import memory
+from gmvq.experiments.speed.clock import best_blocks, interleaved, ratio
+from gmvq.experiments.speed.contestants import (
     ITERATIONS,
     KMEANS,
     MIXTURE_STEP,
@@ -29,7 +29,7 @@ from gmvq.benchmarking.contestants import (
     VECTOR_STEP,
     product,
 )
-from gmvq.benchmarking.shapes import Shape, clustered, drawn
+from gmvq.experiments.speed.shapes import Shape, clustered, drawn
 from gmvq.kernels import nearest_code
 
 MEMORY, GROWTH = "memory", "growth"

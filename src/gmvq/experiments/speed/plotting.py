@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from gmvq.benchmarking.contestants import CDIST, FAISS, LABELS, MIXTURE_STEP, NAIVE, NEAREST, OURS, PEER, PRODUCT
+from gmvq.experiments.speed.contestants import CDIST, FAISS, LABELS, MIXTURE_STEP, NAIVE, NEAREST, OURS, PEER, PRODUCT
 
 _INK, _LINE = "#333333", "#dddddd"
 _COLOURS = {OURS: "#c0392b", PRODUCT: "#888888", CDIST: "#8e6bbd", PEER: "#2b6cb0", FAISS: "#2f855a", NAIVE: "#d69e2e"}

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from gmvq.benchmarking.contestants import FLOATS, TASKS
-from gmvq.benchmarking.shapes import Shape
+from gmvq.experiments.speed.contestants import FLOATS, TASKS
+from gmvq.experiments.speed.shapes import Shape
 
 SAFE_SHARE = 0.8
 """Share of the free memory that a call may take."""
@@ -34,7 +34,7 @@ WARM_UP_SHARE = 64
 
 LEAST_ROWS = 64
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_COMMAND = "from gmvq.benchmarking.memory import main; main()"
+_COMMAND = "from gmvq.experiments.speed.memory import main; main()"
 
 
 def available() -> int | None:
@@ -70,7 +70,7 @@ def measure(task: str, name: str, shape: Shape, threads: int) -> dict[str, Any]:
         ``bytes`` above the start, ``fits`` (False if they are extrapolated and the call was not made) and ``method``;
         or ``absent`` or ``error`` with a reason.
     """
-    sources = str(Path(__file__).parents[2])  # this gmvq, wherever it is imported from
+    sources = str(Path(__file__).parents[3])  # this gmvq, wherever it is imported from
     path = os.pathsep.join([sources, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", _COMMAND, task, name, str(shape), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
