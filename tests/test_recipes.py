@@ -49,7 +49,7 @@ def test_tokens_are_those_of_the_protocol():
         ("cifar10", ["--data PATH", "data_batch_1", "test_batch", recipes.CIFAR10_URL]),
         ("fashion-mnist", ["--data PATH", "t10k-images-idx3-ubyte.gz", recipes.FASHION_MNIST_URL]),
         ("celeba", ["--data PATH", "img_align_celeba.zip", recipes.CELEBA_URL]),
-        ("folder", ["--data PATH", "PNG"]),
+        ("folder", ["--data PATH", "images, recordings, texts"]),
     ],
 )
 def test_a_recipe_without_its_data_says_what_is_wanted(name, words):
@@ -65,7 +65,7 @@ def test_an_unknown_recipe():
 
 def test_bundled_data_have_their_channels():
     assert stages.load_data(recipes.digits().data).signal.channels == 1
-    with pytest.raises(ValueError, match="must be 1, got 3"):
+    with pytest.raises(ValueError, match="must be 1, as the images have, got 3"):
         stages.load_data(replace(recipes.digits().data, modality=Image(3)))
 
 

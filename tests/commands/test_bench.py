@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gmvq.__main__ import main
-from gmvq.commands.options import parse
+from gmvq.commands import parse
 from gmvq.experiments import speed
 
 TINY = ["--shapes", "64x4x16", "128x4x16", "--growth-shapes", "64x4x16", "--rounds", "1"]

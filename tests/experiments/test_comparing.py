@@ -11,7 +11,9 @@ from rich.console import Console
 
 from gmvq import recipes
 from gmvq.experiments import compare, read_table, rows
-from gmvq.experiments.printing import COLUMNS, markdown, summary, tables
+from gmvq.experiments.printing import columns_of, markdown, summary, tables
+from gmvq.stages import tokenizer
+from gmvq.stages.tokenizer import read_run
 from gmvq.training import NonFiniteLossError
 
 QUIET = Console(quiet=True)
@@ -41,19 +43,19 @@ def test_each_run_has_its_folder_and_row(compared):
     for row in table.rows.values():
         folder = folders(out)[row.contender, str(row.seed)]
         metrics = json.loads((folder / "metrics.json").read_text())
-        assert row.metrics == {**metrics, **{name: row.metrics[name] for name in ("images_per_second", "mse_train")}}
+        assert row.metrics == {**metrics, **{name: row.metrics[name] for name in ("items_per_second", "mse_train")}}
         assert json.loads((folder / "row.json").read_text()) == row._asdict()
         assert row.diverged is None
 
 
 def test_only_quantizer_and_seed_differ(compared):
     out, table = compared
-    runs = [recipes.read_run(folder) for folder in folders(out).values()]
+    runs = [read_run(folder) for folder in folders(out).values()]
     assert {(run.model.quantizer, run.training.seed) for run in runs} == {
         (name, seed) for name in QUANTIZERS for seed in (0, 1)
     }
-    assert len({replace(run.training, seed=0) for run in runs}) == 1
-    assert len({run.data for run in runs}) == 1
+    assert all(replace(run.training, seed=0) == replace(runs[0].training, seed=0) for run in runs)
+    assert all(run.data == runs[0].data for run in runs)
     assert {row.settings["quantizer"] for row in table.rows.values()} == set(QUANTIZERS)
 
 
@@ -114,14 +116,14 @@ def test_a_folder_with_a_run_on_other_data_is_refused(compared):
 
 
 def test_divergence_is_counted(tmp_path, monkeypatch):
-    train = recipes.run
+    train = tokenizer.train
 
-    def diverging(recipe, out, **options):
-        if recipe.training.seed == 1:
+    def diverging(model, data, training, *others, **options):
+        if training.seed == 1:
             raise NonFiniteLossError(2, ("bottleneck",))
-        return train(recipe, out, **options)
+        return train(model, data, training, *others, **options)
 
-    monkeypatch.setattr(recipes, "run", diverging)
+    monkeypatch.setattr(tokenizer, "train", diverging)
     for _ in range(2):  # the second time nothing is trained, and the count is the same
         table = compare([tiny()], ("vector",), 2, tmp_path, console=QUIET)
         (entry,) = summary(table)
@@ -129,7 +131,7 @@ def test_divergence_is_counted(tmp_path, monkeypatch):
         assert entry["psnr"]["mean"] is not None
         assert entry["psnr"]["std"] is None
         assert "bottleneck" in table.rows["digits", "vector", 1].diverged
-        monkeypatch.setattr(recipes, "run", None)
+        monkeypatch.setattr(tokenizer, "train", None)
     assert "1 of 2 |" in markdown(table)
     assert "vector (1 of 2 diverged)" in str(next(iter(tables(table)[0].columns[0].cells)))
 
@@ -140,7 +142,7 @@ def test_all_diverged_leaves_dashes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(recipes, "run", diverging)
     table = compare([tiny()], ("vector",), 1, tmp_path, console=QUIET)
-    assert f"| vector |{' - |' * len(COLUMNS)} 1 of 1 |" in markdown(table)
+    assert f"| vector |{' - |' * len(columns_of(table.protocols['digits']))} 1 of 1 |" in markdown(table)
     assert summary(table)[0]["psnr"] is None
 
 

@@ -1,17 +1,17 @@
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from gmvq.data import fingerprint
+from gmvq.modalities import fingerprint
 from gmvq.experiments import CONTENDERS, PROTOCOLS, chosen, measure, read_table
 from gmvq.experiments.rows import course
 from gmvq.experiments.running import changed_fields, folder_of
-from gmvq.recipes import DataConfig, load_data
+from gmvq.stages.data import DataConfig, load_data
 
 QUIET = Console(quiet=True)
 
@@ -27,10 +27,10 @@ def source(tmp_path):
 @pytest.fixture
 def protocol(source):
     whole = PROTOCOLS["cifar10-8x8-k1024-short"]
-    data = DataConfig(train_limit=24)
+    data = DataConfig("", train_limit=24)
     run = replace(
         whole.run,
-        data=replace(data, source=""),
+        data=data,
         model=replace(whole.run.model, width=8, codebook_size=16, blocks=1),
         training=replace(whole.run.training, steps=4, batch_size=8, warmup_steps=1, log_every=1),
     )
@@ -53,7 +53,7 @@ def test_the_rows_of_the_repository_are_of_the_protocols_as_they_are(path):
     (described,), protocol = table.protocols.values(), PROTOCOLS[path.stem]
     assert (described["name"], described["version"]) == (protocol.name, protocol.version)
     assert protocol.data_hash in (None, described["data"]["fingerprint"])
-    now = {"run": json.loads(json.dumps(asdict(protocol.run)))}
+    now = {"run": json.loads(json.dumps(protocol.run.described()))}
     assert changed_fields(described, now) == []
     for row in table.rows.values():
         assert row.settings == CONTENDERS[row.contender].settings
@@ -83,7 +83,7 @@ def test_a_row_of_other_data_is_not_taken(protocol, source, tmp_path):
     (tmp_path / "tiny.json").unlink()
     images = np.random.default_rng(1).integers(0, 256, (48, 8, 8, 3), dtype=np.uint8)
     np.savez(source, x_train=images[:32], x_test=images[32:])
-    with pytest.raises(ValueError, match="data fingerprint"):
+    with pytest.raises(ValueError, match="fingerprint"):
         go(replace(protocol, data_hash=None), source, tmp_path, ["gaussian-mixture"])
 
 
@@ -93,15 +93,15 @@ def test_rows_are_added_and_not_run_twice(protocol, source, tmp_path):
     assert row.diverged is None
     assert row.metrics["mse"] > 0
     assert 0 < row.metrics["usage"] <= 1
-    assert row.metrics["images"] == 16
+    assert row.metrics["items"] == 16
     assert row.settings == CONTENDERS["gaussian-mixture"].settings
     assert row.course["step"] == [1, 2, 3, 4]
     assert all(len(values) == 4 for values in row.course.values())
     assert row.parameters > 0
     assert row.metrics["mse_train"] == pytest.approx(row.course["mse"][-1], rel=1e-4)
     (folder,) = (tmp_path / "runs" / "tiny").iterdir()
-    speeds = [json.loads(line)["images_per_second"] for line in (folder / "log.jsonl").read_text().splitlines()[:4]]
-    assert min(speeds) <= row.metrics["images_per_second"] <= max(speeds)
+    speeds = [json.loads(line)["items_per_second"] for line in (folder / "log.jsonl").read_text().splitlines()[:4]]
+    assert min(speeds) <= row.metrics["items_per_second"] <= max(speeds)
 
     again = go(protocol, source, tmp_path, ["gaussian-mixture", "finite-scalar"], seeds=2)
     assert [(key.contender, key.seed) for key in sorted(again.rows)] == [

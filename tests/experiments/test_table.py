@@ -6,18 +6,18 @@ import pytest
 from rich.console import Console
 
 from gmvq.experiments import Row, Table, read_table
-from gmvq.experiments.printing import COLUMNS, made_by, markdown_table, tables
+from gmvq.experiments.printing import columns_of, made_by, markdown_table, tables
 from gmvq.experiments.table import Spread
 
 PROTOCOL = {
     "name": "tiny", "title": "tiny images", "tokens": [2, 2], "codebook_size": 16,
     "data": {"name": "images", "fingerprint": "f" * 64, "train": 24, "held_out": 16},
-    "run": {"training": {"steps": 4, "batch_size": 8}},
+    "run": {"training": {"steps": 4, "batch_size": 8}, "model": {"modality": {"kind": "image", "channels": 3}}},
 }  # fmt: skip
 
 
 def row(contender, seed, mse):
-    metrics = None if mse is None else {"mse": mse, "psnr": 20.0, "usage": 0.5, "perplexity": 3.0, "protocol": "words"}
+    metrics = None if mse is None else {"mse": mse, "psnr": -10 * math.log10(mse), "ssim": 1 - mse, "usage": 0.5, "perplexity": 3.0, "protocol": "words"}
     return Row("tiny", contender, seed, "why" if mse is None else None, metrics, {}, None, {}, {"commit": "c" * 40})
 
 
@@ -67,7 +67,7 @@ def test_spreads_are_over_the_seeds_that_did_not_diverge(table):
 
 
 def test_a_figure_is_written_with_its_spread():
-    column = COLUMNS["mse"]
+    column = columns_of(PROTOCOL)["mse"]
     assert column.written(Spread(0.005, 0.001)) == "5.000 ± 1.000"
     assert column.written(Spread(0.005, 0.001), spread=False) == column.written(Spread(0.005, None)) == "5.000"
     assert column.written(None) == ""
@@ -85,7 +85,7 @@ def test_the_least_error_comes_first_in_a_terminal(table):
     lines = [line.strip() for line in console.export_text().splitlines()]
     rows = [line for line in lines if line[:2] in ("a ", "b ", "c ")]
     assert [line[0] for line in rows] == ["b", "a", "c"]
-    assert "5.000 ± 1.414" in rows[1]
+    assert "23.10 ± 1.25" in rows[1]
     assert "1 of 1 diverged" in rows[2]
 
 

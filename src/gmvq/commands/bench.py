@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 from rich.console import Console
 
-from gmvq import benchmarking
-from gmvq.benchmarking import Shape
 from gmvq.commands.common import Common, common, say
+from gmvq.experiments import speed
+from gmvq.experiments.speed import Shape
 
 Section = Literal["nearest", "vector-step", "mixture-step", "k-means", "memory", "growth"]
 Shapes = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NxLxK ...")]
@@ -37,13 +37,13 @@ class Options:
         out: Folder of bench.json, bench.md and bench.png, which are replaced.
     """
 
-    shapes: Shapes = tuple(map(str, benchmarking.SHAPES))
+    shapes: Shapes = tuple(map(str, speed.SHAPES))
     only: tuple[Section, ...] = get_args(Section)
     against: tuple[Peer, ...] = get_args(Peer)
     rounds: int = 7
     threads: int | None = None
-    memory_shapes: Shapes = tuple(map(str, benchmarking.MEMORY_SHAPES))
-    growth_shapes: Shapes = tuple(map(str, benchmarking.GROWTH_SHAPES))
+    memory_shapes: Shapes = tuple(map(str, speed.MEMORY_SHAPES))
+    growth_shapes: Shapes = tuple(map(str, speed.GROWTH_SHAPES))
     out: Path = Path("runs/bench")
     common: Common = common
 
@@ -54,7 +54,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
         [Shape.parse(text) for text in texts]
         for texts in (options.shapes, options.memory_shapes, options.growth_shapes)
     )
-    return benchmarking.bench(
+    return speed.bench(
         shapes,
         sections=options.only,
         against=options.against,
@@ -69,8 +69,8 @@ def run(options: Options, command: str) -> dict[str, Any]:
 
 def show(result: Mapping[str, Any], console: Console) -> None:
     """A table for each section, and where all figures are."""
-    for table in benchmarking.tables(result):
+    for table in speed.tables(result):
         console.print(table)
-    say(console, benchmarking.footnote(result["protocol"]))
+    say(console, speed.footnote(result["protocol"]))
     pictures = [result["plot"]] if result["plot"] else []
     say(console, f"All figures: {', '.join([result['markdown'], result['json'], *pictures])}")

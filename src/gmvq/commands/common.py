@@ -128,18 +128,21 @@ class Where:
 common = field(default_factory=Common)
 
 
-def flags(kind: type[Any], without: Sequence[str] = (), **more: tuple[Any, Any]) -> type[Any]:
+def flags(kind: type[Any], without: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> type[Any]:
     """A dataclass of the fields of another, with its docstring, for tyro to make flags of.
 
     Args:
         kind: The dataclass.
         without: Fields that have no flag.
-        more: Types and defaults of fields beside.
+        given: Values of these: with them what is typed is checked as soon as it is read, by making one of ``kind``.
     """
-    own = [(each.name, _hints(kind)[each.name], each) for each in dataclasses.fields(kind) if each.name not in without]
-    parts = [(name, hint, dataclasses.field(default=_default(each))) for name, hint, each in own]
-    parts += [(name, hint, dataclasses.field(default=default)) for name, (hint, default) in more.items()]
-    made = dataclasses.make_dataclass(f"{kind.__name__}Flags", parts, frozen=True)
+    parts = [
+        (each.name, _hints(kind)[each.name], dataclasses.field(default=_default(each)))
+        for each in dataclasses.fields(kind)
+        if each.name not in without
+    ]
+    check = {} if given is None else {"__post_init__": lambda self: kind(**given, **self.__dict__) and None}
+    made = dataclasses.make_dataclass(f"{kind.__name__}Flags", parts, frozen=True, namespace=check)
     made.__doc__ = kind.__doc__
     return made
 

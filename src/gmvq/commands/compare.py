@@ -10,9 +10,11 @@ from typing import Annotated, Any, cast
 import tyro
 from rich.console import Console
 
-from gmvq import leaderboard, recipes
+from gmvq import experiments, recipes
 from gmvq.commands.common import Common, common, say
-from gmvq.comparison import QUANTIZERS, compare, footnote, tables
+from gmvq.experiments import PROTOCOLS, Table
+from gmvq.experiments.printing import footnote, summary, tables
+from gmvq.experiments.running import MARKDOWN, QUANTIZERS, TABLE
 from gmvq.models.bottlenecks import RECIPES, QuantizerName
 
 
@@ -83,8 +85,8 @@ def _problem(options: Options) -> str | None:
         if given:
             return f"--{given[0]} is of a protocol's table: name one with --protocol, or leave it out."
         return f"'--quantizers' must be of {', '.join(known)}, got {', '.join(unknown)}." if unknown else None
-    if options.protocol not in leaderboard.PROTOCOLS:
-        return f"'--protocol' must be one of {', '.join(leaderboard.PROTOCOLS)}, got {options.protocol!r}."
+    if options.protocol not in PROTOCOLS:
+        return f"'--protocol' must be one of {', '.join(PROTOCOLS)}, got {options.protocol!r}."
     fixed = [name for name in ("steps", "batch_size", "codebook_size", "width") if getattr(options, name) is not None]
     if options.recipes or fixed:
         named = ", ".join([*options.recipes, *(f"--{name.replace('_', '-')}" for name in fixed)])
@@ -113,13 +115,13 @@ def data_of(options: Options) -> dict[str, str]:
 
 
 def run(options: Options, command: str) -> dict[str, Any]:
-    """Trains and compares; the result has the protocol, the table and each run."""
+    """Trains and compares; the result has the protocols, their rows, means over seeds and where all is."""
     if options.protocol is not None:
         return _measure_protocol(options, options.protocol, command)
     paths = data_of(options)
     chosen = [recipes.make(name, paths.get(name)) for name in options.recipes]
     changes = {name: getattr(options, name) for name in ("steps", "batch_size", "codebook_size", "width")}
-    return compare(
+    table = experiments.compare(
         [recipes.changed(recipe, **changes) for recipe in chosen],
         quantizers=cast("tuple[QuantizerName, ...]", options.quantizers),
         seeds=options.seeds,
@@ -127,14 +129,16 @@ def run(options: Options, command: str) -> dict[str, Any]:
         threads=options.threads,
         command=command,
     )
+    files = {"json": str(options.out / TABLE), "markdown": str(options.out / MARKDOWN)}
+    return {**table.content(), "summary": summary(table), **files}
 
 
 def _measure_protocol(options: Options, name: str, command: str) -> dict[str, Any]:
-    """Adds rows to the table of a protocol; the result has the table and who was asked for."""
+    """Adds rows to the table of a protocol; the result has those of the contenders that were asked for."""
     path = options.table or options.out / f"{name}.json"
-    contenders = leaderboard.chosen(options.quantizers)
-    table = leaderboard.measure(
-        leaderboard.PROTOCOLS[name],
+    contenders = experiments.chosen(options.quantizers)
+    table = experiments.measure(
+        PROTOCOLS[name],
         contenders,
         options.seeds,
         options.data[0],
@@ -146,21 +150,15 @@ def _measure_protocol(options: Options, name: str, command: str) -> dict[str, An
         compile=options.compile,
         command=command,
     )
-    rows = [row for contender in contenders for row in table.of(contender.name)]
-    names = [contender.name for contender in contenders]
-    return {"protocol": dict(table.protocol), "rows": rows, "contenders": names, "json": str(path)}
+    asked = {contender.name for contender in contenders}
+    table.rows = {key: row for key, row in table.rows.items() if key.contender in asked}
+    return {**table.content(), "summary": summary(table), "json": str(path)}
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
     """A table for each recipe or of the protocol, and where all figures are."""
-    if "contenders" in result:
-        table = leaderboard.Table(result["protocol"])
-        for row in result["rows"]:
-            table.add(row)
-        console.print(leaderboard.printed(table, result["contenders"]))
-        say(console, f"All figures: {result['json']}")
-        return
-    for table in tables(result):
-        console.print(table)
-    say(console, footnote(result["protocol"]))
-    say(console, f"All figures: {result['markdown']}, {result['json']}")
+    table = Table.of(result)
+    for one in tables(table):
+        console.print(one)
+    say(console, footnote(table.rows.values()))
+    say(console, f"All figures: {', '.join(result[kind] for kind in ('markdown', 'json') if kind in result)}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gmvq.checks import one_of
+from gmvq.commands.common import foreign_data
 from gmvq.modalities import Image
 
 HALVES = ("lower", "upper", "left", "right", "middle")
@@ -29,7 +30,7 @@ def read_mask(words: str, size: tuple[int, ...]) -> Tensor:
         path = Path(words)
         if len(size) != 2 or not path.is_file():
             one_of("mask", words, (*HALVES, *(["a picture"] if len(size) == 2 else [])))
-        mask = Image(channels=1).load(path).train[0][0] >= 128
+        mask = foreign_data(path, Image(channels=1)).train[0][0] >= 128
         if tuple(mask.shape) != size:
             raise ValueError(
                 f"'mask' must have {size[1]}x{size[0]} pixels, got {mask.shape[1]}x{mask.shape[0]}. Resize {path}."

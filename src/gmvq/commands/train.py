@@ -96,10 +96,10 @@ def options_type() -> type[Any]:
     hints = _head_hints()
     fields = [(name, hints[name], dataclasses.field(default=each.default)) for name, _, each in parts[1:]]
     nested = {
-        "items": flags(DataConfig, ("source", "modality")),
+        "items": flags(DataConfig, ("source", "modality"), {"source": ""}),
         "settings": settings_type(),
-        "model": flags(AutoencoderConfig, ("modality", "quantizer_options")),
-        "training": flags(Training, ("device",)),
+        "model": flags(AutoencoderConfig, ("modality", "quantizer_options"), {"modality": None}),
+        "training": flags(Training, given={}),
         "discriminator": _prefixed(AdversarialConfig, "discriminator_"),
     }
     made = dataclasses.make_dataclass(
@@ -164,9 +164,7 @@ def _options_of(name: str, source: Path | None) -> Any:  # noqa: ANN401
     parts = {"items": recipe.data, "model": recipe.model, "training": recipe.training}
     hints = {each.name: each.type for each in dataclasses.fields(kind)}
     nested = {part: _taken(hints[part], values) for part, values in parts.items()}
-    return kind(
-        recipe=tyro.MISSING, settings=hints["settings"](), discriminator=hints["discriminator"](), **nested
-    )
+    return kind(recipe=tyro.MISSING, settings=hints["settings"](), discriminator=hints["discriminator"](), **nested)
 
 
 def _taken(kind: Any, values: Any) -> Any:  # noqa: ANN401

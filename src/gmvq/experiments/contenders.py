@@ -10,7 +10,8 @@ from typing import Any
 from gmvq.experiments.protocols import LATENT_DIM
 from gmvq.experiments.studies import STUDIES
 from gmvq.models.bottlenecks import QuantizerName
-from gmvq.recipes import Run, changed
+from gmvq.recipes import changed
+from gmvq.stages.tokenizer import Run
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rich.box import SIMPLE
 from rich.table import Table as Printed
 
-from gmvq.experiments.table import Entry, Row, Spread, Table, by_error
+from gmvq.experiments.table import Entry, Row, Spread, Table, best_first, judged_by, modality_of
 
 
 class Column(NamedTuple):
@@ -33,18 +33,35 @@ class Column(NamedTuple):
         return f"{figure.mean * self.scale:{self.form}}{deviation}"
 
 
-COLUMNS = {
-    "psnr": Column("PSNR (dB)", ".2f"),
+_COLUMNS = {
+    # an error of pixels in [0, 1] is a few thousandths
     "mse": Column("MSE (1e-3)", ".3f", 1e3),
-    "ssim": Column("SSIM", ".4f"),
     "usage": Column("Usage (%)", ".1f", 100.0),
     "used_codes": Column("Codes used", ".1f"),
     "perplexity": Column("Perplexity", ".1f"),
     "seconds": Column("Training (s)", ".0f"),
 }
-"""What ``compare.md`` has of each quantizer."""
-NARROW = ("psnr", "mse", "usage", "perplexity")
-"""What has room in a terminal."""
+"""Those that are written otherwise than a report has them, or are of no modality."""
+_OF_CODES = ("usage", "used_codes", "perplexity", "seconds")
+_NARROW_CODES = ("usage", "perplexity")
+
+
+def columns_of(protocol: Mapping[str, Any]) -> dict[str, Column]:
+    """What a table has of each contender, by metric: the distances of the protocol's modality, and use of its codes."""
+    distances = {
+        one.key: _COLUMNS.get(
+            one.key, Column(f"{one.name} ({one.unit})" if one.unit else one.name, one.form, one.scale)
+        )
+        for one in judged_by(protocol).measures
+    }
+    return {**distances, **{key: _COLUMNS[key] for key in _OF_CODES}}
+
+
+def narrow_columns_of(protocol: Mapping[str, Any]) -> dict[str, Column]:
+    """Those of them that have room in a terminal: two distances, the first that which runs are judged by."""
+    columns, judge = columns_of(protocol), judged_by(protocol)
+    second = [one.key for one in judge.measures if one.key != judge.headline][:1]
+    return {key: columns[key] for key in (judge.headline, *second, *_NARROW_CODES)}
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
@@ -77,26 +94,29 @@ def terminal_table(
 
 def markdown(table: Table) -> str:
     """All rows with their protocols, in Markdown."""
-    header = ["Quantizer", *(column.header for column in COLUMNS.values()), "Diverged"]
     parts = []
     for name, protocol in table.protocols.items():
+        entries = table.entries(name)
+        columns = columns_of(protocol)
+        columns = {key: one for key, one in columns.items() if any(entry.spread(key) for entry in entries)} or columns
+        header = ["Quantizer", *(column.header for column in columns.values()), "Diverged"]
         rows = [
-            [entry.contender, *_cells(entry, COLUMNS), f"{len(entry.diverged)} of {len(entry.rows)}"]
-            for entry in table.entries(name)
+            [entry.contender, *_cells(entry, columns), f"{len(entry.diverged)} of {len(entry.rows)}"]
+            for entry in entries
         ]
         parts += [f"### {name}", sentence(protocol), markdown_table(header, rows)]
     return "\n\n".join([*parts, footnote(table.rows.values())]) + "\n"
 
 
 def tables(table: Table) -> list[Printed]:
-    """A table for each protocol, the least error first, narrow enough for a terminal."""
+    """A table for each protocol, the best first, narrow enough for a terminal."""
     made = []
     for name, protocol in table.protocols.items():
-        rows = []
-        for entry in by_error(table.entries(name)):
+        columns, rows = narrow_columns_of(protocol), []
+        for entry in best_first(table.entries(name), protocol):
             lost = f" ({len(entry.diverged)} of {len(entry.rows)} diverged)" if entry.diverged else ""
-            rows.append([entry.contender + lost, *_cells(entry, NARROW)])
-        header = ["Quantizer", *(COLUMNS[key].header for key in NARROW)]
+            rows.append([entry.contender + lost, *_cells(entry, columns)])
+        header = ["Quantizer", *(column.header for column in columns.values())]
         made.append(terminal_table(f"{protocol['title']}: {sentence(protocol)}", header, rows))
     return made
 
@@ -109,20 +129,20 @@ def summary(table: Table) -> list[dict[str, Any]]:
             "contender": entry.contender,
             "runs": len(entry.rows),
             "diverged": len(entry.diverged),
-            **{key: None if (found := entry.spread(key)) is None else found._asdict() for key in COLUMNS},
+            **{key: None if (found := entry.spread(key)) is None else found._asdict() for key in columns_of(protocol)},
         }
-        for name in table.protocols
+        for name, protocol in table.protocols.items()
         for entry in table.entries(name)
     ]
 
 
 def sentence(protocol: Mapping[str, Any]) -> str:
     """What all rows under a protocol share."""
-    rows, columns = protocol["tokens"]
     data, training = protocol["data"], protocol["run"]["training"]
+    tokens, items = "x".join(map(str, protocol["tokens"])) or 1, modality_of(protocol).items
     return (
-        f"K = {protocol['codebook_size']}, {rows}x{columns} tokens, {training['steps']:,} steps of "
-        f"{training['batch_size']} images; {data['name']}: {data['train']:,} images for training, "
+        f"K = {protocol['codebook_size']}, {tokens} tokens, {training['steps']:,} steps of "
+        f"{training['batch_size']} {items}; {data['name']}: {data['train']:,} {items} for training, "
         f"{data['held_out']:,} measured (fingerprint {data['fingerprint'][:12]})."
     )
 
@@ -132,7 +152,7 @@ def footnote(rows: Iterable[Row]) -> str:
     rows = list(rows)
     seeds = sorted({row.seed for row in rows})
     over = f", seed {seeds[0]}" if len(seeds) == 1 else f"; mean ± standard deviation over seeds {_listed(seeds)}"
-    return f"Hard codes on held-out images{over}. {made_by([row.provenance for row in rows])}."
+    return f"Hard codes on held-out items{over}. {made_by([row.provenance for row in rows])}."
 
 
 def made_by(provenances: Sequence[Mapping[str, Any]]) -> str:
@@ -150,8 +170,8 @@ def versions_of(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _cells(entry: Entry, keys: Iterable[str]) -> list[str]:
-    return [COLUMNS[key].written(entry.spread(key)) or "-" for key in keys]
+def _cells(entry: Entry, columns: Mapping[str, Column]) -> list[str]:
+    return [column.written(entry.spread(key)) or "-" for key, column in columns.items()]
 
 
 def _listed(values: Iterable[object], between: str = ", ") -> str:

@@ -12,13 +12,14 @@ and what a quantizer adds to a mean squared error is scaled with it.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from gmvq.modalities import Data, fingerprint
+from gmvq.modalities import Data, Image, fingerprint
 from gmvq.models import AutoencoderConfig
-from gmvq.recipes import DataConfig, Run, fitted
+from gmvq.stages.data import DataConfig
+from gmvq.stages.tokenizer import Run, fitted
 from gmvq.training import Training
 
 LATENT_DIM = 64
@@ -35,7 +36,7 @@ class Protocol:
         version: Rows of different versions do not stand in one table.
         title: What a reader calls it.
         data_hash: Fingerprint of the data, see :func:`gmvq.data.fingerprint`; None where we have not seen the data.
-        tokens: Rows and columns of codes of a held-out image.
+        tokens: Codes of a held-out item along each axis.
         run: The run, with an empty path and any quantizer.
     """
 
@@ -43,16 +44,16 @@ class Protocol:
     version: int
     title: str
     data_hash: str | None
-    tokens: tuple[int, int]
+    tokens: tuple[int, ...]
     run: Run
 
     @classmethod
     def of(cls, recipe: Run, data: Data) -> Self:
         """The protocol of a comparison on a recipe."""
         recipe = fitted(recipe, data)
-        shape = data.held_out.sizes[0]
-        rows, columns = (-(-(recipe.data.crop or side) // recipe.model.downsampling) for side in shape)
-        return cls(recipe.name, 1, recipe.name, fingerprint(data), (rows, columns), recipe)
+        stride, size = recipe.model.stride, recipe.data.size
+        tokens = tuple(-(-(size or length) // stride) for length in data.held_out.sizes[0])
+        return cls(recipe.name, 1, recipe.name, fingerprint(data), tokens, recipe)
 
     def at(self, source: str) -> Self:
         """The same with the path of the data."""
@@ -66,15 +67,16 @@ class Protocol:
         """
         found = fingerprint(data)
         if self.data_hash is not None and found != self.data_hash:
+            items = data.modality.items
             raise ValueError(
                 f"'--data' must be the data of {self.name}, fingerprint {self.data_hash[:12]}, got {data.name}, "
-                f"{found[:12]} ({len(data.train):,} training and {len(data.held_out):,} held-out images). Give their "
+                f"{found[:12]} ({len(data.train):,} training and {len(data.held_out):,} held-out {items}). Give their "
                 "path, see 'gmvq compare --help'; for data of your own, 'gmvq compare folder --data folder=PATH'."
             )
 
     def described(self, data: Data) -> dict[str, Any]:
         """What a table says of its protocol, ready for JSON: no path of this machine, nothing that contenders vary."""
-        shared = json.loads(json.dumps(asdict(self.run)))
+        shared = json.loads(json.dumps(self.run.described()))
         for name in ("quantizer", "quantizer_options", "code_dim"):
             del shared["model"][name]
         del shared["training"]["seed"], shared["data"]["source"]
@@ -95,7 +97,13 @@ class Protocol:
 
 
 _MODEL = AutoencoderConfig(
-    channels=3, codebook_size=1024, code_dim=LATENT_DIM, width=64, downsampling=4, blocks=2, network="sq-vae"
+    modality=Image(channels=3),
+    codebook_size=1024,
+    code_dim=LATENT_DIM,
+    width=64,
+    downsampling=4,
+    blocks=2,
+    network="sq-vae",
 )
 # the learning rate of Huh et al. would leave every network half trained after 1/56 of their steps
 _SHORT = Training(
@@ -127,12 +135,12 @@ def _full(images: int) -> Training:
     )
 
 
-_CIFAR10_HASH = "d488fc5adc63d030d04a481a3e84a5e2d63c364a9ac5b9e34efdd2b5aca9bc6f"
-_FASHION_MNIST_HASH = "7124ff41a2f719d4fb0bacf4e69002b9d9e4560fd1d8220b0fec2717a5049576"
-_CELEBA_8000_HASH = "6c0bc5d779dd9b0c9c804fdc79fa99a7aae0daa1a6047d33848edc53492709ce"
-_CIFAR10_SMALL_HASH = "46733224482d51d409d200e55ca96087d118b5c30af3545bd5bb74d92256d8f2"
-_CIFAR10 = DataConfig(train_limit=40_000)
-_FASHION_MNIST = DataConfig(train_limit=50_000)
+_CIFAR10_HASH = "94d27d7faa9121c3bc0e378b7df6041fe15021d720b2d22cff41490bdd91b646"
+_FASHION_MNIST_HASH = "57d595afb8fb14e5e088c77ab74d5009774a7365d639ed95e2302e26158c29be"
+_CELEBA_8000_HASH = "c4a5f5aefcc9b64f0047f0eed7f8512bfb7a442d6d1f583d535431476c115c3f"
+_CIFAR10_SMALL_HASH = "4deb88b152cb6946ad7490900161819c72cf30e60a86269822109fec6a1166b7"
+_CIFAR10 = DataConfig("", train_limit=40_000)
+_FASHION_MNIST = DataConfig("", train_limit=50_000)
 _FACES = replace(_MODEL, blocks=6)
 
 
@@ -140,12 +148,12 @@ def _protocol(
     name: str,
     title: str,
     data_hash: str | None,
-    tokens: tuple[int, int],
+    tokens: tuple[int, ...],
     data: DataConfig,
     model: AutoencoderConfig,
     training: Training,
 ) -> Protocol:
-    return Protocol(name, 1, title, data_hash, tokens, Run(name, replace(data, source=""), model, training))
+    return Protocol(name, 1, title, data_hash, tokens, Run(name, data, model, training))
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -168,7 +176,7 @@ PROTOCOLS: dict[str, Protocol] = {
             _FASHION_MNIST_HASH,
             (7, 7),
             _FASHION_MNIST,
-            replace(_MODEL, channels=1),
+            replace(_MODEL, modality=Image(channels=1)),
             _SHORT,
         ),
         # crops of a quarter of a face make a step of 64 as dear as one of CIFAR-10; whole faces are measured
@@ -177,7 +185,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "CelebA 64x64, 16x16 codes",
             _CELEBA_8000_HASH,
             (16, 16),
-            DataConfig(face_side=64, crop=32),
+            DataConfig("", Image(face_side=64), size=32),
             _FACES,
             _SHORT,
         ),
@@ -190,7 +198,7 @@ PROTOCOLS: dict[str, Protocol] = {
             _FASHION_MNIST_HASH,
             (7, 7),
             _FASHION_MNIST,
-            replace(_MODEL, channels=1),
+            replace(_MODEL, modality=Image(channels=1)),
             _full(50_000),
         ),
         # of the whole CelebA with its official split, which we have not: their fingerprints come with the first row
@@ -199,7 +207,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "CelebA 64x64, 16x16 codes",
             None,
             (16, 16),
-            DataConfig(face_side=64),
+            DataConfig("", Image(face_side=64)),
             _FACES,
             _full(162_770),
         ),
@@ -208,7 +216,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "CelebA 128x128, 32x32 codes",
             None,
             (32, 32),
-            DataConfig(face_side=128),
+            DataConfig("", Image(face_side=128)),
             _FACES,
             _full(162_770),
         ),

@@ -18,10 +18,12 @@ import torch
 from rich.console import Console
 
 from gmvq import hub, recipes
-from gmvq.data import Data
+from gmvq.data.writing import write_json
 from gmvq.experiments.contenders import Contender
 from gmvq.experiments.table import Row
-from gmvq.recipes import Run
+from gmvq.modalities import Data
+from gmvq.stages.layout import RECORD, read_json
+from gmvq.stages.tokenizer import Run
 from gmvq.training import NonFiniteLossError
 
 ROW = "row.json"
@@ -79,16 +81,23 @@ def _made(task: Task, data: Data, console: Console) -> Row:
     metrics, diverged = None, None
     try:
         metrics = recipes.run(
-            task.run, folder, resume=not task.again, data=data, command=task.command, report=False, console=console
+            task.run,
+            folder,
+            data=data,
+            console=console,
+            resume=not task.again,
+            overwrite=task.again,
+            command=task.command,
+            report=False,
         )
     except NonFiniteLossError as error:
         diverged = str(error)
-    record = recipes.read_json(folder / recipes.RECORD) or {}
+    record = read_json(folder / RECORD) or {}
     entries = _training(folder / "log.jsonl")
     if metrics is not None:
         # of the last lines of the log: training batches, as the decoder saw them
         last = entries[-1] if entries else {}
-        metrics = {**metrics, "images_per_second": _speed(entries), "mse_train": last.get("mse")}
+        metrics = {**metrics, "items_per_second": _speed(entries), "mse_train": last.get("mse")}
     row = Row(
         protocol=task.protocol,
         contender=task.contender.name,
@@ -107,13 +116,13 @@ def _made(task: Task, data: Data, console: Console) -> Row:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
-    hub.write_json(folder / ROW, row._asdict())
+    write_json(folder / ROW, row._asdict())
     return row
 
 
 def stored_row(folder: Path) -> Row | None:
     """The row that a finished run has left; None if there is none of this form."""
-    content = recipes.read_json(folder / ROW)
+    content = read_json(folder / ROW)
     return Row(**content) if content is not None and content.keys() == set(Row._fields) else None
 
 
@@ -124,8 +133,8 @@ def _training(journal: Path) -> list[dict[str, Any]]:
 
 
 def _speed(entries: Sequence[Mapping[str, Any]]) -> float | None:
-    """Training images per second, the median over the log: a pause of the machine does not count."""
-    return statistics.median(entry["images_per_second"] for entry in entries) if entries else None
+    """Training items per second, the median over the log: a pause of the machine does not count."""
+    return statistics.median(entry["items_per_second"] for entry in entries) if entries else None
 
 
 def course(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:

@@ -18,22 +18,23 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from rich.console import Console
 
-from gmvq import hub, recipes
-from gmvq.data import Data
+from gmvq.data.writing import write_atomically
 from gmvq.experiments.contenders import Contender
-from gmvq.experiments.printing import COLUMNS, NARROW, markdown
+from gmvq.experiments.printing import columns_of, markdown, narrow_columns_of
 from gmvq.experiments.protocols import Protocol
 from gmvq.experiments.rows import Stopped, Task, attempt, stored_row
 from gmvq.experiments.table import Entry, Row, RowKey, Table, read_table
+from gmvq.modalities import Data
 from gmvq.models.bottlenecks import QuantizerName
-from gmvq.recipes import Run
+from gmvq.stages.data import load_data
+from gmvq.stages.tokenizer import Run, TokenizerStage, fitted
 from gmvq.training.preparation import cpu_threads
 
 QUANTIZERS: tuple[QuantizerName, ...] = ("gaussian-mixture", "vector", "vector-ema")
@@ -86,12 +87,12 @@ def compare(
     contenders = [Contender(name, name, name) for name in quantizers]
     harness = _Harness(Path(out), seeds, 1, threads, command=command, console=console)
     for recipe in runs:
-        data = recipes.load_data(recipe.data)
+        data = load_data(recipe.data)
         protocol = Protocol.of(recipe, data)
         table.protocols[protocol.name] = protocol.described(data)
         harness.run(protocol, contenders, data, table, table.add)
     table.write(Path(out) / TABLE)
-    hub.write_atomically(Path(out) / MARKDOWN, markdown(table).encode())
+    write_atomically(Path(out) / MARKDOWN, markdown(table).encode())
     return table
 
 
@@ -146,7 +147,7 @@ def measure(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = jobs or (JOBS_ON_A_GPU if torch.cuda.is_available() else cores)
     protocol = protocol.at(str(source))
-    data = recipes.load_data(protocol.run.data)
+    data = load_data(protocol.run.data)
     protocol.check_data(data)
     path, rows = Path(table), _table_of(protocol, data, Path(table))
 
@@ -165,7 +166,8 @@ def measure(
 
 def folder_of(out: Path, protocol: Protocol, contender: Contender, run: Run) -> Path:
     """Where a run goes; other settings of model or training give another folder."""
-    settings = json.dumps({"model": asdict(run.model), "training": asdict(run.training)}, sort_keys=True, default=dict)
+    parts = run.described()
+    settings = json.dumps({part: parts[part] for part in ("model", "training")}, sort_keys=True, default=dict)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:6]
     return out / protocol.name / f"{contender.name.replace(':', '_')}-{run.training.seed}-{digest}"
 
@@ -204,7 +206,7 @@ class _Harness:
             for number, (task, outcome) in enumerate(outcomes, 1):
                 if isinstance(outcome, Row):
                     add(outcome)
-                    _say(console, f"{number} of {len(tasks)}: {_sentence(outcome)}")
+                    _say(console, f"{number} of {len(tasks)}: {_sentence(outcome, table.protocols[protocol.name])}")
                 else:
                     failures.append(f"{task.folder.name}: {outcome.reason}")
                     _say(console, failures[-1])
@@ -216,13 +218,13 @@ class _Harness:
     ) -> Iterator[Task]:
         """The runs that have to be made; a row that is there but not in the table is added."""
         for seed, contender in itertools.product(range(self.seeds), contenders):
-            run = recipes.fitted(contender.run(protocol.run, seed), data)
+            run = fitted(contender.run(protocol.run, seed), data)
             there = table.rows.get(RowKey(protocol.name, contender.name, seed))
             if not self.again and there is not None and there.settings == contender.settings:
                 continue
             run = replace(run, training=replace(run.training, compile=run.training.compile or self.compile))
             folder = folder_of(self.out, protocol, contender, run)
-            recipes.check_folder(folder, run, None if self.again else data)
+            TokenizerStage(run, folder, data=data).done(overwrite=self.again)  # refuses before hours of others
             made = None if self.again else stored_row(folder)
             if made is None:
                 yield Task(protocol.name, contender, run, folder, self.jobs, self.again, self.command)
@@ -260,7 +262,7 @@ _shared: dict[str, Data] = {}
 
 def _start_worker(run: Run, threads: int) -> None:
     torch.set_num_threads(threads)
-    _shared["data"] = recipes.load_data(run.data)
+    _shared["data"] = load_data(run.data)
 
 
 def _work(task: Task) -> Row | Stopped:
@@ -320,10 +322,11 @@ def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False)
 
 
-def _sentence(row: Row) -> str:
+def _sentence(row: Row, protocol: Mapping[str, Any]) -> str:
     name = f"{row.contender}, seed {row.seed}"
     if row.metrics is None:
         return f"{name}: diverged, {row.diverged}"
     entry = Entry(row.contender, (row,))
-    figures = {key: COLUMNS[key].written(entry.spread(key)) for key in (*NARROW, "seconds")}
-    return f"{name}: {', '.join(f'{COLUMNS[key].header} {figure}' for key, figure in figures.items() if figure)}"
+    columns = {**narrow_columns_of(protocol), "seconds": columns_of(protocol)["seconds"]}
+    figures = {column.header: column.written(entry.spread(key)) for key, column in columns.items()}
+    return f"{name}: {', '.join(f'{header} {figure}' for header, figure in figures.items() if figure)}"

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from gmvq import hub
+from gmvq.data.writing import write_atomically
+from gmvq.metrics.base import Distortion
+from gmvq.modalities import Modality, from_description
 
 FORMAT = "gmvq.experiment"
 VERSION = 1
@@ -39,7 +41,7 @@ class Row(NamedTuple):
         contender: Name of the contender or of the quantizer.
         seed: Seed of the run.
         diverged: Why training stopped on a loss that was not finite, or None.
-        metrics: What ``metrics.json`` of the run holds, the median speed of training in images per second and the error
+        metrics: What ``metrics.json`` of the run holds, the median speed of training in items per second and the error
             of the last training batches; None if the run diverged.
         settings: What of the protocol's run the contender changes.
         parameters: Number of parameters of the model.
@@ -168,7 +170,7 @@ class Table:
         # a line for each row: what a run adds is one line of a difference, and a hundred rows stay small
         rows = ",\n".join(json.dumps(row, allow_nan=False) for row in head.pop("rows"))
         text = f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n{rows}\n]}}\n'
-        hub.write_atomically(Path(path), text.encode())
+        write_atomically(Path(path), text.encode())
 
 
 def read_table(path: str | Path) -> Table | None:
@@ -188,9 +190,26 @@ def read_table(path: str | Path) -> Table | None:
         ) from error
 
 
-def by_error(entries: Iterable[Entry]) -> list[Entry]:
-    """Entries with the least error first, and those without one last."""
-    return sorted(entries, key=lambda entry: (math.inf if (mse := entry.mean("mse")) is None else mse, entry.contender))
+def modality_of(protocol: Mapping[str, Any]) -> Modality:
+    """What the items of a protocol are."""
+    return from_description(protocol["run"]["model"]["modality"])
+
+
+def judged_by(protocol: Mapping[str, Any]) -> Distortion:
+    """The distances that contenders under a protocol are judged by."""
+    return modality_of(protocol).distortion(quick=True)
+
+
+def best_first(entries: Iterable[Entry], protocol: Mapping[str, Any]) -> list[Entry]:
+    """Entries with the best headline first, and those without one last."""
+    judge = judged_by(protocol)
+    sign = -1 if judge.higher_is_better else 1
+
+    def place(entry: Entry) -> tuple[float, str]:
+        headline = entry.mean(judge.headline)
+        return (math.inf if headline is None else sign * headline), entry.contender
+
+    return sorted(entries, key=place)
 
 
 def _is_number(value: object) -> bool:

@@ -106,13 +106,12 @@ class Stage(ABC, Generic[Model]):
             ValueError: If the folder holds something else, or settings contradict each other.
             OSError: If data cannot be read or the folder cannot be written.
         """
-        check_folder(self.out, self.form, hub.kind_of(self.part).form, self.what)
-        settings = self.settings()
-        if not overwrite and (done := self._found(settings)) is not None:
+        if (done := self.done(overwrite=overwrite)) is not None:
             self.say(f"The {self.what} in {self.out} is finished. To train it anew, pass --overwrite.")
             return done
         resume = resume and (self.out / CHECKPOINT).is_file()
-        record = {"format": self.form, "version": VERSION, "run": settings, **circumstances(command), **self.about()}
+        head = {"format": self.form, "version": VERSION, "run": self.settings()}
+        record = {**head, **circumstances(command), **self.about()}
         if is_main() and not resume:  # a refused checkpoint leaves the folder as it was
             self._begin(record)
         torch.manual_seed(self.training.seed)
@@ -128,14 +127,19 @@ class Stage(ABC, Generic[Model]):
             self.report(model)
         return metrics
 
-    def _found(self, settings: dict[str, Any]) -> dict[str, Any] | None:
-        """Metrics of this very stage, if it is finished.
+    def done(self, *, overwrite: bool = False) -> dict[str, Any] | None:
+        """Metrics of this very stage, if its folder has it finished.
+
+        Args:
+            overwrite: Whether to replace what is in the folder, which is then not done.
 
         Raises:
-            ValueError: If the folder holds another of its kind.
+            ValueError: If the folder holds something else.
         """
-        if not (self.out / RECORD).exists():
+        check_folder(self.out, self.form, hub.kind_of(self.part).form, self.what)
+        if overwrite or not (self.out / RECORD).exists():
             return None
+        settings = self.settings()
         different = recorded_of(self.out, settings)
         if different:
             more = f" and {len(different) - 5} more" if len(different) > 5 else ""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from gmvq.commands.options import Peer, Section
+from gmvq.commands.bench import Peer, Section
 from gmvq.experiments import speed
 from gmvq.experiments.speed import SECTIONS, Shape, bench, grids, markdown, memory, plot_growth, running, tables
 from gmvq.experiments.speed.contestants import LABELS

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from gmvq import hub
+from gmvq.data.writing import write_atomically, write_json
 from gmvq.experiments.speed import memory
 from gmvq.experiments.speed.contestants import FAISS, LABELS, OURS, PEER
 from gmvq.experiments.speed.plotting import plot_growth
@@ -99,10 +99,10 @@ def bench(
 def _write(result: dict[str, Any], out: Path) -> None:
     rows = result["sections"].get(GROWTH)
     if rows:
-        hub.write_atomically(out / PLOT, plot_growth(rows))
+        write_atomically(out / PLOT, plot_growth(rows))
         result["plot"] = str(out / PLOT)
-    hub.write_json(out / TABLE, result)
-    hub.write_atomically(out / MARKDOWN, markdown(result).encode())
+    write_json(out / TABLE, result)
+    write_atomically(out / MARKDOWN, markdown(result).encode())
 
 
 def _protocol(rounds: int, command: str | None) -> dict[str, Any]:
