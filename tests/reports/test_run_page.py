@@ -10,19 +10,21 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image as PillowImage
 
 from gmvq.data import ArrayItems, ListItems
+from gmvq.metrics import CompositeStatistics
+from gmvq.modalities import Image, Series, Vectors
 from gmvq.models.autoencoder import Autoencoder, AutoencoderConfig
 from gmvq.models.modes import evaluating
-from gmvq.training import exhibits, figures
-from gmvq.training.figures import Curve
-from gmvq.training.report import read_record, write_report
+from gmvq.reports import exhibits, plots, write_report
+from gmvq.reports.page import read_record
+from gmvq.reports.plots import Curve
 
 METRICS = {
     "psnr": 26.43, "ssim": 0.81, "mse": 0.0024, "psnr_soft": 26.9, "mse_soft": 0.0021, "psnr_sampled": 25.2,
     "usage": 0.75, "perplexity": 11.3, "bits_per_pixel": 0.25, "posterior_entropy": 1.2, "elbo_bits_per_dim": 4.7,
-    "iwae_bits_per_dim": 4.6, "albo_bits_per_dim": None, "seconds": 192.4, "some_new_figure": 1.5,
+    "iwae_bits_per_dim": 4.6, "albo_bits_per_dim": None, "seconds": 192.4, "some_new_metric": 1.5,
     "protocol": "Hard codes, 3 photographs.",
 }  # fmt: skip
 
@@ -47,13 +49,14 @@ class Page(HTMLParser):
             self.links.append(attributes["href"])
 
     def handle_data(self, data):
-        self.texts.append(data)
+        if self.tags[-1:] != ["style"]:
+            self.texts.append(data)
 
 
-def autoencoder(quantizer="gaussian-mixture", channels=3, **changes) -> Autoencoder:
+def autoencoder(quantizer="gaussian-mixture", channels=3, modality=None, **changes) -> Autoencoder:
     torch.manual_seed(0)
-    config = AutoencoderConfig(quantizer, channels, codebook_size=16, code_dim=3, width=8, blocks=1, **changes)
-    return Autoencoder(config)
+    sizes = {"codebook_size": 16, "code_dim": 3, "width": 8, "blocks": 1, **changes}
+    return Autoencoder(AutoencoderConfig(quantizer=quantizer, modality=modality or Image(channels), **sizes)).eval()
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -99,8 +102,14 @@ def report(folder, model, images, **options) -> Page:
 
 
 def opened(picture) -> np.ndarray:
-    data = picture["src"] if isinstance(picture, dict) else picture.source
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data.split(",", 1)[1]))))
+    return np.asarray(PillowImage.open(io.BytesIO(base64.b64decode(picture["src"].split(",", 1)[1]))))
+
+
+def counted(size, times) -> CompositeStatistics:
+    """Statistics of some number of tokens of each code."""
+    statistics = CompositeStatistics((size,))
+    statistics.update(torch.arange(len(times)).repeat_interleave(torch.tensor(times))[:, None])
+    return statistics
 
 
 @pytest.mark.parametrize("quantizer", ["gaussian-mixture", "vector", "vector-ema", "hierarchical", "none"])
@@ -113,7 +122,7 @@ def test_page_of_photographs(tmp_path, quantizer):
     has_maps = quantizer not in ("none", "hierarchical")
     assert ("maps" in page.identifiers) == has_maps
     assert ("codebook" in page.identifiers) == has_maps
-    assert ("Posterior entropy of each token" in page.text) == (quantizer == "gaussian-mixture")
+    assert ("where the tokenizer is unsure" in page.text) == (quantizer == "gaussian-mixture")
     for shown in (
         "26.43",
         "3:12",
@@ -127,15 +136,15 @@ def test_page_of_photographs(tmp_path, quantizer):
     ):
         assert shown in page.text
     assert "Hard codes, 3 photographs." in page.text
-    for image in images.names:
-        assert any(picture["alt"] == f"Reconstruction: {image}" for picture in page.images)
+    for name in images.names:
+        assert {name, f"{name}, reconstructed"} <= {picture["alt"] for picture in page.images}
 
 
 def test_page_is_one_file_for_everyone(tmp_path):
     page = report(write_run(tmp_path), autoencoder(), photographs())
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(picture["src"].startswith("data:image/") and picture["alt"] for picture in page.images)
-    assert all((int(picture["height"]), int(picture["width"])) == opened(picture).shape[:2] for picture in page.images)
+    assert all(int(picture["width"]) % opened(picture).shape[1] == 0 for picture in page.images)  # whole magnification
     assert not {"script", "iframe", "object"} & set(page.tags)
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", html)
     assert not re.findall(r"url\((?!#)|@import", html)
@@ -143,19 +152,40 @@ def test_page_is_one_file_for_everyone(tmp_path):
     assert len(set(page.identifiers)) == len(page.identifiers)
     assert {link[1:] for link in page.links} <= set(page.identifiers)
     assert html.count("<svg") == html.count('role="img" aria-label=')
-    assert not set(figures._VARIABLES) & set(re.findall(r"#\w{6}", html))
+    assert not set(plots._VARIABLES) & set(re.findall(r"#\w{6}", html))
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (2, 8), (3, 8), (4, 8), (5, 8)])
 def test_small_images_of_any_channels(tmp_path, channels, size):
     images = ArrayItems(noise(30, channels, size, size), 2)
     page = report(write_run(tmp_path), autoencoder(channels=channels, downsampling=2), images)
-    originals = [picture for picture in page.images if picture["alt"].startswith("Original")]
-    assert len(originals) == exhibits.SMALL_IMAGES + exhibits.SMALL_MAPS
+    originals = [picture for picture in page.images if picture["alt"] in images.names]
+    assert len(originals) == exhibits.SHOWN
     assert all("crisp" in picture["class"] for picture in originals)
-    assert all(("alpha" in picture["class"]) == (channels == 4) for picture in originals)
-    np.testing.assert_array_equal(opened(originals[0]), figures.pixels(images[0]))
-    assert opened(originals[23])[0, 0].tolist() == figures.pixels(images[29])[0, 0].tolist()  # from first to last
+    for picture, index in ((originals[0], 0), (originals[-1], 27)):  # spread evenly
+        assert picture["alt"] == images.names[index]
+        shown = opened(picture).reshape(size, size, -1)
+        expected = images[index].movedim(0, -1).numpy()[..., : shown.shape[-1]]
+        np.testing.assert_array_equal(shown, expected)
+
+
+@pytest.mark.parametrize(
+    ("modality", "items"),
+    [
+        (Series(names=("x", "y")), ListItems([torch.randn(2, 40), torch.randn(2, 25)], 1, ["long", "short"])),
+        (Vectors(names=("a", "b", "c")), ArrayItems(torch.randn(20, 3), 0)),
+    ],
+    ids=["series", "vectors"],
+)
+@pytest.mark.parametrize("quantizer", ["gaussian-mixture", "residual", "none"])
+def test_page_of_other_modalities(tmp_path, modality, items, quantizer):
+    model = autoencoder(quantizer, modality=modality, downsampling=modality.downsampling)
+    page = report(write_run(tmp_path, metrics={"mse": 0.5}, name="made"), model, items)
+    assert f"Held-out {modality.items} and what the" in page.text
+    texts = [picture["alt"] for picture in page.images]
+    for name in (items.names[0], f"{items.names[0]}, reconstructed"):
+        assert any(text.startswith(f"{name}:") for text in texts)
+    assert not re.findall("image|pixel|photograph", page.text.replace("Hard codes, 3 photographs.", ""))
 
 
 @pytest.mark.parametrize("quantizer", ["gaussian-mixture", "none"])
@@ -194,44 +224,54 @@ def test_strings_are_escaped(tmp_path):
     assert any(evil in picture["alt"] for picture in page.images)
 
 
-def test_figures_of_the_table(tmp_path):
+def test_metrics_of_the_table(tmp_path):
     metrics = {
         "psnr": 26.43,
         "psnr_soft": 26.97,
         "mse": math.nan,
         "usage": 0.5,
         "perplexity": math.inf,
-        "some_new_figure": 1.5,
+        "some_new_metric": 1.5,
     }
     page = report(write_run(tmp_path, metrics={"metrics": metrics}), autoencoder(), photographs().subset([2]))
-    table = page.text[page.text.index("All figures") :]
+    table = page.text[page.text.index("All metrics", page.text.index("Codebook")) :]
     assert re.search(r"PSNR 26.43 26.97 – +dB", table)
     assert re.search(r"MSE nan – –", table)
     assert re.search(r"Codes in use 50.0 +%", table)
     assert "Close to 16 means that all codes are used evenly." in table
-    assert re.search(r"Some new figure 1.5", table)
+    assert re.search(r"Some new metric 1.5", table)
     assert "SSIM" not in table
 
 
 def test_counts_are_those_given_or_counted(tmp_path):
     model, images = autoencoder(), photographs()
-    counts = torch.arange(16)
-    assert "15 (93.8 %)" in report(write_run(tmp_path), model, images, counts=counts).text
+    given = counted(16, list(range(16)))
+    assert "15 (93.8 %)" in report(write_run(tmp_path), model, images, statistics=given).text
     with torch.no_grad(), evaluating(model):
-        counted = exhibits.count_codes(model, images)
+        own = exhibits.count_codes(model, images).places[0].counts
         expected = torch.cat([model.encode(images[i][None]).flatten() for i in range(3)]).bincount(minlength=16)
-    torch.testing.assert_close(counted, expected)
-    assert f"{int(counted.sum()):,} tokens" in report(tmp_path, model, images).text
-    with pytest.raises(ValueError, match="'counts' must have one number for each of the 16 codes"):
-        write_report(tmp_path, model, images, counts=counts[:3])
-    with pytest.raises(ValueError, match="'counts' must have one number for each of the None codes"):
-        write_report(tmp_path, autoencoder("none"), images, counts=counts)
+    torch.testing.assert_close(own, expected)
+    assert f"{int(own.sum()):,} tokens" in report(tmp_path, model, images).text
 
 
-def test_only_some_pixels_are_counted(monkeypatch):
-    monkeypatch.setattr(exhibits, "COUNTED_PIXELS", 8 * 8 * 3)
+def test_only_some_samples_are_counted(monkeypatch):
+    monkeypatch.setattr(exhibits, "COUNTED_SAMPLES", 8 * 8 * 3)
     model = autoencoder()
-    assert exhibits.count_codes(model, ArrayItems(noise(5, 3, 8, 8), 2)).sum() == 3 * 4
+    assert exhibits.count_codes(model, ArrayItems(noise(5, 3, 8, 8), 2)).places[0].total == 3 * 4
+
+
+def test_the_most_used_codes_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(exhibits, "DECODED", 3)
+    model = autoencoder()
+    page = report(write_run(tmp_path), model, photographs(), statistics=counted(16, [0, 5, 1, 0, 2, 2]))
+    assert [alt for alt in (picture["alt"] for picture in page.images) if alt.startswith("Code ")] == [
+        "Code 1", "Code 4", "Code 5"
+    ]  # fmt: skip
+    assert "Code 1 · 50 %" in page.text
+    code = next(picture for picture in page.images if picture["alt"] == "Code 4")
+    with torch.no_grad():
+        made = model.decode(torch.full((1, 3, 3), 4))[0]
+    np.testing.assert_array_equal(opened(code), (made * 255).round().byte().movedim(0, -1).numpy())
 
 
 def test_nothing_else_changes(tmp_path, monkeypatch):
@@ -255,12 +295,12 @@ def test_nothing_else_changes(tmp_path, monkeypatch):
 
 
 def test_large_images_and_codebooks_stay_small(tmp_path):
-    config = AutoencoderConfig("vector", 3, codebook_size=4096, code_dim=3, width=8, blocks=1, downsampling=2)
     images = ListItems([noise(3, 900, 1100)], 2, ["large"])
-    counts = torch.arange(4096) ** 2
-    page = report(write_run(tmp_path, steps=300), Autoencoder(config), images, counts=counts)
-    assert "640 × 640 pixels, the centre of a larger image" in page.text
-    assert "The 1,024 most used of 4,096 codes" in page.text
+    model = autoencoder("vector", codebook_size=4096, downsampling=2)
+    page = report(write_run(tmp_path, steps=300), model, images)
+    large = next(picture for picture in page.images if picture["alt"] == "large")
+    assert opened(large).shape == (512, 512, 3)  # the central part
+    assert 0 < sum(picture["alt"].startswith("Code ") for picture in page.images) <= exhibits.DECODED
     assert (tmp_path / "report.html").stat().st_size < 3_000_000
 
 
@@ -287,25 +327,14 @@ def test_training_time_comes_from_the_log_if_need_be(tmp_path):
     assert "2:05 h" in report(tmp_path, autoencoder(), photographs().subset([2])).text
 
 
-def test_huge_codebooks_show_the_codes_in_use(tmp_path, monkeypatch):
-    config = AutoencoderConfig("binary-spherical", 3, codebook_size=2**36, width=8, blocks=1)
-    torch.manual_seed(0)
-    model, images = Autoencoder(config), photographs()
+def test_huge_codebooks_show_the_codes_in_use(tmp_path):
+    model, images = autoencoder("binary-spherical", codebook_size=2**36), photographs()
     with torch.no_grad(), evaluating(model):
-        counts = exhibits.count_codes(model, images)
-        expected, times = torch.cat([model.encode(images[i][None]).flatten() for i in range(3)]).unique(
-            return_counts=True
-        )
-        assert torch.equal(counts.indices()[0], expected)
-        assert torch.equal(counts.values(), times)
-        monkeypatch.setattr(exhibits, "DECODED", 20)
-        codebook = exhibits.decode_codebook(model, counts)
-        assert len(codebook.codes) == len(codebook.tiles) == 20
-        assert codebook.counts.tolist() == [int(times[expected == code]) for code in codebook.codes]
-        assert codebook.counts.min() >= times.sort(descending=True).values[19]
-        assert codebook.places(codebook.codes).tolist() == list(range(20))
-        assert codebook.colours[codebook.places(torch.tensor([-1, 2**36 - 1]))].tolist() == [[128] * 3] * 2
-    page = report(write_run(tmp_path), model, images, counts=counts)
-    assert f"{len(expected):,} (0.0 %)" in page.text
-    assert "The 20 most used of 68,719,476,736 codes" in page.text
-    assert "are gray" in page.text
+        codes = torch.cat([model.encode(images[i][None]).flatten() for i in range(3)])
+    found, times = codes.unique(return_counts=True)
+    page = report(write_run(tmp_path), model, images)
+    assert f"{len(found):,} (0.0 %)" in page.text
+    assert "68,719,476,736" in page.text
+    shown = [picture["alt"] for picture in page.images if picture["alt"].startswith("Code ")]
+    assert len(shown) == exhibits.DECODED
+    assert shown[0] in {f"Code {code:,}" for code in found[times == times.max()].tolist()}

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from gmvq.modalities import Image
 from gmvq import Autoencoder, AutoencoderConfig
 from gmvq.data import ArrayItems
-from gmvq.modalities import Data
+from gmvq.modalities import Data, Image
 from gmvq.training import Training
 
 

@@ -90,7 +90,9 @@ def axes_of(model: Autoencoder) -> bool:
 def code_colors(model: Autoencoder) -> np.ndarray | None:
     """A color for each code, uint8 ``(K, 3)``; None without one codebook of a size that can be told apart."""
     quantizer = model.bottleneck
-    if not isinstance(quantizer, AbstractQuantizer) or quantizer.code_shape or quantizer.codebook_size > MOST_COLORED:
+    if not isinstance(quantizer, AbstractQuantizer) or not model.has_code_maps:
+        return None
+    if quantizer.code_shape or quantizer.codebook_size > MOST_COLORED:
         return None
     return plots.code_colors(quantizer.code_vectors.detach())
 
@@ -139,13 +141,15 @@ def codebook_section(model: Autoencoder, statistics: CompositeStatistics) -> dic
     """How often codes are used, and what the most used ones decode to."""
     places = statistics.places
     size, used = sum(place.codebook_size for place in places), sum(place.used for place in places)
-    whole = len(places) == 1 and size <= MOST_COLORED
-    counts = places[0].counts if whole else None
     perplexities = ", ".join(f"{value:,.1f}" for value in statistics.perplexities)
-    chart = ""
-    if counts is not None and int(counts.sum()):
-        text = f"Share of tokens of each of the {size} codes, sorted: {used} are used and {size - used} never"
-        chart = plots.usage_chart(counts, text)
+    chart, decoded = "", []
+    if len(places) == 1 and used:
+        code_counts = places[0].code_counts
+        if code_counts.is_dense:
+            text = f"Share of tokens of each of the {size:,} codes, sorted: {used:,} are used and {size - used:,} never"
+            chart = plots.usage_chart(places[0].counts, text)
+        if not model.bottleneck.code_shape:
+            decoded = _decoded(model, code_counts.seen, code_counts.times)
     return {
         "chart": chart,
         "facts": [
@@ -155,20 +159,18 @@ def codebook_section(model: Autoencoder, statistics: CompositeStatistics) -> dic
             ("Perplexity", perplexities),
             ("Counted over", f"{places[0].total:,} tokens"),
         ],
-        "decoded": [] if counts is None or model.bottleneck.code_shape else _decoded(model, counts),
+        "decoded": decoded,
     }
 
 
-def _decoded(model: Autoencoder, counts: Tensor) -> list[Exhibit]:
-    """The most used codes, each repeated on 3 tokens along each axis and decoded."""
-    number = min(DECODED, int((counts > 0).sum()))
-    chosen = counts.topk(number).indices
+def _decoded(model: Autoencoder, codes: Tensor, times: Tensor) -> list[Exhibit]:
+    """The most used of some codes, each repeated on 3 tokens along each axis and decoded."""
+    chosen = times.topk(min(DECODED, len(codes)))
     grid = (3,) * model.signal.axes
-    codes = chosen.to(model.device).reshape(-1, *[1] * len(grid)).expand(-1, *grid)
-    items = model.decode(codes.contiguous()).cpu()
-    total = max(1, int(counts.sum()))
-    shares = [f"{100 * int(counts[code]) / total:.2g} %" for code in chosen.tolist()]
+    shown = codes[chosen.indices]
+    items = model.decode(shown.to(model.device).reshape(-1, *[1] * len(grid)).expand(-1, *grid).contiguous()).cpu()
+    shares = [f"{100 * number / int(times.sum()):.2g} %" for number in chosen.values.tolist()]
     return [
-        model.modality.exhibit(f"Code {code}", item)._replace(note=share)
-        for code, item, share in zip(chosen.tolist(), items, shares, strict=True)
+        model.modality.exhibit(f"Code {code:,}", item)._replace(note=share)
+        for code, item, share in zip(shown.tolist(), items, shares, strict=True)
     ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gmvq.metrics.base import Measure
-from gmvq.modalities import MODALITIES
 
 CODES = (
     Measure("usage", "Codes in use", "%", "Share of the codebook that held-out data chose at least once.",
@@ -111,14 +112,14 @@ DECODINGS = ("", "_soft", "_sampled")
 """Endings of the keys of a distance between items: hard codes, the soft mean, a sampled latent."""
 
 
-def reconstruction() -> tuple[Measure, ...]:
-    """The distances between items of all modalities, each once."""
-    return tuple({measure.key: measure for kind in MODALITIES.values() for measure in kind.measures}.values())
+def measure(key: str, distances: Sequence[Measure] = ()) -> Measure:
+    """The explanation of a key; a key without one gets its words as a name.
 
-
-def measure(key: str) -> Measure:
-    """The explanation of a key; a key without one gets its words as a name."""
-    known = {**{each.key: each for each in reconstruction()}, **MEASURES}
+    Args:
+        key: Of a metric.
+        distances: Metrics of the modality at hand: a squared error is in other units for each.
+    """
+    known = MEASURES | {each.key: each for each in distances}
     if key in known:
         return known[key]
     words = key.replace("_", " ").replace("/", ", ").strip()

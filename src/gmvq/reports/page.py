@@ -9,7 +9,7 @@ import base64
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -26,6 +26,8 @@ CHARTS = 24
 """Most curves drawn; the others are named."""
 SMALL = 200
 """Pixels up to which pictures stand beside each other."""
+
+
 class Record(NamedTuple):
     """What a run left on disk.
 
@@ -72,9 +74,10 @@ def read_record(run: Path) -> Record:
 
 
 def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none that can be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -107,6 +110,7 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def is_finite(value: object) -> TypeGuard[float]:
+    """Whether a value from a file is a number that can be shown."""
     return _is_number(value) and math.isfinite(value)
 
 
@@ -125,16 +129,18 @@ def steps_made(record: Record) -> str:
     return f"{last:,.0f} steps" if last else "wall time"
 
 
-def training_section(curves: dict[str, Curve], codebook_size: int | None) -> dict[str, Any]:
-    """Curves of what was logged, the most telling ones first."""
-    first = ["loss", *(each.key for each in glossary.reconstruction()), "perplexity", "used_codes"]
+def training_section(
+    curves: dict[str, Curve], codebook_size: int | None, distances: Sequence[Measure] = ()
+) -> dict[str, Any]:
+    """Curves of what was logged, the most telling ones first; distances are those of the modality."""
+    first = ["loss", *(each.key for each in distances), "perplexity", "used_codes"]
     last = ["learning_rate", "items_per_second"]
     hidden = {*first, *last, "seconds"} | ({"usage"} if "used_codes" in curves else set())
     keys = [key for key in curves if key not in hidden]
     keys = [key for key in (*first, *keys, *last) if key in curves]
     drawn = []
     for key in keys[:CHARTS]:
-        measure, curve = glossary.measure(key), curves[key]
+        measure, curve = glossary.measure(key, distances), curves[key]
         latest = (curve.held_out_values or curve.values)[-1]
         number = f"{measure.shown(latest)} {measure.unit}".strip()
         scaled = curve._replace(
@@ -151,10 +157,11 @@ def training_section(curves: dict[str, Curve], codebook_size: int | None) -> dic
     return {"curves": drawn, "curves_left_out": left_out, "curves_held_out": held_out}
 
 
-def metric_groups(metrics: dict[str, float], codebook_size: int | None) -> list[dict[str, Any]]:
-    """Rows of the table, group by group; metrics without an explanation come last under their own names."""
+def metric_groups(
+    metrics: dict[str, float], codebook_size: int | None, distances: Sequence[Measure] = ()
+) -> list[dict[str, Any]]:
+    """Rows of the table, group by group, the modality's distances first, metrics without an explanation last."""
     groups, explained = [], set()
-    distances = glossary.reconstruction()
     for name, measures in (("Reconstruction", distances), *glossary.GROUPS):
         rows = []
         for measure in measures:

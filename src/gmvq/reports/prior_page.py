@@ -29,8 +29,8 @@ from gmvq.reports.page import (
     metric_groups,
     read_record,
     steps_made,
-    training_section,
     training_seconds,
+    training_section,
     write_page,
 )
 from gmvq.reports.plots import Curve

@@ -30,8 +30,8 @@ from gmvq.reports.page import (
     read_object,
     read_record,
     steps_made,
-    training_section,
     training_seconds,
+    training_section,
     write_page,
 )
 
@@ -75,8 +75,8 @@ def write_report(
         wide=is_wide([each.exhibit for each in shown]),
         **exhibits.doubt_section(shown),
         usage=usage,
-        **training_section(record.curves, size),
-        groups=metric_groups(record.metrics, size),
+        **training_section(record.curves, size, model.modality.measures),
+        groups=metric_groups(record.metrics, size, model.modality.measures),
         **making_section(record, _model_rows(model, record, run), run),
     )
 
@@ -127,7 +127,7 @@ def _cards(record: Record, model: Autoencoder) -> list[Card]:
         hints |= dict.fromkeys(("elbo_bits_per_dim", "iwae_bits_per_dim"), "lower is better")
     for key, hint in hints.items():
         if is_finite(metrics.get(key)):
-            measure = glossary.measure(key)
+            measure = glossary.measure(key, model.modality.measures)
             cards.append(Card(measure.name, measure.shown(metrics[key]), measure.unit, hint, meters.get(key)))
     seconds = training_seconds(record)
     if seconds is not None:

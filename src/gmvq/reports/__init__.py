@@ -1,0 +1,6 @@
+"""Pages of what was learned: one self-contained HTML file each, of exhibits, plots and metrics."""
+
+from gmvq.reports.prior_page import write_prior_report
+from gmvq.reports.run_page import write_report
+
+__all__ = ["write_prior_report", "write_report"]
