@@ -44,6 +44,26 @@ def test_moving_averages_go_on():
     torch.testing.assert_close(quantizer.codebook, sums / counts[:, None])
 
 
+@pytest.mark.parametrize("cosine", [True, False])
+def test_llamagen(cosine):
+    codes, images = torch.randn(16, 4), torch.randn(2, 4, 3, 5)
+    state = vqgan(codes) | {"quantize.codebook_used": torch.zeros(65536)}
+    with pytest.raises(ValueError, match="Pass cosine=True"):
+        from_state_dict(state, prefix="quantize.")
+    values, chosen, loss, _ = from_state_dict(state, prefix="quantize.", cosine=cosine, legacy=False)(images)
+    latents = images.movedim(1, -1)
+    if cosine:
+        latents, codes = F.normalize(latents, dim=-1), F.normalize(codes, dim=-1)
+    assert torch.equal(chosen, torch.cdist(latents.reshape(-1, 4), codes).argmin(-1).reshape(2, 3, 5))
+    torch.testing.assert_close(values, codes[chosen].movedim(-1, 1))
+    torch.testing.assert_close(loss, 1.25 * F.mse_loss(latents, codes[chosen]))
+
+
+def test_remapped_codes_are_refused():
+    with pytest.raises(ValueError, match="has 'remap', by which code used"):
+        from_state_dict({"embedding.weight": torch.randn(16, 4), "used": torch.arange(4)})
+
+
 def test_gumbel_quantize():
     codes, weight, bias = torch.randn(16, 4), torch.randn(16, 4, 1, 1), torch.randn(16)
     state = {"proj.weight": weight, "proj.bias": bias, "embed.weight": codes}
@@ -89,6 +109,8 @@ def test_gumbel_divergence_is_that_of_its_draws():
     ("state", "message"),
     [
         (vqgan(torch.ones(8, 3)), "must have 'embedding.weight'"),
+        ({"embedding.weight": torch.ones(8, 3), "embedding.embed_avg": torch.ones(8, 3)}, "must have 'embedding.clust"),
+        ({"embed.weight": torch.ones(8, 3), "proj.weight": torch.ones(8, 3, 1, 1)}, "must have 'proj.bias'"),
         (
             {"proj.weight": torch.ones(8, 3, 1, 1), "proj.bias": torch.ones(8), "embed.weight": torch.ones(8, 5)},
             "'embed.weight' must have the features of the latents, 3",

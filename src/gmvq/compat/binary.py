@@ -270,7 +270,12 @@ class LFQ(AbstractDropIn):
         return "mask" in names
 
     def _translate(self, translation: Translation) -> None:
-        translation.take("mask")  # powers of 2
+        mask = translation.take("mask")  # powers of 2, which have no place here
+        if mask is not None and len(mask) != self.codebook_dim:
+            raise ValueError(
+                f"'mask' must have {self.codebook_dim} bits, got {len(mask)}. Make the module with "
+                f"codebook_size={2 ** len(mask)}."
+            )
         put_projection(translation, self.quantizer)
         put_rotation(translation, self.quantizer)
 

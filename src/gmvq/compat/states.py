@@ -10,7 +10,8 @@ composition has put it. What no translation gives keeps the value that the modul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -68,13 +69,17 @@ class Translation:
         for part, parameter in ours.named_parameters():
             self.put(parameter, self.take(f"{name}.{part}"))
 
-    def codebook(self, ours: VectorQuantizer, name: str, head: int = 0) -> None:
-        """Loads one head of their ``Codebook``: codes, counts, sums, whether it has started, affine moments."""
-        embed = self._head(f"{name}embed", head)
+    def codebook(self, ours: VectorQuantizer, name: str, head: int = 0, heads: int = 1) -> None:
+        """Loads one of the heads of their ``Codebook``: codes, counts, sums, whether it has started, affine moments.
+
+        Raises:
+            ValueError: If theirs has another number of heads.
+        """
+        embed = self._head(f"{name}embed", head, heads)
         self.put(ours.learned, embed)
         self.put(ours.moving.codes, embed)
-        self.put(ours.moving.counts, self._head(f"{name}cluster_size", head))
-        self.put(ours.moving.sums, self._head(f"{name}embed_avg", head))
+        self.put(ours.moving.counts, self._head(f"{name}cluster_size", head, heads))
+        self.put(ours.moving.sums, self._head(f"{name}embed_avg", head, heads))
         for pending in (ours.moving.pending_counts, ours.moving.pending_sums, ours.moving.pending_fresh):
             self.put(pending, torch.zeros_like(pending))
         started = self.flag(f"{name}initted")
@@ -82,18 +87,18 @@ class Translation:
             started = started & self.has(f"{name}batch_mean")
         self.put(ours.moving.started, started)
         if ours.affine is not None:
-            self._affine(ours.affine, name, head)
+            self._affine(ours.affine, name, head, heads)
 
     def flag(self, name: str) -> Tensor | None:
         """Their boolean of a name, which older versions have as a float of shape (1,), or None."""
         value = self.take(name)
         return None if value is None else value.bool().reshape(())
 
-    def _affine(self, ours: AffineCodebook, name: str, head: int) -> None:
+    def _affine(self, ours: AffineCodebook, name: str, head: int, heads: int) -> None:
         for flag in ("codebook_mean_needs_init", "codebook_variance_needs_init"):
             self.take(name + flag)
-        theirs = {part: self._head(name + part, head) for part in ("batch_mean", "batch_variance")}
-        theirs |= {part: self._head(name + part, head) for part in ("codebook_mean", "codebook_variance")}
+        theirs = {part: self._head(name + part, head, heads) for part in ("batch_mean", "batch_variance")}
+        theirs |= {part: self._head(name + part, head, heads) for part in ("codebook_mean", "codebook_variance")}
         # before its first batch the other library has no moments of latents, and memory as it found it for the codes'
         if theirs["batch_mean"] is None:
             return
@@ -101,25 +106,56 @@ class Translation:
             mine = part.replace("batch", "latents").replace("codebook", "codes")
             self.put(getattr(ours, mine), None if values is None else values.reshape(-1))
 
-    def _head(self, name: str, head: int) -> Tensor | None:
+    def _head(self, name: str, head: int, heads: int) -> Tensor | None:
         values = self.take(name)
         if values is None:
             return None
         without_heads = {"embed": 2, "embed_avg": 2, "cluster_size": 1}.get(name.rpartition(".")[2])
-        return values if values.ndim == without_heads else values[head]
+        values = values[None] if values.ndim == without_heads else values
+        if len(values) != heads:
+            raise ValueError(
+                f"{self._prefix + name!r} must have {heads} codebooks, got shape {tuple(values.shape)}. Make the "
+                "module with the 'heads' and 'separate_codebook_per_head' of the one that was saved."
+            )
+        return values[head]
 
 
-def below(state: Mapping[str, Tensor], prefix: str, needed: str) -> dict[str, Tensor]:
+def below(
+    state: Mapping[str, Tensor],
+    prefix: str,
+    *,
+    needed: Sequence[str],
+    optional: Sequence[str] = (),
+    meanings: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Tensor]:
     """The part of a state dict whose names begin with a prefix, without it.
 
+    A name that no translation reads may change which code is meant, so it is refused.
+
+    Args:
+        state: The state dict.
+        prefix: Where the names begin.
+        needed: Names that must be there.
+        optional: Names that may be there.
+        meanings: First parts of other names -> what they are known to mean, and what to do about them.
+
     Raises:
-        ValueError: If a needed name is not there.
+        ValueError: If a needed name is missing, or there is a name beside the needed and the optional ones.
     """
     part = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    if needed not in part:
+    if missing := [prefix + name for name in needed if name not in part]:
         raise ValueError(
-            f"'state_dict' must have {prefix + needed!r}, got {sorted(state)[:8]} among {len(state)} names. Pass the "
-            "prefix of the quantizer's names, for example prefix='quantize.'."
+            f"'state_dict' must have {', '.join(map(repr, missing))}, got {sorted(state)[:8]} among {len(state)} "
+            "names. Pass the prefix of the quantizer's names, for example prefix='quantize.'."
+        )
+    if unknown := sorted(set(part) - {*needed, *optional}):
+        parts = dict.fromkeys(name.partition(".")[0] for name in unknown)
+        remedies = [meanings[each] for each in parts if each in meanings] or [
+            "Another kind of quantizer may have them: leave them out if they do not change which code is meant."
+        ]
+        raise ValueError(
+            f"'state_dict' must have no names below prefix={prefix!r} but {', '.join((*needed, *optional))}, got "
+            f"{', '.join(repr(prefix + name) for name in unknown[:8])}. {' '.join(remedies)}"
         )
     return part
 

@@ -8,7 +8,11 @@ The names, as its ``taming/modules/vqvae/quantize.py`` has them, in a checkpoint
 - ``proj.weight`` ``(K, C, 1, 1)``, ``proj.bias``, ``embed.weight`` ``(K, L)``: ``GumbelQuantize``, which chooses by a
   linear map of the latent and not by distance: :class:`GumbelQuantizer`.
 
-Its ``VectorQuantizer`` weighs the wrong part of the loss by beta, and ``VectorQuantizer2`` does so too unless
+LlamaGen's quantizer has the same names, and ``codebook_used``: the last 65,536 codes that it chose, a buffer that only
+serves to count codes in use. But LlamaGen compares directions unless it is made with ``codebook_l2_norm=False``, which
+its state does not say, so ``cosine`` must be given: ``from_state_dict(..., cosine=True, legacy=False)``.
+
+taming's ``VectorQuantizer`` weighs the wrong part of the loss by beta, and ``VectorQuantizer2`` does so too unless
 ``legacy=False``:
 
 .. math:: |z - \mathrm{sg}[\mu_c]|^2 + \beta\, |\mathrm{sg}[z] - \mu_c|^2
@@ -39,6 +43,15 @@ from gmvq.types import Posterior, PosteriorSample, Quantized
 
 BLOCK_ELEMENTS = 1 << 22
 """Number of logits held at a time where no gradient keeps them."""
+
+AVERAGES = ("embedding.cluster_size", "embedding.embed_avg")
+
+MEANINGS = {
+    "used": "The quantizer has 'remap', by which code used[i] is its index i, and a GumbelQuantize chooses among those "
+    "alone. Leave 'used' out and renumber codes yourself; of a GumbelQuantize keep the rows 'used' of all tensors.",
+    "codebook_used": "LlamaGen keeps there which codes it chose last, and compares directions. Pass cosine=True, or "
+    "cosine=False for a model made with codebook_l2_norm=False.",
+}
 
 
 class GumbelQuantizer(AbstractQuantizer):
@@ -147,6 +160,7 @@ def from_state_dict(
     prefix: str = "",
     beta: float = 0.25,
     legacy: bool = True,
+    cosine: bool | None = None,
     decay: float = 0.99,
     kl_weight: float = 5e-4,
     channels_first: bool = True,
@@ -158,6 +172,8 @@ def from_state_dict(
         prefix: Where the quantizer's names begin: ``"quantize."`` in a checkpoint.
         beta: Its ``beta``; for moving averages the weight of the latents' part.
         legacy: Its ``legacy``: whether beta weighs the codes' part of the loss.
+        cosine: Whether the quantizer scaled latents and codes to length 1, ``codebook_l2_norm`` of LlamaGen, whose
+            checkpoints need it; by default, for all others, it did not.
         decay: Of moving averages.
         kl_weight: Its ``kl_weight``, of a ``GumbelQuantize``.
         channels_first: Whether features are the second axis, as in images ``(B, C, H, W)``.
@@ -166,7 +182,8 @@ def from_state_dict(
         A quantizer for latents ``(B, dim, *spatial)``, or ``(*, dim)``.
 
     Raises:
-        ValueError: If the state is of none of these, or its codes have other features than its latents.
+        ValueError: If the state is not one of these, has other names below the prefix, or has codes of other features
+            than its latents; if it is LlamaGen's and ``cosine`` is not given.
 
     References:
         Taming Transformers for High-Resolution Image Synthesis (Esser et al., 2020), https://arxiv.org/abs/2012.09841
@@ -177,21 +194,22 @@ def from_state_dict(
         >>> quantizer(torch.randn(2, 8, 4, 4)).codes.shape
         torch.Size([2, 4, 4])
     """
-    is_gumbel = f"{prefix}proj.weight" in state_dict
-    state = below(state_dict, prefix, "embed.weight" if is_gumbel else "embedding.weight")
-    if is_gumbel:
-        quantizer: AbstractQuantizer = _gumbel(state, kl_weight)
+    if f"{prefix}proj.weight" in state_dict:
+        names = ["embed.weight", "proj.weight", "proj.bias"]
+        quantizer: AbstractQuantizer = _gumbel(below(state_dict, prefix, needed=names, meanings=MEANINGS), kl_weight)
     else:
+        averages = AVERAGES if any(prefix + name in state_dict for name in AVERAGES) else ()
+        optional = () if cosine is None else ("codebook_used",)
+        state = below(state_dict, prefix, needed=["embedding.weight", *averages], optional=optional, meanings=MEANINGS)
         codes = state["embedding.weight"].float()
-        has_averages = "embedding.embed_avg" in state
         member = VectorQuantizer(
             codes.shape[1],
             len(codes),
-            decay=decay if has_averages else None,
-            commitment_weight=beta if has_averages or not legacy else 1.0,
+            decay=decay if averages else None,
+            commitment_weight=beta if averages or not legacy else 1.0,
+            cosine=bool(cosine),
         )
-        counts, sums = state.get("embedding.cluster_size"), state.get("embedding.embed_avg")
-        quantizer = started_codebook(member, codes, counts, sums)
+        quantizer = started_codebook(member, codes, *(state[name] for name in averages))
     return ChannelFirst(quantizer) if channels_first else quantizer
 
 

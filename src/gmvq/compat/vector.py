@@ -222,5 +222,6 @@ class VectorQuantize(AbstractDropIn):
 
     def _translate(self, translation: Translation) -> None:
         put_projection(translation, self.quantizer)
-        for head, member in enumerate(self.members):
-            translation.codebook(member, "_codebook.", head)
+        members = self.members
+        for head, member in enumerate(members):
+            translation.codebook(member, "_codebook.", head, len(members))

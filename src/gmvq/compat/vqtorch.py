@@ -31,6 +31,19 @@ from gmvq.quantizers.vector import VectorQuantizer
 
 SMALLEST_VARIANCE = 1e-8
 
+OPTIONAL = (
+    "data_initialized",
+    "_counts",
+    "affine_transform.scale",
+    "affine_transform.bias",
+    "affine_transform.running_statistics_initialized",
+    *(f"affine_transform.running_{of}_{moment}" for of in ("ze", "c") for moment in ("mean", "var")),
+)
+
+MEANINGS = {
+    "norm_layer": "The layer has a normalization layer: put that at the end of your encoder and leave its names out."
+}
+
 
 def from_state_dict(
     state_dict: Mapping[str, Tensor],
@@ -62,7 +75,7 @@ def from_state_dict(
         0, where theirs go on from one codebook to the next.
 
     Raises:
-        ValueError: If the state is not one of these, or has a normalization layer.
+        ValueError: If the state is not one of these, or has a normalization layer or other names below the prefix.
 
     References:
         Straightening Out the Straight-Through Estimator (Huh et al., 2023), https://arxiv.org/abs/2305.08842
@@ -72,12 +85,7 @@ def from_state_dict(
         >>> quantizer(torch.randn(2, 8, 4, 4)).codes.shape
         torch.Size([2, 4, 4])
     """
-    state = below(state_dict, prefix, "codebook.weight")
-    if layers := sorted(name for name in state if name.startswith("norm_layer.")):
-        raise ValueError(
-            f"'state_dict' has a normalization layer, got {layers}. Put it at the end of your encoder and leave its "
-            "names out."
-        )
+    state = below(state_dict, prefix, needed=["codebook.weight"], optional=OPTIONAL, meanings=MEANINGS)
     if not 0 <= beta <= 1:
         raise ValueError(f"'beta' must lie in [0, 1], got {beta}. Use 0.95.")
     weight = state["codebook.weight"].float()
