@@ -1,5 +1,6 @@
 """Laws that all priors keep, over one list of them: a new prior is tested by one more line."""
 
+import copy
 import itertools
 import math
 
@@ -83,7 +84,7 @@ def drawing(request, shape):
     return made_of(request.param, shape)
 
 
-def made_of(make, shape):
+def made_of(make, shape, factor=8):
     torch.manual_seed(0)
     made = make(shape)
     if isinstance(made, (Frequencies, NGram)):
@@ -91,7 +92,7 @@ def made_of(make, shape):
         made.fit([codes[torch.randint(len(codes), (20,))] for _ in range(2)])
     with torch.no_grad():
         for parameter in made.parameters():
-            parameter.mul_(8)
+            parameter.mul_(factor)
     return made.eval()
 
 
@@ -187,6 +188,77 @@ def test_state_survives_saving(prior, shape):
     codes = every(shape)[:9]
     with torch.no_grad():
         assert torch.equal(again.eval().log_prob(codes), prior.log_prob(codes))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("make", PRIORS.values(), ids=PRIORS)
+def test_likelihoods_of_other_precision_are_close(make, shape, dtype):
+    rounded = made_of(make, shape, factor=4).to(dtype)
+    same_weights = copy.deepcopy(rounded).float()
+    codes = every(shape)[::5]
+    labels = torch.zeros(len(codes), dtype=torch.int64)
+    # activations alone are rounded, to 8 or 11 bits: a few steps of that size for each code and each nat
+    tolerance = {torch.bfloat16: 2e-2, torch.float16: 2.5e-3, torch.float64: 1e-4}[dtype]
+
+    def assert_close(found, expected):
+        assert ((found - expected).abs() / (shape.length + expected.abs())).max() < tolerance
+
+    for label in (None, labels):
+        found, expected = rounded.log_prob(codes, label), same_weights.log_prob(codes, label)
+        assert found.dtype == torch.float32
+        assert_close(found, expected)
+        found, expected = rounded.quick_log_prob(codes, label), same_weights.quick_log_prob(codes, label)
+        assert found.dtype == torch.float32
+        assert_close(found, expected)
+        difference = rounded.bits_per_code(codes, label) - same_weights.bits_per_code(codes, label)
+        assert abs(difference) < 2 * tolerance
+    # a reader says the same, normalized in float32: what it gives adds up to the likelihood
+    sequence, total = rounded.sequence(codes), torch.zeros(len(codes))
+    for step in range(shape.length):
+        probabilities = rounded.next_probabilities(sequence[:, :step], labels)
+        assert (probabilities.sum(1) - 1).abs().max() < 1e-5
+        total += probabilities.gather(1, sequence[:, step : step + 1])[:, 0].log()
+    assert_close(total, rounded.log_prob(codes, labels))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_codes_are_drawn_in_any_precision(drawing, dtype):
+    made = copy.deepcopy(drawing).to(dtype)
+    labels = torch.arange(4) % made.shape.classes
+    for sampling in (Sampling(seed=1, steps=3), Sampling(guidance=1.5, temperature=0.5, steps=3)):
+        codes = made.sample(4, labels, sampling)
+        assert codes.dtype == torch.int64
+        made.shape.checked(codes)
+    known = codes.clone()
+    known.view(4, -1)[:, ::2] = -1
+    completed = made.complete(known, labels)
+    assert torch.equal(torch.where(known < 0, known, completed), known)
+    if not isinstance(made, (Frequencies, NGram)):
+        loss = made(codes, labels)  # and it learns
+        loss.backward()
+        assert loss.isfinite()
+        assert loss.dtype in (torch.float32, torch.float64)
+
+
+def test_state_keeps_its_precision(drawing):
+    made = copy.deepcopy(drawing).bfloat16()
+    state = made.state_dict()
+    again = type(made)(made.shape) if isinstance(made, (Frequencies, NGram)) else type(made)(made.shape, made.config)
+    again.bfloat16().load_state_dict(state)
+    for name, tensor in again.state_dict().items():
+        assert tensor.dtype == state[name].dtype, name
+        assert torch.equal(tensor, state[name]), name
+    assert torch.equal(again.eval().sample(3), made.sample(3))
+
+
+def test_counts_are_exact_in_half_precision(shape):
+    codes = every(shape)[:1].expand(3000, *shape.axes)  # above 2048 integers are not whole in half precision
+    for kind in (Frequencies, NGram):
+        whole, half = kind(shape), kind(shape).half()
+        whole.fit([codes])
+        half.fit([codes])
+        assert torch.equal(half.half().log_prob(codes[:2]), whole.log_prob(codes[:2]))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ class Frequencies(AbstractSequentialPrior):
 
     def __init__(self, shape: CodeShape) -> None:
         super().__init__(shape)
-        self.register_buffer("counts", torch.zeros(shape.levels, max(shape.codebook_sizes), dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(shape.levels, max(shape.codebook_sizes), dtype=torch.int64))
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:
@@ -54,7 +54,7 @@ class Frequencies(AbstractSequentialPrior):
         for codes in batches:
             by_level = self.shape.checked(codes).to(self.device).reshape(-1, self.shape.levels)
             for level, size in enumerate(self.shape.codebook_sizes):
-                self.counts[level, :size] += torch.bincount(by_level[:, level], minlength=size).to(self.counts)
+                self.counts[level, :size] += torch.bincount(by_level[:, level], minlength=size)
 
     def log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:  # noqa: D102
         by_level = self.shape.checked(codes).to(self.device).reshape(len(codes), -1, self.shape.levels)
@@ -64,7 +64,7 @@ class Frequencies(AbstractSequentialPrior):
 
     def log_probabilities(self, level: int) -> Tensor:
         """Logarithms of the probabilities of all codes of a level, float64 ``(K,)``."""
-        counts = self.counts[level, : self.shape.codebook_sizes[level]] + PSEUDO_COUNT
+        counts = self.counts[level, : self.shape.codebook_sizes[level]].double() + PSEUDO_COUNT
         return (counts / counts.sum()).log()
 
     def reader(self, batch: int, labels: Tensor | None = None) -> Reader:  # noqa: D102

@@ -162,7 +162,7 @@ class AbstractFlowPrior(AbstractPrior):
         *grid, levels = self.axes
         places = (grid_vectors(grid)[:, None] + levels).flatten(0, 1)
         features = features + places + known[..., None] * self.known
-        told = self.times(waves(times))
+        told = self.times(waves(times).to(self.known.dtype))
         head = torch.stack([self.classes(labels, len(features)), told], dim=1)
         return self.transformer(torch.cat([head, features], dim=1))[:, 2:]
 
@@ -308,6 +308,7 @@ class LatentFlowPrior(AbstractFlowPrior):
             raise ValueError(f"'deviation' must be a finite number of at least 0, got {deviation}. Use 0.0.")
         if counts is not None and (counts.shape != codebook.shape[:1] or bool((counts < 0).any()) or not counts.any()):
             raise ValueError(f"'counts' must be {len(codebook)} numbers of at least 0, not all 0. Count the codes.")
+        codebook = codebook.float()
         weights = torch.ones(len(codebook)) if counts is None else counts.cpu().float()
         weights = (weights / weights.sum())[:, None].to(codebook)
         mean = (weights * codebook).sum(0)
@@ -318,11 +319,12 @@ class LatentFlowPrior(AbstractFlowPrior):
         self.deviation.fill_(deviation)
 
     def _velocity(self, latents: Tensor, times: Tensor, labels: Tensor | None, known: Tensor) -> Tensor:
-        return self.project_out(self._answers(self.project_in(latents), times, labels, known))
+        features = self.project_in(latents.to(self.known.dtype))
+        return self.project_out(self._answers(features, times, labels, known)).float()
 
     def latents_of(self, codes: Tensor) -> Tensor:
         """Latents about their codes, which are the nearest: ``(*)`` -> ``(*, L)``; noise of the global generator."""
-        means = self.codes[codes]
+        means = self.codes.float()[codes]
         noise = self.deviation * torch.randn(means.shape, device=means.device)
         for _ in range(SHORTENED):
             strayed = self.code_of(means + noise) != codes
@@ -331,16 +333,17 @@ class LatentFlowPrior(AbstractFlowPrior):
 
     def code_of(self, latents: Tensor) -> Tensor:
         """The codes that are nearest: ``(*, L)`` -> int64 ``(*)``."""
-        return nearest_code(latents.reshape(-1, self.codebook_dim), self.codes).reshape(latents.shape[:-1])
+        rows = latents.float().reshape(-1, self.codebook_dim)
+        return nearest_code(rows, self.codes.float()).reshape(latents.shape[:-1])
 
     def _loss(self, codes: Tensor, times: Tensor, labels: Tensor | None, known: Tensor) -> Tensor:
         self._check_placed()
-        latents = (self.latents_of(codes) - self.mean) / self.scale
+        latents = ((self.latents_of(codes) - self.mean) / self.scale).float()
         noise = torch.randn(latents.shape, device=codes.device)
         moving = torch.lerp(noise, latents, times[:, None, None])
         velocity = self._velocity(torch.where(known[..., None], latents, moving), times, labels, known)
         unknown = ~known
-        error = (velocity.float() - (latents - noise)).square().mean(-1) * unknown
+        error = (velocity - (latents - noise)).square().mean(-1) * unknown
         return error.sum() / unknown.sum().clamp_min(1)
 
     def _drawn(self, known: Tensor, labels: Tensor | None, sampling: Sampling, first: int) -> Tensor:
@@ -350,7 +353,7 @@ class LatentFlowPrior(AbstractFlowPrior):
         steps, (batch, length) = sampling.steps_or(STEPS), known.shape
         uniforms = sampling.uniforms(first, batch, length * self.codebook_dim, self.device).clamp(1e-12, 1 - 1e-12)
         noise = torch.special.ndtri(uniforms).float().unflatten(1, (length, self.codebook_dim))
-        given, there = known >= 0, (self.codes[known.clamp_min(0)] - self.mean) / self.scale
+        given, there = known >= 0, (self.codes.float()[known.clamp_min(0)] - self.mean) / self.scale
         latents = torch.where(given[..., None], there, sampling.temperature * noise)
         for step in range(steps):
             half = latents + self._guided(latents, step / steps, labels, sampling, given) / (2 * steps)

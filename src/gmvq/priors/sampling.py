@@ -78,7 +78,8 @@ class Sampling:
         return [labels, None] if self.needs_both else [labels if self.guidance else None]
 
     def guided(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
-        """Logits at the guidance, of those with and without the class."""
+        """Logits at the guidance, float32, of those with and without the class."""
+        conditional, unconditional = conditional.float(), unconditional.float()
         return unconditional + self.guidance * (conditional - unconditional)
 
     def probabilities(self, logits: Tensor) -> Tensor:
