@@ -4,11 +4,11 @@ import math
 import pytest
 import torch
 
-from gmvq.modalities import Image
 from gmvq import evaluation
 from gmvq.data import ArrayItems, ListItems
 from gmvq.evaluation import evaluate
 from gmvq.metrics import mse, psnr, ssim
+from gmvq.modalities import Image
 from gmvq.models import Autoencoder, AutoencoderConfig
 from gmvq.quantizers import GaussianMixtureQuantizer, Joined, Product
 
@@ -155,7 +155,9 @@ def test_joined_codes_are_one_for_each_token():
 
 
 def test_bits_per_pixel_count_the_tokens_of_padded_images():
-    images = ListItems([torch.zeros(3, 5, 9, dtype=torch.uint8), torch.zeros(3, 8, 8, dtype=torch.uint8)], 2, ["a", "b"])
+    images = ListItems(
+        [torch.zeros(3, 5, 9, dtype=torch.uint8), torch.zeros(3, 8, 8, dtype=torch.uint8)], 2, ["a", "b"]
+    )
     metrics = evaluate(make_model(codebook_size=8), images, likelihood_limit=0).metrics
     assert metrics["bits_per_token"] == 3
     assert metrics["bits_per_pixel"] == pytest.approx(3 * (2 * 3 + 2 * 2) / (45 + 64))

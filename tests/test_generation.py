@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from gmvq.modalities import Image
 from gmvq.generation import Generator, interpolate, swap
+from gmvq.modalities import Image
 from gmvq.models import Autoencoder, AutoencoderConfig
 from gmvq.priors import AutoregressiveConfig, AutoregressivePrior, CodeShape, MaskedConfig, MaskedPrior, NGram, Sampling
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gmvq.data.writing import write_json
-from gmvq.data.writing import write_atomically
 import gmvq
 from gmvq import hub
+from gmvq.data.writing import write_atomically, write_json
 from gmvq.modalities import Image
 from gmvq.models import DiffusionConfig, DiffusionDecoder
 from gmvq.models.bottlenecks import RECIPES
@@ -209,7 +208,9 @@ def test_a_configuration_that_asks_for_anything_is_refused_before_memory_is_take
         hub.load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 50_000, "null", "3", '{"format": "gmvq.autoencoder", "version": true}'])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 50_000, "null", "3", '{"format": "gmvq.autoencoder", "version": true}']
+)
 def test_json_that_is_none_of_ours_is_refused(tmp_path, model, text):
     hub.save(model, tmp_path)
     (tmp_path / hub.CONFIG).write_text(text)

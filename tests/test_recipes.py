@@ -4,15 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
-import PIL.Image
 
-from gmvq import stages
-from gmvq.modalities import Image
-from gmvq import recipes
+from gmvq import recipes, stages
 from gmvq.data import ArrayItems, ListItems
-from gmvq.modalities import Data
+from gmvq.modalities import Data, Image
 from gmvq.models import Autoencoder
 
 

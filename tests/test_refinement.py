@@ -8,13 +8,12 @@ import pytest
 import torch
 
 import gmvq
-from gmvq import recipes
+from gmvq import recipes, refinement
 from gmvq.evaluation import evaluate
-from gmvq import refinement
-from gmvq.stages import load_data
 from gmvq.modalities import Image
 from gmvq.models import QuantizerName
 from gmvq.refinement import refine
+from gmvq.stages import load_data
 
 QUANTIZERS = [name for name in get_args(QuantizerName) if name not in ("none", "hierarchical")]
 

@@ -1,6 +1,5 @@
 """Discrete tokens from data, with a codebook that does not collapse."""
 
-
 from gmvq.bibliography import citation
 from gmvq.hub import installed_version, load, save
 from gmvq.models import Autoencoder, AutoencoderConfig

@@ -167,7 +167,11 @@ def _interruption(interrupt: KeyboardInterrupt, arguments: list[str]) -> str:
     step, steps = getattr(interrupt, "step", None), getattr(interrupt, "steps", None)
     if step is None:
         return "Interrupted."
-    resume = ["--resume"] if step and arguments[0] in ("train", "fit-prior", "fit-decoder") and "--resume" not in arguments else []
+    resume = (
+        ["--resume"]
+        if step and arguments[0] in ("train", "fit-prior", "fit-decoder") and "--resume" not in arguments
+        else []
+    )
     saved = "the state is saved. Go on" if step else "nothing was saved yet. Start again"
     return f"Stopped after step {step} of {steps}; {saved} with: {shlex.join(['gmvq', *arguments, *resume])}"
 

@@ -154,9 +154,7 @@ def evaluate(
             bounds = _bound(model, _first(items, bounded), aggregated, samples, batch_size, seed)
     metrics = _table(model, measured, bounds, bounded)
     protocol = _protocol(model, measured.hard, metrics, samples, batch_size, seed)
-    return Evaluation(
-        metrics, measured.statistics, protocol, measured.hard.headline, measured.hard.higher_is_better
-    )
+    return Evaluation(metrics, measured.statistics, protocol, measured.hard.headline, measured.hard.higher_is_better)
 
 
 def _reconstruct(
@@ -264,9 +262,7 @@ def _aggregated_terms(
     return _over_tokens(distance), (tokens * divergence).expand(len(latents)).to(latents.device)
 
 
-def _table(
-    model: Autoencoder, measured: _Reconstructions, bounds: _Bounds, bounded: int
-) -> dict[str, float | None]:
+def _table(model: Autoencoder, measured: _Reconstructions, bounds: _Bounds, bounded: int) -> dict[str, float | None]:
     information, number = measured.information, measured.hard.items
     bits = None if measured.statistics is None else sum(math.log2(size) for size in model.level_sizes)
     per_sample = None if bits is None else bits * measured.tokens / measured.samples
@@ -300,7 +296,9 @@ def use_of(statistics: CompositeStatistics | None) -> dict[str, float | None]:
     return {
         "usage": statistics.usage,
         "used_codes": sum(place.used for place in statistics.places),
-        "perplexity": 2 ** (bits / len(statistics.places)) if len(statistics.places) > 1 else statistics.perplexities[0],
+        "perplexity": 2 ** (bits / len(statistics.places))
+        if len(statistics.places) > 1
+        else statistics.perplexities[0],
         "code_entropy_bits": bits,
     }
 

@@ -166,7 +166,9 @@ class Generator:
 
     def _of_levels(self, places: Tensor) -> Tensor:
         """Booleans of places ``(B, *grid)``, for all levels of their codes."""
-        return places if self.prior.shape.levels == 1 and not self.tokenizer.bottleneck.code_shape else places[..., None]
+        return (
+            places if self.prior.shape.levels == 1 and not self.tokenizer.bottleneck.code_shape else places[..., None]
+        )
 
 
 def _tokens_with_any(marked: Tensor, stride: int) -> Tensor:

@@ -7,10 +7,9 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from gmvq import stages
-from gmvq.networks import Classifier
-from gmvq import hub, recipes
+from gmvq import hub, recipes, stages
 from gmvq.__main__ import main
+from gmvq.networks import Classifier
 from gmvq.stages import judge as judging
 from gmvq.training import Interrupted
 from gmvq.training import trainer as trainers
@@ -182,9 +181,7 @@ def test_the_judge_compares_with_reconstructions_of_the_same_decoder(run, capsys
 
 
 def test_the_judge_tells_fid_where_its_network_is_at_hand(run, monkeypatch, capsys):
-    monkeypatch.setattr(
-        "gmvq.commands.judge.load_inception", lambda path: lambda images: images.flatten(1)[:, ::5]
-    )
+    monkeypatch.setattr("gmvq.commands.judge.load_inception", lambda path: lambda images: images.flatten(1)[:, ::5])
     assert main(["judge", str(run), "-n", "24", "--steps", "3"]) == 0
     said = capsys.readouterr().out
     assert "FID" in said

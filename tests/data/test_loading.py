@@ -1,26 +1,33 @@
 import itertools
 import threading
 from collections import Counter
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from gmvq.data.images import ArrayImages, Images, MixedImages
-from gmvq.data.loading import Loader, _window, batches_by_size, held_out_batches
+from gmvq.data import ArrayItems, Items, ListItems, loading
+from gmvq.data.loading import batches_by_size, held_out_batches, stacked
+from gmvq.modalities import Image
+from gmvq.modalities.image.modality import _window
 
 THREAD = "gmvq-loader"
 
 
-def numbered(count: int, side: int = 4) -> ArrayImages:
+def Loader(items: Items, batch_size: int, **options: Any) -> loading.Loader:  # noqa: N802
+    """A loader that cuts images."""
+    return loading.Loader(items, batch_size, window=Image(channels=1).window, **options)
+
+
+def numbered(count: int, side: int = 4) -> ArrayItems:
     """Image i is filled with i and has label i."""
     pixels = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 1, side, side)
-    return ArrayImages(pixels, torch.arange(count))
+    return ArrayItems(pixels, 2, torch.arange(count))
 
 
-def drawn(loader: Loader, step: int) -> list[int]:
+def drawn(loader: loading.Loader, step: int) -> list[int]:
     labels = loader.batch(step).labels
     assert labels is not None
     return labels.tolist()
@@ -30,29 +37,48 @@ def threads() -> int:
     return sum(thread.name == THREAD for thread in threading.enumerate())
 
 
-def test_batches_are_floats_with_their_labels() -> None:
+def test_batches_are_as_stored_with_their_labels() -> None:
     batch = Loader(numbered(200), 8).batch(3)
-    assert batch.images.dtype == torch.float32
-    assert batch.images.shape == (8, 1, 4, 4)
+    assert batch.items.dtype == torch.uint8
+    assert batch.items.shape == (8, 1, 4, 4)
     assert batch.labels is not None
-    assert torch.equal(batch.images[:, 0, 0, 0], batch.labels / 255)
+    assert batch.lengths is None
+    assert torch.equal(batch.items[:, 0, 0, 0], batch.labels)
+
+
+def test_sequences_of_different_lengths_come_with_their_lengths() -> None:
+    items = ListItems([torch.ones(2, length) for length in (3, 5, 4)], 1, list("abc"))
+    batch = loading.Loader(items, 3).batch(0)
+    assert batch.items.shape == (3, 2, 5)
+    assert batch.lengths is not None
+    assert sorted(batch.lengths.tolist()) == [3, 4, 5]
+    assert torch.equal(batch.items.sum((1, 2)), 2.0 * batch.lengths)
+    assert loading.Loader(items.subset([0, 0]), 2).batch(0).lengths is None
+    symbols, lengths = stacked([torch.arange(2), torch.arange(3)], 1)
+    assert symbols.tolist() == [[0, 1, 0], [0, 1, 2]]
+    assert lengths is not None
+
+
+def test_vectors_are_stacked() -> None:
+    batch = loading.Loader(ArrayItems(torch.arange(6.0).reshape(3, 2), 0), 2).batch(0)
+    assert batch.items.shape == (2, 2)
 
 
 @pytest.mark.parametrize("crop", [None, 3, 6])
 def test_a_batch_depends_on_seed_and_step_alone(crop: int | None) -> None:
     pixels = torch.randint(0, 256, (10, 3, 4, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    loader = Loader(ArrayImages(pixels), 4, crop=crop, flip=True, seed=5)
-    batches = [loader.batch(step).images for step in range(12)]
-    again = Loader(ArrayImages(pixels), 4, crop=crop, flip=True, seed=5)
+    loader = Loader(ArrayItems(pixels, 2), 4, size=crop, mirror=True, seed=5)
+    batches = [loader.batch(step).items for step in range(12)]
+    again = Loader(ArrayItems(pixels, 2), 4, size=crop, mirror=True, seed=5)
     for step in (7, 0, 11, 3):
-        assert torch.equal(again.batch(step).images, batches[step])
-    other = Loader(ArrayImages(pixels), 4, crop=crop, flip=True, seed=6)
-    assert not torch.equal(other.batch(0).images, batches[0])
+        assert torch.equal(again.batch(step).items, batches[step])
+    other = Loader(ArrayItems(pixels, 2), 4, size=crop, mirror=True, seed=6)
+    assert not torch.equal(other.batch(0).items, batches[0])
 
 
 @pytest.mark.parametrize(("count", "batch_size", "crops"), [(10, 4, 1), (10, 4, 3), (3, 8, 1), (1, 5, 2), (7, 7, 1)])
 def test_each_image_is_drawn_equally_often(count: int, batch_size: int, crops: int) -> None:
-    loader = Loader(numbered(count), batch_size, crops_per_image=crops)
+    loader = Loader(numbered(count), batch_size, windows_per_item=crops)
     items = count * crops
     sequence = [i for step in range(items) for i in drawn(loader, step)]  # `batch_size` epochs
     for start in range(0, len(sequence), items):
@@ -69,31 +95,31 @@ def test_epochs_differ_in_order() -> None:
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_together_are_one_process(world_size: int) -> None:
     pixels = torch.randint(0, 256, (11, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = ArrayImages(pixels, torch.arange(11))
-    whole = Loader(images, 2 * world_size, crop=4, flip=True)
-    ranks = [Loader(images, 2, crop=4, flip=True, rank=r, world_size=world_size) for r in range(world_size)]
+    images = ArrayItems(pixels, 2, torch.arange(11))
+    whole = Loader(images, 2 * world_size, size=4, mirror=True)
+    ranks = [Loader(images, 2, size=4, mirror=True, rank=r, world_size=world_size) for r in range(world_size)]
     assert {loader.steps_per_epoch for loader in ranks} == {whole.steps_per_epoch}
     for step in range(7):
         parts = [loader.batch(step) for loader in ranks]
-        assert torch.equal(torch.cat([part.images for part in parts]), whole.batch(step).images)
+        assert torch.equal(torch.cat([part.items for part in parts]), whole.batch(step).items)
         assert [i for loader in ranks for i in drawn(loader, step)] == drawn(whole, step)
 
 
 def test_crops_are_windows_of_the_image_and_reach_every_place() -> None:
     image = torch.arange(5 * 6, dtype=torch.uint8).reshape(1, 5, 6)
-    loader = Loader(MixedImages([image], ["a"]), 200, crop=3)
+    loader = Loader(ListItems([image], 2, ["a"]), 200, size=3)
     windows = {tuple(image[0, r : r + 3, c : c + 3].flatten().tolist()) for r in range(3) for c in range(4)}
-    crops = (loader.batch(0).images * 255).round().to(torch.uint8)
+    crops = loader.batch(0).items
     assert {tuple(crop.flatten().tolist()) for crop in crops} == windows
 
 
 def test_flip_mirrors_about_half() -> None:
     image = torch.tensor([[[0, 1, 2]]], dtype=torch.uint8)
-    flipped = Loader(ArrayImages(image[None]), 400, flip=True).batch(0).images
+    flipped = Loader(ArrayItems(image[None], 2), 400, mirror=True).batch(0).items
     mirrored = flipped[:, 0, 0, 0] > 0
     assert torch.equal(flipped[mirrored][0], flipped[~mirrored][0].flip(-1))
     assert 0.4 < mirrored.float().mean() < 0.6  # 4 standard deviations
-    assert (Loader(ArrayImages(image[None]), 50).batch(0).images[:, 0, 0, 0] == 0).all()
+    assert (Loader(ArrayItems(image[None], 2), 50).batch(0).items[:, 0, 0, 0] == 0).all()
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 8])
@@ -110,32 +136,32 @@ def test_short_axes_are_reflected_as_numpy_pads(length: int, crop: int) -> None:
 
 
 def test_images_smaller_than_the_crop_are_padded() -> None:
-    images = MixedImages(
-        [torch.ones(3, h, w, dtype=torch.uint8) for h, w in ((2, 9), (9, 2), (1, 1), (9, 9))], list("abcd")
+    images = ListItems(
+        [torch.ones(3, h, w, dtype=torch.uint8) for h, w in ((2, 9), (9, 2), (1, 1), (9, 9))], 2, list("abcd")
     )
-    batch = Loader(images, 8, crop=4).batch(0).images
+    batch = Loader(images, 8, size=4).batch(0).items
     assert batch.shape == (8, 3, 4, 4)
-    assert torch.allclose(batch, torch.tensor(1 / 255))
+    assert (batch == 1).all()
 
 
 def test_differing_sizes_without_crop_name_the_files() -> None:
-    images = MixedImages(
-        [torch.zeros(1, 2, 3, dtype=torch.uint8), torch.zeros(1, 2, 4, dtype=torch.uint8)], ["a.png", "b.png"]
+    images = ListItems(
+        [torch.zeros(1, 2, 3, dtype=torch.uint8), torch.zeros(1, 2, 4, dtype=torch.uint8)], 2, ["a.png", "b.png"]
     )
-    with pytest.raises(ValueError, match=r"'a\.png' is 3x2 and 'b\.png' is 4x2.*Set 'crop'"):
+    with pytest.raises(ValueError, match=r"'a\.png' has 3x2 and 'b\.png' 4x2 samples. Set a size"):
         Loader(images, 2)
-    same = MixedImages([images[0], images[0]], ["a", "b"])
-    assert Loader(same, 2).batch(0).images.shape == (2, 1, 2, 3)
+    same = ListItems([images[0], images[0]], 2, ["a", "b"])
+    assert Loader(same, 2).batch(0).items.shape == (2, 1, 2, 3)
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {"batch_size": 0},
-        {"crop": 0},
-        {"crop": 2.5},
+        {"size": 0},
+        {"size": 2.5},
         {"seed": -1},
-        {"crops_per_image": 0},
+        {"windows_per_item": 0},
         {"rank": 1},
         {"rank": -1},
         {"world_size": 0},
@@ -148,7 +174,7 @@ def test_arguments_are_checked(options: dict[str, int]) -> None:
 
 
 def test_no_images_and_negative_steps_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least one image"):
+    with pytest.raises(ValueError, match="at least one item"):
         Loader(numbered(0), 2)
     with pytest.raises(ValueError, match="'step'"):
         Loader(numbered(2), 2).batch(-1)
@@ -157,9 +183,9 @@ def test_no_images_and_negative_steps_are_refused() -> None:
 
 
 def test_iterate_gives_the_same_batches_and_ends() -> None:
-    loader = Loader(numbered(20), 4, flip=True)
-    assert [b.images.sum().item() for b in loader.iterate(2, 9)] == [
-        loader.batch(s).images.sum().item() for s in range(2, 9)
+    loader = Loader(numbered(20), 4, mirror=True)
+    assert [b.items.sum().item() for b in loader.iterate(2, 9)] == [
+        loader.batch(s).items.sum().item() for s in range(2, 9)
     ]
     assert list(loader(5, 5)) == []
     assert threads() == 0
@@ -192,7 +218,7 @@ def test_many_iterators_closed_early_leave_no_thread() -> None:
     assert threads() == 0
 
 
-class Failing(ArrayImages):
+class Failing(ArrayItems):
     """Has one image that cannot be read."""
 
     def __getitem__(self, index: int) -> Tensor:
@@ -202,7 +228,7 @@ class Failing(ArrayImages):
 
 
 def test_errors_of_the_thread_reach_the_consumer() -> None:
-    loader = Loader(cast("Images", Failing(numbered(10).images)), 1, crop=2)
+    loader = Loader(cast("Items", Failing(numbered(10).array, 2)), 1, size=2)
     with pytest.raises(OSError, match="disk gone"):
         list(loader.iterate(0, 20))
     assert threads() == 0
@@ -210,8 +236,9 @@ def test_errors_of_the_thread_reach_the_consumer() -> None:
 
 def test_held_out_batches_hold_each_image_once_by_size() -> None:
     shapes = [(4, 4), (2, 3), (4, 4), (300, 300), (4, 4), (300, 300), (2, 3)]
-    images = MixedImages(
+    images = ListItems(
         [torch.full((1, *shape), i, dtype=torch.uint8) for i, shape in enumerate(shapes)],
+        2,
         [str(i) for i in range(7)],
         torch.arange(7),
     )
@@ -219,8 +246,8 @@ def test_held_out_batches_hold_each_image_once_by_size() -> None:
     seen = []
     for batch in held_out_batches(images, 2):
         assert batch.labels is not None
-        assert torch.equal((batch.images[:, 0, 0, 0] * 255).round().to(torch.int64), batch.labels)
-        assert batch.images.dtype == torch.float32
+        assert torch.equal(batch.items[:, 0, 0, 0], batch.labels)
+        assert batch.items.dtype == torch.uint8
         seen += batch.labels.tolist()
     assert sorted(seen) == list(range(7))
-    assert next(held_out_batches(ArrayImages(torch.full((3, 1, 2, 2), 255, dtype=torch.uint8)), 8)).labels is None
+    assert next(held_out_batches(ArrayItems(torch.full((3, 1, 2, 2), 255, dtype=torch.uint8), 2), 8)).labels is None

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gmvq.modalities import fingerprint
 from gmvq.experiments import CONTENDERS, PROTOCOLS, chosen, measure, read_table
 from gmvq.experiments.rows import course
 from gmvq.experiments.running import changed_fields, folder_of
+from gmvq.modalities import fingerprint
 from gmvq.stages.data import DataConfig, load_data
 
 QUIET = Console(quiet=True)

@@ -17,7 +17,18 @@ PROTOCOL = {
 
 
 def row(contender, seed, mse):
-    metrics = None if mse is None else {"mse": mse, "psnr": -10 * math.log10(mse), "ssim": 1 - mse, "usage": 0.5, "perplexity": 3.0, "protocol": "words"}
+    metrics = (
+        None
+        if mse is None
+        else {
+            "mse": mse,
+            "psnr": -10 * math.log10(mse),
+            "ssim": 1 - mse,
+            "usage": 0.5,
+            "perplexity": 3.0,
+            "protocol": "words",
+        }
+    )
     return Row("tiny", contender, seed, "why" if mse is None else None, metrics, {}, None, {}, {"commit": "c" * 40})
 
 

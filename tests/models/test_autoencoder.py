@@ -134,7 +134,8 @@ def test_bad_codes_get_a_reason():
 
 
 @pytest.mark.parametrize(
-    "options", [{"downsampling": 3}, {"downsampling": 0}, {"width": 0}, {"codebook_size": -1}, {"network": "transformer"}]
+    "options",
+    [{"downsampling": 3}, {"downsampling": 0}, {"width": 0}, {"codebook_size": -1}, {"network": "transformer"}],
 )
 def test_bad_configurations_get_a_reason(options):
     with pytest.raises(ValueError, match=f"'{next(iter(options))}'"):

@@ -5,10 +5,9 @@ import copy
 import pytest
 import torch
 
-from gmvq.modalities import Image
 from gmvq.data import ArrayItems
-from gmvq.modalities import Data
 from gmvq.metrics import high_frequency_energy
+from gmvq.modalities import Data, Image
 from gmvq.models import Autoencoder, AutoencoderConfig, DiffusionConfig, DiffusionDecoder
 from gmvq.priors import Sampling
 from gmvq.training.tasks import DiffusionTask, Drawing

@@ -7,8 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from gmvq import stages
-from gmvq import hub, recipes
+from gmvq import hub, recipes, stages
 from gmvq.__main__ import main
 from gmvq.data import ArrayItems
 from gmvq.modalities.image.pictures import write_image

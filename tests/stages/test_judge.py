@@ -4,10 +4,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from gmvq import stages
-from gmvq.modalities import Image
 from gmvq.data import ArrayItems, ListItems
-from gmvq.modalities import Data
+from gmvq.modalities import Data, Image
 from gmvq.stages import classifier_of, exemplars, learned_classifier
 
 
@@ -24,7 +22,9 @@ def colored_textures(images=96):
     color = torch.tensor([[0.04, 0.0, -0.04], [-0.04, 0.0, 0.04]])[labels][..., None, None]
     pixels = (255 * (0.5 + 0.1 * texture + color)).clamp(0, 255).byte()
     half = images // 2
-    return Data("textures", ArrayItems(pixels[:half], 2, labels[:half]), ArrayItems(pixels[half:], 2, labels[half:]), Image(3))
+    return Data(
+        "textures", ArrayItems(pixels[:half], 2, labels[:half]), ArrayItems(pixels[half:], 2, labels[half:]), Image(3)
+    )
 
 
 def told_by_color(folder, tint):
@@ -117,4 +117,7 @@ def test_labelled_images_of_odd_or_several_sizes_are_cut(tmp_path):
         ListItems([torch.zeros(1, *size, dtype=torch.uint8) for size in sizes], 2, list("abcd"), torch.arange(4) % 3)
         for _ in range(2)
     ]
-    assert learned_classifier(Data("mixed", *parts, Image(1)), tmp_path / "mixed", 2, Console(quiet=True)).config.classes == 3
+    assert (
+        learned_classifier(Data("mixed", *parts, Image(1)), tmp_path / "mixed", 2, Console(quiet=True)).config.classes
+        == 3
+    )

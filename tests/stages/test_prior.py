@@ -6,13 +6,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from gmvq.priors import AbstractPrior
-from gmvq import stages
-from gmvq.modalities import Image
-from gmvq import hub, recipes
+from gmvq import hub, recipes, stages
 from gmvq.data import ArrayItems
-from gmvq.modalities import Data
-from gmvq.priors import AutoregressivePrior, MaskedPrior, NGram, Sampling
+from gmvq.modalities import Data, Image
+from gmvq.priors import AbstractPrior, AutoregressivePrior, MaskedPrior, NGram, Sampling
 from gmvq.stages import PriorRun, fit_prior
 from gmvq.stages.tiling import tiled
 from gmvq.training.tasks import PriorTask

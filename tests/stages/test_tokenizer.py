@@ -43,7 +43,16 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_all_its_files(finished):
     out, metrics = finished
     names = {path.name for path in out.iterdir()}
-    assert names == {"checkpoint", RECORD, METRICS, REPORT, "reconstructions.png", "config.json", "log.jsonl", "model.safetensors"}
+    assert names == {
+        "checkpoint",
+        RECORD,
+        METRICS,
+        REPORT,
+        "reconstructions.png",
+        "config.json",
+        "log.jsonl",
+        "model.safetensors",
+    }
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert metrics.keys() >= WANTED
     assert all(metrics[name] is not None for name in WANTED)

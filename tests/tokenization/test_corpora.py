@@ -1,12 +1,11 @@
 import numpy as np
+import PIL.Image
 import pytest
 import torch
-import PIL.Image
 
-from gmvq.modalities import Image
 from gmvq import hub
 from gmvq.data import ArrayItems, ListItems
-from gmvq.modalities import Data
+from gmvq.modalities import Data, Image
 from gmvq.models import Autoencoder, AutoencoderConfig
 from gmvq.tokenization import TokenFile, detokenize, join, tokenize
 
@@ -29,7 +28,9 @@ def model():
 @pytest.fixture
 def mixed():
     sizes = [(8, 8), (9, 5), (8, 8), (3, 17)]
-    return ListItems([pixels(1, *size, seed=i) for i, size in enumerate(sizes)], 2, ["a.jpg", "b.png", "sub/a.jpg", "c"])
+    return ListItems(
+        [pixels(1, *size, seed=i) for i, size in enumerate(sizes)], 2, ["a.jpg", "b.png", "sub/a.jpg", "c"]
+    )
 
 
 def test_tokens_are_the_models_codes(tmp_path, model, mixed):

@@ -61,14 +61,22 @@ def test_golden_bytes(tmp_path):
     body = bytes.fromhex("010002000201ff01") + np.array([4, 8, 4, 8], "<i8").tobytes() + b'["a","\\u00e9"]'
     assert whole[8 + length :] == body
 
-
     assert digest == hashlib.sha256(body).hexdigest()
     assert TokenFile(tmp_path / "t").info == description
 
 
 @pytest.mark.parametrize(
     ("size", "dtype"),
-    [(2, "u1"), (256, "u1"), (257, "u2"), (65536, "u2"), (65537, "i4"), (2**31, "i4"), (2**31 + 1, "i8"), (2**62, "i8")],
+    [
+        (2, "u1"),
+        (256, "u1"),
+        (257, "u2"),
+        (65536, "u2"),
+        (65537, "i4"),
+        (2**31, "i4"),
+        (2**31 + 1, "i8"),
+        (2**62, "i8"),
+    ],
 )
 @pytest.mark.parametrize(
     ("signal", "sizes"),

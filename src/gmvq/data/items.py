@@ -115,9 +115,7 @@ class ListItems(Items):
         ValueError: If there is no item, or types, channels or lengths do not agree.
     """
 
-    def __init__(
-        self, items: Sequence[Tensor], axes: int, names: Sequence[str], labels: Tensor | None = None
-    ) -> None:
+    def __init__(self, items: Sequence[Tensor], axes: int, names: Sequence[str], labels: Tensor | None = None) -> None:
         if not items:
             raise ValueError("'items' must hold at least one tensor, got none. Check where they come from.")
         first = items[0]

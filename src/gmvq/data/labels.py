@@ -95,7 +95,7 @@ def split_folders(root: Path) -> tuple[Path, Path] | None:
     Raises:
         OSError: If the folder cannot be listed.
     """
-    below = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
+    below = {path.name.lower(): path for path in sorted(root.iterdir()) if os.path.isdir(path)}
     train, held_out = ([below[name] for name in side if name in below] for side in (TRAIN_FOLDERS, HELD_OUT_FOLDERS))
     return (train[0], held_out[0]) if train and held_out else None
 

@@ -1,4 +1,4 @@
-"""Which items are held out, where the data have no split of their own: a pure function of their content.
+"""Held-out items of data without a split of their own: a pure function of their content.
 
 ::
 
@@ -11,7 +11,9 @@ and copies of an item all land on one side, so that none is both learned from an
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from torch import Tensor
 
 
 def digest_of(content: str | Path | Tensor | NDArray[Any]) -> bytes:
-    """SHA-256 of the bytes of a file, or of the values of one item of an array in C order.
+    """Computes SHA-256 of the bytes of a file, or of the values of one item of an array in C order.
 
     Args:
         content: Path of a file, or an item; a tensor and an array of equal values and type have equal digests.
@@ -45,8 +47,18 @@ def digest_of(content: str | Path | Tensor | NDArray[Any]) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(content).tobytes()).digest()
 
 
+def digests_of_files(paths: Sequence[str | Path]) -> list[bytes]:
+    """The digest of each file, several at a time.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashlib works outside the interpreter's lock
+        return list(pool.map(digest_of, paths))
+
+
 def held_out(digests: Sequence[bytes], fraction: float) -> list[int]:
-    """Indices of the items to hold out, in ascending order: those whose number in [0, 1) is below ``fraction``.
+    """Selects the items to hold out: those whose number in [0, 1) is below ``fraction``.
 
     The number is that of the first 8 bytes of the digest, over 2^64. If no item is below, the contents with the least
     number are held out; if all are, those with the greatest are kept for training.
@@ -56,7 +68,7 @@ def held_out(digests: Sequence[bytes], fraction: float) -> list[int]:
         fraction: Share to hold out, between 0 and 1; met on average, not exactly.
 
     Returns:
-        At least one index and never all; empty if there are fewer than two distinct contents.
+        Ascending indices, at least one and never all; empty if there are fewer than two distinct contents.
 
     Raises:
         ValueError: If ``fraction`` is not between 0 and 1.

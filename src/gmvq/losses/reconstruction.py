@@ -92,8 +92,10 @@ class AbstractLikelihood(nn.Module, ABC):
 
     def error(self, made: Tensor, items: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mean squared error of what :meth:`mean` returned, ``()``."""
-        return masked_mean((made.float() - items.float()).square(), mask) if mask is not None else F.mse_loss(
-            made.float(), items.float()
+        return (
+            masked_mean((made.float() - items.float()).square(), mask)
+            if mask is not None
+            else F.mse_loss(made.float(), items.float())
         )
 
     @abstractmethod

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from gmvq.checks import fraction, one_of
 from gmvq.data.items import Items, Skipped
+from gmvq.data.labels import printable
 from gmvq.metrics.base import Distortion, Measure
 from gmvq.types import Signal
-
 
 _SAMPLED = 64
 
@@ -196,8 +196,8 @@ class Modality(ABC):
             warnings.warn(f"Skipped {len(data.skipped)} file(s) of '{path}': {listed(data.skipped)}.", stacklevel=2)
         if data.train is data.held_out:
             warnings.warn(
-                f"'{path}' holds one {self.item}, used for training and for evaluation: the metrics say nothing about "
-                f"other {self.items}. Add more.",
+                f"'{path}' holds one {self.item}{'' if len(data.train) == 1 else ', repeated'}, used for training and for "
+                f"evaluation: the metrics say nothing about other {self.items}. Add more.",
                 stacklevel=2,
             )
         return data
@@ -304,7 +304,7 @@ def from_description(description: Mapping[str, Any]) -> Modality:
 def listed(skipped: Iterable[Skipped], limit: int = 10) -> str:
     """Names and reasons on one line, at most ``limit`` of them."""
     items = list(skipped)
-    text = "; ".join(f"{item.path} ({item.reason})" for item in items[:limit])
+    text = "; ".join(f"{printable(item.path)} ({printable(item.reason)})" for item in items[:limit])
     return text + (f"; and {len(items) - limit} more" if len(items) > limit else "")
 
 

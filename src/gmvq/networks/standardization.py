@@ -48,7 +48,9 @@ class Standardization(nn.Module):
             rows = items.double().cpu().movedim(1, 0).flatten(1)  # Chan's formula: stable for means far from 0
             number, part = rows.shape[1], rows.mean(1)
             total = count + number
-            squares = squares + rows.sub(part[:, None]).square().sum(1) + (part - mean).square() * count * number / total
+            squares = (
+                squares + rows.sub(part[:, None]).square().sum(1) + (part - mean).square() * count * number / total
+            )
             mean = mean + (part - mean) * number / total
             count = total
         if count:
@@ -60,4 +62,6 @@ class Standardization(nn.Module):
 
     @staticmethod
     def _shaped(values: Tensor, items: Tensor) -> Tensor:
-        return values.to(items.dtype if items.is_floating_point() else values.dtype).reshape(-1, *[1] * (items.ndim - 2))
+        return values.to(items.dtype if items.is_floating_point() else values.dtype).reshape(
+            -1, *[1] * (items.ndim - 2)
+        )

@@ -27,9 +27,9 @@ import torch
 from rich.console import Console
 
 from gmvq import hub
-from gmvq.data import ArrayItems, Items, evenly_spaced
+from gmvq.data import ArrayItems, evenly_spaced
 from gmvq.data.writing import write_json
-from gmvq.modalities import Data, Modality, fingerprint
+from gmvq.modalities import Data, fingerprint
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.stages.layout import CHECKPOINT, is_main, read_json
 from gmvq.stages.tiling import cut

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from gmvq.data import Items, held_out_batches
 from gmvq.generation import Generator
-from gmvq.modalities import Data
 from gmvq.metrics import measure_realism
 from gmvq.metrics.inception import Features
 from gmvq.metrics.realism import nearest_neighbours
+from gmvq.modalities import Data
 from gmvq.networks import Classifier
 from gmvq.priors import Sampling
 from gmvq.training.tasks import accuracy_of
@@ -82,7 +82,9 @@ def judge(
     if {*data.train.sizes, *data.held_out.sizes} != {generator.size}:
         raise ValueError(f"'data' must be images of {generator.size} pixels, as they are drawn. Cut them.")
     if inception is not None and (data.signal.axes != 2 or data.signal.channels not in (1, 3)):
-        raise ValueError(f"'data' must be gray or RGB for FID and KID, got {data.signal.channels} channels. Leave them out.")
+        raise ValueError(
+            f"'data' must be gray or RGB for FID and KID, got {data.signal.channels} channels. Leave them out."
+        )
     classes = generator.prior.shape.classes
     labels = torch.arange(number) % max(1, classes)
     device = generator.prior.device

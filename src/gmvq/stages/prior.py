@@ -27,8 +27,8 @@ from gmvq.modalities import Data, fingerprint
 from gmvq.models import Autoencoder
 from gmvq.priors import AbstractPrior, CodeShape, Frequencies, LatentFlowPrior, NGram, make_prior
 from gmvq.priors.catalogue import KINDS
-from gmvq.reports.prior_page import write_prior_report
 from gmvq.quantizers import AbstractQuantizer, GaussianMixtureQuantizer
+from gmvq.reports.prior_page import write_prior_report
 from gmvq.stages.data import data_of_run
 from gmvq.stages.layout import LOG, read_json
 from gmvq.stages.stage import Stage

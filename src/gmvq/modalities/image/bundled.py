@@ -1,8 +1,8 @@
-"""Data that come with gmvq's dependencies: no download, no account, no licence to ask for.
+"""Photographs and digits that ship with gmvq's dependencies, so that nothing has to be downloaded.
 
-Photographs of scikit-image's and scikit-learn's wheels, each looked at. Drawings, text and test patterns (page, text,
-logo, horse, phantom, chessboards, colour wheel), a blurred frame (clock_motion) and tiny cuttings (microaneurysms, the
-25x25 faces) are left out, and so is motorcycle_right, which shows the scene of motorcycle_left once more.
+The photographs are those of scikit-image's and scikit-learn's wheels, selected by eye. Left out are drawings, text and
+test patterns (page, text, logo, horse, phantom, chessboards, color wheel), a blurred frame (clock_motion), cutouts
+(microaneurysms, the 25x25 faces), and motorcycle_right, which shows the scene of motorcycle_left again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gmvq.modalities.image.decoding import ImageError, read_image
 from gmvq.data.items import ArrayItems, ListItems, Skipped
 from gmvq.modalities.base import Data, Modality, listed
+from gmvq.modalities.image.decoding import ImageError, read_image
 
 _SKIMAGE = ("skimage", "data", "scikit-image")
 _SKLEARN = ("sklearn", "datasets/images", "scikit-learn")
@@ -48,7 +48,7 @@ _HELD_OUT_DIGITS = 359
 def photographs(modality: Modality) -> Data:
     """Loads 17 photographs, 14 for training and 3 held out whole: astronaut, chelsea (a cat) and coffee.
 
-    Ten are in colour; the gray ones (brick, camera, cell, coins, grass, gravel, moon) are repeated to three channels. A
+    Ten are in color; the gray ones (brick, camera, cell, coins, grass, gravel, moon) are repeated to three channels. A
     photograph with a side above 1,024 pixels (only retina, 1411x1411) is halved by averaging 2x2 pixels. Sizes run from
     384x303 to 1000x872 pixels: train with ``Loader(size=...)``.
 
@@ -75,7 +75,7 @@ def photographs(modality: Modality) -> Data:
                 skipped.append(Skipped(error.path, error.reason))
         if not images:
             raise ValueError(
-                f"None of the photographs {', '.join(wanted)} can be read: {listed(skipped)}. "
+                f"At least one of the photographs {', '.join(wanted)} must be readable: {listed(skipped)}. "
                 "Reinstall scikit-image and scikit-learn."
             )
         sides.append(ListItems(images, 2, names))
@@ -115,7 +115,7 @@ def digits(modality: Modality) -> Data:
 
 
 def _package_folder(package: str, distribution: str) -> Path:
-    # importlib.resources would import the package, for scikit-learn a second's work, only to learn its place.
+    # importlib.resources would import the package only to find its folder: a second for scikit-learn
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"The bundled data need {distribution}. Install it with: pip install {distribution}")

@@ -1,10 +1,10 @@
-"""CelebA, prepared as papers on variational autoencoders do: the centre of each aligned face, scaled down.
+"""CelebA as papers on variational autoencoders use it: the center of each aligned face, scaled down.
 
 ::
 
-    178 x 218 --centre 140 x 140--+
+    178 x 218 --center 140 x 140--+
                                   +--bilinear--> uint8 (3, side, side)
-     89 x 109 --centre  70 x  70--+
+     89 x 109 --center  70 x  70--+
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from gmvq.modalities.image.decoding import convert_channels
-from gmvq.modalities.image.formats import Parts
 from gmvq.data.items import ArrayItems, Skipped
 from gmvq.modalities.base import listed
+from gmvq.modalities.image.decoding import convert_channels, reason_of
+from gmvq.modalities.image.formats import Parts
 
 LEAST_SIDE = 8
 _FOLDER = "img_align_celeba"
@@ -36,7 +36,7 @@ _ARCHIVES = (f"{_FOLDER}.zip", "celeba_89x109.zip")
 _PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")
 _TRAIN, _TEST = 0, 2
 _CROPS = {(178, 218): (19, 39, 159, 179), (89, 109): (9, 19, 79, 89)}
-"""Left, upper, right and lower edge of the crop for each size. In the half-size images the centre lies between two
+"""Left, upper, right and lower edge of the crop for each size. In the half-size images the center lies between two
 pixels; of the four crops of 70 x 70 around it, it is the upper left one."""
 _SUFFIXES = (".jpg", ".jpeg")
 _LARGEST_FILE = 1 << 24
@@ -61,7 +61,7 @@ def check_side(name: str, side: int | None) -> None:
 
 
 def read_celeba(source: Path, side: int, channels: int | None = None, held_out_fraction: float = 0.1) -> Parts:
-    """Reads the faces, cropped to their centre and scaled to ``side`` x ``side``, sorted by name.
+    """Reads the faces, cropped to their center and scaled to ``side`` x ``side``, sorted by name.
 
     The split is the official one, its training part against its test part, if ``list_eval_partition.txt`` (or
     ``.csv``) lies beside the images. Otherwise the last of the sorted names are held out.
@@ -74,8 +74,8 @@ def read_celeba(source: Path, side: int, channels: int | None = None, held_out_f
         held_out_fraction: Share held out where there is no partition; at least one image of several.
 
     Returns:
-        Images ``(N, C, side, side)``; both parts share one tensor. Listed as skipped: what is no image, has another
-        size than the first, or is missing from the partition.
+        Images ``(N, C, side, side)``; both parts share one tensor. Skipped are files that are no images, have another
+        size than the first, or are missing from the partition.
 
     Raises:
         ValueError: If no face can be read, ``side`` is out of range, or the partition is damaged or leaves one part
@@ -136,7 +136,7 @@ def _decode(found: _Found, names: Sequence[str], size: tuple[int, int], side: in
         try:
             return convert_channels(_prepared(found.faces[name](), size, side), channels)
         except Exception as error:  # a damaged file can raise nearly anything
-            return _reason(error)
+            return reason_of(error)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the interpreter's lock
         for start in range(0, len(names), _CHUNK):  # few at a time, so that all are in memory once only
@@ -171,7 +171,7 @@ def _common_size(found: _Found) -> tuple[int, int]:
                     return image.size
                 reason = f"it has {image.width} x {image.height} pixels"
         except Exception as error:
-            reason = _reason(error)
+            reason = reason_of(error)
         seen = seen or f" The first, {name}: {reason}."
     raise ValueError(
         f"No image of CelebA in '{found.place}'.{seen} They are JPEG of 178 x 218 pixels (aligned and cropped by its "
@@ -274,10 +274,3 @@ def _read_partition(places: Sequence[Path]) -> dict[str, int] | None:
             )
         parts[words[0]] = int(words[1])
     return parts
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its text has an address in memory
-        return "its content is no image that is known here"
-    text = str(error).strip().rstrip(".") or type(error).__name__
-    return text.splitlines()[0]

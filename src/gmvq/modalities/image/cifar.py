@@ -1,7 +1,7 @@
-"""CIFAR-10 in the forms it is found in: Python pickles, binary batches, their archives, and sheets of WebP.
+"""CIFAR-10 as Python pickles, binary batches, their archives, and sheets of WebP.
 
-The official files are pickles, and a pickle is a program. The reader here runs none of it: the four numpy names that
-such a file mentions are answered by classes of ours that only keep the bytes, and every other name is refused.
+The official files are pickles, and a pickle is a program. The reader does not run it: classes that only keep the bytes
+stand for the few NumPy names that such a file mentions, and every other name is refused.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gmvq.modalities.image.decoding import convert_channels, read_image
-from gmvq.modalities.image.formats import Parts
 from gmvq.data.items import ArrayItems, Skipped
+from gmvq.modalities.image.decoding import convert_channels, read_image
+from gmvq.modalities.image.formats import Parts, digests_of
 
 _SHEET_ROWS, _SHEET_COLUMNS, _SIDE = 25, 40, 32
 _VALUES = 3 * _SIDE * _SIDE
@@ -215,26 +215,24 @@ def _read_batches(files: Mapping[str, Callable[[], bytes]], place: Path, channel
         if not train:
             reasons = "; ".join(f"{item.path} ({item.reason})" for item in skipped)
             raise ValueError(f"No training batch of CIFAR-10 in '{place}' can be read: {reasons}. Download it again.")
-        held_out = _to_images([rows[test_name]], channels) if test_name in rows else None
-        return Parts(_to_images(train, channels), held_out, tuple(skipped))
+        test = [rows[test_name]] if test_name in rows else []
+        return _to_parts(train, test, channels, skipped)
     return None
 
 
 def _read_sheets(folder: Path, channels: int | None) -> Parts:
     skipped: list[Skipped] = []
-    sides: dict[str, ArrayItems | None] = {}
+    sides: dict[str, list[Rows]] = {}
     for side in ("train", "test"):
         sheets = sorted(path for path in folder.iterdir() if (m := _SHEET_NAME.match(path.name)) and m[1] == side)
-        sides[side] = _read_side(sheets, folder / f"{side}_labels.bin", channels, skipped)
-    if sides["train"] is None:
+        sides[side] = _read_side(sheets, folder / f"{side}_labels.bin", skipped)
+    if not sides["train"]:
         reasons = "; ".join(f"{item.path} ({item.reason})" for item in skipped)
         raise ValueError(f"No training sheet of CIFAR-10 in '{folder}' can be read: {reasons}.")
-    return Parts(sides["train"], sides["test"], tuple(skipped))
+    return _to_parts(sides["train"], sides["test"], channels, skipped)
 
 
-def _read_side(
-    sheets: list[Path], labels_path: Path, channels: int | None, skipped: list[Skipped]
-) -> ArrayItems | None:
+def _read_side(sheets: list[Path], labels_path: Path, skipped: list[Skipped]) -> list[Rows]:
     per_sheet = _SHEET_ROWS * _SHEET_COLUMNS
     labels = np.fromfile(labels_path, np.uint8).astype(np.int64) if labels_path.is_file() else None
     last = int(_SHEET_NAME.match(sheets[-1].name)[2]) if sheets else -1  # pyright: ignore[reportOptionalSubscript]
@@ -251,7 +249,7 @@ def _read_side(
             continue
         start = per_sheet * int(path.stem.split("_")[1])
         rows.append((pixels, None if labels is None else labels[start : start + per_sheet]))
-    return _to_images(rows, channels) if rows else None
+    return rows
 
 
 def _cut_sheet(path: Path) -> NDArray[np.uint8]:
@@ -261,6 +259,13 @@ def _cut_sheet(path: Path) -> NDArray[np.uint8]:
         raise ValueError(f"it has shape {sheet.shape} instead of {expected}")
     tiles = sheet.reshape(3, _SHEET_ROWS, _SIDE, _SHEET_COLUMNS, _SIDE)
     return tiles.transpose(1, 3, 0, 2, 4).reshape(-1, 3, _SIDE, _SIDE)
+
+
+def _to_parts(train: list[Rows], test: list[Rows], channels: int | None, skipped: list[Skipped]) -> Parts:
+    if test:
+        return Parts(_to_images(train, channels), _to_images(test, channels), tuple(skipped))
+    digests = tuple(digest for pixels, _ in train for digest in digests_of(pixels))
+    return Parts(_to_images(train, channels), None, tuple(skipped), digests)
 
 
 def _to_images(rows: list[Rows], channels: int | None) -> ArrayItems:

@@ -1,31 +1,44 @@
-"""One image file becomes one uint8 tensor, or an error that names the file.
+"""Image files: each becomes one uint8 tensor, or an error that names the file.
 
 ::
 
     path --read_header--> Header (size and channels, nothing decoded)
     path --read_image---> uint8 (C, H, W)
 
-Every difference between formats ends here: bit depth, palette, transparency, orientation and colour space. All other
-files of this room see uint8 with 1, 3 or 4 channels.
+Differences between formats end here: bit depth, palette, transparency, orientation and color space. All other files of
+this room see uint8 with 1, 3 or 4 channels.
 """
 
 from __future__ import annotations
 
+import math
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pnm"}
-)
+from gmvq.data.labels import printable
+from gmvq.modalities.image.readable import FORMATS, SUFFIXES, reason_unread
+from gmvq.modalities.image.tiff import Page, is_tiff, read_page, read_samples, several_pages
+
+IMAGE_SUFFIXES = SUFFIXES
 CHANNEL_CHOICES = (1, 3, 4)
 
+OVERSHOOT = 0.01
+"""Share of the range by which values may exceed it, as resampled pictures do."""
+
 _EXIF_ORIENTATION = 0x0112
+_QUARTER_TURNS = (5, 6, 7, 8)
+_PAGED = frozenset({"DCX", "IM"})
+"""Formats beside TIFF whose frames are pages and not an animation."""
 _GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
@@ -34,7 +47,10 @@ class ImageError(ValueError):
 
     def __init__(self, path: Path, reason: str) -> None:
         """Keeps both parts, so that a list of skipped files can show them apart."""
-        super().__init__(f"Cannot read the image '{path}': {reason}. Replace the file or remove it from the data.")
+        super().__init__(
+            f"Cannot read the image '{printable(path)}': {printable(reason)}. Replace the file or remove it from the "
+            "data."
+        )
         self.path = path
         self.reason = reason
 
@@ -43,13 +59,17 @@ class ImageError(ValueError):
         return type(self), (self.path, self.reason)
 
 
+class RangeError(ImageError):
+    """The values of a file are outside their range, so what is white in it and in files like it has to be stated."""
+
+
 class Header(NamedTuple):
-    """What an image file says of itself before it is decoded.
+    """Size and channels of an image file, known before it is decoded.
 
     Attributes:
-        height: Rows in pixels, after the EXIF orientation.
-        width: Columns in pixels, after the EXIF orientation.
-        channels: 1 for a gray file, 3 for a coloured one; transparency is not counted.
+        height: Rows in pixels, after the orientation.
+        width: Columns in pixels, after the orientation.
+        channels: 1 for a gray file, 3 for a colored one; transparency is not counted.
     """
 
     height: int
@@ -64,46 +84,52 @@ def read_header(path: str | Path) -> Header:
         path: An image file.
 
     Returns:
-        The header; the pixels may still turn out to be damaged.
+        The header, which agrees with what :func:`read_image` returns; the pixels may still turn out to be damaged.
 
     Raises:
-        ImageError: If the file is no image, has no pixels or too many (``PIL.Image.MAX_IMAGE_PIXELS``).
+        ImageError: If the file is no image, has no pixels or too many (``PIL.Image.MAX_IMAGE_PIXELS``), or holds
+            several pages.
     """
     path = Path(path)
     try:
-        return _pillow_header(path)
+        with _opened(path) as (header, _):
+            return header
     except Exception as error:
-        if _needs_tifffile(path, error):
-            try:
-                pixels = _read_with_tifffile(path)
-            except Exception as second:
-                raise _as_image_error(path, second) from second
-            return Header(pixels.shape[0], pixels.shape[1], 1 if pixels.shape[2] < 3 else 3)
         raise _as_image_error(path, error) from error
 
 
-def read_image(path: str | Path, channels: int | None = None) -> Tensor:
-    """Decodes one image file (PNG, JPEG, WebP, TIFF, BMP, GIF, PNM; the first frame of an animation).
+def read_image(path: str | Path, channels: int | None = None, maximum: float | None = None) -> Tensor:
+    """Decodes one image file of a format that Pillow reads (PNG, JPEG, WebP, TIFF, AVIF, ...).
 
-    16-bit gray is scaled by 255 / 65535; Pillow keeps the high byte of 16-bit colour. Float pixels may span [0, 1],
-    [0, 255] or [0, 65535]: the smallest of these ranges that holds the image is taken. The EXIF orientation is applied.
-    A transparent image is laid on white unless ``channels`` is 4. Colour becomes gray by the luma of ITU-R 601.
+    Of an animation the first frame is taken; a file of several pages is refused, since one page would stand for all.
+
+    Values of more than 8 bits are scaled from [0, white] to [0, 255]. White is 1 for floats and 2^bits - 1 for unsigned
+    integers of up to 16 bits, unless ``maximum`` says otherwise; values that exceed the range by up to 1 % of it are
+    clipped. Pillow keeps the high byte of 16-bit color. The orientation is applied. A transparent image is laid on
+    white unless ``channels`` is 4. Color becomes gray by the luma of ITU-R 601.
 
     Args:
         path: An image file.
         channels: 1 (gray), 3 (RGB), 4 (RGBA) or None for the file's own, 1 or 3.
+        maximum: Value of white in float files and in gray files of more than 8 bits; None for what their type says.
 
     Returns:
         uint8, shape ``(C, H, W)``.
 
     Raises:
-        ImageError: If the file is missing, damaged, empty or larger than ``PIL.Image.MAX_IMAGE_PIXELS``.
-        ValueError: If ``channels`` is none of the above.
+        ImageError: If the file is missing, damaged, empty or larger than ``PIL.Image.MAX_IMAGE_PIXELS``, or holds
+            several pages, values out of range (:class:`RangeError`), or signed or 32-bit integers without ``maximum``.
+        ValueError: If ``channels`` or ``maximum`` is out of range.
     """
     path = Path(path)
     check_channels(channels)
+    check_maximum(maximum)
     try:
-        pixels = _decode(path)
+        with _opened(path) as (header, decode):
+            pixels = decode(maximum)
+        if pixels.shape[:2] != header[:2]:
+            height, width = pixels.shape[:2]
+            raise ValueError(f"it has {width} x {height} pixels, its header states {header.width} x {header.height}")
     except Exception as error:
         raise _as_image_error(path, error) from error
     pixels = convert_channels(pixels, channels)
@@ -132,18 +158,24 @@ def convert_channels(pixels: NDArray[np.uint8], channels: int | None) -> NDArray
     wanted = channels if channels is not None else (1 if has < 3 else 3)
     if has == wanted:
         return pixels
-    colour, alpha = (pixels[..., :-1], pixels[..., -1:]) if has in (2, 4) else (pixels, None)
+    color, alpha = (pixels[..., :-1], pixels[..., -1:]) if has in (2, 4) else (pixels, None)
     if wanted == 4:
         opaque = np.full_like(pixels[..., :1], 255) if alpha is None else alpha
-        return np.concatenate([np.broadcast_to(colour, (*colour.shape[:-1], 3)), opaque], axis=-1)
+        return np.concatenate([np.broadcast_to(color, (*color.shape[:-1], 3)), opaque], axis=-1)
     if alpha is not None:
         weight = alpha.astype(np.uint32)
-        colour = ((colour * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
-    if wanted == 1 and colour.shape[-1] == 3:
-        # Pillow's integer luma: a gray pixel stays exactly what it is.
-        luma = colour.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
+        color = ((color * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+    if wanted == 1 and color.shape[-1] == 3:
+        # Pillow's integer luma: a gray pixel keeps its value.
+        luma = color.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
         return ((luma + 0x8000) >> 16).astype(np.uint8)[..., None]
-    return np.repeat(colour, 3, axis=-1) if wanted == 3 and colour.shape[-1] == 1 else colour
+    return np.repeat(color, 3, axis=-1) if wanted == 3 and color.shape[-1] == 1 else color
+
+
+def check_maximum(maximum: float | None) -> None:
+    """Raises ValueError unless ``maximum`` is None or a finite number above 0."""
+    if maximum is not None and not 0 < maximum < math.inf:
+        raise ValueError(f"'maximum' must be a number above 0, got {maximum!r}. It is the value of white, e.g. 255.")
 
 
 def sixteen_to_eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -151,74 +183,49 @@ def sixteen_to_eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
 
 
-def _decode(path: Path) -> NDArray[np.uint8]:
-    """Pixels as stored, oriented: uint8 ``(H, W, C)`` with C in 1, 2 (gray + alpha), 3, 4."""
-    try:
-        with Image.open(path) as image:
-            _check_size(image.width, image.height)
-            image.load()
-            return _to_bytes(_oriented(image))
-    except Exception as error:
-        if _needs_tifffile(path, error):
-            return _read_with_tifffile(path)
-        raise
+class _OutsideError(ValueError):
+    """Values are outside their range."""
 
 
-def _to_bytes(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith(("I", "F")):
-        return _wide_to_bytes(np.asarray(image))[..., None]
-    gray, transparent = _is_gray(image), image.has_transparency_data
-    if transparent:
-        # Through RGBA, the only target that understands every way a file can state its transparent colour.
-        image = image.convert("RGBA")
-    image = image.convert(("LA" if transparent else "L") if gray else ("RGBA" if transparent else "RGB"))
-    pixels = np.asarray(image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+Decode = Callable[[float | None], NDArray[np.uint8]]
+"""Takes the value of white, returns oriented pixels: uint8 ``(H, W, C)`` with C in 1, 2 (gray + alpha), 3, 4."""
 
 
-def _wide_to_bytes(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Integers are 16-bit values; floats take the smallest of [0, 1], [0, 255], [0, 65535] that holds them."""
-    if values.dtype == np.uint8:
-        return values.astype(np.uint8)
-    wide = values.astype(np.float64)
-    if not np.isfinite(wide).all():
-        raise ValueError("it holds values that are not finite")
-    low, high = float(wide.min()), float(wide.max())
-    if low < 0 or high > 65535:
-        raise ValueError(f"its values span [{low:g}, {high:g}], outside [0, 65535]; save it with 8 or 16 bits")
-    if np.issubdtype(values.dtype, np.integer):
-        return sixteen_to_eight_bits(values)
-    scale = 255.0 if high <= 1 else (1.0 if high <= 255 else 255 / 65535)
-    return np.rint(wide * scale).astype(np.uint8)
-
-
-def _pillow_header(path: Path) -> Header:
-    with Image.open(path) as image:
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Header, Decode]]:
+    """The header of a file and what decodes it: one reading for both, so that they agree."""
+    if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait forever
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:  # Pillow maps files that it opens itself into memory, and then turns TIFF wrongly
+        page = read_page(file) if is_tiff(file) else None
+        if page is not None:
+            _check_size(page.width, page.height)
+        image = _open_image(file, page)
+        if image is None:
+            assert page is not None
+            yield _header(page, page.orientation, page.gray), partial(_decode_samples, file, page)
+            return
         _check_size(image.width, image.height)
-        width, height = (image.height, image.width) if _is_turned(image) else image.size
-        return Header(height, width, 1 if _is_gray(image) else 3)
+        if page is not None:
+            image.seek(page.number)
+        elif image.format in _PAGED and getattr(image, "n_frames", 1) > 1:
+            raise ValueError(several_pages(getattr(image, "n_frames", 1)))
+        gray = _is_gray(image)  # before the orientation, for which Pillow may decode the file
+        orientation = _orientation(image) if page is None else page.orientation
+        yield _header(page or image, orientation, gray), partial(_decode_image, image, page, gray, orientation)
 
 
-def _is_gray(image: Image.Image) -> bool:
-    if image.mode in ("P", "PA"):
-        palette = np.asarray(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
-        return bool((palette == palette[:, :1]).all())
-    return image.mode in _GRAY_MODES
-
-
-def _is_turned(image: Image.Image) -> bool:
-    """Whether the EXIF orientation swaps rows and columns."""
+def _open_image(file: BinaryIO, page: Page | None) -> Image.Image | None:
+    """The file as Pillow opens it, None for a TIFF whose samples Pillow does not know."""
+    if page is not None and page.misread:
+        return None
+    file.seek(0)
     try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    except Exception:  # damaged metadata says nothing about the pixels
-        return False
-
-
-def _oriented(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # as above
-        return image
+        return Image.open(file, formats=FORMATS if page is None else ("TIFF",))
+    except Image.UnidentifiedImageError:
+        if page is None:
+            raise
+        return None
 
 
 def _check_size(width: int, height: int) -> None:
@@ -229,35 +236,131 @@ def _check_size(width: int, height: int) -> None:
         raise ValueError(f"it has {width} x {height} pixels, more than PIL.Image.MAX_IMAGE_PIXELS = {limit}")
 
 
-def _needs_tifffile(path: Path, error: Exception) -> bool:
-    """Pillow knows no TIFF with several float or some 16-bit samples for each pixel."""
-    return isinstance(error, Image.UnidentifiedImageError) and path.suffix.lower() in (".tif", ".tiff")
+def _header(stored: Page | Image.Image, orientation: int, gray: bool) -> Header:
+    sides = stored.height, stored.width
+    height, width = sides[::-1] if orientation in _QUARTER_TURNS else sides
+    return Header(height, width, 1 if gray else 3)
 
 
-def _read_with_tifffile(path: Path) -> NDArray[np.uint8]:
-    import tifffile  # comes with scikit-image; needed by few files
+def _decode_image(
+    image: Image.Image, page: Page | None, gray: bool, orientation: int, maximum: float | None
+) -> NDArray[np.uint8]:
+    image.load()
+    if image.mode.startswith(("I", "F")):
+        white = page.white if page is not None else (1.0 if image.mode.startswith("F") else 65535.0)
+        values = np.asarray(image)[..., None]
+        pixels = _scaled(values, white, maximum)
+        if page is not None and page.photometric == 0:  # Pillow inverts the others
+            pixels = 255 - pixels
+        if isinstance(transparent := image.info.get("transparency"), int):
+            pixels = np.concatenate([pixels, np.where(values == transparent, 0, 255).astype(np.uint8)], axis=-1)
+    else:
+        pixels = _to_bytes(image, gray)
+    return _turned(pixels, orientation) if page is None else pixels  # Pillow turns TIFF itself
 
-    with tifffile.TiffFile(path) as file:
-        page = file.pages.first
-        _check_size(page.imagewidth, page.imagelength)
-        values = np.asarray(page.asarray())
-        if values.ndim == 3 and page.planarconfig == 2:  # samples stored one plane after the other
-            values = values.transpose(1, 2, 0)
-    pixels = _wide_to_bytes(values if values.ndim == 3 else values[..., None])
-    if pixels.ndim != 3 or pixels.shape[2] > 4:
-        raise ValueError(f"its shape {values.shape} is not (H, W) or (H, W, 1 to 4)")
-    return pixels
+
+def _decode_samples(file: BinaryIO, page: Page, maximum: float | None) -> NDArray[np.uint8]:
+    return _turned(_of_samples(read_samples(file, page), page, maximum), page.orientation)
+
+
+def _of_samples(samples: NDArray[np.generic], page: Page, maximum: float | None) -> NDArray[np.uint8]:
+    pixels = _scaled(samples, page.white, maximum)
+    if page.alpha is None:
+        return pixels if page.photometric else 255 - pixels
+    color, alpha = pixels[..., : page.alpha], pixels[..., page.alpha :]
+    if page.premultiplied:
+        color = np.minimum(color.astype(np.uint32) * 255 // np.maximum(alpha, 1), 255).astype(np.uint8)
+    return np.concatenate([color if page.photometric else 255 - color, alpha], axis=-1)
+
+
+def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Pixels ``(H, W, C)`` as they are to be seen, for an EXIF orientation of 1 to 8."""
+    if orientation in _QUARTER_TURNS:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
+
+
+def _to_bytes(image: Image.Image, gray: bool) -> NDArray[np.uint8]:
+    if image.mode == "La":  # premultiplied, which Pillow turns into LA alone
+        image = image.convert("LA")
+    transparent = image.has_transparency_data
+    if transparent:
+        # Through RGBA, the only target that understands every way a file can state its transparent color.
+        image = image.convert("RGBA")
+    image = image.convert(("LA" if transparent else "L") if gray else ("RGBA" if transparent else "RGB"))
+    pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _scaled(values: NDArray[np.generic], white: float | None, maximum: float | None) -> NDArray[np.uint8]:
+    """Values in [0, white] become [0, 255]; ``maximum`` is the white of all that have more than 8 bits."""
+    kind, size = values.dtype.kind, values.dtype.itemsize
+    if kind == "u" and white is not None and white <= 255:
+        maximum = white
+    limit = white if maximum is None else maximum
+    if kind == "u" and limit == 2 ** (8 * size) - 1:
+        return values.astype(np.uint8) if size == 1 else sixteen_to_eight_bits(values)
+    if kind not in "uif":
+        raise ValueError(f"it holds {values.dtype} values: save it with 8 or 16 bits")
+    wide = values.astype(np.float64)
+    if not np.isfinite(wide).all():
+        raise ValueError("it holds values that are not finite")
+    span = f"[{wide.min():g}, {wide.max():g}]"
+    if limit is None:
+        raise ValueError(
+            f"it holds {values.dtype} values of unknown range, here {span}: state the value of white as 'maximum'"
+        )
+    if wide.min() < -OVERSHOOT * limit or wide.max() > (1 + OVERSHOOT) * limit:
+        raise _OutsideError(
+            f"its values span {span}, outside [0, {limit:g}]: state the value of white in these files as 'maximum', "
+            "e.g. 255"
+        )
+    return np.rint(wide.clip(0, limit) * 255 / limit).astype(np.uint8)
+
+
+def _is_gray(image: Image.Image) -> bool:
+    if image.mode in ("P", "PA"):
+        palette = np.asarray(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        return bool((palette == palette[:, :1]).all())
+    # Pillow opens 16-bit gray with alpha as RGBA; the raw mode says what it was
+    tiles = getattr(image, "tile", []) if image.format == "PNG" else []
+    return image.mode in _GRAY_MODES or any(str(tile[3]).startswith("LA") for tile in tiles)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8."""
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # damaged metadata say nothing about the pixels
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _as_image_error(path: Path, error: Exception) -> ImageError:
     if isinstance(error, ImageError):
         return error
+    if isinstance(error, _OutsideError):
+        return RangeError(path, str(error))
+    unread = reason_unread(path) if isinstance(error, Image.UnidentifiedImageError) else None
+    return ImageError(path, unread or reason_of(error, empty=_is_empty(path)))
+
+
+def reason_of(error: Exception, *, empty: bool = False) -> str:
+    """Says why a file cannot be read, in a sentence on one line; ``empty`` if it has no bytes."""
     if isinstance(error, FileNotFoundError):
-        return ImageError(path, "there is no such file")
-    if isinstance(error, Image.UnidentifiedImageError):
-        return ImageError(path, "it is empty" if _is_empty(path) else "its content is no image that is known here")
-    text = str(error).strip().rstrip(".") or type(error).__name__
-    return ImageError(path, text.splitlines()[0])
+        return "there is no such file"
+    if isinstance(error, Image.UnidentifiedImageError):  # its text has an address in memory
+        return "it is empty" if empty else "its content is no image that is known here"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"it has too many pixels, more than PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    text = str(error).strip().rstrip(".").split("\n")[0]
+    if isinstance(error, ValueError | OSError | SyntaxError) and len(text.split()) > 3:
+        return text
+    return f"it is damaged or cut off ({type(error).__name__}{text and ': '}{text})"
 
 
 def _is_empty(path: Path) -> bool:

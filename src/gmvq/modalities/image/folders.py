@@ -1,9 +1,8 @@
-"""A folder of image files, as people have them: nested, mixed, partly broken."""
+"""Folders of image files: nested, mixed, partly broken."""
 
 from __future__ import annotations
 
 import os
-import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,66 +11,82 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from gmvq.data.items import FileItems, Skipped
+from gmvq.data.labels import labels_of, split_folders
 from gmvq.modalities.base import listed
-from gmvq.modalities.image.decoding import IMAGE_SUFFIXES, ImageError, read_header, read_image
-
-TRAIN_FOLDERS = ("train", "training")
-HELD_OUT_FOLDERS = ("test", "testing", "val", "valid", "validation")
+from gmvq.modalities.image.decoding import (
+    IMAGE_SUFFIXES,
+    ImageError,
+    RangeError,
+    read_header,
+    read_image,
+    reason_of,
+)
+from gmvq.modalities.image.readable import COMMON_SUFFIXES, reason_unread
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Folder(NamedTuple):
-    """What a folder holds.
+    """Images of a folder.
 
     Attributes:
         images: All images that can be read, sorted by name.
         train: Their indices for training, or None if the folder names no split.
         held_out: Their indices for evaluation, or None likewise.
-        skipped: Files that look like images and are none.
+        skipped: Files that are images by their suffix and cannot be read.
+        classes: Name of each class, empty without labels.
     """
 
     images: FileItems
     train: list[int] | None
     held_out: list[int] | None
     skipped: tuple[Skipped, ...]
+    classes: tuple[str, ...] = ()
 
 
-def read_folder(folder: Path, *, channels: int | None, memory_bytes: int) -> Folder:
+def read_folder(folder: Path, *, channels: int | None, memory_bytes: int, maximum: float | None = None) -> Folder:
     """Finds the images below a folder and sets aside those that cannot be read.
 
-    Nested folders are searched, links to folders followed, hidden files and folders ignored; files are told by their
-    suffix in any case. With a ``train`` and a ``test`` (or ``val``, ``valid``) folder, only these two are read.
+    Nested folders are searched, links to folders followed, hidden files and folders ignored. A file is an image by its
+    suffix, in any case; images of formats that cannot be read, as HEIC, are skipped with a reason. With a ``train`` and
+    a ``test`` (or ``val``, ``valid``) folder, only these two are read. Labels are those of
+    :func:`gmvq.data.labels.labels_of`.
 
     Args:
         folder: Where to look.
-        channels: 1, 3, 4 or None: 3 if any file is coloured, else 1.
+        channels: 1, 3, 4 or None: 3 if any file is colored, else 1.
         memory_bytes: Budget in bytes for decoded images.
+        maximum: Value of white in files of more than 8 bits; None for what their type says.
 
     Returns:
         The images, sorted by their path within the folder.
 
     Raises:
-        ValueError: If there is no image file, or none that can be read.
+        ValueError: If there is no image file, or none that can be read, or the table of their labels is damaged.
+        RangeError: If the values of a file are out of range, which puts those of all others like it in doubt.
     """
     skipped: list[Skipped] = []
-    split = _find_split(folder)
+    split = split_folders(folder) or (folder,)
     sides = [sorted(_find_images(side, skipped), key=lambda p: p.relative_to(folder).as_posix()) for side in split]
     for side, paths in zip(split, sides, strict=True):
         if not paths:
             raise ValueError(_nothing_found(side, skipped))
     paths = [path for side in sides for path in side]
-    images = read_files(paths, folder, channels=channels, memory_bytes=memory_bytes, skipped=skipped)
+    images = read_files(paths, folder, channels=channels, memory_bytes=memory_bytes, skipped=skipped, maximum=maximum)
+    labels = labels_of(images.names, folder)
+    if labels is not None:
+        images.labels = labels.values
+    classes = () if labels is None else labels.classes
     if len(split) == 1:
-        return Folder(images, None, None, tuple(skipped))
+        return Folder(images, None, None, tuple(skipped), classes)
     belongs = set(sides[1])
     held_out = [i for i, path in enumerate(images.paths) if path in belongs]
     train = [i for i, path in enumerate(images.paths) if path not in belongs]
     for side, indices in zip(split, (train, held_out), strict=True):
         if not indices:
             raise ValueError(_nothing_found(side, [s for s in skipped if side in s.path.parents]))
-    return Folder(images, train, held_out, tuple(skipped))
+    return Folder(images, train, held_out, tuple(skipped), classes)
 
 
 def read_files(
@@ -81,6 +96,7 @@ def read_files(
     channels: int | None,
     memory_bytes: int,
     skipped: list[Skipped],
+    maximum: float | None = None,
 ) -> FileItems:
     """Turns image files into a set of one channel count; files that cannot be read are added to ``skipped``.
 
@@ -98,7 +114,7 @@ def read_files(
             images = FileItems(
                 good,
                 2,
-                partial(read_image, channels=common),
+                partial(read_image, channels=common, maximum=maximum),
                 measure=_measure,
                 names=names,
                 memory_bytes=memory_bytes,
@@ -107,7 +123,7 @@ def read_files(
             headers = [header for index, header in enumerate(headers) if index in readable]
             if headers and (channels is not None or common == max(header.channels for _, header in headers)):
                 return images.subset(sorted(readable))
-            # The only coloured files were broken: once more, in gray.
+            # The only colored files were broken: once more, in gray.
     raise ValueError(_nothing_found(root, skipped))
 
 
@@ -124,6 +140,8 @@ def _attempt(
     def one(item: Item) -> tuple[Item, Result] | Skipped:
         try:
             return item, function(item)
+        except RangeError:
+            raise
         except ImageError as error:
             return Skipped(error.path, error.reason)
 
@@ -133,19 +151,11 @@ def _attempt(
     return [result for result in results if not isinstance(result, Skipped)]
 
 
-def _find_split(folder: Path) -> list[Path]:
-    """[train folder, held-out folder] if both exist, else [folder]."""
-    below = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
-    train = [below[name] for name in TRAIN_FOLDERS if name in below]
-    held_out = [below[name] for name in HELD_OUT_FOLDERS if name in below]
-    return [train[0], held_out[0]] if train and held_out else [folder]
-
-
 def _find_images(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
     visited: set[tuple[int, int]] = set()
 
     def note(error: OSError) -> None:
-        skipped.append(Skipped(Path(error.filename or folder), error.strerror or type(error).__name__))
+        skipped.append(Skipped(Path(error.filename or folder), reason_of(error)))
 
     for place, folders, files in os.walk(folder, followlinks=True, onerror=note):
         status = os.stat(place)
@@ -156,16 +166,15 @@ def _find_images(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
         for name in files:
             path = Path(place, name)
-            if name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
+            if name.startswith("."):
                 continue
-            if path.exists() and not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait forever
-                skipped.append(Skipped(path, "it is no regular file"))
-            else:
+            if path.suffix.lower() in IMAGE_SUFFIXES:
                 yield path
+            elif (reason := reason_unread(path)) is not None:
+                skipped.append(Skipped(path, reason))
 
 
 def _nothing_found(folder: Path, skipped: list[Skipped]) -> str:
-    suffixes = " ".join(sorted(IMAGE_SUFFIXES))
     if skipped:
         return f"No image in '{folder}' can be read. Skipped: {listed(skipped)}. Check the files."
     hint = ""
@@ -173,6 +182,7 @@ def _nothing_found(folder: Path, skipped: list[Skipped]) -> str:
     if arrays:
         hint = f" It holds {', '.join(arrays)}: unpack archives, and pass the path of an array file itself."
     return (
-        f"No images in '{folder}'. Looked, in nested folders too, for files that end in {suffixes} (any case), for the "
-        f"files of CIFAR-10 and for idx files of MNIST or Fashion-MNIST. Check the path.{hint}"
+        f"No images in '{folder}'. Looked, in nested folders too, for files that end in {COMMON_SUFFIXES} or another "
+        "suffix of a format that Pillow reads (any case), for the files of CIFAR-10 and for idx files of MNIST or "
+        f"Fashion-MNIST. Check the path.{hint}"
     )

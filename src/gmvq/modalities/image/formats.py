@@ -15,8 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gmvq.modalities.image.decoding import CHANNEL_CHOICES, check_channels, convert_channels, sixteen_to_eight_bits
 from gmvq.data.items import ArrayItems, Skipped
+from gmvq.data.splitting import digest_of
+from gmvq.modalities.image.decoding import (
+    CHANNEL_CHOICES,
+    OVERSHOOT,
+    check_channels,
+    convert_channels,
+    sixteen_to_eight_bits,
+)
 
 Value = TypeVar("Value")
 
@@ -33,21 +40,23 @@ _CHUNK = 4096
 
 
 class Parts(NamedTuple):
-    """What a file or folder of arrays holds.
+    """Images of a file or folder of arrays.
 
     Attributes:
         train: All images, or the training part.
         held_out: The official test part, or None.
         skipped: Files that could not be read.
+        digests: Digest of each image as it is stored, where there is no test part; empty for those of the pixels.
     """
 
     train: ArrayItems
     held_out: ArrayItems | None = None
     skipped: tuple[Skipped, ...] = ()
+    digests: tuple[bytes, ...] = ()
 
 
-def read_npy(path: Path, channels: int | None) -> Parts:
-    """Reads a ``.npy`` file, see :func:`array_to_images` for the arrays that are understood.
+def read_npy(path: Path, channels: int | None, maximum: float | None = None) -> Parts:
+    """Reads a ``.npy`` file that holds an array as :func:`array_to_images` takes it.
 
     Raises:
         ValueError: If the file is damaged, holds pickled objects or no images.
@@ -56,11 +65,14 @@ def read_npy(path: Path, channels: int | None) -> Parts:
     def whole(file: BinaryIO) -> NDArray[np.generic]:
         return np.load(file, allow_pickle=False)
 
-    return Parts(ArrayItems(array_to_images(_read_numpy(path, whole), channels, name=path.name), 2))
+    array = _read_numpy(path, whole)
+    return Parts(ArrayItems(array_to_images(array, channels, path.name, maximum), 2), digests=digests_of(array))
 
 
-def read_npz(path: Path, channels: int | None) -> Parts:
-    """Reads a ``.npz`` file with ``images`` (or ``x``) and maybe ``labels`` (``y``), or ``x_train`` and ``x_test``.
+def read_npz(path: Path, channels: int | None, maximum: float | None = None) -> Parts:
+    """Reads a ``.npz`` file with ``images`` (or ``x``), or ``x_train`` and ``x_test``.
+
+    Labels may stand beside them as ``labels`` (or ``y``), or ``y_train`` and ``y_test``.
 
     Raises:
         ValueError: If the file is damaged, holds pickled objects or no images, or lengths differ.
@@ -76,12 +88,14 @@ def read_npz(path: Path, channels: int | None) -> Parts:
     held_out_key = _first(found, HELD_OUT_KEYS)
     if train_key is not None:
         part = "val" if held_out_key is not None and "val" in held_out_key.lower() else "test"
-        train = _labelled(arrays, train_key, _first(found, TRAIN_LABEL_KEYS), channels, path)
+        train = _labelled(arrays, train_key, _first(found, TRAIN_LABEL_KEYS), channels, path, maximum)
         if held_out_key is None:
-            return Parts(train)
+            return Parts(train, digests=digests_of(arrays[train_key]))
         labels_key = _first(found, HELD_OUT_LABEL_KEYS[part])
-        common = channels if channels is not None or train.array.shape[1] not in CHANNEL_CHOICES else train.array.shape[1]
-        return Parts(train, _labelled(arrays, held_out_key, labels_key, common, path))
+        common = (
+            channels if channels is not None or train.array.shape[1] not in CHANNEL_CHOICES else train.array.shape[1]
+        )
+        return Parts(train, _labelled(arrays, held_out_key, labels_key, common, path, maximum))
     key = _first(found, IMAGE_KEYS)
     if key is None:
         pictures = [name for name, array in arrays.items() if array.ndim >= 3]
@@ -91,18 +105,22 @@ def read_npz(path: Path, channels: int | None) -> Parts:
                 f"{sorted(arrays)}. Save it with np.savez(path, images=..., labels=...)."
             )
         key = pictures[0]
-    return Parts(_labelled(arrays, key, _first(found, LABEL_KEYS), channels, path))
+    images = _labelled(arrays, key, _first(found, LABEL_KEYS), channels, path, maximum)
+    return Parts(images, digests=digests_of(arrays[key]))
 
 
-def array_to_images(array: NDArray[np.generic], channels: int | None = None, name: str = "images") -> Tensor:
+def array_to_images(
+    array: NDArray[np.generic], channels: int | None = None, name: str = "images", maximum: float | None = None
+) -> Tensor:
     """Turns an array of images into uint8 ``(N, C, H, W)``.
 
     Args:
         array: ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``: an axis of 1, 3 or 4 is taken for C, the last
             one first, else the smaller of the two if it is at most 16. Type uint8; uint16, scaled by 255 / 65535;
-            bool; or float in [0, 1].
+            bool; or float in [0, 1]. Floats may exceed that by 1 % and are clipped.
         channels: 1, 3, 4 or None for the array's own (4 become 3, laid on white).
-        name: What to call the array in errors.
+        name: Name of the array in errors.
+        maximum: Value of white in floats and in integers of more than 8 bits; with it these may have any type.
 
     Returns:
         uint8 ``(N, C, H, W)``.
@@ -112,7 +130,7 @@ def array_to_images(array: NDArray[np.generic], channels: int | None = None, nam
     """
     check_channels(channels)
     array, axis = _find_channels(array, name)
-    _check_type(array, name)
+    _check_type(array, name, maximum)
     count = array.shape[axis]
     if count not in CHANNEL_CHOICES and channels not in (None, count):
         raise ValueError(
@@ -120,15 +138,20 @@ def array_to_images(array: NDArray[np.generic], channels: int | None = None, nam
         )
     chunks = []
     for start in range(0, len(array), _CHUNK):  # float data would otherwise need several times its memory
-        pixels = np.moveaxis(_bytes_from(array[start : start + _CHUNK], name, start), axis, -1)
+        pixels = np.moveaxis(_bytes_from(array[start : start + _CHUNK], name, start, maximum), axis, -1)
         if count in CHANNEL_CHOICES:
             pixels = convert_channels(pixels, channels)
         chunks.append(np.ascontiguousarray(np.moveaxis(pixels, -1, 1)))
     return torch.from_numpy(np.concatenate(chunks))
 
 
+def digests_of(array: NDArray[np.generic]) -> tuple[bytes, ...]:
+    """Computes the digest of each item of an array as it is stored, before its channels are changed."""
+    return tuple(digest_of(item) for item in array)
+
+
 def find_idx(folder: Path) -> dict[str, Path]:
-    """The idx files of a folder (or of its ``raw`` folder) by ``train-images``, ``train-labels``, ``test-...``.
+    """Finds the idx files of a folder (or of its ``raw`` folder) by ``train-images``, ``train-labels``, ``test-...``.
 
     Of the same file plain and compressed, the plain one is taken.
     """
@@ -147,19 +170,19 @@ def find_idx(folder: Path) -> dict[str, Path]:
 
 
 def is_idx(path: Path) -> bool:
-    """Whether the name of a file is that of idx images."""
+    """Returns whether the name of a file is that of idx images."""
     match = _IDX_NAME.search(path.name)
     return match is not None and match["kind"].lower() == "images"
 
 
 def read_idx_files(files: Mapping[str, Path], channels: int | None) -> Parts:
-    """Reads what :func:`find_idx` found; labels that cannot be read or do not fit are skipped, not the images.
+    """Reads the files of :func:`find_idx`; labels that cannot be read or do not fit are skipped, not the images.
 
     Raises:
         ValueError: If no images can be read.
     """
     skipped: list[Skipped] = []
-    parts: dict[str, ArrayItems] = {}
+    parts: dict[str, Parts] = {}
     for part in ("train", "test"):
         images = _attempt(files.get(f"{part}-images"), lambda path: read_idx(path, 3), skipped)
         if images is None:
@@ -170,11 +193,14 @@ def read_idx_files(files: Mapping[str, Path], channels: int | None) -> Parts:
             skipped.append(Skipped(files[f"{part}-labels"], reason))
             labels = None
         tensor = None if labels is None else torch.from_numpy(labels.astype(np.int64))
-        parts[part] = ArrayItems(array_to_images(images[..., None], channels), 2, tensor)
+        parts[part] = Parts(
+            ArrayItems(array_to_images(images[..., None], channels), 2, tensor), digests=digests_of(images)
+        )
     if not parts:
         raise ValueError(f"No idx file can be read: {'; '.join(f'{s.path} ({s.reason})' for s in skipped)}.")
-    train = parts.get("train")
-    return Parts(parts["test"], None, tuple(skipped)) if train is None else Parts(train, parts.get("test"), (*skipped,))
+    if len(parts) == 2:
+        return Parts(parts["train"].train, parts["test"].train, tuple(skipped))
+    return next(iter(parts.values()))._replace(skipped=tuple(skipped))
 
 
 def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
@@ -232,9 +258,14 @@ def _first(found: Mapping[str, str], keys: Iterable[str]) -> str | None:
 
 
 def _labelled(
-    arrays: Mapping[str, NDArray[np.generic]], key: str, labels_key: str | None, channels: int | None, path: Path
+    arrays: Mapping[str, NDArray[np.generic]],
+    key: str,
+    labels_key: str | None,
+    channels: int | None,
+    path: Path,
+    maximum: float | None,
 ) -> ArrayItems:
-    images = array_to_images(arrays[key], channels, name=f"{path.name}[{key}]")
+    images = array_to_images(arrays[key], channels, f"{path.name}[{key}]", maximum)
     if labels_key is None:
         return ArrayItems(images, 2)
     labels = arrays[labels_key]
@@ -271,29 +302,32 @@ def _find_channels(array: NDArray[np.generic], name: str) -> tuple[NDArray[np.ge
     return array, axis
 
 
-def _check_type(array: NDArray[np.generic], name: str) -> None:
-    if array.dtype not in (np.uint8, np.uint16, np.bool_) and not np.issubdtype(array.dtype, np.floating):
+def _check_type(array: NDArray[np.generic], name: str, maximum: float | None) -> None:
+    known = array.dtype in (np.uint8, np.uint16, np.bool_) or np.issubdtype(array.dtype, np.floating)
+    if not known and (maximum is None or array.dtype.kind not in "iu"):
         raise ValueError(
-            f"'{name}' must be uint8, uint16, bool or float in [0, 1], got {array.dtype}. "
-            "Save images.astype(np.uint8) if the values are 0 to 255."
+            f"'{name}' must be uint8, uint16, bool or float in [0, 1], got {array.dtype}. Save "
+            "images.astype(np.uint8) if the values are 0 to 255, or state the value of white of integers as 'maximum'."
         )
 
 
-def _bytes_from(array: NDArray[np.generic], name: str, start: int) -> NDArray[np.uint8]:
+def _bytes_from(array: NDArray[np.generic], name: str, start: int, maximum: float | None) -> NDArray[np.uint8]:
     """A chunk, whose first image is number ``start``, as uint8."""
     if array.dtype == np.uint8:
         return array.astype(np.uint8, copy=False)
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype == np.uint16:
+    if array.dtype == np.uint16 and maximum is None:
         return sixteen_to_eight_bits(array)
     values = array.astype(np.float32)
+    limit = 1.0 if maximum is None else maximum
+    inside = (values >= -OVERSHOOT * limit) & (values <= (1 + OVERSHOOT) * limit)
     for good, rule, remedy in (
         (np.isfinite(values), "be finite", "Replace NaN and infinity, e.g. with np.nan_to_num, or drop the image"),
-        ((values >= 0) & (values <= 1), "lie in [0, 1]", "Divide by 255, or save uint8"),
+        (inside, f"lie in [0, {limit:g}]", "Divide by 255, save uint8, or state the value of white as 'maximum'"),
     ):
         if not good.all():
             index = int(np.argmin(good.reshape(len(values), -1).all(axis=1)))
             bad = values[index][~good[index]].flat[0]
-            raise ValueError(f"Float values of '{name}' must {rule}, got {bad:g} in image {start + index}. {remedy}.")
-    return np.rint(values * 255).astype(np.uint8)
+            raise ValueError(f"Values of '{name}' must {rule}, got {bad:g} in image {start + index}. {remedy}.")
+    return np.rint(values.clip(0, limit) * 255 / limit).astype(np.uint8)

@@ -19,7 +19,7 @@ from gmvq.metrics.perceptual import can_compare, load_lpips
 from gmvq.modalities.base import Data, Exhibit, Modality, register
 from gmvq.modalities.image.bundled import digits, photographs
 from gmvq.modalities.image.celeba import check_side
-from gmvq.modalities.image.decoding import CHANNEL_CHOICES, IMAGE_SUFFIXES
+from gmvq.modalities.image.decoding import CHANNEL_CHOICES, IMAGE_SUFFIXES, check_maximum
 from gmvq.modalities.image.pictures import code_picture, item_picture, sheet, write_image
 from gmvq.modalities.image.sources import read_source
 from gmvq.types import Signal
@@ -35,8 +35,9 @@ class Image(Modality):
 
     Args:
         channels: Channels of all images; by default what the data have: 3 if any image is colored, else 1.
-        face_side: Side in pixels to which faces of CelebA are brought after the standard centre crop; None for other
+        face_side: Side in pixels to which faces of CelebA are brought after the standard center crop; None for other
             data.
+        maximum: Value of white in data of floats or of more than 8 bits, e.g. 255; None for what their type says.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -57,11 +58,13 @@ class Image(Modality):
 
     channels: int | None = None
     face_side: int | None = None
+    maximum: float | None = None
 
     def __post_init__(self) -> None:
         if self.channels is not None:
             at_least("channels", self.channels, 1)
         check_side("face_side", self.face_side)
+        check_maximum(self.maximum)
 
     @property
     def signal(self) -> Signal:  # noqa: D102
@@ -75,7 +78,15 @@ class Image(Modality):
 
     def read(self, path: Path, held_out_fraction: float, memory_bytes: int) -> Data:  # noqa: D102
         channels = self.channels if self.channels in CHANNEL_CHOICES else None
-        data = read_source(path, self, channels, self.face_side, held_out_fraction, memory_bytes)
+        data = read_source(
+            path,
+            self,
+            channels,
+            face_side=self.face_side,
+            maximum=self.maximum,
+            fraction=held_out_fraction,
+            memory_bytes=memory_bytes,
+        )
         return self._checked(data)
 
     def recognizes(self, source: Path) -> bool:  # noqa: D102

@@ -125,6 +125,8 @@ def code_picture(codes: Tensor, text: str) -> Picture:
     """A color for each code ``(h, w[, levels])``, of the first level: far apart for neighboring numbers."""
     first = (codes if codes.ndim == 2 else codes[..., 0]).cpu()
     golden = 0.618033988749895  # steps of the golden ratio around the color wheel never come close to each other
-    colors = [colorsys.hsv_to_rgb(code * golden % 1, 0.65, 0.9 - 0.25 * (code % 3) / 2) for code in first.flatten().tolist()]
+    colors = [
+        colorsys.hsv_to_rgb(code * golden % 1, 0.65, 0.9 - 0.25 * (code % 3) / 2) for code in first.flatten().tolist()
+    ]
     pixels = torch.tensor(colors).reshape(*first.shape, 3).movedim(-1, 0)
     return item_picture(pixels, text)

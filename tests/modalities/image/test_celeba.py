@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from loading_images import load
 from numpy.typing import NDArray
 from PIL import Image
 
-from gmvq.data import ArrayImages, Data, fingerprint, load
-from gmvq.data.celeba import read_celeba
+from gmvq.data import ArrayItems
+from gmvq.modalities import Data, fingerprint
+from gmvq.modalities.image.celeba import read_celeba
 
 FULL, HALF = (218, 178), (109, 89)
 Pixels = NDArray[np.uint8]
@@ -42,9 +44,9 @@ def write_folder(folder: Path, members: Mapping[str, bytes]) -> Path:
 
 
 def pixels_of(data: Data) -> torch.Tensor:
-    assert isinstance(data.train, ArrayImages)
-    assert isinstance(data.held_out, ArrayImages)
-    return torch.cat([data.train.images, data.held_out.images])
+    assert isinstance(data.train, ArrayItems)
+    assert isinstance(data.held_out, ArrayItems)
+    return torch.cat([data.train.array, data.held_out.array])
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ Faces = Callable[..., dict[str, bytes]]
     # the crop of torchvision's CenterCrop(140), and of half of that in ../shared/data/README.md
     [(FULL, 140, slice(39, 179), slice(19, 159)), (HALF, 70, slice(19, 89), slice(9, 79))],
 )
-def test_the_centre_is_cropped(
+def test_the_center_is_cropped(
     size: tuple[int, int], side: int, rows: slice, columns: slice, faces: Faces, tmp_path: Path
 ) -> None:
     members = faces(size=size)
@@ -74,7 +76,7 @@ def test_the_centre_is_cropped(
 
 @pytest.mark.parametrize(("size", "side"), [(FULL, 128), (FULL, 64), (HALF, 64)])
 def test_the_crop_is_scaled_by_areas(size: tuple[int, int], side: int, tmp_path: Path) -> None:
-    # red grows from left to right and green from top to bottom, so that scaling the centre is known
+    # red grows from left to right and green from top to bottom, so that scaling the center is known
     rows, columns = np.mgrid[: size[0], : size[1]]
     pixels = np.stack([columns, rows, np.full_like(rows, 40)], axis=-1).astype(np.uint8)
     file = io.BytesIO()
@@ -84,7 +86,7 @@ def test_the_crop_is_scaled_by_areas(size: tuple[int, int], side: int, tmp_path:
     assert image.shape == (3, side, side)
     (left, top), crop = ((19, 39), 140) if size == FULL else ((9, 19), 70)
     ramp = (torch.arange(side, dtype=torch.float64) + 0.5) * crop / side - 0.5
-    # a level for each of: the loss of JPEG, its colour space, rounding
+    # a level for each of: the loss of JPEG, its color space, rounding
     inner = slice(2, -2)  # the outermost pixels average over fewer
     assert ((image[0, :, inner] - (left + ramp)[None, inner]).abs() <= 3).all()
     assert ((image[1, inner] - (top + ramp)[inner, None]).abs() <= 3).all()
@@ -126,9 +128,9 @@ def test_the_last_tenth_is_held_out_by_name(faces: Faces, tmp_path: Path) -> Non
 
 def test_both_parts_share_one_tensor(faces: Faces, tmp_path: Path) -> None:
     data = load(write_zip(tmp_path / "faces.zip", faces()), face_side=16)
-    assert isinstance(data.train, ArrayImages)
-    assert isinstance(data.held_out, ArrayImages)
-    assert data.train.images.untyped_storage().data_ptr() == data.held_out.images.untyped_storage().data_ptr()
+    assert isinstance(data.train, ArrayItems)
+    assert isinstance(data.held_out, ArrayItems)
+    assert data.train.array.untyped_storage().data_ptr() == data.held_out.array.untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize(
@@ -215,7 +217,7 @@ def test_a_damaged_member_is_skipped(faces: Faces, tmp_path: Path) -> None:
     start = data.index(members["000002.jpg"])
     data[start + 500] ^= 255  # the sum in the zip tells, whether or not the JPEG still decodes
     path.write_bytes(data)
-    with pytest.warns(UserWarning, match=r"000002\.jpg \(Bad CRC-32"):
+    with pytest.warns(UserWarning, match=r"000002\.jpg \(it is damaged .*Bad CRC-32"):
         assert load(path, face_side=16).train.names == ["000001.jpg"]
 
 
@@ -277,13 +279,13 @@ def test_a_single_face_stands_on_both_sides(faces: Faces, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_channels(channels: int, tmp_path: Path) -> None:
-    # gray files among coloured ones, as people save them
+    # gray files among colored ones, as people save them
     gray, red = np.full(HALF, 90, np.uint8), np.zeros((*HALF, 3), np.uint8)
     red[..., 0] = 255
     data = load(
         write_zip(tmp_path / "f.zip", {"1.jpg": jpeg(gray), "2.jpg": jpeg(red)}), face_side=8, channels=channels
     )
-    assert data.channels == data.train.channels == channels
+    assert data.signal.channels == data.train[0].shape[0] == channels
     assert data.train[0][0].unique().tolist() == [90]
     wanted = {1: [76], 3: [255, 0, 0], 4: [255, 0, 0, 255]}[channels]
     # JPEG keeps pure red within two levels
@@ -301,6 +303,6 @@ def test_many_faces_keep_their_order(random_pixels: Callable[..., Pixels], tmp_p
     members["000500.jpg"] = b"x"
     parts = read_celeba(write_zip(tmp_path / "faces.zip", members), 8)
     assert parts.held_out is not None
-    found = torch.cat([parts.train.images, parts.held_out.images])[:, 0, 0, 0]
+    found = torch.cat([parts.train.array, parts.held_out.array])[:, 0, 0, 0]
     assert found.tolist() == [i % 251 for i in range(1100) if i != 500]
     assert [skipped.path.name for skipped in parts.skipped] == ["000500.jpg"]

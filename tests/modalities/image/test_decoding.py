@@ -1,15 +1,15 @@
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from gmvq.data.decoding import ImageError, convert_channels, read_header, read_image
+from gmvq.modalities.image.decoding import ImageError, RangeError, convert_channels, read_header, read_image, reason_of
 
 Save = Callable[..., NDArray[np.uint8]]
 Pixels = Callable[..., NDArray[np.uint8]]
@@ -48,39 +48,6 @@ def test_sixteen_bit_gray_is_scaled(tmp_path: Path) -> None:
         assert read_header(tmp_path / name) == (1, 4, 1)
 
 
-@pytest.mark.parametrize("factor", [1.0, 255.0, 65535.0])
-def test_float_tiff_takes_the_range_that_holds_it(tmp_path: Path, factor: float) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", np.array([[0, 0.5, 1]], np.float32) * np.float32(factor))
-    assert read_image(tmp_path / "a.tif").flatten().tolist() == [0, 128, 255]
-
-
-@pytest.mark.parametrize("bad", [-1.0, 1e6, float("nan"), float("inf")])
-def test_float_tiff_out_of_range_is_refused(tmp_path: Path, bad: float) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", np.array([[0, bad]], np.float32))
-    with pytest.raises(ImageError, match=r"a\.tif.*(finite|outside)"):
-        read_image(tmp_path / "a.tif")
-
-
-@pytest.mark.parametrize("planar", ["contig", "separate"])
-def test_tiff_that_pillow_does_not_know(tmp_path: Path, planar: str) -> None:
-    values = np.random.default_rng(0).random((5, 7, 3)).astype(np.float32)
-    stored = values if planar == "contig" else values.transpose(2, 0, 1)
-    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", planarconfig=planar)
-    with pytest.raises(Image.UnidentifiedImageError):
-        Image.open(tmp_path / "a.tif")
-    assert np.array_equal(read_image(tmp_path / "a.tif").permute(1, 2, 0).numpy(), np.rint(values * 255))
-    assert read_header(tmp_path / "a.tif") == (5, 7, 3)
-
-
-def test_tiff_with_too_many_samples_is_refused(tmp_path: Path) -> None:
-    tifffile.imwrite(
-        tmp_path / "a.tif", np.zeros((4, 4, 6), np.float32), photometric="minisblack", planarconfig="contig"
-    )
-    for read in (read_header, read_image):
-        with pytest.raises(ImageError, match="shape"):
-            read(tmp_path / "a.tif")
-
-
 def test_transparency_is_laid_on_white_unless_four_channels(tmp_path: Path) -> None:
     pixels = np.array([[[10, 20, 30, 0], [10, 20, 30, 255], [0, 0, 0, 51]]], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -91,7 +58,7 @@ def test_transparency_is_laid_on_white_unless_four_channels(tmp_path: Path) -> N
     assert read_image(tmp_path / "gray.png", 4).permute(1, 2, 0).tolist() == [[[10, 10, 10, 0], [10, 10, 10, 255]]]
 
 
-def test_palette_with_transparent_colour(tmp_path: Path) -> None:
+def test_palette_with_transparent_color(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([200, 0, 0, 0, 0, 100])
     image.putdata([0, 1])
@@ -119,15 +86,15 @@ def test_every_mode_becomes_the_channels_asked_for(mode: str, channels: int | No
     assert image.is_contiguous()
 
 
-def test_gray_colour_gray_is_exact(random_pixels: Pixels) -> None:
+def test_gray_color_gray_is_exact(random_pixels: Pixels) -> None:
     gray = random_pixels(16, 16, 1)
     assert np.array_equal(convert_channels(convert_channels(gray, 3), 1), gray)
     assert convert_channels(gray, 1) is gray
 
 
 def test_luma_is_that_of_pillow(random_pixels: Pixels) -> None:
-    colour = random_pixels(16, 16, 3)
-    assert np.array_equal(convert_channels(colour, 1)[..., 0], np.asarray(Image.fromarray(colour).convert("L")))
+    color = random_pixels(16, 16, 3)
+    assert np.array_equal(convert_channels(color, 1)[..., 0], np.asarray(Image.fromarray(color).convert("L")))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "gif"])
@@ -166,6 +133,59 @@ def test_image_without_pixels_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.gif").write_bytes(gif)
     with pytest.raises(ImageError, match=r"a\.gif"):
         read_header(tmp_path / "a.gif")
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", tmp_path):
+        with pytest.raises(ImageError, match="no regular file"):
+            read_image(path)
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    with pytest.raises(ImageError, match="too many levels of symbolic links"):
+        read_header(tmp_path / "loop.png")
+
+
+def test_pixels_that_differ_from_the_header_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (4, 3)).save(tmp_path / "a.png")
+    monkeypatch.setattr("gmvq.modalities.image.decoding._turned", lambda pixels, orientation: pixels[:2])
+    with pytest.raises(ImageError, match="it has 4 x 2 pixels, its header states 4 x 3"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("maximum", [0, -1.0, float("nan"), float("inf")])
+def test_maximum_is_checked(maximum: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'maximum' must be a number above 0"):
+        read_image(tmp_path / "a.png", maximum=maximum)
+
+
+def test_transparent_gray_of_sixteen_bits(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 257, 65535]], np.uint16)).save(tmp_path / "a.png", transparency=257)
+    assert read_image(tmp_path / "a.png").flatten().tolist() == [0, 255, 255]
+    assert read_image(tmp_path / "a.png", 4)[3].flatten().tolist() == [255, 0, 255]
+
+
+def test_maximum_is_of_more_than_eight_bits(tmp_path: Path, random_pixels: Pixels) -> None:
+    pixels = random_pixels(4, 5)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png", maximum=4095)[0].numpy(), pixels)
+    Image.fromarray(np.array([[0, 2048, 4095, 4130]], np.uint16)).save(tmp_path / "b.png")
+    assert read_image(tmp_path / "b.png", maximum=4095).flatten().tolist() == [0, 128, 255, 255]
+    Image.fromarray(np.array([[4095, 4200]], np.uint16)).save(tmp_path / "b.png")
+    with pytest.raises(RangeError, match=r"b\.png.*\[4095, 4200\], outside \[0, 4095\].*'maximum'"):
+        read_image(tmp_path / "b.png", maximum=4095)
+
+
+def test_errors_are_sentences() -> None:
+    errors = {
+        KeyError(0): "it is damaged or cut off (KeyError: 0)",
+        AssertionError(): "it is damaged or cut off (AssertionError)",
+        ValueError("0"): "it is damaged or cut off (ValueError: 0)",
+        ValueError("corrupted IFD structure"): "it is damaged or cut off (ValueError: corrupted IFD structure)",
+        OSError("image file is truncated."): "image file is truncated",
+        PermissionError(13, "Permission denied", "x"): "permission denied",
+    }
+    for error, reason in errors.items():
+        assert reason_of(error) == reason
 
 
 def test_error_survives_another_process() -> None:

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loading_images import load
 from numpy.typing import NDArray
 from PIL import Image
 
-from gmvq.data.folders import describe
-from gmvq.data.images import Skipped
-from gmvq.data.sources import load
+from gmvq.data import Skipped
+from gmvq.modalities import fingerprint
+from gmvq.modalities.base import listed
 
 Save = Callable[..., NDArray[np.uint8]]
 
@@ -45,16 +46,6 @@ def test_broken_files_are_named_counted_and_skipped(tmp_path: Path, save_image: 
     assert len(data.train) + len(data.held_out) == 4
 
 
-def test_without_verification_only_headers_are_read(tmp_path: Path, save_image: Save) -> None:
-    for i in range(3):
-        save_image(f"{i}.png")
-    save_image("3.jpg", 64, 64, 3)
-    path = tmp_path / "3.jpg"
-    path.write_bytes(path.read_bytes()[:900])
-    data = load(tmp_path, verify=False)
-    assert len(data.train) + len(data.held_out) == 4
-
-
 @pytest.mark.parametrize(
     ("shapes", "channels", "expected"),
     [
@@ -72,12 +63,12 @@ def test_channels_are_common(
         save_image(f"{i}.png", *shape)
     Image.fromarray(np.full((5, 5), 30000, np.uint16)).save(tmp_path / "wide.png")
     data = load(tmp_path, channels=channels)
-    assert data.channels == data.train.channels == data.held_out.channels == expected
+    assert data.signal.channels == data.train[0].shape[0] == data.held_out[0].shape[0] == expected
     for side in (data.train, data.held_out):
         assert all(side[i].shape[0] == expected for i in range(len(side)))
 
 
-def test_a_broken_coloured_file_does_not_colour_the_rest(tmp_path: Path, save_image: Save) -> None:
+def test_a_broken_colored_file_does_not_color_the_rest(tmp_path: Path, save_image: Save) -> None:
     save_image("a.png", 5, 5)
     save_image("b.png", 5, 5)
     save_image("c.png", 50, 50, 3)
@@ -85,7 +76,7 @@ def test_a_broken_coloured_file_does_not_colour_the_rest(tmp_path: Path, save_im
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.warns(UserWarning, match=r"c\.png"):
         data = load(tmp_path)
-    assert data.channels == data.train[0].shape[0] == 1
+    assert data.signal.channels == data.train[0].shape[0] == 1
     assert len(data.skipped) == 1
 
 
@@ -96,6 +87,48 @@ def test_named_split_is_used(train: str, held_out: str, tmp_path: Path, save_ima
     data = load(tmp_path)
     assert data.train.names == [f"{train}/2.png", f"{train}/x/1.png"]
     assert data.held_out.names == [f"{held_out}/1.png"]
+
+
+def test_folders_and_tables_become_labels(tmp_path: Path, save_image: Save) -> None:
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png", "dog/3.png"):
+        save_image(name)
+    data = load(tmp_path, held_out_fraction=0.4)
+    assert data.labelled
+    assert data.classes == ("cat", "dog")
+    for side in (data.train, data.held_out):
+        assert side.labels is not None
+        assert [data.classes[label] for label in side.labels.tolist()] == [name.split("/")[0] for name in side.names]
+    (tmp_path / "labels.csv").write_text(
+        "file,label\n"
+        + "".join(f"{name},{i % 3}\n" for i, name in enumerate(sorted(data.train.names + data.held_out.names)))
+    )
+    data = load(tmp_path, held_out_fraction=0.4)
+    labels = {}
+    for side in (data.train, data.held_out):
+        assert side.labels is not None
+        labels |= dict(zip(side.names, side.labels.tolist(), strict=True))
+    assert labels == {"cat/1.png": 0, "cat/2.png": 1, "dog/1.png": 2, "dog/2.png": 0, "dog/3.png": 1}
+    assert data.classes == ("0", "1", "2")
+
+
+def test_a_named_split_keeps_the_classes_of_both_sides(tmp_path: Path, save_image: Save) -> None:
+    for name in ("train/b/1.png", "train/c/1.png", "val/a/1.png", "val/c/1.png"):
+        save_image(name)
+    data = load(tmp_path)
+    assert data.classes == ("a", "b", "c")
+    assert data.train.labels is not None
+    assert data.train.labels.tolist() == [1, 2]
+    assert data.held_out.labels is not None
+    assert data.held_out.labels.tolist() == [0, 2]
+
+
+def test_a_broken_file_needs_no_label(tmp_path: Path, save_image: Save) -> None:
+    for name in ("a.png", "b.png"):
+        save_image(name)
+    (tmp_path / "c.png").write_bytes(b"")
+    (tmp_path / "labels.csv").write_text("name,label\na.png,x\nb.png,y\n")
+    with pytest.warns(UserWarning, match=r"Skipped 1 .*c\.png"):
+        assert load(tmp_path).classes == ("x", "y")
 
 
 def test_a_side_without_images_is_an_error(tmp_path: Path, save_image: Save) -> None:
@@ -138,6 +171,25 @@ def test_links_are_followed_and_loops_end(tmp_path: Path, save_image: Save) -> N
     assert sorted([*data.train.names, *data.held_out.names]) == ["a.png", "link/b.png"]
 
 
+def test_what_may_not_be_read_is_skipped(tmp_path: Path, save_image: Save) -> None:
+    for name in ("a.png", "b.png", "c.png", "closed/d.png"):
+        save_image(name)
+    (tmp_path / "link.png").symlink_to(tmp_path / "closed" / "d.png")
+    (tmp_path / "c.png").chmod(0)
+    if os.access(tmp_path / "c.png", os.R_OK):
+        pytest.skip("nothing is closed to the superuser")
+    (tmp_path / "closed").chmod(0)
+    try:
+        with pytest.warns(UserWarning, match=r"Skipped 3 file.*permission denied"):
+            data = load(tmp_path)
+        assert {skipped.path.name for skipped in data.skipped} == {"c.png", "closed", "link.png"}
+        assert len(data.train) + len(data.held_out) == 2
+        with pytest.raises(PermissionError, match="closed"):
+            load(tmp_path / "closed")
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+
+
 def test_decompression_bombs_are_skipped(tmp_path: Path, save_image: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(3):
         save_image(f"{i}.png", 5, 5)
@@ -148,6 +200,17 @@ def test_decompression_bombs_are_skipped(tmp_path: Path, save_image: Save, monke
         assert len(load(tmp_path).skipped) == 2
 
 
+def test_names_with_line_breaks_and_without_unicode(tmp_path: Path, save_image: Save) -> None:
+    names = ["two\nlines.png", os.fsdecode(b"\xff.png"), "ü.png"]
+    for name in names:
+        save_image(name)
+    (tmp_path / "bad\nname.png").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"bad\\nname\.png \(it is empty\)"):
+        data = load(tmp_path)
+    assert {*data.train.names, *data.held_out.names} == set(names)
+    assert len(fingerprint(data)) == 64
+
+
 def test_describe_shortens() -> None:
-    text = describe([Skipped(Path(f"{i}.png"), "broken") for i in range(12)])
+    text = listed([Skipped(Path(f"{i}.png"), "broken") for i in range(12)])
     assert text.endswith("9.png (broken); and 2 more")

@@ -1,15 +1,16 @@
+import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from loading_images import load
 from numpy.typing import NDArray
 
-from gmvq.data.images import ArrayImages, Data
-from gmvq.data.sources import fingerprint, held_out_indices, load
+from gmvq.data import ArrayItems
+from gmvq.modalities import Data, Image, fingerprint
 
 Save = Callable[..., NDArray[np.uint8]]
 
@@ -21,12 +22,12 @@ def test_missing_path_says_what_to_pass(tmp_path: Path) -> None:
 
 def test_unknown_file_says_what_is_known(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(ValueError, match=r"a\.txt' is none of the files known here: .*\.npz"):
+    with pytest.raises(ValueError, match=r"a\.txt' must be an image that Pillow reads .*\.npz"):
         load(tmp_path / "a.txt")
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"channels": 2}, "'channels'"), ({"held_out_fraction": 1.0}, "'held_out")]
+    ("options", "message"), [({"channels": 0}, "'channels'"), ({"held_out_fraction": 1.0}, "'held_out")]
 )
 def test_arguments_are_checked(options: dict[str, float], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
@@ -63,22 +64,55 @@ def test_sides_with_different_channels_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "a.npz")
 
 
-@given(count=st.integers(2, 2000), fraction=st.floats(0.001, 0.999))
-def test_held_out_images_are_distinct_and_never_all(count: int, fraction: float) -> None:
-    chosen = held_out_indices(count, fraction)
-    assert 1 <= len(set(chosen)) == len(chosen) < count
-    assert chosen == sorted(chosen)
-    assert chosen[0] >= 0
-    assert chosen[-1] < count
-    assert max(np.diff(chosen), default=0) - min(np.diff(chosen), default=0) <= 1
+def test_images_that_are_added_or_renamed_move_no_other(tmp_path: Path, save_image: Save) -> None:
+    for i in range(40):
+        save_image(f"{i:02d}.png")
+    before = load(tmp_path, held_out_fraction=0.2)
+    for i in range(5):
+        save_image(f"0{i}a.png")  # between the others
+    (tmp_path / before.train.names[0]).rename(tmp_path / "zz.png")
+    shutil.copy(tmp_path / before.held_out.names[0], tmp_path / "copy.png")
+    after = load(tmp_path, held_out_fraction=0.2)
+    assert set(before.held_out.names) <= set(after.held_out.names)
+    assert set(before.train.names[1:]) <= set(after.train.names)
+    assert "zz.png" in after.train.names
+    assert "copy.png" in after.held_out.names
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "x_train", "idx"])
+def test_the_split_of_an_array_is_that_of_its_rows(kind: str, tmp_path: Path, random_pixels: Save) -> None:
+    images = random_pixels(60, 6, 5)
+    path = tmp_path / {"npy": "a.npy", "idx": "train-images-idx3-ubyte"}.get(kind, "a.npz")
+
+    def split(rows: NDArray[np.uint8], channels: int | None = None) -> set[bytes]:
+        if kind == "npy":
+            np.save(path, rows)
+        elif kind == "idx":
+            path.write_bytes(struct.pack(">4I", 0x803, *rows.shape) + rows.tobytes())
+        else:
+            np.savez(path, **{"images" if kind == "npz" else kind: rows})
+        held_out = load(path, channels=channels).held_out
+        return {held_out[index][0].numpy().tobytes() for index in range(len(held_out))}
+
+    chosen = split(images)
+    assert 0 < len(chosen) < 60
+    assert split(images, 3) == split(images[::-1].copy()) == split(np.concatenate([images, images])) == chosen
+    assert chosen <= split(np.concatenate([random_pixels(30, 6, 5), images]))
+
+
+def test_images_that_are_all_the_same_stand_on_both_sides(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((5, 4, 4), np.uint8))
+    with pytest.warns(UserWarning, match="one image, repeated, used for training and for evaluation"):
+        data = load(tmp_path / "a.npy")
+    assert len(data.train) == len(data.held_out) == 5
 
 
 def test_fingerprint_follows_the_content() -> None:
     pixels = torch.zeros(100, 1, 4, 4, dtype=torch.uint8)
 
     def make(images: torch.Tensor, labels: torch.Tensor | None = None, names: list[str] | None = None) -> str:
-        train = ArrayImages(images, labels, names)
-        return fingerprint(Data("a", train, train.subset(range(3)), 1))
+        train = ArrayItems(images, 2, labels, names)
+        return fingerprint(Data("a", train, train.subset(range(3)), Image(1)))
 
     changed = pixels.clone()
     changed[0, 0, 0, 0] = 1
@@ -98,5 +132,5 @@ def test_fingerprint_follows_the_content() -> None:
 
 def test_shared_kodak(shared_data: Path) -> None:
     data = load(shared_data / "kodak")
-    assert (len(data.train), len(data.held_out), data.channels, data.skipped) == (11, 1, 3, ())
+    assert (len(data.train), len(data.held_out), data.signal.channels, data.skipped) == (11, 1, 3, ())
     assert {size for side in (data.train, data.held_out) for size in side.sizes} == {(512, 768), (768, 512)}

@@ -5,8 +5,17 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits, load_sample_image
 
-from gmvq.data import bundled
-from gmvq.data.bundled import digits, photographs
+from gmvq.modalities import Data
+from gmvq.modalities import Image as ImageModality
+from gmvq.modalities.image import bundled
+
+
+def photographs() -> Data:
+    return ImageModality().load("bundled:photographs")
+
+
+def digits() -> Data:
+    return ImageModality().load("bundled:digits")
 
 
 def test_photographs_are_there_and_split_whole() -> None:
@@ -14,7 +23,7 @@ def test_photographs_are_there_and_split_whole() -> None:
     assert data.skipped == ()
     assert data.train.names == list(bundled.TRAIN_PHOTOGRAPHS)
     assert data.held_out.names == ["astronaut.png", "chelsea.png", "coffee.png"]
-    assert data.channels == 3
+    assert data.signal.channels == 3
     for side in (data.train, data.held_out):
         for index, (height, width) in enumerate(side.sizes):
             assert side[index].shape == (3, height, width)
@@ -42,7 +51,7 @@ def test_a_photograph_that_a_wheel_lacks_is_skipped(monkeypatch: pytest.MonkeyPa
 
 def test_no_photographs_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(bundled, "_package_folder", lambda package, distribution: tmp_path)
-    with pytest.raises(ValueError, match="None of the photographs"):
+    with pytest.raises(ValueError, match="At least one of the photographs brick"):
         photographs()
     with pytest.raises(ValueError, match="Reinstall scikit-learn"):
         digits()
@@ -56,7 +65,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_digits_are_those_of_scikit_learn() -> None:
     data = digits()
-    assert (len(data.train), len(data.held_out), data.channels, data.train.sizes[0]) == (1438, 359, 1, (8, 8))
+    assert (len(data.train), len(data.held_out), data.signal.channels, data.train.sizes[0]) == (1438, 359, 1, (8, 8))
     oracle: Any = load_digits()
     images = np.concatenate([np.stack([side[i][0].numpy() for i in range(len(side))]) for side in data[1:3]])
     assert np.array_equal(images, np.rint(oracle.images * 255 / 16 + 1e-9))

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loading_images import load
 from numpy.typing import NDArray
 
-from gmvq.data.formats import array_to_images, read_idx
-from gmvq.data.images import ArrayImages
-from gmvq.data.sources import load
+from gmvq.data import ArrayItems
+from gmvq.modalities.image.formats import array_to_images, read_idx
 
 Pixels = Callable[..., NDArray[np.uint8]]
 
@@ -50,6 +50,19 @@ def test_types_are_scaled_to_bytes() -> None:
 def test_bytes_survive_the_way_through_floats() -> None:
     values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     assert np.array_equal(array_to_images(values / np.float32(255)).numpy()[0], values)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.uint16, np.int16, np.int64, np.uint32])
+def test_white_can_be_stated(dtype: type[np.generic]) -> None:
+    values = np.array([0, 50, 100, 101], dtype).reshape(1, 2, 2)
+    assert array_to_images(values, maximum=100).flatten().tolist() == [0, 128, 255, 255]
+    with pytest.raises(ValueError, match=r"lie in \[0, 99\], got 100 in image 0"):
+        array_to_images(values, maximum=99)
+
+
+def test_a_little_overshoot_is_clipped() -> None:
+    values = np.array([-0.009, 1.009, 1.0001, 0.2], np.float32).reshape(1, 2, 2)
+    assert array_to_images(values).flatten().tolist() == [0, 255, 255, 51]
 
 
 def test_channels_can_be_chosen(random_pixels: Pixels) -> None:
@@ -94,8 +107,9 @@ def test_five_channels_cannot_become_three(random_pixels: Pixels) -> None:
 def test_npy(tmp_path: Path, random_pixels: Pixels) -> None:
     np.save(tmp_path / "a.npy", random_pixels(20, 6, 6))
     data = load(tmp_path / "a.npy")
-    assert (data.name, len(data.train), len(data.held_out), data.channels) == ("a", 18, 2, 1)
-    assert not set(data.train.names) & set(data.held_out.names)
+    assert (data.name, data.signal.channels) == ("a", 1)
+    assert data.held_out.names
+    assert sorted([*data.train.names, *data.held_out.names]) == [f"{i:05d}" for i in range(20)]
 
 
 @pytest.mark.parametrize("keys", [("images", "labels"), ("x", "y"), ("data", "targets"), ("faces", "label")])
@@ -126,7 +140,7 @@ def test_npz_with_train_only_and_mixed_channels(tmp_path: Path, random_pixels: P
     np.savez(tmp_path / "a.npz", x_train=random_pixels(4, 6, 6))
     assert len(load(tmp_path / "a.npz").train) == 3
     np.savez(tmp_path / "b.npz", x_train=random_pixels(4, 6, 6), x_test=random_pixels(2, 6, 6, 3))
-    assert load(tmp_path / "b.npz").held_out.channels == 1
+    assert load(tmp_path / "b.npz").held_out[0].shape[0] == 1
 
 
 def test_npz_says_what_is_wrong(tmp_path: Path, random_pixels: Pixels) -> None:
@@ -165,9 +179,9 @@ def test_idx_folder(
         (place / f"{name}-images-idx3-ubyte{suffix}").write_bytes(pack(idx(images[:count])))
         (place / f"{name}-labels-idx1-ubyte{suffix}").write_bytes(pack(idx(labels[:count])))
     data = load(tmp_path)
-    assert (len(data.train), len(data.held_out), data.channels) == (6, 2, 1)
-    assert isinstance(data.train, ArrayImages)
-    assert np.array_equal(data.train.images[:, 0].numpy(), images)
+    assert (len(data.train), len(data.held_out), data.signal.channels) == (6, 2, 1)
+    assert isinstance(data.train, ArrayItems)
+    assert np.array_equal(data.train.array[:, 0].numpy(), images)
     assert data.held_out.labels is not None
     assert data.held_out.labels.tolist() == [0, 1]
 
@@ -207,7 +221,7 @@ def test_idx_damage(tmp_path: Path, random_pixels: Pixels) -> None:
 
 def test_shared_fashion_mnist(shared_data: Path) -> None:
     data = load(shared_data / "fashion_mnist")
-    assert (len(data.train), len(data.held_out), data.channels) == (60000, 10000, 1)
+    assert (len(data.train), len(data.held_out), data.signal.channels) == (60000, 10000, 1)
     assert data.train.labels is not None
     assert data.train.labels[:5].tolist() == [9, 0, 0, 3, 0]
     assert data.train.labels.bincount().tolist() == [6000] * 10
