@@ -1,0 +1,138 @@
+r"""Sound as the ear has it: magnitudes of short stretches in bands of the mel scale, by their logarithm.
+
+::
+
+    (B, C, T) --windows of w samples--> |STFT| (w/2 + 1 bins) --mel filters--> bands --log--> (B, C, bands, frames)
+
+The definition is that of HiFi-GAN (Kong et al., 2020, https://arxiv.org/abs/2010.05646) and DAC (Kumar et al., 2023,
+https://arxiv.org/abs/2306.06546): Hann windows, magnitudes (not powers), Slaney's mel scale with triangles of area 1,
+and a floor of 1e-5 under the logarithm, about what the rounding to 16 bits leaves. Beyond both ends there is silence,
+where they mirror the sound, so that a padded item is exactly the shorter one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gmvq.checks import at_least, positive
+
+FLOOR = 1e-5
+"""Least magnitude of a band, so that silence has a logarithm."""
+
+WINDOWS = (32, 64, 128, 256, 512, 1024, 2048)
+"""Samples of the windows by which sounds are compared, as in DAC: short ones see when, long ones which tone."""
+
+_LINEAR_HZ, _MEL_OF_LINEAR, _MEL_OF_OCTAVES = 1000.0, 3 / 200, 27 / math.log(6.4)
+
+
+def hertz_to_mel(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Slaney's mel scale: linear up to 1 kHz, which is 15, logarithmic above.
+
+    Example:
+        >>> hertz_to_mel(np.array([200.0, 1000.0, 6400.0])).tolist()
+        [3.0, 15.0, 42.0]
+    """
+    octaves = np.log(np.maximum(hertz, _LINEAR_HZ) / _LINEAR_HZ) * _MEL_OF_OCTAVES
+    return np.minimum(hertz, _LINEAR_HZ) * _MEL_OF_LINEAR + octaves
+
+
+def mel_to_hertz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of :func:`hertz_to_mel`."""
+    border = _LINEAR_HZ * _MEL_OF_LINEAR
+    return np.minimum(mel, border) / _MEL_OF_LINEAR * np.exp(np.maximum(mel - border, 0) / _MEL_OF_OCTAVES)
+
+
+def mel_filters(rate: float, window: int, bands: int) -> Tensor:
+    """Triangles over the bins of a spectrum, evenly spaced in mel from 0 to half the rate, each of area 1.
+
+    Args:
+        rate: Samples per second, Hz.
+        window: Samples of a window.
+        bands: Number of triangles. Those so narrow that no bin lies in them are left out.
+
+    Returns:
+        Weights of bins, float64 ``(at most bands, window // 2 + 1)``, per Hz.
+    """
+    edges = mel_to_hertz(np.linspace(0, hertz_to_mel(np.array(rate / 2)), bands + 2))
+    bins = np.arange(window // 2 + 1) * (rate / window)
+    low, middle, high = (edges[start : start + bands, None] for start in range(3))
+    rising, falling = (bins - low) / (middle - low), (high - bins) / (high - middle)
+    weights = np.maximum(0, np.minimum(rising, falling)) * (2 / (high - low))
+    return torch.from_numpy(weights[weights.any(1)])
+
+
+class LogMel(nn.Module):
+    """Natural logarithm of the magnitudes of mel bands, in frames whose middles are samples 0, ``hop``, 2 ``hop``, ...
+
+    Args:
+        rate: Samples per second, Hz.
+        window: Samples of a window.
+        bands: Mel bands; by default 5 for every 32 samples of the window, as in DAC.
+        hop: Samples from frame to frame; by default a quarter of the window.
+        dtype: Precision of the filters: float64 for metrics.
+
+    Shape:
+        samples ``(B, C, T)`` -> ``(B, C, bands, 1 + T // hop)``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    hann: Tensor
+    filters: Tensor
+
+    def __init__(
+        self,
+        rate: float,
+        window: int,
+        bands: int | None = None,
+        hop: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        positive("rate", rate)
+        self.window = at_least("window", window, 8)
+        bands = at_least("bands", max(1, 5 * window // 32) if bands is None else bands, 1)
+        self.hop = at_least("hop", window // 4 if hop is None else hop, 1)
+        self.register_buffer("hann", torch.hann_window(window, dtype=torch.float64).to(dtype), persistent=False)
+        self.register_buffer("filters", mel_filters(rate, window, bands).to(dtype), persistent=False)
+
+    def forward(self, samples: Tensor) -> Tensor:  # noqa: D102
+        dtype = torch.float64 if samples.dtype == torch.float64 else torch.float32
+        with torch.autocast(samples.device.type, enabled=False):
+            spectrum = torch.stft(
+                samples.to(dtype).flatten(0, 1),
+                self.window,
+                self.hop,
+                window=self.hann.to(dtype),
+                pad_mode="constant",
+                return_complex=True,
+            )
+            bands = self.filters.to(dtype) @ spectrum.abs()
+        return bands.clamp_min(FLOOR).log().unflatten(0, samples.shape[:2])
+
+    def differences(self, made: Tensor, real: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Absolute differences of two sounds.
+
+        Args:
+            made: Floats ``(B, C, T)``.
+            real: What to compare with, of the same shape.
+            lengths: Samples of each that count ``(B,)``; None for all.
+
+        Returns:
+            Sums over the frames of each item of the mean over its channels and bands ``(B,)``, and the frames of each
+            item ``(B,)``: those whose middle is no later than the item's end.
+        """
+        if lengths is not None:
+            beyond = torch.arange(real.shape[-1], device=real.device) >= lengths.to(real.device)[:, None, None]
+            made, real = made.masked_fill(beyond, 0), real.masked_fill(beyond, 0)
+        frames = (self(made) - self(real)).abs().mean((1, 2))
+        if lengths is None:
+            return frames.sum(1), torch.full_like(frames[:, 0], frames.shape[1])
+        counted = torch.arange(frames.shape[1], device=frames.device) * self.hop <= lengths.to(frames.device)[:, None]
+        return frames.masked_fill(~counted, 0).sum(1), counted.sum(1).to(frames.dtype)
