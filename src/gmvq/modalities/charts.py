@@ -23,7 +23,7 @@ _WIDTH, _ROW, _DENSITY = 4.8, 0.8, 2
 _INK, _LINE = "#333333", "#bbbbbb"
 _LEGEND = {"fontsize": 6, "frameon": False, "ncols": 3, "labelcolor": _INK, "borderpad": 0}
 _UNITS = (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0), ("milliseconds", 1e-3))
-_LEFT, _RIGHT = 0.16, 0.98
+LEFT, RIGHT = 0.16, 0.98
 _NUMBERED = 24
 """Most codes of a strip that carry their numbers."""
 
@@ -41,7 +41,7 @@ def curves(real: Tensor, made: Tensor | None, names: Sequence[str], rate: float 
     steps = min(real.shape[-1], SHOWN_STEPS)
     channels = min(real.shape[0], SHOWN_CHANNELS)
     unit, place = _unit(steps, rate)
-    figure = _figure(channels * _ROW + 0.6)
+    figure = new_figure(channels * _ROW + 0.6)
     axes = figure.subplots(channels, 1, sharex=True, squeeze=False)[:, 0]
     for channel, ax in enumerate(axes):
         for values, color, label, width in ((real, REAL, "real", 1.6), (made, MADE, "made", 0.9)):
@@ -50,17 +50,17 @@ def curves(real: Tensor, made: Tensor | None, names: Sequence[str], rate: float 
                 marker = "o" if steps == 1 else None
                 ax.plot(np.arange(steps) * place, line, color=color, linewidth=width, label=label, marker=marker)
         ax.set_ylabel(_short(names[channel], 12), fontsize=7, color=_INK)
-        _plain(ax)
+        plain(ax)
     if made is not None:
         axes[0].legend(loc="lower right", bbox_to_anchor=(1, 0.95), **_LEGEND)
     axes[-1].set_xlabel(unit, fontsize=7, color=_INK)
     axes[-1].set_xlim(0, max(1, steps - 1) * place)
     height = channels * _ROW + 0.6
-    figure.subplots_adjust(left=_LEFT, right=_RIGHT, top=1 - 0.2 / height, bottom=0.4 / height, hspace=0.15)
+    figure.subplots_adjust(left=LEFT, right=RIGHT, top=1 - 0.2 / height, bottom=0.4 / height, hspace=0.15)
     left = real.shape[0] - channels
     text += f": {', '.join(names[:channels])}" + (f" and {left} channels that are not shown" if left else "")
     text += f", the first {steps} of {real.shape[-1]} steps" if steps < real.shape[-1] else ""
-    return _picture(figure, text)
+    return as_picture(figure, text)
 
 
 def code_strip(codes: Tensor, text: str, steps: int = 0) -> Picture:
@@ -76,15 +76,15 @@ def code_strip(codes: Tensor, text: str, steps: int = 0) -> Picture:
     table = table[:, :shown] if steps else table.T
     colors = [[_color(code) for code in row] for row in table.tolist()]
     height = 0.2 + 0.14 * min(len(table), 8)
-    figure = _figure(height)
+    figure = new_figure(height)
     ax = figure.subplots()
     ax.imshow(np.array(colors), aspect="auto", interpolation="nearest")
     ax.set_axis_off()
     if table.numel() <= _NUMBERED:
         for (row, column), code in np.ndenumerate(table.numpy()):
             ax.text(column, row, str(code), ha="center", va="center", fontsize=6, color="black")
-    figure.subplots_adjust(left=_LEFT, right=_RIGHT, top=0.95, bottom=0.05)
-    return _picture(figure, text)
+    figure.subplots_adjust(left=LEFT, right=RIGHT, top=0.95, bottom=0.05)
+    return as_picture(figure, text)
 
 
 def bars(
@@ -103,7 +103,7 @@ def bars(
     sides = [(real, REAL, "real")] + ([] if made is None else [(made, MADE, "made")])
     values = np.stack([side[:count].detach().double().cpu().numpy() for side, _, _ in sides])
     height = count * 0.2 + 0.35
-    figure = _figure(height)
+    figure = new_figure(height)
     ax = figure.subplots()
     typical = np.zeros((0, count)) if means is None else np.array([means[:count]])
     shown = np.concatenate([values, typical])
@@ -122,7 +122,7 @@ def bars(
     ax.set_yticks(range(count), [_short(name, 24) for name in names[:count]])
     ax.set_ylim(count - 0.4, -0.6)
     ax.set_xlim(min(0.0, float((shown / largest).min())), 1.0)
-    _plain(ax)
+    plain(ax)
     ax.set_xticks([])
     ax.spines["bottom"].set_visible(False)
     if made is not None or means is not None:
@@ -130,7 +130,7 @@ def bars(
     figure.subplots_adjust(left=0.32, right=0.74, top=1 - 0.03 / height, bottom=0.3 / height)
     left = len(real) - count
     text += f": {', '.join(names[:count])}" + (f" and {left} features that are not shown" if left else "")
-    return _picture(figure, text)
+    return as_picture(figure, text)
 
 
 def _color(code: int) -> tuple[float, float, float]:
@@ -138,13 +138,15 @@ def _color(code: int) -> tuple[float, float, float]:
     return colorsys.hsv_to_rgb(code * golden % 1, 0.65, 0.9 - 0.25 * (code % 3) / 2)
 
 
-def _figure(height: float) -> Any:  # noqa: ANN401
+def new_figure(height: float) -> Any:  # noqa: ANN401
+    """A figure of matplotlib, as wide as all others and ``height`` hundreds of pixels high."""
     from matplotlib.figure import Figure  # not at import: it takes longer than all else of gmvq but torch
 
     return Figure(figsize=(_WIDTH, height), dpi=100 * _DENSITY)
 
 
-def _picture(figure: Any, text: str) -> Picture:  # noqa: ANN401
+def as_picture(figure: Any, text: str) -> Picture:  # noqa: ANN401
+    """A figure as a PNG file, which shows what ``text`` says."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
@@ -154,7 +156,8 @@ def _picture(figure: Any, text: str) -> Picture:  # noqa: ANN401
     return Picture(buffer.getvalue(), "png", text, round(_WIDTH * 100))
 
 
-def _plain(ax: Any) -> None:  # noqa: ANN401
+def plain(ax: Any) -> None:  # noqa: ANN401
+    """Leaves of the frame of a chart its left and lower side, thin and gray."""
     ax.tick_params(labelsize=6, colors=_INK, color=_LINE, length=2)
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
