@@ -1,5 +1,6 @@
 """Kinds of data: images, and what else has a file here."""
 
+from gmvq.modalities.audio import Audio
 from gmvq.modalities.base import (
     MODALITIES,
     Data,
@@ -19,6 +20,7 @@ from gmvq.modalities.vectors import Vectors
 
 __all__ = [
     "MODALITIES",
+    "Audio",
     "Data",
     "Exhibit",
     "Image",

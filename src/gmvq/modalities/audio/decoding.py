@@ -1,0 +1,255 @@
+"""Recordings from files: WAV, FLAC, OGG, MP3, AIFF and whatever else libsndfile reads.
+
+::
+
+    file --libsndfile--> (T', C') at its own rate --channels--> (T', C) --soxr--> float32 (C, T) in [-1, 1]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+SUFFIXES: dict[str, str] = {
+    f".{suffix}": kind
+    for kind, suffixes in {
+        "WAV": "wav wave bwf",
+        "RF64": "rf64",
+        "W64": "w64",
+        "FLAC": "flac",
+        "OGG": "ogg oga opus",
+        "MP3": "mp3 mp2",
+        "AIFF": "aif aiff aifc",
+        "AU": "au snd",
+        "CAF": "caf",
+        "NIST": "sph nist",
+        "VOC": "voc",
+        "SVX": "8svx svx",
+        "IRCAM": "sf ircam",
+        "AVR": "avr",
+        "PAF": "paf",
+        "PVF": "pvf",
+        "SDS": "sds",
+        "WVE": "wve",
+        "XI": "xi",
+    }.items()
+    for suffix in suffixes.split()
+}
+"""libsndfile's name of the format for each suffix of a file that is read, in lower case."""
+
+COMMON_SUFFIXES = ".wav, .flac, .ogg, .opus, .mp3, .aiff, .au"
+"""Some of them, for messages."""
+
+UNREADABLE = {
+    f".{suffix}": f"{name} cannot be read here: convert it to FLAC or WAV"
+    for name, suffixes in {
+        "AAC": "m4a m4b m4p m4r aac adts",
+        "WMA": "wma asf",
+        "AMR": "amr awb",
+        "WavPack": "wv",
+        "Monkey's Audio": "ape",
+        "Musepack": "mpc",
+        "DTS": "dts",
+        "Dolby Digital": "ac3 eac3",
+        "DSD": "dsf dff",
+        "Speex": "spx",
+        "True Audio": "tta",
+        "RealAudio": "ra",
+        "Matroska sound": "mka weba",
+        "headerless sound": "raw pcm",
+    }.items()
+    for suffix in suffixes.split()
+}
+"""Why files of other suffixes, which are sound too, are not read."""
+
+LONGEST = 1 << 29
+"""Most samples of a recording over all channels, 2 GiB once decoded: 3.4 hours of one channel at 44.1 kHz."""
+
+LEAST_RATE, MOST_RATE = 100, 1_000_000
+"""In Hz; beyond is no recording."""
+
+_BLOCK = 1 << 20
+_LOUDEST = 4.0
+"""Samples of floats or lossy files may pass 1, and are clipped; beyond 12 dB they are on another scale."""
+
+_CUT_OFF = re.compile(r"^\s*(?:data|SSND|BODY|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+"""What libsndfile notes of a WAV, AIFF, AU or SVX file that is shorter than its header says, and reads all the same."""
+_OPEN_ENDS = (0xFFFFFFFF, 0x80000000, 0x7FFFF000)
+"""Lengths in bytes that ffmpeg, arecord and SoX write where they cannot know how long a recording will be."""
+
+Source = Path | BytesIO
+
+
+class AudioError(ValueError):
+    """A file cannot be read as a recording; the message names the file and the reason."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        """Keeps both parts, so that a list of skipped files can show them apart."""
+        super().__init__(f"Cannot read the recording '{path}': {reason}. Replace the file or remove it from the data.")
+        self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple[type[AudioError], tuple[Path, str]]:
+        """Lets it cross to another process, e.g. from a pool of workers."""
+        return type(self), (self.path, self.reason)
+
+
+class Header(NamedTuple):
+    """What a file says of its recording before it is decoded.
+
+    Attributes:
+        length: Samples of each channel.
+        rate: Samples per second, Hz.
+        channels: Number of channels.
+    """
+
+    length: int
+    rate: int
+    channels: int
+
+    def at(self, rate: int) -> int:
+        """Samples of each channel after resampling: to the nearest, halves up, as soxr has it.
+
+        Example:
+            >>> Header(44100, 44100, 1).at(8000), Header(3, 2000, 1).at(1000)
+            (8000, 2)
+        """
+        return (2 * self.length * rate + self.rate) // (2 * self.rate)
+
+
+def read_header(path: Path, source: Source | None = None) -> Header:
+    """Reads what a file says of its recording.
+
+    Args:
+        path: The file.
+        source: Its content, where that lies elsewhere.
+
+    Raises:
+        AudioError: If it cannot be read, or says what cannot be.
+    """
+    with _opened(path, source) as file:
+        return _header(path, file)
+
+
+def read_audio(path: Path, rate: int, channels: int, source: Source | None = None) -> Tensor:
+    """Reads a recording.
+
+    Args:
+        path: The file.
+        rate: Samples per second of the result, Hz.
+        channels: Of the result: 1 is the mean of the file's, and a file of one channel is repeated.
+        source: Content of the file, where that lies elsewhere.
+
+    Returns:
+        float32 ``(channels, T)`` in [-1, 1], where T is ``read_header(path).at(rate)``.
+
+    Raises:
+        AudioError: If it cannot be read, is cut off, has values that are not finite or not on the scale of sound, or
+            has other channels.
+    """
+    import soxr
+
+    with _opened(path, source) as file:
+        header = _header(path, file)
+        length = header.at(rate)
+        if length == 0:
+            raise AudioError(path, f"its {header.length} samples are less than one at {rate} Hz")
+        if length * channels > LONGEST:
+            raise AudioError(path, f"at {rate} Hz it has {length} samples, more than {LONGEST // channels}: split it")
+        samples = _decoded(path, file, header, channels)
+    if header.rate != rate:
+        samples = soxr.resample(samples, header.rate, rate, quality="HQ")
+    assert samples.shape == (length, channels)
+    return torch.from_numpy(np.ascontiguousarray(samples.clip(-1, 1).T))
+
+
+def converted(samples: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+    """Samples ``(..., C')`` in another number of channels: the mean of all, or one repeated.
+
+    Raises:
+        ValueError: If neither leads there.
+    """
+    own = samples.shape[-1]
+    if own == channels:
+        return samples
+    if channels == 1:
+        return samples.mean(-1, keepdims=True, dtype=np.float32)
+    if own == 1:
+        return samples.repeat(channels, -1)
+    raise ValueError(f"it has {own} channels instead of {channels}")
+
+
+@contextmanager
+def _opened(path: Path, source: Source | None) -> Iterator[Any]:
+    """A ``soundfile.SoundFile``; what goes wrong while it is open is told by its name."""
+    import soundfile
+
+    source = path if source is None else source
+    try:
+        if isinstance(source, Path):
+            with source.open("rb") as file:  # so that errors of the system have their own words
+                empty = not file.read(1)
+        else:
+            empty = not source.getbuffer().nbytes
+        if empty:
+            raise AudioError(path, "it is empty")
+        with soundfile.SoundFile(source) as file:
+            yield file
+    except soundfile.LibsndfileError as error:
+        raise AudioError(path, _reason(error)) from error
+    except OSError as error:
+        raise AudioError(path, error.strerror or type(error).__name__) from error
+
+
+def _reason(error: Any) -> str:  # noqa: ANN401
+    words = (error.error_string or "").rstrip(".")
+    if error.code in (1, 7):  # the second is what a file without one frame of MP3 is called
+        return "it is no sound file of a known format"
+    return f"it is damaged ({words})" if words else "it is damaged"
+
+
+def _header(path: Path, file: Any) -> Header:  # noqa: ANN401
+    header = Header(file.frames, file.samplerate, file.channels)
+    if not LEAST_RATE <= header.rate <= MOST_RATE:
+        raise AudioError(path, f"its header says {header.rate} Hz, which no recording has")
+    if header.length <= 0:
+        raise AudioError(path, "it has no samples")
+    if header.length == np.iinfo(np.int64).max:
+        raise AudioError(path, "its header does not say how long it is: convert it again")
+    if header.length * header.channels > LONGEST:
+        most = LONGEST // header.channels
+        raise AudioError(path, f"its header says {header.length} samples, more than {most}: split it")
+    cut = _CUT_OFF.search(file.extra_info)
+    if cut and int(cut[1]) > int(cut[2]) and int(cut[1]) not in _OPEN_ENDS:
+        raise AudioError(path, f"it is cut off: {cut[2]} of {cut[1]} bytes of samples are there")
+    return header
+
+
+def _decoded(path: Path, file: Any, header: Header, channels: int) -> NDArray[np.float32]:  # noqa: ANN401
+    """All samples ``(T', channels)``, read block by block: memory is taken for what is there, not for what is said."""
+    blocks: list[NDArray[np.float32]] = []
+    loudest = 0.0
+    # soundfile seeks after each block, and a frame of MP3 that is sought lacks the bits that came before it
+    most = header.length if file.format == "MP3" else _BLOCK
+    while len(block := file.read(most, dtype="float32", always_2d=True)):
+        if not np.isfinite(block).all():
+            raise AudioError(path, "it has NaN or infinity among its samples")
+        loudest = max(loudest, float(np.abs(block).max()))
+        try:
+            blocks.append(converted(block, channels))
+        except ValueError as error:
+            raise AudioError(path, str(error)) from error
+    found = sum(map(len, blocks))
+    if found != header.length:
+        raise AudioError(path, f"it is cut off: {found} of {header.length} samples are there")
+    if loudest > _LOUDEST:
+        raise AudioError(path, f"its samples reach {loudest:.4g} and not 1: scale them")
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
