@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -25,7 +25,7 @@ from gmvq.commands.sheets import read_mask, write_sheet
 from gmvq.modalities import Data
 from gmvq.generation import Generator, interpolate, swap
 from gmvq.hub import write_json
-from gmvq.priors import PriorName, Sampling
+from gmvq.priors import PRIORS, Sampling
 from gmvq.stages import PriorRun, fit_prior, judging
 from gmvq.stages.tiling import tiled
 from gmvq.training.preparation import cpu_threads
@@ -37,7 +37,7 @@ EDITED = 6
 """Held-out images in a sheet of completions, interpolations or swaps."""
 
 
-def fitted(name: PriorName, folder: Path, prior: PriorRun, tokenizer: str) -> dict[str, Any]:
+def fitted(name: str, folder: Path, prior: PriorRun, tokenizer: str) -> dict[str, Any]:
     """The figures of a prior over the tokenizer in a folder; the same one is not trained again."""
     out = folder / f"prior-{name}"
     found = recipes.finished(out, prior, tokenizer)
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=("digits", "fashion-mnist"), default="digits")
     parser.add_argument("--data", type=Path, help="of Fashion-MNIST")
-    parser.add_argument("--priors", nargs="+", choices=get_args(PriorName), default=get_args(PriorName))
+    parser.add_argument("--priors", nargs="+", choices=PRIORS, default=list(PRIORS))
     parser.add_argument("--tokenizer-steps", type=int, help="by default the recipe's")
     parser.add_argument("--steps", type=int, default=1500, help="of each prior")
     parser.add_argument("--width", type=int, default=128)

@@ -13,8 +13,7 @@ from gmvq.modalities import Image
 from gmvq.models import DiffusionConfig, DiffusionDecoder
 from gmvq.models.bottlenecks import RECIPES
 from gmvq.networks import Classifier, ClassifierConfig
-from gmvq.priors import CodeShape, make_prior
-from gmvq.priors.catalogue import KINDS as PRIORS
+from gmvq.priors import PRIORS, CodeShape, make_prior
 
 GOLDEN = sorted((Path(__file__).parent / "golden/models").iterdir())
 

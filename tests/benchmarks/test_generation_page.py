@@ -11,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import generation_page
 
+from gmvq.priors import PRIORS
+
 ROOT = Path(__file__).parents[2]
 WHERE = {
     "hardware": "a machine",
@@ -56,6 +58,10 @@ RESULTS = {
         ],
     },
 }  # fmt: skip
+
+
+def test_the_page_has_a_title_for_each_prior():
+    assert list(generation_page.PRIORS) == list(PRIORS)
 
 
 def test_the_page_says_what_the_json_says():

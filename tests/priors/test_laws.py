@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,8 @@ SHAPES = {
     "sequence": CodeShape((5,), (3,), classes=2),
     "one place": CodeShape((1, 1), (4,), classes=1),
     "one code": CodeShape((2, 3), (1,), classes=2),
+    "no axes": CodeShape((), (5,), classes=2),
+    "no axes, levels": CodeShape((), (3, 2, 2), classes=2),
 }
 SMALL = {"width": 16, "depth": 2, "heads": 2}
 
@@ -125,7 +128,7 @@ def test_a_sequence_is_the_codes_in_another_order(prior):
     codes = every(prior.shape)[:50]
     sequence = prior.sequence(codes)
     assert torch.equal(prior.codes_of(sequence), codes)
-    assert torch.equal(sequence.sort(1).values, codes.flatten(1).sort(1).values)
+    assert torch.equal(sequence.sort(1).values, codes.reshape(sequence.shape).sort(1).values)
 
 
 def test_a_sample_is_the_same_alone_and_in_a_batch(drawing):
@@ -143,7 +146,7 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(drawing):
 def test_samples_are_distributed_as_their_likelihood_says(prior):
     number = 4000
     codes = every(prior.shape)
-    drawn = prior.complete_in_order(torch.full((number, *prior.shape.axes), -1)).flatten(1)
+    drawn = prior.complete_in_order(torch.full((number, *prior.shape.axes), -1)).reshape(number, -1)
     sizes = torch.tensor(prior.shape.codebook_sizes * prior.shape.places)
     radix = torch.cat([sizes.flip(0).cumprod(0).flip(0)[1:], torch.ones(1, dtype=torch.int64)])
     counts = torch.bincount((drawn * radix).sum(1), minlength=len(codes)) / number
@@ -158,7 +161,7 @@ def test_known_codes_stay(drawing):
     known = codes.clone()
     known.reshape(len(codes), -1)[:, 1:] = -1
     completed = drawing.complete(known)
-    assert torch.equal(completed.flatten(1)[:, 0], codes.flatten(1)[:, 0])
+    assert torch.equal(completed.view(len(codes), -1)[:, 0], codes.view(len(codes), -1)[:, 0])
     assert torch.equal(drawing.complete(codes), codes)
 
 
@@ -196,7 +199,7 @@ def test_state_survives_saving(prior, shape):
 def test_likelihoods_of_other_precision_are_close(make, shape, dtype):
     rounded = made_of(make, shape, factor=4).to(dtype)
     same_weights = copy.deepcopy(rounded).float()
-    codes = every(shape)[::5]
+    codes = every(shape)[::11]
     labels = torch.zeros(len(codes), dtype=torch.int64)
     # activations alone are rounded, to 8 or 11 bits: a few steps of that size for each code and each nat
     tolerance = {torch.bfloat16: 2e-2, torch.float16: 2.5e-3, torch.float64: 1e-4}[dtype]
@@ -281,11 +284,23 @@ def test_wrong_labels_get_a_reason(prior):
         (torch.tensor([0, 9]), "'labels' must lie in"),
         (torch.tensor([0.5, 0.5]), "'labels' must be 2 integers"),
         (torch.tensor([0]), "'labels' must be 2 integers"),
+        (torch.tensor([True, False]), "'labels' must be 2 integers"),
+        ([0], "'labels' must be 2 integers"),
+        ([0, 0.5], "'labels' must be 2 integers"),
+        ([0, None], "'labels' must be a tensor, an array or lists"),
+        (["cat", "dog"], "'labels' must be a tensor, an array or lists"),
+        ([[0], [0, 0]], "'labels' must be a tensor, an array or lists"),
+        (0, "'labels' must be 2 integers"),
+        (np.array([0, 9]), "'labels' must lie in"),
     ):
         with pytest.raises(ValueError, match=reason):
             prior.log_prob(codes, labels)
         with pytest.raises(ValueError, match=reason):
             prior.sample(2, labels)
+        with pytest.raises(ValueError, match=reason):
+            prior.reader(2, labels)
+        with pytest.raises(ValueError, match=reason):
+            prior.bits_per_code(codes, labels)
     with pytest.raises(ValueError, match="'guidance' must be 1 without labels"):
         prior.sample(2, sampling=Sampling(guidance=2.0))
     if prior.shape.length > 1:
@@ -295,3 +310,29 @@ def test_wrong_labels_get_a_reason(prior):
         prior.next_probabilities(torch.zeros(1, prior.shape.length, dtype=torch.int64))
     with pytest.raises(ValueError, match="'number' must be an integer of at least 0"):
         prior.sample(-1)
+    with pytest.raises(ValueError, match="'number' must be an integer of at least 0"):
+        prior.sample(2.5)
+    with pytest.raises(ValueError, match="'codes' must be of at least one image"):
+        prior.bits_per_code(codes[:0])
+
+
+def test_lists_and_arrays_are_as_good_as_tensors(drawing):
+    codes = every(drawing.shape)[-2:]
+    labels = torch.zeros(len(codes), dtype=torch.int64)
+    known = codes.clone()
+    known.view(len(codes), -1)[:, 0] = -1
+    sampling = Sampling(steps=3)
+    expected = drawing.sample(len(codes), labels, sampling), drawing.complete(known, labels, sampling)
+    for as_other in (torch.Tensor.tolist, torch.Tensor.numpy, lambda values: values.numpy().astype(np.int16)):
+        drawn = drawing.sample(np.int64(len(codes)), as_other(labels), sampling)
+        assert torch.equal(drawn, expected[0])
+        assert torch.equal(drawing.complete(as_other(known), as_other(labels), sampling), expected[1])
+        if drawing.has_likelihood:
+            with torch.no_grad():
+                likelihoods = drawing.log_prob(as_other(codes), as_other(labels))
+                assert torch.equal(likelihoods, drawing.log_prob(codes, labels))
+            assert drawing.bits_per_code(as_other(codes), as_other(labels)) == drawing.bits_per_code(codes, labels)
+            first = drawing.sequence(codes)[:, : drawing.shape.length - 1]
+            expected_next = drawing.next_probabilities(first, labels)
+            assert torch.equal(drawing.next_probabilities(first.numpy(), as_other(labels)), expected_next)
+    assert drawing.sample(0, []).shape == (0, *drawing.shape.axes)

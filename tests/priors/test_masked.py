@@ -129,7 +129,7 @@ def test_the_likeliest_codes_do_not_depend_on_the_seed():
     [
         (Unmasking, {"steps": 0}, "'steps' must be an integer of at least 1"),
         (Unmasking, {"choice_temperature": -1.0}, "'choice_temperature' must be at least 0"),
-        (MaskedConfig, {"weighting": "none"}, "'weighting' must be 'mean' or 'bound'"),
+        (MaskedConfig, {"weighting": "none"}, "'weighting' must be one of mean, bound"),
     ],
 )
 def test_wrong_options_get_a_reason(kind, options, reason):

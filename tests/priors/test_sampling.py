@@ -62,9 +62,20 @@ def test_the_numbers_of_a_sample_are_its_own():
         ({"temperature": -1.0}, "'temperature' must be a finite number of at least 0"),
         ({"temperature": math.nan}, "'temperature'"),
         ({"top_k": 0}, "'top_k' must be an integer of at least 1"),
-        ({"top_p": 0.0}, r"'top_p' must lie in \(0, 1\]"),
+        ({"top_p": 0.0}, "'top_p' must be above 0"),
+        ({"top_p": 1.5}, r"'top_p' must lie in \[0, 1\]"),
         ({"guidance": -0.5}, "'guidance' must be a finite number of at least 0"),
         ({"seed": -1}, "'seed' must be an integer of at least 0"),
+        ({"top_k": 2.5}, "'top_k' must be an integer of at least 1, got 2.5"),
+        ({"top_k": "all"}, "'top_k' must be an integer of at least 1, got 'all'"),
+        ({"top_p": "most"}, "'top_p' must lie in"),
+        ({"top_p": True}, "'top_p' must lie in"),
+        ({"temperature": "hot"}, "'temperature' must be a finite number"),
+        ({"temperature": None}, "'temperature' must be a finite number"),
+        ({"guidance": "strong"}, "'guidance' must be a finite number"),
+        ({"seed": 1.5}, "'seed' must be an integer"),
+        ({"steps": 0}, "'steps' must be an integer of at least 1"),
+        ({"steps": 2.5}, "'steps' must be an integer of at least 1"),
     ],
 )
 def test_wrong_options_get_a_reason(options, reason):
@@ -73,7 +84,7 @@ def test_wrong_options_get_a_reason(options, reason):
 
 
 @pytest.mark.parametrize("name", ["raster", "columns", "snake", "spiral", "coarse"])
-@pytest.mark.parametrize("grid", [(1,), (5,), (1, 1), (4, 4), (3, 5), (1, 6), (6, 1), (7, 7)])
+@pytest.mark.parametrize("grid", [(), (1,), (5,), (1, 1), (4, 4), (3, 5), (1, 6), (6, 1), (7, 7)])
 def test_an_order_has_each_place_once(name, grid):
     assert torch.equal(places_in_order(name, grid).sort().values, torch.arange(math.prod(grid)))
 
@@ -88,17 +99,18 @@ def test_orders_are_what_they_are_called():
     assert places_in_order("coarse", (4, 4)).tolist()[:4] == [0, 2, 8, 10]
     with pytest.raises(ValueError, match="'order' must be one of raster"):
         places_in_order("random", (2, 2))
-    with pytest.raises(ValueError, match="'grid' must have 1 or 2 axes"):
+    with pytest.raises(ValueError, match="'grid' must have at most 2 axes"):
         places_in_order("raster", (2, 2, 2))
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (((), (4,)), "'grid' must be integers"),
-        (((2, 0), (4,)), "'grid' must be integers"),
-        (((2, 2), (0,)), "'codebook_sizes' must be integers"),
-        (((2, 2, 2), (4,)), "'grid' must have 1 or 2 axes"),
+        (((2, 0), (4,)), "'grid' must be an integer of at least 1"),
+        (((2, 2), (0,)), "'codebook_sizes' must be an integer of at least 1"),
+        (((2, 2), (4.5,)), "'codebook_sizes' must be an integer of at least 1"),
+        (((2, 2), ()), "'codebook_sizes' must have a number for each level"),
+        (((2, 2, 2), (4,)), "'grid' must have at most 2 axes"),
         (((2, 2), (4,), -1), "'classes' must be an integer of at least 0"),
     ],
 )
@@ -111,3 +123,6 @@ def test_a_shape_from_json_is_the_same():
     assert CodeShape([2, 3], [4]) == CodeShape((2, 3), (4,))
     assert CodeShape((2, 3), (4, 5)).axes == (2, 3, 2)
     assert CodeShape((2, 3), (4, 5)).length == 12
+    assert CodeShape([], [4, 5]).axes == (2,)
+    assert CodeShape([], [4]).axes == ()
+    assert CodeShape([], [4, 5]).length == 2

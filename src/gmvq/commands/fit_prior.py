@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gmvq import stages
 from gmvq.commands.common import Common, RunFolder, Where, common, grid, metric_rows, read_model, say
-from gmvq.priors.catalogue import KINDS
+from gmvq.priors import PRIORS
 from gmvq.stages.prior import PRIOR, PriorRun
 
 _SHOWN = (
@@ -25,6 +25,8 @@ _SHOWN = (
     ("seconds", "training", "{:.1f} s"),
 )
 
+_HELP = "; ".join(f"{name}: {kind.title}" for name, kind in PRIORS.items())
+
 
 @dataclass(frozen=True)
 class Options:
@@ -35,8 +37,6 @@ class Options:
 
     Args:
         run: Folder of the tokenizer's run.
-        prior: autoregressive or masked transformers, flows between codes or between latents, or n-gram and
-            frequencies, which count.
         out: Folder of the prior; by default prior in that of the run.
         steps: Optimizer steps.
         batch_size: Items in a batch.
@@ -51,7 +51,7 @@ class Options:
     """
 
     run: RunFolder
-    prior: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(KINDS) + "}")] = "autoregressive"
+    prior: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(PRIORS) + "}", help=_HELP)] = "autoregressive"
     out: Path | None = None
     steps: int = PriorRun().training.steps
     batch_size: int = PriorRun().training.batch_size

@@ -2,7 +2,7 @@
 
 from gmvq.priors.autoregressive import AutoregressiveConfig, AutoregressivePrior
 from gmvq.priors.base import AbstractPrior, AbstractSequentialPrior, CodeShape, NoLikelihoodError, Reader
-from gmvq.priors.catalogue import PriorName, described, from_description, make_prior
+from gmvq.priors.catalogue import PRIORS, described, from_description, make_prior
 from gmvq.priors.counting import Frequencies, NGram
 from gmvq.priors.flow import CodeFlowPrior, FlowConfig, LatentFlowConfig, LatentFlowPrior
 from gmvq.priors.masked import MaskedConfig, MaskedPrior, Unmasking
@@ -10,6 +10,7 @@ from gmvq.priors.orders import OrderName, places_in_order
 from gmvq.priors.sampling import Sampling
 
 __all__ = [
+    "PRIORS",
     "AbstractPrior",
     "AbstractSequentialPrior",
     "AutoregressiveConfig",
@@ -25,7 +26,6 @@ __all__ = [
     "NGram",
     "NoLikelihoodError",
     "OrderName",
-    "PriorName",
     "Reader",
     "Sampling",
     "Unmasking",

@@ -27,10 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmvq.checks import one_of
 from gmvq.networks.transformer import Transformer, initialize
-from gmvq.priors.base import AbstractSequentialPrior, CodeShape, Reader
+from gmvq.priors.base import AbstractSequentialPrior, CodeShape, Integers, Reader
 from gmvq.priors.conditioning import ClassVectors, grid_vectors
-from gmvq.priors.orders import OrderName
+from gmvq.priors.orders import ORDERS, OrderName
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class AutoregressiveConfig:
         dropout: Share of the features that each part of a layer loses in training.
         label_dropout: Share of the images that are learned without their class, so that guidance has both.
         order: The order of the places.
+
+    Raises:
+        ValueError: If there is no such order.
     """
 
     width: int = 256
@@ -54,6 +58,9 @@ class AutoregressiveConfig:
     dropout: float = 0.1
     label_dropout: float = 0.1
     order: OrderName = "raster"
+
+    def __post_init__(self) -> None:
+        one_of("order", self.order, ORDERS)
 
 
 class AutoregressivePrior(AbstractSequentialPrior):
@@ -88,7 +95,7 @@ class AutoregressivePrior(AbstractSequentialPrior):
         width, sizes = config.width, shape.codebook_sizes
         self.embeddings = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
         self.classes = ClassVectors(shape.classes, width, config.label_dropout)
-        self.axes = nn.ParameterList(nn.Parameter(torch.empty(places, width)) for places in shape.grid)
+        self.axes = nn.ParameterList(nn.Parameter(torch.empty(places, width)) for places in shape.sides)
         self.transformer = Transformer(width, config.depth, config.heads, shape.places, dropout=config.dropout)
         self.levels = (
             Transformer(width, config.level_depth, config.heads, shape.levels, dropout=config.dropout)
@@ -98,7 +105,7 @@ class AutoregressivePrior(AbstractSequentialPrior):
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
         initialize(self.axes, self.embeddings, self.heads)
 
-    def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, codes: Integers, labels: Integers | None = None) -> Tensor:
         """Mean negative log-likelihood of a code in nats, to learn from; in training, classes are dropped at random.
 
         Args:
@@ -111,14 +118,14 @@ class AutoregressivePrior(AbstractSequentialPrior):
         # on a GPU to look would wait for it in each step; the trainer's codes were looked at before
         return -self._log_probs(*self._inputs(codes, labels, ranges=self.device.type == "cpu")).mean()
 
-    def log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:  # noqa: D102
+    def log_prob(self, codes: Integers, labels: Integers | None = None) -> Tensor:  # noqa: D102
         return self._log_probs(*self._inputs(codes, labels)).flatten(1).sum(1)
 
-    def logits(self, codes: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+    def logits(self, codes: Integers, labels: Integers | None = None) -> list[Tensor]:
         """Logits of all codes, each given those before it in order: for each level ``(B, T, K)``."""
         return self._logits(*self._inputs(codes, labels))
 
-    def reader(self, batch: int, labels: Tensor | None = None) -> Reader:  # noqa: D102
+    def _reader(self, batch: int, labels: Tensor | None) -> Reader:
         return _CachedReader(self, batch, labels)
 
     def first_input(self, batch: int, labels: Tensor | None) -> Tensor:
@@ -133,7 +140,7 @@ class AutoregressivePrior(AbstractSequentialPrior):
         """The sum of the vectors of the codes of places, ``(..., levels)`` -> ``(..., width)``."""
         return torch.stack([embed(places[..., level]) for level, embed in enumerate(self.embeddings)]).sum(0)
 
-    def _inputs(self, codes: Tensor, labels: Tensor | None, *, ranges: bool = True) -> tuple[Tensor, Tensor | None]:
+    def _inputs(self, codes: Integers, labels: Integers | None, *, ranges: bool = True) -> tuple[Tensor, Tensor | None]:
         """Codes by place in order ``(B, T, levels)``, and labels."""
         sequence = self.sequence(self.shape.checked(codes, ranges=ranges).to(self.device))
         labels = self.shape.checked_labels(labels, len(codes), self.device, ranges=ranges)

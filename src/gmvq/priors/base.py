@@ -16,14 +16,20 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gmvq.checks import at_least
 from gmvq.priors.orders import OrderName, places_in_order
 from gmvq.priors.sampling import Sampling, inverted
+
+Integers = Tensor | np.ndarray | Sequence[Any]
+"""Codes or labels, as their users have them."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,12 @@ class CodeShape:
     """What codes a prior is of.
 
     Args:
-        grid: Places along each axis, 1 or 2 of them.
+        grid: Places along each axis; none, for vectors with one place, or at most 2.
         codebook_sizes: Number of codes K at each level of a place; one level has no axis of its own.
         classes: Number of classes that codes may be conditioned on, 0 for none.
 
     Raises:
-        ValueError: If a number is not at least 1 (0 for classes).
+        ValueError: If there are more axes, or a number is not an integer of at least 1 (0 for classes).
     """
 
     grid: tuple[int, ...]
@@ -44,17 +50,15 @@ class CodeShape:
     classes: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("grid", "codebook_sizes"):
+        for name, example in (("grid", "(8, 8)"), ("codebook_sizes", "(512,)")):
             values = tuple(getattr(self, name))
-            object.__setattr__(self, name, values)  # JSON gives lists
-            if not values or any(
-                isinstance(value, bool) or not isinstance(value, int) or value < 1 for value in values
-            ):
-                raise ValueError(f"'{name}' must be integers of at least 1, got {values}. Give for example (8, 8).")
+            checked = tuple(at_least(name, value, 1, f"Give for example {example}.") for value in values)
+            object.__setattr__(self, name, checked)  # JSON gives lists
+        if not self.codebook_sizes:
+            raise ValueError("'codebook_sizes' must have a number for each level, got none. Give for example (512,).")
         if len(self.grid) > 2:
-            raise ValueError(f"'grid' must have 1 or 2 axes, got {self.grid}. Flatten the others.")
-        if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 0:
-            raise ValueError(f"'classes' must be an integer of at least 0, got {self.classes!r}. Use 0 for none.")
+            raise ValueError(f"'grid' must have at most 2 axes, got {self.grid}. Flatten the others.")
+        object.__setattr__(self, "classes", at_least("classes", self.classes, 0, "Use 0 for none."))
 
     @property
     def levels(self) -> int:
@@ -62,8 +66,13 @@ class CodeShape:
         return len(self.codebook_sizes)
 
     @property
+    def sides(self) -> tuple[int, ...]:
+        """Places along each axis, where one place without axes counts as one axis of one place."""
+        return self.grid or (1,)
+
+    @property
     def places(self) -> int:
-        """Places of the grid, T."""
+        """Places of the grid, T; 1 for a grid without axes."""
         return math.prod(self.grid)
 
     @property
@@ -76,19 +85,20 @@ class CodeShape:
         """Axes of the codes of one image."""
         return (*self.grid, self.levels) if self.levels > 1 else self.grid
 
-    def checked(self, codes: Tensor, *, ranges: bool = True) -> Tensor:
+    def checked(self, codes: Integers, *, ranges: bool = True) -> Tensor:
         """Codes as int64 ``(B, *axes)``.
 
         Args:
-            codes: Integers of any type.
+            codes: Integers of any type, as a tensor, an array or lists.
             ranges: Look at the codes themselves, too, for which a GPU must wait.
 
         Raises:
             ValueError: If they are not integers of these axes, or outside their codebooks.
         """
-        if codes.is_floating_point() or codes.dtype == torch.bool or tuple(codes.shape[1:]) != self.axes:
+        codes = as_tensor("codes", codes)
+        if not _holds_integers(codes) or codes.ndim != len(self.axes) + 1 or tuple(codes.shape[1:]) != self.axes:
             raise ValueError(
-                f"'codes' must be integers of shape (B, {', '.join(map(str, self.axes))}), got {codes.dtype} "
+                f"'codes' must be integers of shape ({', '.join(['B', *map(str, self.axes)])}), got {codes.dtype} "
                 f"{tuple(codes.shape)}. Pass what the tokenizer's encode() returned."
             )
         codes = codes.long()
@@ -103,12 +113,12 @@ class CodeShape:
         return codes
 
     def checked_labels(
-        self, labels: Tensor | None, batch: int, device: torch.device, *, ranges: bool = True
+        self, labels: Integers | None, batch: int, device: torch.device, *, ranges: bool = True
     ) -> Tensor | None:
         """Labels as int64 ``(B,)`` on a device, or None.
 
         Args:
-            labels: Integers of any type.
+            labels: Integers of any type, as a tensor, an array or a list.
             batch: How many they must be.
             device: Where to.
             ranges: Look at the labels themselves, too, for which a GPU must wait.
@@ -120,7 +130,8 @@ class CodeShape:
             return None
         if not self.classes:
             raise ValueError("'labels' must be None for a prior without classes. Leave them out, or fit one with them.")
-        if labels.is_floating_point() or labels.shape != (batch,):
+        labels = as_tensor("labels", labels)
+        if labels.shape != (batch,) or not (_holds_integers(labels) or batch == 0):
             raise ValueError(
                 f"'labels' must be {batch} integers, got {labels.dtype} {tuple(labels.shape)}. Give one for each image."
             )
@@ -129,6 +140,27 @@ class CodeShape:
                 f"'labels' must lie in [0, {self.classes}), got {int(labels.min())} to {int(labels.max())}. Check them."
             )
         return labels.long().to(device)
+
+
+def as_tensor(name: str, values: Integers) -> Tensor:
+    """A tensor as it is, an array or lists as a new tensor.
+
+    Raises:
+        ValueError: If they are no numbers, or lists of different lengths.
+    """
+    if isinstance(values, Tensor):
+        return values
+    try:
+        return torch.as_tensor(np.array(values))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"'{name}' must be a tensor, an array or lists of integers, got {type(values).__name__} ({error}). Give "
+            "for example torch.tensor([0, 1])."
+        ) from error
+
+
+def _holds_integers(values: Tensor) -> bool:
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
 class NoLikelihoodError(TypeError):
@@ -166,7 +198,7 @@ class AbstractPrior(nn.Module, ABC):
         self.shape = shape
 
     @abstractmethod
-    def log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+    def log_prob(self, codes: Integers, labels: Integers | None = None) -> Tensor:
         """Log-likelihood in nats.
 
         Args:
@@ -182,7 +214,7 @@ class AbstractPrior(nn.Module, ABC):
         """
 
     def sample(
-        self, number: int, labels: Tensor | None = None, sampling: Sampling | None = None, *, first: int = 0
+        self, number: int, labels: Integers | None = None, sampling: Sampling | None = None, *, first: int = 0
     ) -> Tensor:
         """Draws codes.
 
@@ -198,14 +230,13 @@ class AbstractPrior(nn.Module, ABC):
         Raises:
             ValueError: If labels do not fit, or guidance is asked for without them.
         """
-        if type(number) is not int or number < 0:
-            raise ValueError(f"'number' must be an integer of at least 0, got {number!r}. Say how many to draw.")
+        at_least("number", number, 0, "Say how many to draw.")
         unknown = torch.full((number, *self.shape.axes), -1, device=self.device)
         return self.complete(unknown, labels, sampling, first=first)
 
     @abstractmethod
     def complete(
-        self, known: Tensor, labels: Tensor | None = None, sampling: Sampling | None = None, *, first: int = 0
+        self, known: Integers, labels: Integers | None = None, sampling: Sampling | None = None, *, first: int = 0
     ) -> Tensor:
         """Draws the codes that are not known.
 
@@ -222,12 +253,12 @@ class AbstractPrior(nn.Module, ABC):
             ValueError: If known codes or labels do not fit, or guidance is asked for without labels.
         """
 
-    def quick_log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+    def quick_log_prob(self, codes: Integers, labels: Integers | None = None) -> Tensor:
         """:meth:`log_prob`, or a bound of it from below where that takes many passes: nats for each image ``(B,)``."""
         return self.log_prob(codes, labels)
 
     @torch.no_grad()
-    def bits_per_code(self, codes: Tensor, labels: Tensor | None = None, batch_size: int = 64) -> float:
+    def bits_per_code(self, codes: Integers, labels: Integers | None = None, batch_size: int = 64) -> float:
         """Mean length of a code in bits, by :meth:`quick_log_prob`.
 
         Args:
@@ -236,8 +267,13 @@ class AbstractPrior(nn.Module, ABC):
             batch_size: Images at a time.
 
         Raises:
-            ValueError: If codes or labels do not fit.
+            ValueError: If codes or labels do not fit, or there is no code.
         """
+        at_least("batch_size", batch_size, 1, "Use 64.")
+        codes = as_tensor("codes", codes)
+        labels = self.shape.checked_labels(labels, len(codes), codes.device)
+        if not len(codes):
+            raise ValueError("'codes' must be of at least one image, got none. Give held-out codes.")
         nats = 0.0
         for start in range(0, len(codes), batch_size):
             part = slice(start, start + batch_size)
@@ -245,8 +281,11 @@ class AbstractPrior(nn.Module, ABC):
             nats -= float(self.quick_log_prob(*some).sum(dtype=torch.float64))
         return nats / (len(codes) * self.shape.length * math.log(2))
 
-    def _to_complete(self, known: Tensor, labels: Tensor | None, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+    def _to_complete(
+        self, known: Integers, labels: Integers | None, sampling: Sampling
+    ) -> tuple[Tensor, Tensor | None]:
         """Checked codes with -1 where one is to be drawn, and checked labels, where the prior is."""
+        known = as_tensor("known", known)
         drawn = known < 0
         checked = self.shape.checked(known.masked_fill(drawn, 0)).masked_fill(drawn, -1)
         labels = self.shape.checked_labels(labels, len(known), self.device)
@@ -288,17 +327,25 @@ class AbstractSequentialPrior(AbstractPrior):
         by_place = sequence.reshape(len(sequence), self.shape.places, self.shape.levels)
         return by_place[:, self.inverse].reshape(len(sequence), *self.shape.axes)
 
-    @abstractmethod
-    def reader(self, batch: int, labels: Tensor | None = None) -> Reader:
+    def reader(self, batch: int, labels: Integers | None = None) -> Reader:
         """A reader of some images that has seen nothing yet.
 
         Args:
             batch: Images B.
             labels: Class of each ``(B,)``; None for none.
+
+        Raises:
+            ValueError: If labels do not fit.
         """
+        at_least("batch", batch, 0, "Say how many images are read.")
+        return self._reader(batch, self.shape.checked_labels(labels, batch, self.device))
+
+    @abstractmethod
+    def _reader(self, batch: int, labels: Tensor | None) -> Reader:
+        """A reader, of checked labels where the prior is."""
 
     @torch.no_grad()
-    def next_probabilities(self, known: Tensor, labels: Tensor | None = None) -> Tensor:
+    def next_probabilities(self, known: Integers, labels: Integers | None = None) -> Tensor:
         """Distribution of the next code, given the first codes of the sequence.
 
         Args:
@@ -311,6 +358,7 @@ class AbstractSequentialPrior(AbstractPrior):
         Raises:
             ValueError: If there is no next code, or labels do not fit.
         """
+        known = as_tensor("known", known)
         if known.ndim != 2 or known.shape[1] >= self.shape.length:
             raise ValueError(
                 f"'known' must be (B, s) with s below {self.shape.length}, got {tuple(known.shape)}. Give the first "
@@ -321,20 +369,20 @@ class AbstractSequentialPrior(AbstractPrior):
             if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
                 raise ValueError(f"'known' must lie in [0, {size}) at its code {step}. Give codes of the codebook.")
         known = known.long().to(self.device)
-        reader = self.reader(len(known), self.shape.checked_labels(labels, len(known), self.device))
+        reader = self.reader(len(known), labels)
         for codes in known.unbind(1):
             reader.logits()
             reader.add(codes)
         return reader.logits().float().softmax(-1)
 
     def complete(  # noqa: D102
-        self, known: Tensor, labels: Tensor | None = None, sampling: Sampling | None = None, *, first: int = 0
+        self, known: Integers, labels: Integers | None = None, sampling: Sampling | None = None, *, first: int = 0
     ) -> Tensor:
         return self.complete_in_order(known, labels, sampling, first=first)
 
     @torch.no_grad()
     def complete_in_order(
-        self, known: Tensor, labels: Tensor | None = None, sampling: Sampling | None = None, *, first: int = 0
+        self, known: Integers, labels: Integers | None = None, sampling: Sampling | None = None, *, first: int = 0
     ) -> Tensor:
         """Draws the codes that are not known one by one, each given all that come before it in the order.
 
@@ -345,7 +393,7 @@ class AbstractSequentialPrior(AbstractPrior):
         known, labels = self._to_complete(known, labels, sampling)
         sequence = self.sequence(known)
         uniforms = sampling.uniforms(first, len(sequence), self.shape.length, self.device)
-        readers = [self.reader(len(sequence), each) for each in sampling.conditions(labels)]
+        readers = [self._reader(len(sequence), each) for each in sampling.conditions(labels)]
         for step in range(self.shape.length):
             logits = [reader.logits() for reader in readers]
             guided = sampling.guided(*logits) if len(logits) == 2 else logits[0]

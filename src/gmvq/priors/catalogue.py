@@ -1,56 +1,56 @@
-"""Priors by name, and what a prior is made of as JSON has it."""
+"""Priors by name, and their configuration as JSON has it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
+from gmvq.checks import one_of
 from gmvq.priors.autoregressive import AutoregressiveConfig, AutoregressivePrior
 from gmvq.priors.base import AbstractPrior, CodeShape
 from gmvq.priors.counting import Frequencies, NGram
 from gmvq.priors.flow import CodeFlowPrior, FlowConfig, LatentFlowConfig, LatentFlowPrior
 from gmvq.priors.masked import MaskedConfig, MaskedPrior
 
-PriorName = Literal["autoregressive", "masked", "code-flow", "latent-flow", "n-gram", "frequencies"]
-
 
 class Kind(NamedTuple):
-    """What a name stands for.
+    """A kind of prior.
 
     Attributes:
-        prior: The class.
-        config: The dataclass of its size, None for one that counts.
+        prior: Its class.
+        config: The dataclass of its size; None for a prior that counts.
+        title: What it is, in a line.
     """
 
     prior: type[AbstractPrior]
     config: Callable[..., Any] | None
+    title: str
 
 
-KINDS: dict[str, Kind] = {
-    "autoregressive": Kind(AutoregressivePrior, AutoregressiveConfig),
-    "masked": Kind(MaskedPrior, MaskedConfig),
-    "code-flow": Kind(CodeFlowPrior, FlowConfig),
-    "latent-flow": Kind(LatentFlowPrior, LatentFlowConfig),
-    "n-gram": Kind(NGram, None),
-    "frequencies": Kind(Frequencies, None),
+PRIORS: dict[str, Kind] = {
+    "autoregressive": Kind(AutoregressivePrior, AutoregressiveConfig, "a transformer that draws code by code"),
+    "masked": Kind(MaskedPrior, MaskedConfig, "a transformer that draws the surest codes first, in a few steps"),
+    "code-flow": Kind(CodeFlowPrior, FlowConfig, "a flow between codes, all at once"),
+    "latent-flow": Kind(LatentFlowPrior, LatentFlowConfig, "a flow between latents, all at once, for one codebook"),
+    "n-gram": Kind(NGram, None, "counts of each code after those before it"),
+    "frequencies": Kind(Frequencies, None, "counts of each code"),
 }
+"""The one list of priors: options, help and the tables of the documentation follow it."""
 
 
-def make_prior(name: PriorName, shape: CodeShape, options: Mapping[str, Any] | None = None) -> AbstractPrior:
+def make_prior(name: str, shape: CodeShape, options: Mapping[str, Any] | None = None) -> AbstractPrior:
     """The prior of a name.
 
     Args:
-        name: What it is.
+        name: A name of :data:`PRIORS`.
         shape: What codes it is of.
         options: Fields of its configuration, beside their defaults; none for one that counts.
 
     Raises:
         ValueError: If there is none of that name, or it has no such option.
     """
-    if name not in KINDS:
-        raise ValueError(f"'prior' must be one of {', '.join(get_args(PriorName))}, got {name!r}. Use autoregressive.")
-    kind = KINDS[name]
+    kind = PRIORS[one_of("prior", name, PRIORS)]
     if kind.config is None:
         if options:
             raise ValueError(f"A prior that counts has no options, got {', '.join(options)}. Leave them out.")
@@ -66,7 +66,7 @@ def make_prior(name: PriorName, shape: CodeShape, options: Mapping[str, Any] | N
 
 def described(prior: AbstractPrior) -> dict[str, Any]:
     """What a prior is made of, ready for JSON; :func:`make_prior` makes it again."""
-    name = next(name for name, kind in KINDS.items() if type(prior) is kind.prior)
+    name = next(name for name, kind in PRIORS.items() if type(prior) is kind.prior)
     config = getattr(prior, "config", None)
     return {"prior": name, "shape": asdict(prior.shape), "options": {} if config is None else asdict(config)}
 

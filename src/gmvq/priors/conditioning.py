@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from gmvq.checks import fraction
 from gmvq.networks.transformer import initialize
 
 
@@ -27,8 +28,7 @@ class ClassVectors(nn.Module):
 
     def __init__(self, classes: int, width: int, dropout: float) -> None:
         super().__init__()
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"'label_dropout' must lie in [0, 1], got {dropout}. Use 0.1.")
+        fraction("label_dropout", dropout, "Use 0.1.")
         self.classes, self.dropout = classes, dropout
         self.vectors = nn.Embedding(classes + 1, width)  # the last one: no class
         initialize(self.vectors)

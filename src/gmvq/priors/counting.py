@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gmvq.priors.base import AbstractSequentialPrior, CodeShape, Reader
+from gmvq.priors.base import AbstractSequentialPrior, CodeShape, Integers, Reader
 
 PSEUDO_COUNT = 0.5
 """What each code is counted before it was seen: Krichevsky and Trofimov's estimator."""
@@ -49,15 +49,15 @@ class Frequencies(AbstractSequentialPrior):
         self.register_buffer("counts", torch.zeros(shape.levels, max(shape.codebook_sizes), dtype=torch.int64))
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[Tensor]) -> None:
+    def fit(self, batches: Iterable[Integers]) -> None:
         """Counts codes ``(B, *grid[, levels])``, beside what was counted before."""
         for codes in batches:
             by_level = self.shape.checked(codes).to(self.device).reshape(-1, self.shape.levels)
             for level, size in enumerate(self.shape.codebook_sizes):
                 self.counts[level, :size] += torch.bincount(by_level[:, level], minlength=size)
 
-    def log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:  # noqa: D102
-        by_level = self.shape.checked(codes).to(self.device).reshape(len(codes), -1, self.shape.levels)
+    def log_prob(self, codes: Integers, labels: Integers | None = None) -> Tensor:  # noqa: D102
+        by_level = self.shape.checked(codes).to(self.device).reshape(-1, self.shape.places, self.shape.levels)
         self.shape.checked_labels(labels, len(codes), self.device)
         parts = [self.log_probabilities(level)[by_level[..., level]] for level in range(self.shape.levels)]
         return torch.stack(parts).sum((0, 2)).float()
@@ -67,7 +67,7 @@ class Frequencies(AbstractSequentialPrior):
         counts = self.counts[level, : self.shape.codebook_sizes[level]].double() + PSEUDO_COUNT
         return (counts / counts.sum()).log()
 
-    def reader(self, batch: int, labels: Tensor | None = None) -> Reader:  # noqa: D102
+    def _reader(self, batch: int, labels: Tensor | None) -> Reader:
         return _FrequencyReader(self, batch)
 
 
@@ -116,7 +116,7 @@ class NGram(AbstractSequentialPrior):
             self.register_buffer(f"counts_{order}", torch.zeros(0, dtype=torch.int64))
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[Tensor]) -> None:
+    def fit(self, batches: Iterable[Integers]) -> None:
         """Counts codes ``(B, *grid[, levels])``, beside what was counted before."""
         for codes in batches:
             self.frequencies.fit([codes])
@@ -124,9 +124,9 @@ class NGram(AbstractSequentialPrior):
             for order, contexts in enumerate(self._contexts(sequence), 1):
                 self._count(order, (contexts * self.base + sequence).flatten())
 
-    def log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:  # noqa: D102
+    def log_prob(self, codes: Integers, labels: Integers | None = None) -> Tensor:  # noqa: D102
         sequence = self.sequence(self.shape.checked(codes).to(self.device))
-        self.shape.checked_labels(labels, len(codes), codes.device)
+        self.shape.checked_labels(labels, len(codes), self.device)
         levels = self._levels(sequence.shape[1])
         tables = torch.stack([self._padded(level) for level in range(self.shape.levels)])
         probabilities = tables[levels, sequence].exp()
@@ -138,7 +138,7 @@ class NGram(AbstractSequentialPrior):
             )
         return probabilities.log().sum(1).float()
 
-    def reader(self, batch: int, labels: Tensor | None = None) -> Reader:  # noqa: D102
+    def _reader(self, batch: int, labels: Tensor | None) -> Reader:
         return _NGramReader(self, batch)
 
     def table(self, order: int) -> tuple[Tensor, Tensor]:

@@ -31,10 +31,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmvq.checks import at_least, fraction
 from gmvq.kernels import nearest_code
 from gmvq.networks.layers import WAVES, even_times, waves
 from gmvq.networks.transformer import Transformer, initialize
-from gmvq.priors.base import AbstractPrior, CodeShape, NoLikelihoodError
+from gmvq.priors.base import AbstractPrior, CodeShape, Integers, NoLikelihoodError
 from gmvq.priors.conditioning import ClassVectors, grid_vectors
 from gmvq.priors.sampling import Sampling
 
@@ -68,8 +69,7 @@ class FlowConfig:
     known_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.known_share <= 1:
-            raise ValueError(f"'known_share' must lie in [0, 1], got {self.known_share}. Use 0.5.")
+        fraction("known_share", self.known_share, "Use 0.5.")
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,7 @@ class LatentFlowConfig(FlowConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.codebook_dim) is not int or self.codebook_dim < 1:
-            raise ValueError(
-                f"'codebook_dim' must be an integer of at least 1, got {self.codebook_dim!r}. Use the codebook's."
-            )
+        at_least("codebook_dim", self.codebook_dim, 1, "Use the codebook's.")
 
 
 class AbstractFlowPrior(AbstractPrior):
@@ -109,7 +106,7 @@ class AbstractFlowPrior(AbstractPrior):
         width = self.config.width
         self.classes = ClassVectors(shape.classes, width, self.config.label_dropout)
         self.times = nn.Sequential(nn.Linear(WAVES, width), nn.SiLU(), nn.Linear(width, width))
-        self.axes = nn.ParameterList(nn.Parameter(torch.empty(places, width)) for places in (*shape.grid, shape.levels))
+        self.axes = nn.ParameterList(nn.Parameter(torch.empty(side, width)) for side in (*shape.sides, shape.levels))
         self.transformer = Transformer(
             width, self.config.depth, self.config.heads, shape.length + 2, causal=False, dropout=self.config.dropout
         )
@@ -117,7 +114,7 @@ class AbstractFlowPrior(AbstractPrior):
         initialize(self.axes, self.times)
         nn.init.normal_(self.known, std=0.02)
 
-    def log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+    def log_prob(self, codes: Integers, labels: Integers | None = None) -> Tensor:
         """Raises an error: a flow does not say how likely given codes are.
 
         Raises:
@@ -125,7 +122,7 @@ class AbstractFlowPrior(AbstractPrior):
         """
         raise NoLikelihoodError(f"{type(self).__name__} has no likelihood of codes. Use AutoregressivePrior.")
 
-    def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, codes: Integers, labels: Integers | None = None) -> Tensor:
         """What to learn from, ``()``.
 
         Args:
@@ -134,7 +131,7 @@ class AbstractFlowPrior(AbstractPrior):
         """
         # on a GPU to look would wait for it in each step; the trainer's codes were looked at before
         looks = self.device.type == "cpu"
-        rows = self.shape.checked(codes, ranges=looks).to(self.device).flatten(1)
+        rows = self.shape.checked(codes, ranges=looks).to(self.device).reshape(-1, self.shape.length)
         labels = self.shape.checked_labels(labels, len(codes), self.device, ranges=looks)
         times = even_times(len(rows), rows.device)
         shares = torch.rand(2, len(rows), 1, device=rows.device)
@@ -143,11 +140,12 @@ class AbstractFlowPrior(AbstractPrior):
 
     @torch.no_grad()
     def complete(  # noqa: D102
-        self, known: Tensor, labels: Tensor | None = None, sampling: Sampling | None = None, *, first: int = 0
+        self, known: Integers, labels: Integers | None = None, sampling: Sampling | None = None, *, first: int = 0
     ) -> Tensor:
         sampling = Sampling() if sampling is None else sampling
         known, labels = self._to_complete(known, labels, sampling)
-        return self._drawn(known.flatten(1), labels, sampling, first).reshape(known.shape)
+        rows = known.reshape(-1, self.shape.length)
+        return self._drawn(rows, labels, sampling, first).reshape(known.shape)
 
     @abstractmethod
     def _loss(self, codes: Tensor, times: Tensor, labels: Tensor | None, known: Tensor) -> Tensor:

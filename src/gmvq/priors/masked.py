@@ -25,17 +25,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmvq.checks import at_least, one_of
 from gmvq.networks.layers import even_times
 from gmvq.networks.transformer import Transformer, initialize
-from gmvq.priors.base import AbstractSequentialPrior, CodeShape, Reader
+from gmvq.priors.base import AbstractSequentialPrior, CodeShape, Integers, Reader
 from gmvq.priors.conditioning import ClassVectors, grid_vectors
-from gmvq.priors.orders import OrderName
+from gmvq.priors.orders import ORDERS, OrderName
 from gmvq.priors.sampling import Sampling
 
 
@@ -51,6 +53,9 @@ class MaskedConfig:
         label_dropout: Share of the images that are learned without their class, so that guidance has both.
         weighting: ``mean`` over the hidden codes, MaskGIT's, or ``bound``: that of absorbing diffusion.
         order: The order of the places where codes are drawn one by one.
+
+    Raises:
+        ValueError: If there is no such weighting or order.
     """
 
     width: int = 256
@@ -62,8 +67,8 @@ class MaskedConfig:
     order: OrderName = "raster"
 
     def __post_init__(self) -> None:
-        if self.weighting not in ("mean", "bound"):
-            raise ValueError(f"'weighting' must be 'mean' or 'bound', got {self.weighting!r}. Use 'mean'.")
+        one_of("weighting", self.weighting, ("mean", "bound"))
+        one_of("order", self.order, ORDERS)
 
 
 @dataclass(frozen=True)
@@ -85,10 +90,9 @@ class Unmasking:
     choice_temperature: float = 4.5
 
     def __post_init__(self) -> None:
-        if type(self.steps) is not int or self.steps < 1:
-            raise ValueError(f"'steps' must be an integer of at least 1, got {self.steps!r}. Use 12.")
-        if math.isnan(self.choice_temperature) or self.choice_temperature < 0:
-            raise ValueError(f"'choice_temperature' must be at least 0, got {self.choice_temperature}. Use 4.5.")
+        at_least("steps", self.steps, 1, "Use 12.")
+        if not isinstance(self.choice_temperature, Real) or not self.choice_temperature >= 0:
+            raise ValueError(f"'choice_temperature' must be at least 0, got {self.choice_temperature!r}. Use 4.5.")
 
     def hidden_after(self, step: int, hidden: Tensor) -> Tensor:
         """How many of ``hidden`` codes ``(B,)`` are so after a step, counted from 1: fewer each time, 0 in the end."""
@@ -133,14 +137,14 @@ class MaskedPrior(AbstractSequentialPrior):
         width, sizes = config.width, shape.codebook_sizes
         self.embeddings = nn.ModuleList(nn.Embedding(size + 1, width) for size in sizes)  # the last one: hidden
         self.classes = ClassVectors(shape.classes, width, config.label_dropout)
-        self.axes = nn.ParameterList(nn.Parameter(torch.empty(places, width)) for places in (*shape.grid, shape.levels))
+        self.axes = nn.ParameterList(nn.Parameter(torch.empty(side, width)) for side in (*shape.sides, shape.levels))
         self.transformer = Transformer(
             width, config.depth, config.heads, shape.length + 1, causal=False, dropout=config.dropout
         )
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
         initialize(self.axes, self.embeddings, self.heads)
 
-    def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, codes: Integers, labels: Integers | None = None) -> Tensor:
         """What to learn from, in nats for each code: a random share is hidden, classes are dropped in training.
 
         Args:
@@ -162,7 +166,7 @@ class MaskedPrior(AbstractSequentialPrior):
             return (nats / number).sum(1).mean()
         return nats.sum() / hidden.sum().clamp_min(1)
 
-    def log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+    def log_prob(self, codes: Integers, labels: Integers | None = None) -> Tensor:
         """Log-likelihood in nats of codes drawn one by one in order: S passes through the network.
 
         Args:
@@ -184,7 +188,7 @@ class MaskedPrior(AbstractSequentialPrior):
         return total
 
     @torch.no_grad()
-    def bound(self, codes: Tensor, labels: Tensor | None = None, samples: int = 16, seed: int = 0) -> Tensor:
+    def bound(self, codes: Integers, labels: Integers | None = None, samples: int = 16, seed: int = 0) -> Tensor:
         """A bound of the log-likelihood from below over random orders, in nats: an estimate of ``samples`` passes.
 
         Args:
@@ -208,14 +212,14 @@ class MaskedPrior(AbstractSequentialPrior):
             total += nats.sum(1) * length / number[:, 0]
         return total / samples
 
-    def quick_log_prob(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:  # noqa: D102
+    def quick_log_prob(self, codes: Integers, labels: Integers | None = None) -> Tensor:  # noqa: D102
         return self.bound(codes, labels)
 
     @torch.no_grad()
     def complete(
         self,
-        known: Tensor,
-        labels: Tensor | None = None,
+        known: Integers,
+        labels: Integers | None = None,
         sampling: Sampling | None = None,
         *,
         first: int = 0,
@@ -259,7 +263,7 @@ class MaskedPrior(AbstractSequentialPrior):
             hidden = hidden & (least_first < unmasking.hidden_after(step, hidden_at_first)[:, None])
         return self.codes_of(sequence)
 
-    def reader(self, batch: int, labels: Tensor | None = None) -> Reader:  # noqa: D102
+    def _reader(self, batch: int, labels: Tensor | None) -> Reader:
         return _MaskedReader(self, batch, labels)
 
     def logits(self, sequence: Tensor, hidden: Tensor, labels: Tensor | None) -> list[Tensor]:
@@ -280,7 +284,7 @@ class MaskedPrior(AbstractSequentialPrior):
         *grid, levels = self.axes
         return (grid_vectors(grid)[self.order][:, None] + levels).flatten(0, 1)
 
-    def _inputs(self, codes: Tensor, labels: Tensor | None, *, ranges: bool = True) -> tuple[Tensor, Tensor | None]:
+    def _inputs(self, codes: Integers, labels: Integers | None, *, ranges: bool = True) -> tuple[Tensor, Tensor | None]:
         """Codes in order ``(B, S)``, and labels."""
         sequence = self.sequence(self.shape.checked(codes, ranges=ranges).to(self.device))
         return sequence, self.shape.checked_labels(labels, len(codes), self.device, ranges=ranges)

@@ -8,7 +8,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from gmvq.checks import one_of
+
 OrderName = Literal["raster", "columns", "snake", "spiral", "coarse"]
+ORDERS: tuple[str, ...] = get_args(OrderName)
 
 
 def places_in_order(name: OrderName, grid: tuple[int, ...]) -> Tensor:
@@ -18,7 +21,7 @@ def places_in_order(name: OrderName, grid: tuple[int, ...]) -> Tensor:
         name: ``raster`` (reading order), ``columns`` (the last axis slowest), ``snake`` (reading order with every other
             row backwards), ``spiral`` (from the middle outwards) or ``coarse`` (every other place of every other row
             first, and so on: coarse to fine). On a sequence the first three are from its start to its end.
-        grid: Number of places along each axis, 1 or 2 axes.
+        grid: Number of places along each axis, at most 2 axes; without any there is one place.
 
     Raises:
         ValueError: If there is no such order, or the grid is none.
@@ -29,11 +32,10 @@ def places_in_order(name: OrderName, grid: tuple[int, ...]) -> Tensor:
         >>> places_in_order("coarse", (3, 3))
         tensor([0, 2, 6, 8, 1, 3, 4, 5, 7])
     """
-    if name not in get_args(OrderName):
-        raise ValueError(f"'order' must be one of {', '.join(get_args(OrderName))}, got {name!r}. Use raster.")
-    if not 1 <= len(grid) <= 2 or min(grid) < 1:
-        raise ValueError(f"'grid' must have 1 or 2 axes of at least 1 place, got {grid}. Give for example (8, 8).")
-    indices = torch.arange(math.prod(grid)).reshape(grid if len(grid) == 2 else (1, *grid))
+    one_of("order", name, ORDERS)
+    if len(grid) > 2 or any(places < 1 for places in grid):
+        raise ValueError(f"'grid' must have at most 2 axes of at least 1 place, got {grid}. Give for example (8, 8).")
+    indices = torch.arange(math.prod(grid)).reshape(grid if len(grid) == 2 else (1, -1))
     if name == "columns":
         return indices.T.flatten() if len(grid) == 2 else indices.flatten()
     if name == "snake":

@@ -10,13 +10,14 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from gmvq.checks import at_least, fraction, non_negative
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,14 @@ class Sampling:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"'temperature' must be a finite number of at least 0, got {self.temperature}. Use 1.0.")
-        if self.top_k is not None and (isinstance(self.top_k, bool) or self.top_k < 1):
-            raise ValueError(f"'top_k' must be an integer of at least 1, got {self.top_k}. Use None for all codes.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"'top_p' must lie in (0, 1], got {self.top_p}. Use 1.0 for all codes.")
-        if not (math.isfinite(self.guidance) and self.guidance >= 0):
-            raise ValueError(f"'guidance' must be a finite number of at least 0, got {self.guidance}. Use 1.0.")
-        if isinstance(self.seed, bool) or self.seed < 0:
-            raise ValueError(f"'seed' must be an integer of at least 0, got {self.seed}. Use 0.")
-        if self.steps is not None and (type(self.steps) is not int or self.steps < 1):
-            raise ValueError(f"'steps' must be an integer of at least 1, got {self.steps!r}. Use None.")
+        non_negative("temperature", self.temperature, "Use 1.0.")
+        non_negative("guidance", self.guidance, "Use 1.0.")
+        at_least("seed", self.seed, 0, "Use 0.")
+        for name, remedy in (("top_k", "Use None for all codes."), ("steps", "Use None for the prior's own number.")):
+            if getattr(self, name) is not None:
+                at_least(name, getattr(self, name), 1, remedy)
+        if fraction("top_p", self.top_p, "Use 1.0 for all codes.") == 0:
+            raise ValueError("'top_p' must be above 0, got 0. Use top_k=1 for the most likely code.")
 
     def steps_or(self, usual: int) -> int:
         """Steps in which to draw, or as many as are usual."""

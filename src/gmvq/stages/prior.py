@@ -25,8 +25,7 @@ from gmvq.data.writing import write_json
 from gmvq.generation import Generator
 from gmvq.modalities import Data, fingerprint
 from gmvq.models import Autoencoder
-from gmvq.priors import AbstractPrior, CodeShape, Frequencies, LatentFlowPrior, NGram, make_prior
-from gmvq.priors.catalogue import KINDS
+from gmvq.priors import PRIORS, AbstractPrior, CodeShape, Frequencies, LatentFlowPrior, NGram, make_prior
 from gmvq.quantizers import AbstractQuantizer, GaussianMixtureQuantizer
 from gmvq.reports.prior_page import write_prior_report
 from gmvq.stages.data import data_of_run
@@ -71,7 +70,7 @@ class PriorRun:
     """A prior and how it is learned.
 
     Args:
-        prior: Its name, see :data:`gmvq.priors.catalogue.KINDS`.
+        prior: Its name, see :data:`gmvq.priors.catalogue.PRIORS`.
         options: Fields of its configuration, beside their defaults.
         training: How it is trained; one that counts is not.
         classes: Learn classes, where the data have labels.
@@ -86,12 +85,12 @@ class PriorRun:
     classes: bool = True
 
     def __post_init__(self) -> None:
-        one_of("prior", self.prior, KINDS)
+        one_of("prior", self.prior, PRIORS)
 
     @property
     def counts(self) -> bool:
         """True for a prior that has nothing to train."""
-        return KINDS[self.prior].config is None
+        return PRIORS[self.prior].config is None
 
 
 class PriorStage(Stage[AbstractPrior]):
