@@ -18,7 +18,7 @@ from gmvq.modalities import Image, Series, Vectors
 from gmvq.models.autoencoder import Autoencoder, AutoencoderConfig
 from gmvq.models.modes import evaluating
 from gmvq.reports import exhibits, plots, write_report
-from gmvq.reports.page import read_record
+from gmvq.reports.page import flat, read_record
 from gmvq.reports.plots import Curve
 
 METRICS = {
@@ -191,7 +191,7 @@ def test_page_of_other_modalities(tmp_path, modality, items, quantizer):
 @pytest.mark.parametrize("quantizer", ["gaussian-mixture", "none"])
 def test_a_run_without_anything_says_so(tmp_path, quantizer):
     page = report(tmp_path, autoencoder(quantizer), photographs().subset([0]))
-    for note in ("No metrics", "No curves", "no readable run.json"):
+    for note in ("No metrics", "No curves", "run.json is missing"):
         assert note in page.text
     assert tmp_path.name in page.text  # the folder names the run
 
@@ -338,3 +338,8 @@ def test_huge_codebooks_show_the_codes_in_use(tmp_path):
     shown = [picture["alt"] for picture in page.images if picture["alt"].startswith("Code ")]
     assert len(shown) == exhibits.DECODED
     assert shown[0] in {f"Code {code:,}" for code in found[times == times.max()].tolist()}
+
+
+def test_the_page_says_settings_in_words():
+    settings = {"a": None, "b": True, "c": {"d": [0.9, 1], "e": []}, "f": 1}
+    assert flat(settings) == [("a", "none"), ("b", "yes"), ("c d", "0.9, 1"), ("c e", "none"), ("f", "1")]

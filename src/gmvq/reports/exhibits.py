@@ -1,4 +1,4 @@
-"""What a report shows of a model: items beside what their codes keep of them, its doubts, and what codes decode to."""
+"""What a report shows of a model: reconstructed items, maps of codes and of their uncertainty, and decoded codes."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ COUNTED_SAMPLES = 1 << 22
 """Samples of the items whose codes are counted, where an evaluation has not counted them."""
 DECODED = 48
 """Codes that are decoded, the most used ones."""
+REPEATED = 3
+"""Tokens of the same code along each axis, from which it is decoded."""
 MOST_COLORED = 1 << 16
 """Largest codebook whose codes have colors."""
 AT_ONCE = 1 << 24
@@ -37,13 +39,15 @@ class Shown(NamedTuple):
     """An item with what is shown of it.
 
     Attributes:
-        exhibit: The item beside what was made of it.
+        exhibit: The item beside its reconstruction.
         codes: Map of its codes, None without any.
+        similar_colors: True if similar codes have similar colors in it.
         entropy: Posterior entropy of each token in nats ``(*grid)``, None without a posterior.
     """
 
     exhibit: Exhibit
     codes: Picture | None
+    similar_colors: bool
     entropy: Tensor | None
 
 
@@ -53,7 +57,7 @@ def show_items(model: Autoencoder, items: Items) -> list[Shown]:
 
     Args:
         model: In evaluation mode.
-        items: Held-out items; large ones stand for themselves with their central part.
+        items: Held-out items; of large ones the central part.
     """
     if not len(items):
         return []
@@ -74,16 +78,17 @@ def _show(model: Autoencoder, item: Tensor, name: str, colors: np.ndarray | None
     codes = model.encode(batch)[0].cpu() if model.has_code_maps else None
     exhibit = model.modality.exhibit(name, item, made, codes)
     painted = None
-    if codes is not None and colors is not None and axes_of(model):
-        painted = plots.token_map(colors[codes.numpy()], f"Codes of {name}, near codes in near colors")
+    if codes is not None and colors is not None and _has_places(model):
+        painted = plots.token_map(colors[codes.numpy()], f"Codes of {name}")
     entropy = None
-    if model.bottleneck.has_posterior and axes_of(model):
+    if model.bottleneck.has_posterior and _has_places(model):
         entropy = _entropy(model, model.latents(batch)[0]).cpu()
-    return Shown(exhibit, painted or next(iter(exhibit.codes), None), entropy)  # pyright: ignore[reportArgumentType]
+    drawn = [part for part in exhibit.codes if isinstance(part, Picture)]
+    return Shown(exhibit, painted or next(iter(drawn), None), painted is not None, entropy)
 
 
-def axes_of(model: Autoencoder) -> bool:
-    """Whether tokens stand beside each other, along one axis or two."""
+def _has_places(model: Autoencoder) -> bool:
+    """True if tokens have places along one axis or two, so that a map shows them."""
     return model.signal.axes in (1, 2) and model.bottleneck.quantizes_rows
 
 
@@ -117,8 +122,8 @@ def count_codes(model: Autoencoder, items: Items) -> CompositeStatistics:
     return statistics
 
 
-def doubt_section(shown: list[Shown]) -> dict[str, Any]:
-    """Maps of codes and of the posterior's entropy over the items that are shown."""
+def map_section(shown: list[Shown]) -> dict[str, Any]:
+    """Maps of codes and of the posterior's entropy for the items that are shown."""
     largest = max((float(each.entropy.max()) for each in shown if each.entropy is not None), default=0.0)
     maps = []
     for each in shown:
@@ -131,6 +136,7 @@ def doubt_section(shown: list[Shown]) -> dict[str, Any]:
     has_heat = any(each["entropy"] for each in maps)
     return {
         "maps": maps,
+        "similar_colors": any(each.similar_colors for each in shown),
         "bar": plots.color_bar() if has_heat else None,
         "bar_maximum": f"{largest:.2f}",
     }
@@ -160,13 +166,14 @@ def codebook_section(model: Autoencoder, statistics: CompositeStatistics) -> dic
             ("Counted over", f"{places[0].total:,} tokens"),
         ],
         "decoded": decoded,
+        "tokens": " × ".join([str(REPEATED)] * model.signal.axes),
     }
 
 
 def _decoded(model: Autoencoder, codes: Tensor, times: Tensor) -> list[Exhibit]:
-    """The most used of some codes, each repeated on 3 tokens along each axis and decoded."""
+    """The most used of some codes, each repeated along all axes and decoded."""
     chosen = times.topk(min(DECODED, len(codes)))
-    grid = (3,) * model.signal.axes
+    grid = (REPEATED,) * model.signal.axes
     shown = codes[chosen.indices]
     items = model.decode(shown.to(model.device).reshape(-1, *[1] * len(grid)).expand(-1, *grid).contiguous()).cpu()
     shares = [f"{100 * number / int(times.sum()):.2g} %" for number in chosen.values.tolist()]

@@ -1,4 +1,4 @@
-"""What each metric of a run is: its name for a reader, its unit, what it says and how it should look, in one line."""
+"""What each metric of a run is: its name for a reader, its unit, what it says and which values are good."""
 
 from __future__ import annotations
 
@@ -9,46 +9,49 @@ from gmvq.metrics.base import Measure
 CODES = (
     Measure("usage", "Codes in use", "%", "Share of the codebook that held-out data chose at least once.",
             "Near 100 %; far below it, the codebook has collapsed.", ".1f", 100.0),
-    Measure("used_codes", "Codes used", "", "The same as a number of codes.", "Close to {codes}.", ",.0f"),
+    Measure("used_codes", "Codes used", "", "Number of codes that held-out data chose at least once.",
+            "Close to {codes}.", ",.0f"),
     Measure("perplexity", "Perplexity", "", "How many equally frequent codes would carry as much information.",
             "Close to {codes} means that all codes are used evenly.", ",.1f"),
     Measure("code_entropy_bits", "Code entropy", "bits", "Average bits of a token under the frequencies of the codes.",
-            "The gap to the bits of a token is what an entropy coder saves.", ".3f"),
-    Measure("bits_per_token", "Bits per token", "bits", "Logarithm of the number of codes: a token at a fixed length.",
+            "What an entropy coder saves is the gap to the bits per token.", ".3f"),
+    Measure("bits_per_token", "Bits per token", "bits",
+            "Length of a token without entropy coding: the logarithm of the number of codes.",
             "Set by the codebook, not learned.", ".3g"),
     Measure("bits_per_second", "Bits per second", "bits/s", "Bits of all tokens over the time of all items.",
-            "Lower is smaller; compare only what sounds alike.", ",.0f"),
+            "Lower means smaller files; compare tokenizers at similar quality.", ",.0f"),
 )  # fmt: skip
 LIKELIHOOD = (
     Measure("elbo_bits_per_dim", "ELBO", "bits/dim", "Evidence lower bound of what is stored as a code length.",
             "Lower is better.", ".4f"),
     Measure("iwae_bits_per_dim", "Importance-weighted bound", "bits/dim",
-            "The same from several draws, nearer to the true likelihood.",
-            "At most about the ELBO; the gap shows how loose that is.", ".4f"),
+            "A tighter bound from several draws of the latents.",
+            "Below the ELBO; the gap shows how loose the ELBO is.", ".4f"),
     Measure("albo_bits_per_dim", "ALBO", "bits/dim", "The objective of training, with the aggregated posterior.",
             "Not always a bound: judge by the two above.", ".4f"),
 )  # fmt: skip
 PRIOR = (
-    Measure("bits_per_code", "Bits of a code", "bits", "Length of a held-out code under the prior.",
-            "Below n-grams and frequencies; the logarithm of the number of codes is what a code takes without a prior.",
+    Measure("bits_per_code", "Bits of a code", "bits", "Average length of a held-out code under the prior.",
+            "Good below n-grams and frequencies. Without a prior a code takes log2 of the number of codes.",
             ".3f"),
-    Measure("unconditional_bits_per_code", "The same without its class", "bits", form=".3f"),
-    Measure("n_gram_bits_per_code", "By n-grams", "bits", "Length of a code given those to the left and above.",
-            form=".3f"),
+    Measure("unconditional_bits_per_code", "Without its class", "bits", form=".3f"),
+    Measure("n_gram_bits_per_code", "By n-grams", "bits",
+            "Length of a code given its neighbors before it, by counting.", form=".3f"),
     Measure("frequencies_bits_per_code", "By frequencies", "bits", "Length of a code by how often each occurs.",
             form=".3f"),
     Measure("levels", "Codes of a token", "", form=",.0f"),
     Measure("prior_loss", "Loss", "", "What the prior minimizes.", form=".4f"),
     Measure("held_out_loss", "Loss on items held back", "", form=".4f"),
-    Measure("bits_per_dim", "Codes and item", "bits/dim", "Length of what is stored: its codes, and it given them.",
+    Measure("bits_per_dim", "Codes and item", "bits/dim", "Length of the codes, and of the item given its codes.",
             "Lower is better; at least the negative log-likelihood.", ".3f"),
 )  # fmt: skip
 POSTERIOR = (
-    Measure("posterior_entropy", "Posterior entropy", "nats", "Doubt about the code of one token, on average.",
-            "0 is certain; at {nats} any code would do.", ".3f"),
-    Measure("aggregated_posterior_entropy", "Aggregated entropy", "nats", "Entropy of the codes over all tokens.",
-            "Close to {nats}: all codes share the work.", ".3f"),
-    Measure("mutual_information", "Mutual information", "nats", "What a code says of its item, their difference.",
+    Measure("posterior_entropy", "Posterior entropy", "nats", "Average uncertainty about the code of a token.",
+            "0 is certain; at {nats} all codes are equally likely.", ".3f"),
+    Measure("aggregated_posterior_entropy", "Aggregated entropy", "nats",
+            "Entropy of the average posterior of all tokens.", "Close to {nats}: all codes are used.", ".3f"),
+    Measure("mutual_information", "Mutual information", "nats",
+            "Information that a code carries about its item: the difference of the two entropies.",
             "Higher is more informative.", ".3f"),
 )  # fmt: skip
 EFFORT = (
@@ -72,29 +75,36 @@ TRAINING = (
         "discriminator",
         "Discriminator's loss",
         "",
-        "What it minimizes, of both kinds of patches, without its regularizers.",
-        "2 where it guesses by the hinge loss, 1.39 by the non-saturating one; near 0 it has won.",
+        "Its loss on real and reconstructed patches, without regularizers.",
+        "If it guesses: 2 with the hinge loss, 1.39 with the non-saturating loss. Near 0 it has won.",
         ".3f",
     ),
     Measure(
         "discriminator_accuracy",
         "Discriminator's accuracy",
         "%",
-        "Share of the patches that it tells apart.",
-        "Between 50 %, where it guesses, and 98 %, above which it teaches little.",
+        "Share of patches that it recognizes as real or reconstructed.",
+        "Above 50 %, which is guessing, and below 98 %, above which its gradient says little.",
         ".1f",
         100.0,
     ),
     Measure("real_logit", "Logit of real patches", "", form=".3f"),
     Measure("fake_logit", "Logit of reconstructed patches", "", form=".3f"),
-    Measure("adversarial", "Adversarial loss", "", "What the autoencoder minimizes to be taken for real.", "", ".3f"),
+    Measure(
+        "adversarial",
+        "Adversarial loss",
+        "",
+        "What the autoencoder minimizes so that its reconstructions look real.",
+        "",
+        ".3f",
+    ),
     Measure(
         "adversarial_weight",
         "Adversarial weight",
         "",
-        "What makes it pull at the pixels as the squared error does, times what is configured and the lead of the "
-        "discriminator: 0 where it guesses, 1 where it tells all patches.",
-        "It rises where the adversarial gradient is small, and is 0 where the discriminator guesses.",
+        "Weight of the adversarial loss that balances its gradient against that of the squared error, times the "
+        "configured weight and the lead of the discriminator (0 if it guesses, 1 if it recognizes all patches).",
+        "Rises where the adversarial gradient is small; 0 where the discriminator guesses.",
         ".3g",
     ),
     Measure("learning_rate", "Learning rate", "", form=".3g"),
@@ -124,8 +134,15 @@ def measure(key: str, distances: Sequence[Measure] = ()) -> Measure:
         return known[key]
     words = key.replace("_", " ").replace("/", ", ").strip()
     if key.startswith("bits_per_"):
-        meaning = "Bits of all tokens over all samples, at a fixed length."
-        return Measure(key, words.capitalize(), "bits", meaning, "Lower is smaller; compare only at like bits.", ".3g")
+        meaning = "Bits of all tokens, without entropy coding, over the number of samples."
+        return Measure(
+            key,
+            words.capitalize(),
+            "bits",
+            meaning,
+            "Lower means smaller files; compare tokenizers at similar bits.",
+            ".3g",
+        )
     return Measure(key, words[:1].upper() + words[1:])
 
 

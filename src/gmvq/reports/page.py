@@ -48,8 +48,8 @@ class Card(NamedTuple):
     """A headline metric.
 
     Attributes:
-        name: What it is called; until it is shown, its key.
-        value: The number; until it is shown, its format.
+        name: Its name.
+        value: The number as text.
         unit: Its unit, empty for pure numbers.
         hint: How to read it.
         share: How full its meter is, between 0 and 1, or None for no meter.
@@ -163,6 +163,9 @@ def metric_groups(
     """Rows of the table, group by group, the modality's distances first, metrics without an explanation last."""
     groups, explained = [], set()
     for name, measures in (("Reconstruction", distances), *glossary.GROUPS):
+        if name == "Codes":  # those of a sample have the name of the modality's samples
+            unknown = [key for key in metrics if key.startswith("bits_per_") and key not in glossary.MEASURES]
+            measures = (*measures, *map(glossary.measure, unknown))
         rows = []
         for measure in measures:
             keys = [measure.key + decoding for decoding in glossary.DECODINGS]
@@ -209,9 +212,13 @@ def making_section(record: Record, model: list[tuple[str, str]], run: Path) -> d
 
 
 def flat(value: object, name: str = "") -> list[tuple[str, str]]:
-    """Name and value of every leaf."""
+    """Name and value of every leaf of nested settings, as text."""
     if isinstance(value, Mapping):
         return [row for key, item in value.items() for row in flat(item, f"{name} {_words(str(key))}".strip())]
+    if isinstance(value, list | tuple):
+        return [(name, ", ".join(map(str, value)) or "none")]
+    if value is None or isinstance(value, bool):
+        return [(name, "none" if value is None else "yes" if value else "no")]
     return [(name, str(value))]
 
 

@@ -138,11 +138,11 @@ def curve_chart(curve: Curve, text: str, reference: tuple[float, str] | None = N
         axes.plot(curve.held_out_steps, curve.held_out_values, color=SECOND, linewidth=1.2, marker="o", markersize=4.5)
     low, high = _limits(values, np.asarray(curve.held_out_values))
     if reference is not None:
-        high = max(high, reference[0] * 1.04)
+        high = max(high, reference[0] + 0.12 * (reference[0] - low))  # with room for its name
         axes.axhline(reference[0], color=MUTED, linewidth=1, dashes=(3, 3))
         axes.annotate(
-            reference[1], (1, reference[0]), xycoords=("axes fraction", "data"), xytext=(0, -4), color=MUTED,
-            textcoords="offset points", ha="right", va="top", fontsize=10,
+            reference[1], (1, reference[0]), xycoords=("axes fraction", "data"), xytext=(0, 3), color=MUTED,
+            textcoords="offset points", ha="right", va="bottom", fontsize=10,
         )  # fmt: skip
     axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(MaxNLocator(5))

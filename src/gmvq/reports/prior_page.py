@@ -142,14 +142,14 @@ def _real(generator: Generator, held_out: Items, labels: Tensor | None, number: 
 
 def _lede(generator: Generator) -> str:
     shape, items = generator.prior.shape, generator.tokenizer.modality.items
-    grid = " x ".join(map(str, shape.grid)) or "1"
-    levels = f", each of {shape.levels} levels" if shape.levels > 1 else ""
+    grid = " × ".join(map(str, shape.grid)) or "1"
+    levels = f" of {shape.levels} levels" if shape.levels > 1 else ""
     of = f" of {shape.classes} classes" if shape.classes else ""
-    return f"A prior drew the {grid} tokens{levels} of {items}{of}, and the tokenizer decoded them."
+    return f"The prior drew codes for {grid} tokens{levels}; the tokenizer decoded them to {items}{of}."
 
 
 def _sizes(generator: Generator) -> str:
-    return " x ".join(f"{size:,}" for size in generator.prior.shape.codebook_sizes)
+    return " × ".join(f"{size:,}" for size in generator.prior.shape.codebook_sizes)
 
 
 def _cards(record: Record, seconds: float | None) -> list[Card]:

@@ -35,6 +35,9 @@ from gmvq.reports.page import (
     write_page,
 )
 
+DISTANCES = 2
+"""Metrics of the modality among the headlines."""
+
 
 def write_report(
     run: str | Path,
@@ -73,7 +76,7 @@ def write_report(
         items=model.modality.items,
         shown=[each.exhibit for each in shown],
         wide=is_wide([each.exhibit for each in shown]),
-        **exhibits.doubt_section(shown),
+        **exhibits.map_section(shown),
         usage=usage,
         **training_section(record.curves, size, model.modality.measures),
         groups=metric_groups(record.metrics, size, model.modality.measures),
@@ -84,27 +87,33 @@ def write_report(
 def _heading(record: Record, model: Autoencoder, folder: str, title: str | None) -> dict[str, Any]:
     name = str(part_of(record.run, "data").get("name") or part_of(record.run, "run").get("name") or folder)
     signal, modality, side = model.signal, model.modality, model.downsampling
-    place = " x ".join([str(side)] * signal.axes)
-    samples = f"{place} {modality.sample}s of {_article(modality.item)}" if signal.axes else _article(modality.item)
-    quantizer = f"A tokenizer with the quantizer {model.config.quantizer}"
+    place = " × ".join([str(side)] * signal.axes)
+    item = _article(modality.item)
+    samples = f"every {place} {modality.sample}s of {item}" if signal.axes else item
+    lede = f"This tokenizer ({_title(model.config.quantizer)}) encodes"
     if model.codebook_size is None:
         heading = f"Continuous latents learned from {name}"
-        lede = f"{quantizer} describes each {samples} by {model.bottleneck.dim} real numbers."
+        lede += f" {samples} as {model.bottleneck.dim} real numbers."
     elif not model.has_code_maps:
         heading = f"{model.codebook_size:,} codes learned from {name}"
-        lede = f"{quantizer} describes {_article(modality.item)} at several scales, each token by a code."
+        lede += f" {item} at several scales, each token as one of {model.codebook_size:,} codes."
     else:
-        sizes = " x ".join(f"{size:,}" for size in model.level_sizes)
+        sizes = " × ".join(f"{size:,}" for size in model.level_sizes)
         heading = f"{sizes} codes learned from {name}"
         bits = sum(math.log2(size) for size in model.level_sizes)
-        lede = f"{quantizer} describes each {samples} by one of {sizes} codes: {bits:.3g} bits."
+        lede += f" {samples} as one of {sizes} codes ({bits:.3g} bits)."
     return {
         "title": title or heading,
         "run_name": folder,
-        "lede": f"{lede} Exhibits and metrics are of held-out {modality.items}.",
+        "lede": f"{lede} What follows was measured on held-out {modality.items}.",
         "cards": _cards(record, model),
         "codebook_size": model.codebook_size,
     }
+
+
+def _title(quantizer: str) -> str:
+    """Title of a quantizer; its name where there is none."""
+    return quantizer
 
 
 def _article(noun: str) -> str:
@@ -112,17 +121,18 @@ def _article(noun: str) -> str:
 
 
 def _cards(record: Record, model: Autoencoder) -> list[Card]:
-    """The modality's metrics, the use of the codebook, and the time."""
+    """The first distances of the modality, the use of the codebook, and the time."""
     metrics, cards = record.metrics, []
     distortion = model.modality.distortion(quick=True)
     better = "higher is better" if distortion.higher_is_better else "lower is better"
-    hints = {each.key: "" for each in model.modality.measures} | {distortion.headline: better}
+    distances = [distortion.headline, *(each.key for each in model.modality.measures)]
+    hints = {key: "" for key in list(dict.fromkeys(distances))[:DISTANCES]} | {distortion.headline: better}
     meters: dict[str, float] = {}
     if model.codebook_size is not None and model.has_code_maps:
         size = math.prod(model.level_sizes)
         hints |= {"usage": f"of {size:,} codes", "perplexity": f"of at most {size:,}"}
         meters = {"usage": metrics.get("usage", 0.0), "perplexity": metrics.get("perplexity", 0.0) / size}
-        hints[f"bits_per_{model.modality.sample}"] = "at a fixed length for each code"
+        hints[f"bits_per_{model.modality.sample}"] = "without entropy coding"
     else:
         hints |= dict.fromkeys(("elbo_bits_per_dim", "iwae_bits_per_dim"), "lower is better")
     for key, hint in hints.items():
