@@ -15,13 +15,10 @@ from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
+from svg import DASHES, SERIES, Drawing, legend, new_figure, style
+from tables import between_marks, read
 
 from gmvq.experiments.printing import made_by, markdown_table
-
-sys.path.insert(0, str(Path(__file__).parent / "leaderboard"))
-
-from page_svg import DASHES, SERIES, Drawing, legend, new_figure, style
-from tables import between_marks, read
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"

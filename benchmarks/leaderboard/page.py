@@ -1,245 +1,350 @@
-"""Writes docs/experiment.md, its figures and the tables of README.md and docs/which-quantizer.md from the results.
+"""Writes docs/experiment.md, its pictures and the tables of README.md and docs/which-quantizer.md from the results.
 
     python benchmarks/leaderboard/page.py [--check]
 
-With --check nothing is written; the exit status says whether pages and figures hold what the JSON says. Rows come from
-`gmvq compare --protocol`, the study of gradients from gradients.py, conclusions from texts.py, and the pictures of
-reconstructions from page_pictures.reconstructions.
+With --check nothing is written; the exit status says whether pages and pictures hold what the JSON says. Rows come from
+`gmvq compare --protocol`, the studies beside them from gradients.py, refinement.py and ../speed.py, pictures of
+reconstructions from pictures.py. What is said of them is in page.md.j2, and none of our figures is typed there.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
+
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-import texts
-from page_paper import paper_section
-from page_plots import plot_contenders
-from page_rows import OURS, Experiment, read_gradients, read_refinement, read_speed, read_tables
-from page_studies import IMAGES, TABLE, Section, course_section, gradient_section, show, study_sections
-from page_svg import Drawing
-from page_tables import guide, markdown_table, protocol_section, refinement_section, run_command, same_for_all
-from page_verdict import LEAST_USAGE, outcome, verdict
+from plots import plot_contenders, plot_course, plot_gradients, plot_study
+from svg import Drawing
 from tables import between_marks
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-RESULTS = Path(__file__).resolve().parent / "results"
-PAGE = "docs/experiment.md"
-GUIDE = "docs/which-quantizer.md"
-README = "README.md"
-SHOWN = (
-    OURS, "vector-ema-4-light", "vector-affine", "vector-cosine", "vector-ema", "vector", "finite-scalar", "latent",
-    "lookup-free", "binary-spherical", "simvq", "gaussian-codes",
-)  # fmt: skip
-"""The contenders in the README: GM-VQ, the strongest recipes of VQ-VAE, and what libraries have beside them."""
+from gmvq.experiments import CONTENDERS, GROUPS, PROTOCOLS, STUDIES, Entry, Study, Table, printing, read_table
+from gmvq.experiments.printing import COLUMNS
+from gmvq.experiments.table import by_error
+
+ROOT, SCRIPTS = Path(__file__).resolve().parents[2], Path(__file__).resolve().parent
+PAGE, GUIDE, README, IMAGES = "docs/experiment.md", "docs/which-quantizer.md", "README.md", "images/experiment"
 MARKED = "short protocols", "leaderboard/page.py"
 """Name and writer in the marks around the tables of README and guide."""
+FIELD = GROUPS["all"]
+"""Who is ranked; the other contenders are points of studies."""
+OURS = "gaussian-mixture"
+"""GM-VQ at its defaults: whose place the page is about, and what studies compare with."""
+STUDIED = "cifar10-8x8-k1024-short"
+"""The protocol of most studies, and of the course of training."""
+LEAST_USAGE = 0.95
+"""Share of the codebook that a contender uses, on average over seeds, to be ranked."""
+BIAS = 1e-4
+"""An estimator with no more than this at any point is the exact gradient up to rounding, and is not drawn."""
+SHOWN = {**COLUMNS, "perplexity": COLUMNS["perplexity"]._replace(form=".0f")}
+OF_PROTOCOLS = ("mse", "psnr", "ssim", "lpips", "usage", "perplexity", "bits_per_pixel", "elbo_bits_per_dim",
+                "iwae_bits_per_dim", "images_per_second", "mse_soft")  # fmt: skip
+OF_STUDIES = ("mse", "mse_train", "psnr", "usage", "perplexity", "posterior_entropy")
 
 
-class Files(NamedTuple):
-    """What should be written.
+class Experiment(NamedTuple):
+    """What has been run: tables by protocol and, where they were made, the studies beside them."""
 
-    Attributes:
-        texts: Pages by path.
-        drawings: Figures by path.
+    tables: Mapping[str, Table]
+    gradients: Mapping[str, Any] | None = None
+    refinement: Mapping[str, Any] | None = None
+    speed: Mapping[str, Any] | None = None
+
+    def entries(self, protocol: str, names: Iterable[str] = FIELD) -> list[Entry]:
+        """Contenders of a protocol, the least error first, with the speeds that were measured side by side."""
+        if protocol not in self.tables:
+            return []
+        speeds = {row["contender"]: row for row in (self.speed or {"rows": []})["rows"] if row["protocol"] == protocol}
+        found = []
+        for entry in by_error(self.tables[protocol].entries(protocol, names)):
+            own = {key: speeds.get(entry.contender, {}).get(key) for key in ("images_per_second", "relative")}
+            rows = (row._replace(metrics=row.metrics and {**row.metrics, **own}) for row in entry.rows)
+            found.append(entry._replace(rows=tuple(rows)))
+        return found
+
+
+def read(folder: Path = SCRIPTS / "results") -> Experiment:
+    """What has been run.
+
+    Raises:
+        ValueError: If a file is of another format, or holds a run twice.
     """
-
-    texts: dict[Path, str]
-    drawings: dict[Path, Drawing]
-
-    def stale(self) -> list[Path]:
-        """The files that do not hold what they should."""
-        pages = [path for path, text in self.texts.items() if not path.is_file() or path.read_text("utf-8") != text]
-        folders = {path.parent for path in self.drawings}
-        unknown = [path for folder in folders for path in folder.glob("*.svg") if path not in self.drawings]
-        return [*pages, *(path for path, drawing in self.drawings.items() if not drawing.is_in(path)), *sorted(unknown)]
-
-    def write(self) -> None:
-        """Writes what is stale, and removes figures of no page."""
-        for path in self.stale():
-            if path not in self.texts and path not in self.drawings:
-                path.unlink()
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            text = self.texts[path] if path in self.texts else self.drawings[path].svg()
-            path.write_text(text, encoding="utf-8")
+    tables = {name: table for name in PROTOCOLS if (table := read_table(folder / f"{name}.json")) is not None}
+    paths = [path for name in Experiment._fields[1:] if (path := folder / f"{name}.json").is_file()]
+    studies = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    for name, found in studies.items():
+        if found.get("format") != f"gmvq.{name}":
+            raise ValueError(f"{name}.json must be of format 'gmvq.{name}', got {found.get('format')!r}. Make it anew.")
+    return Experiment(tables, **studies)
 
 
-def from_repository(results: Path = RESULTS) -> Experiment:
-    """What gmvq.experiments says and what has been run."""
-    from gmvq.experiments import CONTENDERS, GROUPS, PROTOCOLS, STUDIES
-
-    tables = read_tables(results, PROTOCOLS)
-    measured = read_gradients(results), GROUPS["all"], read_refinement(results), read_speed(results)
-    return Experiment(CONTENDERS, STUDIES, PROTOCOLS, tables, *measured)
+def figure(entry: Entry | None, key: str, spread: bool = True) -> str:
+    """Mean ± standard deviation of a metric in one line, empty where there is none."""
+    text = "" if entry is None else SHOWN[key].written(entry.spread(key), spread=spread)
+    return text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
 
 
-def files(experiment: Experiment, root: Path = ROOT, said: Any = texts) -> Files:  # noqa: ANN401
-    """The pages and figures of an experiment.
-
-    Args:
-        experiment: The data.
-        root: The repository; its README, its decision guide and its pictures are read.
-        said: Module of the texts.
-    """
-    page = experiment_page(experiment, root, said)
-    drawings = {root / "docs" / IMAGES / f"{drawing.name}.svg": drawing for drawing in page.drawings}
-    marked = {README: _excerpt(experiment), GUIDE: guide(experiment)}
-    pages = {
-        root / name: between_marks((root / name).read_text("utf-8"), text, *MARKED) for name, text in marked.items()
-    }
-    return Files({root / PAGE: page.text, **pages}, drawings)
+def title(entry: Entry, bold: bool = False) -> str:
+    """The name of a contender; where wanted GM-VQ at its defaults is bold."""
+    name = CONTENDERS[entry.contender].title
+    return f"**{name}**" if bold and entry.contender == OURS else name
 
 
-def _excerpt(experiment: Experiment) -> str:
-    """What the README shows: who leads, and the rows of the guide that most readers look for."""
-    tables = [experiment.tables[name]["protocol"] for name in experiment.named("-short") if name in experiment.tables]
-    shared = dict.fromkeys(f"{same_for_all(protocol)}." for protocol in tables)
-    note = [
-        "Squared error of hard codes on held-out images, mean ± standard deviation over seeds, or one seed.",
-        *shared,
-        "Usage is the range over the data, speed that of training beside `vector`, the VQ-VAE as published.",
-        "[Protocols, hardware, ablations and the other contenders](docs/experiment.md).",
-    ]
-    return f"{outcome(experiment)}\n\n{guide(experiment, SHOWN, ' '.join(note))}"
+def measured(keys: Iterable[str], entries: Sequence[Entry]) -> list[str]:
+    """The metrics that some entry has."""
+    return [key for key in keys if any(entry.spread(key) is not None for entry in entries)]
 
 
-def experiment_page(experiment: Experiment, root: Path, said: Any) -> Section:  # noqa: ANN401
-    """The page in the order of reading."""
-    ablations = study_sections(experiment, said.STUDIES)
-    course = course_section(experiment, said.COURSES, said.COURSE)
-    gradients = gradient_section(experiment.gradients, said.GRADIENTS, said.GRADIENT_PLOTS)
-    plots = _contender_section(experiment)
-    parts = {
-        "Short protocols": _protocols(experiment, "-short"),
-        "Full protocols": _protocols(experiment, "-full"),
-        "Error and use of the codebook": plots.text,
-        "Reconstructions": _pictures(experiment, root),
-        "Ablations": ablations.text,
-        "The course of training": course.text,
-        "Codes refined at encoding": refinement_section(experiment),
-        "Gradients": gradients.text,
-        "What the papers claim, and what we find": paper_section(experiment),
-        "How to reproduce": _commands(experiment),
-    }
-    head = [
-        "# The experiment",
-        "Every quantizer under one frozen protocol: the same data, network, training and seeds. Written by `python "
-        "benchmarks/leaderboard/page.py` from `benchmarks/leaderboard/results/*.json`; no figure is typed by hand.",
-        verdict(experiment),
-    ]
-    body = [f"## {title}\n\n{text}" for title, text in parts.items() if text]
-    drawings = (*plots.drawings, *ablations.drawings, *course.drawings, *gradients.drawings)
-    return Section("\n\n".join([*head, *body]) + "\n", drawings)
+def headers(keys: Iterable[str]) -> list[str]:
+    """What stands above figures."""
+    return [SHOWN[key].header for key in keys]
 
 
-def _protocols(experiment: Experiment, ending: str) -> str:
-    kind = ending.strip("-")
-    return "\n\n".join(
-        f"### {experiment.title(name)}, {kind} training\n\n{protocol_section(experiment, name)}"
-        for name in experiment.named(ending)
-    )
+def table(head: Sequence[str], labels: Iterable[Sequence[str]], entries: Iterable[Entry], keys: Iterable[str]) -> str:
+    """Figures of entries between the words of their lines, the first before and others after them, and their runs."""
+    rows = []
+    for (label, *more), entry in zip(labels, entries, strict=True):
+        figures = [figure(entry, key, spread=key in ("mse", "perplexity")) for key in keys]
+        lost = f", {len(entry.diverged)} diverged" if entry.diverged else ""
+        rows.append([label, *figures, *more, f"{len(entry.rows) - len(entry.diverged)}{lost}"])
+    return printing.markdown_table([head[0], *headers(keys), *head[1:], "Seeds"], rows)
 
 
-def _contender_section(experiment: Experiment) -> Section:
-    """The plot over contenders, for the protocols of each kind that have been run."""
-    drawings = []
-    for kind in ("short", "full"):
-        panels = [panel for name in experiment.named(f"-{kind}") if (panel := _panel(experiment, name))["points"]]
-        if panels:
-            text = f"Error against perplexity of all contenders, {kind} protocols, a panel for each data set"
-            drawings.append(Drawing(f"contenders-{kind}", text, panels, plot_contenders))
-    if not drawings:
-        return Section("")
-    note = (
-        "Low and to the right is good. GM-VQ at its defaults is the diamond; hollow points use less than "
-        f"{100 * LEAST_USAGE:.0f} % of the codebook. Bars are standard deviations over seeds; the error is drawn "
-        "logarithmically. Triangles at the upper edge lie above it; their error (1e-3) is beside the name. Names are "
-        "those of the command line, see [contenders](#contenders)."
-    )
-    return Section("\n\n".join([note, *map(show, drawings)]), tuple(drawings))
+def span(values: Iterable[float | None], form: str, scale: int = 1) -> str:
+    """The least and the largest as they are written, so that no range goes from one number to itself."""
+    ordered = sorted(scale * value for value in values if value is not None)
+    low, high = (f"{ordered[place]:{form}}" for place in (0, -1)) if ordered else ("", "")
+    return low if low == high else f"{low} to {high}"
 
 
-def _panel(experiment: Experiment, protocol: str) -> dict[str, Any]:
-    points = [
-        {
-            "name": entry.contender,
-            **{key: entry.mean(key) for key in ("mse", "perplexity")},
-            **{f"{key}_std": entry.std(key) for key in ("mse", "perplexity")},
-            "is_used": (entry.mean("usage") or 0.0) >= LEAST_USAGE,
-            "is_ours": entry.contender == OURS,
-        }
-        for entry in experiment.entries(protocol)
-        if entry.mean("mse") is not None and entry.mean("perplexity") is not None
-    ]
-    size = experiment.tables[protocol]["protocol"]["codebook_size"] if points else 0
-    return {"title": experiment.title(protocol), "codebook_size": size, "points": points}
-
-
-def _pictures(experiment: Experiment, root: Path) -> str:
-    """The pictures that are there."""
-    lines = []
-    for protocol in experiment.protocols:
-        name = f"{IMAGES}/reconstructions-{protocol}.jpg"
-        if (root / "docs" / name).is_file():
-            title = experiment.title(protocol)
-            lines += [f"{title}:", f"![Held-out images of {title}, and what each contender makes of them]({name})"]
-    if not lines:
-        return ""
-    note = "Held-out images, and below them what each contender's codes keep. The error is that of the images shown."
-    return "\n\n".join([note, *lines])
-
-
-def _commands(experiment: Experiment) -> str:
-    """How the tables, this page and the list of contenders are made."""
-    runs = [run_command(name) for ending in ("-short", "-full") for name in experiment.named(ending)]
-    of_studies = experiment.studies.values()
-    studies = [run_command(TABLE, "studies")] if any(study.protocol == TABLE for study in of_studies) else []
-    studies += [run_command(study.protocol, f"study:{study.name}") for study in of_studies if study.protocol != TABLE]
-    scripts = [
-        "python benchmarks/leaderboard/gradients.py --out benchmarks/leaderboard/results/gradients.json",
-        "python benchmarks/speed.py --data FOLDER_OF_ALL_DATA --out benchmarks/leaderboard/results/speed.json",
-        "python benchmarks/leaderboard/page.py",
-    ]
-    block = "\n".join([*runs, *studies, *scripts])
-    said = (
-        "Each command goes on where it was stopped and leaves rows alone that are there; the last writes this page. "
-        "The full protocols need a GPU."
-    )
-    contenders = [_contender_row(name, experiment.contenders[name]) for name in experiment.field]
-    table = markdown_table(["Contender", "Name", "Quantizer", "Options"], contenders, words=4)
-    return f"{said}\n\n```sh\n{block}\n```\n\n### Contenders\n\n{table}"
-
-
-def _contender_row(name: str, contender: Any) -> list[str]:  # noqa: ANN401
-    return [contender.title, f"`{name}`", f"`{contender.quantizer}`", _options(contender.options)]
-
-
-def _options(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"`{key}={_python(value)}`" for key, value in options.items()) or "its defaults"
-
-
-def _python(value: object) -> str:
+def python(value: object) -> str:
     """A value as a constructor takes it: JSON writes objects as mappings with a kind."""
     if not isinstance(value, Mapping):
         return repr(value)
-    arguments = ", ".join(f"{key}={_python(one)}" for key, one in value.items() if key != "kind")
-    return f"{value['kind']}({arguments})" if "kind" in value else f"{{{arguments}}}"
+    return f"{value['kind']}({', '.join(f'{key}={python(one)}' for key, one in value.items() if key != 'kind')})"
+
+
+class Standing(NamedTuple):
+    """GM-VQ among the ranked of one protocol."""
+
+    data: str
+    ours: Entry | None
+    ranked: list[Entry]  # the least error first
+    left_out: list[tuple[Entry, str]]  # and why
+    place: int | None  # GM-VQ's, from 1; None if it is not ranked
+    rival: Entry | None  # the best, or the second where GM-VQ leads; None without both
+    gap: tuple[float, float] | None  # GM-VQ's error minus its rival's, and that over its rival's
+    deviation: float | None  # of the best, over seeds
+    within: bool  # GM-VQ leads, or its gap is at most that deviation
+    is_narrow: bool  # GM-VQ leads by no more than that deviation
+
+
+def standing(experiment: Experiment, protocol: str) -> Standing:
+    """Ranks the contenders of a protocol; who leaves codes unused or diverges is not ranked."""
+    entries, ranked, left_out = experiment.entries(protocol), [], []
+    for entry in entries:
+        usage = entry.mean("usage")
+        if entry.diverged:
+            left_out.append((entry, f"{len(entry.diverged)} of {len(entry.rows)} runs diverged"))
+        elif usage is None or entry.mean("mse") is None:
+            left_out.append((entry, "no codes to count" if usage is None else "no error measured"))
+        elif usage < LEAST_USAGE:
+            left_out.append((entry, f"{100 * usage:.1f} % in use"))
+        else:
+            ranked.append(entry)
+    ours = next((entry for entry in entries if entry.contender == OURS), None)
+    place = ranked.index(ours) + 1 if ours in ranked else None
+    rival = ranked[place == 1] if place and len(ranked) > 1 else None
+    mine, its = (math.nan if one is None else one.mean("mse") or math.nan for one in (ours, rival))
+    best = ranked[0].spread("mse") if ranked else None
+    deviation = None if best is None else best.std
+    near = deviation is not None and abs(mine - its) <= deviation
+    gap = None if rival is None else (mine - its, (mine - its) / its)
+    data = PROTOCOLS[protocol].title.split(",")[0]
+    return Standing(data, ours, ranked, left_out, place, rival, gap, deviation, place == 1 or near, place == 1 and near)
+
+
+def guide_rows(experiment: Experiment, protocols: Sequence[str], shown: Sequence[str]) -> list[tuple[Entry, list[str]]]:
+    """Errors, usage and speed of contenders: those on most data first, then by the mean of the logarithms of errors."""
+    tables, lines = [{entry.contender: entry for entry in experiment.entries(name, shown)} for name in protocols], []
+    for name in {name for table in tables for name in table}:
+        there = [table[name] for table in tables if name in table]
+        errors = [math.log(mse) for entry in there if (mse := entry.mean("mse"))]
+        ratios = [math.log(ratio) for entry in there if (ratio := entry.mean("relative"))]
+        found = [
+            figure(entry, "mse") + (f" ({len(entry.diverged)} diverged)" if entry and entry.diverged else "")
+            for entry in (table.get(name) for table in tables)
+        ]
+        speed = f"{math.exp(math.fsum(ratios) / len(ratios)):.2f}" if ratios else ""
+        line = [*found, span((entry.mean("usage") for entry in there), ".0f", 100), speed]
+        lines.append(((-len(errors), math.fsum(errors) / max(1, len(errors)), name), there[0], line))
+    return [(entry, line) for _, entry, line in sorted(lines, key=lambda line: line[0])]
+
+
+class Ablation(NamedTuple):
+    """What was measured of a study."""
+
+    entries: list[Entry]  # of the points that were run
+    labels: list[tuple[str, str]]  # theirs, bold for the default, and their errors against the default's
+    of: dict[str, dict[str, str]]  # figures by label, and "against", the difference from the default in words
+    absent: list[str]  # contenders that were not run
+    lost: list[str]  # labels of the points of which runs diverged, and how many
+    usage: str  # range of the codes in use, in per cent
+    drawing: Drawing | None  # if any error was measured
+
+
+def ablation(experiment: Experiment, study: Study) -> Ablation:
+    """Sets the points of a study against the default."""
+    runs = {entry.contender: entry for entry in experiment.entries(study.protocol, [p.contender for p in study.points])}
+    default = next((entry.mean("mse") for entry in experiment.entries(study.protocol, [OURS])), None)
+    found, points = Ablation([], [], {}, [], [], "", None), []
+    for point in study.points:
+        entry, is_default = runs.get(point.contender), point.contender == OURS
+        label = f"{point.label}".removesuffix(".0")
+        spreads = {key: entry and entry.spread(key) for key in ("mse", "mse_train", "perplexity", "usage")}
+        points.append({"label": point.label, "is_default": is_default, **spreads})
+        change = 100 * (spreads["mse"].mean / default - 1) if spreads["mse"] and default else None
+        found.of[label] = {key: figure(entry, key) or "not run yet" for key in OF_STUDIES} | {"against": "not run yet"}
+        found.of[label]["entropy"] = found.of[label].pop("posterior_entropy")
+        if change is not None:
+            found.of[label]["against"] = f"{abs(change):.1f} % {'more' if change > 0 else 'less'} than the default"
+        if entry is None:
+            found.absent.append(point.contender)
+            continue
+        found.entries.append(entry)
+        difference = "" if change is None or is_default else f"{change:+.1f} %"
+        found.labels.append((f"**{label}**" if is_default else label, difference))
+        found.lost.extend([f"{label} ({len(entry.diverged)} of {len(entry.rows)} runs)"] if entry.diverged else [])
+    text = f"{study.title}: error, perplexity and codes in use against {study.axis}"
+    data = {"axis": study.axis, "scale": study.scale, "points": points, "has_training": study.protocol != STUDIED}
+    drawing = Drawing(f"study-{study.name}", text, data, plot_study) if any(one["mse"] for one in points) else None
+    return found._replace(usage=span((entry.mean("usage") for entry in found.entries), ".1f", 100), drawing=drawing)
+
+
+def contenders_drawing(experiment: Experiment, kind: str) -> Drawing:
+    """Error against perplexity, under the protocols of a kind that have been run."""
+    panels = []
+    for protocol in (name for name in experiment.tables if name.endswith(f"-{kind}")):
+        points = []
+        for entry in experiment.entries(protocol):
+            spreads = {key: entry.spread(key) for key in ("mse", "perplexity")}
+            if None not in spreads.values():
+                is_used, is_ours = (entry.mean("usage") or 0.0) >= LEAST_USAGE, entry.contender == OURS
+                points.append({"name": entry.contender, **spreads, "is_used": is_used, "is_ours": is_ours})
+        size = experiment.tables[protocol].protocols[protocol]["codebook_size"]
+        panels += [{"title": PROTOCOLS[protocol].title, "codebook_size": size, "points": points}] if points else []
+    text = f"Error against perplexity of all contenders, {kind} protocols, a panel for each data set"
+    return Drawing(f"contenders-{kind}", text, panels, plot_contenders)
+
+
+def course_drawing(experiment: Experiment) -> Drawing:
+    """Means over seeds at the steps that all runs have, of variants of GM-VQ whose posterior entropy was logged."""
+    names = [name for name, one in CONTENDERS.items() if one.quantizer == OURS]
+    series = []
+    for entry in sorted(experiment.entries(STUDIED, names), key=lambda entry: names.index(entry.contender)):
+        courses = [row.course for row in entry.rows if row.course.get("posterior_entropy") and row.diverged is None]
+        courses = [course for course in courses if course["step"] == courses[0]["step"]]
+        if courses:
+            name = "default" if entry.contender == OURS else entry.contender.removeprefix(f"{OURS}:")
+            series.append({"name": name, "step": courses[0]["step"]})
+            for key in ("posterior_entropy", "perplexity", "mse"):
+                values = zip(*(course.get(key) or [None] * len(course["step"]) for course in courses), strict=True)
+                series[-1][key] = [None if None in at else math.fsum(at) / len(at) for at in values]
+    text = "Posterior entropy, perplexity and error of variants of GM-VQ through training"
+    return Drawing("course", text, series[:6], plot_course)
+
+
+def gradient_drawings(rows: Sequence[Mapping[str, Any]]) -> list[Drawing]:
+    """Bias and variance of estimators in a model trained by the defaults, for the largest codebook."""
+    largest, drawings = max((row["codebook_size"] for row in rows), default=0), []
+    names = sorted({row["estimator"] for row in rows if row["bias"] > BIAS})
+    rows = [row for row in rows if row["codebook_size"] == largest and row["trained_by"] == "straight-through"]
+    for kind in ("encoder", "codebook") if rows else ():
+        text = f"Bias and variance of gradient estimators with respect to the {kind}, in a model trained by "
+        data = {"names": names, "rows": [row for row in rows if row["with_respect_to"] == kind]}
+        name = f"gradients-{kind}-straight-through"
+        drawings.append(Drawing(name, f"{text}straight-through, against temperature", data, plot_gradients))
+    return drawings
+
+
+def unbiased(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The estimators whose bias is that of the noise in their draws, or of rounding."""
+    biased = {row["estimator"] for row in rows if row["bias"] > 2 * row["standard_error"] + 1e-6}
+    return sorted({row["estimator"] for row in rows} - biased)
+
+
+def refined(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A line for each number of steps, by the error of the encoder's codes."""
+    before = {(row["contender"], row["seed"]): row["mse"] for row in rows if row["steps"] == 0}
+    lines = []
+    for row in rows:
+        key = row["contender"], row["seed"]
+        change = f"{row['mse'] / before[key] - 1:+.1%}" if row["steps"] else ""
+        figures = [f"{row['steps']}", f"{row['mse'] * 1e3:.3f}", change, f"{row['perplexity']:.0f}"]
+        costs = [f"{row['milliseconds_per_image']:.1f}", f"{row['decoder_passes']}"]
+        lines.append(((before[key], *key, row["steps"]), [CONTENDERS[key[0]].title, *figures, *costs]))
+    return [line for _, line in sorted(lines)]
+
+
+def files(experiment: Experiment, root: Path = ROOT) -> dict[Path, str | Drawing | None]:
+    """What should be written: pages and pictures by path, and None for pictures that no page shows."""
+    standings = {name: standing(experiment, name) for name in experiment.tables}
+    ablations = {name: ablation(experiment, study) for name, study in STUDIES.items()}
+    made = [contenders_drawing(experiment, "short"), contenders_drawing(experiment, "full")]
+    made += [one.drawing for one in ablations.values() if one.drawing is not None]
+    made += [course_drawing(experiment), *gradient_drawings((experiment.gradients or {"rows": []})["rows"])]
+    drawings, folder = {drawing.name: drawing for drawing in made if drawing.data}, root / "docs" / IMAGES
+    variables = {
+        **{kind: [name for name in PROTOCOLS if name.endswith(f"-{kind}")] for kind in ("short", "full")},
+        "standings_of": lambda names: [standings[name] for name in names if name in standings],
+        "pictured": [name for name in PROTOCOLS if (folder / f"reconstructions-{name}.jpg").is_file()],
+        "experiment": experiment, "drawings": drawings, "standings": standings, "ablations": ablations,
+    }  # fmt: skip
+    pictures = {folder / f"{name}.svg": drawing for name, drawing in drawings.items()}
+    return {**dict.fromkeys(folder.glob("*.svg")), **pictures, **pages(variables, root)}
+
+
+def pages(variables: Mapping[str, Any], root: Path) -> dict[Path, str]:
+    """The texts by path, from what the template sees beside the names of this module."""
+    options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(SCRIPTS), extensions=["jinja2.ext.do"], **options)
+    environment.filters["n"] = "{:,}".format
+    template: Any = environment.get_template("page.md.j2").make_module({**globals(), **variables})
+    texts = {PAGE: f"{template}", GUIDE: template.guide(), README: template.excerpt()}
+    made = {root / name: re.sub(r"\n{3,}", "\n\n", text.strip()) for name, text in texts.items()}
+    for path in (root / GUIDE, root / README):
+        made[path] = between_marks(path.read_text("utf-8"), made[path], *MARKED)
+    return {**made, root / PAGE: made[root / PAGE] + "\n"}
+
+
+def update(wanted: Mapping[Path, str | Drawing | None], check: bool = False) -> list[Path]:
+    """Writes the files that do not hold what they should, unless they are only to be checked, and returns them."""
+    stale = []
+    for path, what in wanted.items():
+        if what.is_in(path) if isinstance(what, Drawing) else path.is_file() and path.read_text("utf-8") == what:
+            continue
+        stale.append(path)
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            if what is not None:
+                path.write_text(what.svg() if isinstance(what, Drawing) else what, encoding="utf-8")
+    return stale
 
 
 def main() -> int:
     """Writes or checks."""
-    made = files(from_repository())
-    if "--check" in sys.argv[1:]:
-        stale = made.stale()
-        print(*(f"{path.relative_to(ROOT)} is not what the JSON says" for path in stale), sep="\n")
-        return bool(stale)
-    made.write()
-    return 0
+    check = "--check" in sys.argv[1:]
+    stale = update(files(read()), check)
+    print(*(f"{path.relative_to(ROOT)} is not what the JSON says" for path in stale if check), sep="\n")
+    return check and bool(stale)
 
 
 if __name__ == "__main__":

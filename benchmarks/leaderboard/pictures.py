@@ -8,19 +8,91 @@ Images are evenly spaced over the held-out part; runs are those of seed 0.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from page_pictures import reconstructions
+import torch
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
-from gmvq import recipes
+from gmvq import hub, recipes
 from gmvq.data import evenly_spaced
 from gmvq.experiments import CONTENDERS, PROTOCOLS
 from gmvq.experiments.running import folder_of
+from gmvq.training.figures import pixels
 
 ROOT = Path(__file__).parents[2]
 SHOWN = ("gaussian-mixture", "vector-ema-4-light", "vector-affine", "finite-scalar", "vector")
 IMAGES = 10
+MOST_BYTES = 300_000
+MARGIN, LABELS = 12, 260
+"""Pixels around the rows, and for their titles."""
+_GAP, _SIDE, _WIDTH, _LINE = 4, 96, 1290, 18
+
+
+def reconstructions(runs: Mapping[str, Path], images: Sequence[Tensor], most_bytes: int = MOST_BYTES) -> bytes:
+    """Makes a JPEG: the originals in the first row, then a row of reconstructions from hard codes for each run.
+
+    Beside each row stand its title and the mean squared error of the images in it.
+
+    Args:
+        runs: The run's folder by the title of its row.
+        images: Images ``(C, H, W)`` of one size, uint8.
+        most_bytes: Largest size; the quality is lowered until it fits.
+
+    Raises:
+        ValueError: If it does not fit at the lowest quality.
+        OSError: If a run cannot be read.
+    """
+    originals = torch.stack(list(images)).float() / 255
+    rows = [("original", "", originals)]
+    for title, folder in runs.items():
+        decoded = hub.load(folder).reconstruct(originals).clamp(0, 1)
+        rows.append((title, f"MSE {1e3 * float((decoded - originals).square().mean()):.2f}e-3", decoded))
+    sheet = _sheet(rows)
+    for quality in (92, 85, 75, 65, 50, 35):
+        buffer = io.BytesIO()
+        sheet.save(buffer, "JPEG", quality=quality, optimize=True, subsampling=0 if quality > 80 else 2)
+        if buffer.tell() <= most_bytes:
+            return buffer.getvalue()
+    raise ValueError(
+        f"'images' must fit {most_bytes:,} bytes as a JPEG, got {buffer.tell():,}. Show fewer images or runs."
+    )
+
+
+def _sheet(rows: Sequence[tuple[str, str, Tensor]]) -> Image.Image:
+    """Rows of pictures with their labels to the left, small ones magnified without smoothing."""
+    columns, _, height, width = rows[0][2].shape
+    factor = max(1, min(_SIDE, (_WIDTH - 2 * MARGIN - LABELS) // columns - _GAP) // width)
+    height, width = height * factor, width * factor
+    size = 2 * MARGIN + LABELS + columns * (width + _GAP) - _GAP, 2 * MARGIN + len(rows) * (height + _GAP) - _GAP
+    sheet = Image.new("RGB", size, "#ffffff")
+    draw = ImageDraw.Draw(sheet)
+    for row, (title, note, images) in enumerate(rows):
+        top = MARGIN + row * (height + _GAP)
+        _label(draw, title, note, top + height // 2)
+        for column, image in enumerate(images):
+            shown = Image.fromarray(pixels(image)).convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(shown, (MARGIN + LABELS + column * (width + _GAP), top))
+    return sheet
+
+
+def _label(draw: ImageDraw.ImageDraw, title: str, note: str, middle: int) -> None:
+    """Title and note, one under the other; a long title is broken between words."""
+    # the font that comes with matplotlib: the same picture on every machine
+    large, small = (ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size) for size in (15, 13))
+    lines: list[str] = []
+    for word in title.split():
+        if lines and draw.textlength(f"{lines[-1]} {word}", large) <= LABELS - MARGIN:
+            lines[-1] = f"{lines[-1]} {word}"
+        else:
+            lines.append(word)
+    top = middle - (_LINE * len(lines) + (_LINE - 1 if note else 0)) / 2
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, top + _LINE * number), line, "#222222", large)
+    draw.text((MARGIN, top + _LINE * len(lines)), note, "#5c5c5c", small)
 
 
 def main() -> None:
@@ -32,21 +104,20 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", default=SHOWN, choices=list(CONTENDERS), metavar="NAME")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/images/experiment")
     options = parser.parse_args()
-    protocol = PROTOCOLS[options.protocol]
-    data = recipes.load_data(replace(protocol.run.data, source=str(options.data)))
+    protocol = PROTOCOLS[options.protocol].at(str(options.data))
+    data = recipes.load_data(protocol.run.data)
     protocol.check_data(data)
     folders = {}
-    for name in options.contenders:
-        contender = CONTENDERS[name]
-        run = recipes.fitted(
-            contender.run(replace(protocol.run, data=replace(protocol.run.data, source=str(options.data))), 0), data
-        )
-        folder = folder_of(options.runs, protocol, contender, run)
+    for contender in (CONTENDERS[name] for name in options.contenders):
+        folder = folder_of(options.runs, protocol, contender, recipes.fitted(contender.run(protocol.run, 0), data))
         if (folder / recipes.METRICS).is_file():
             folders[contender.title] = folder
-    held_out = data.held_out
-    images = [held_out[index] for index in evenly_spaced(len(held_out), IMAGES)]
-    print(reconstructions(folders, images, options.out / f"reconstructions-{options.protocol}.jpg"))
+    if not folders:
+        parser.error(f"--runs must hold a finished run of {', '.join(options.contenders)}, got none in {options.runs}")
+    images = [data.held_out[index] for index in evenly_spaced(len(data.held_out), IMAGES)]
+    path = options.out / f"reconstructions-{options.protocol}.jpg"
+    hub.write_atomically(path, reconstructions(folders, images))
+    print(path)
 
 
 if __name__ == "__main__":

@@ -33,15 +33,25 @@ class Column(NamedTuple):
         return f"{figure.mean * self.scale:{self.form}}{deviation}"
 
 
-_COLUMNS = {
-    # an error of pixels in [0, 1] is a few thousandths
+COLUMNS = {
+    "psnr": Column("PSNR (dB)", ".2f"),
+    # an error of values in [0, 1] is a few thousandths
     "mse": Column("MSE (1e-3)", ".3f", 1e3),
+    "ssim": Column("SSIM", ".4f"),
+    "lpips": Column("LPIPS", ".4f"),
     "usage": Column("Usage (%)", ".1f", 100.0),
     "used_codes": Column("Codes used", ".1f"),
     "perplexity": Column("Perplexity", ".1f"),
+    "bits_per_pixel": Column("Bits / pixel", ".3f"),
+    "elbo_bits_per_dim": Column("ELBO (bits / dim)", ".3f"),
+    "iwae_bits_per_dim": Column("IWAE (bits / dim)", ".3f"),
+    "posterior_entropy": Column("Entropy of q (nats)", ".2f"),
+    "mse_soft": Column("Soft decoding, MSE (1e-3)", ".3f", 1e3),
+    "mse_train": Column("Training batches, MSE (1e-3)", ".3f", 1e3),
+    "items_per_second": Column("Training (items / s)", ".0f"),
     "seconds": Column("Training (s)", ".0f"),
 }
-"""Those that are written otherwise than a report has them, or are of no modality."""
+"""How metrics are written wherever they stand; those of other modalities as their measures say."""
 _OF_CODES = ("usage", "used_codes", "perplexity", "seconds")
 _NARROW_CODES = ("usage", "perplexity")
 
@@ -49,12 +59,12 @@ _NARROW_CODES = ("usage", "perplexity")
 def columns_of(protocol: Mapping[str, Any]) -> dict[str, Column]:
     """What a table has of each contender, by metric: the distances of the protocol's modality, and use of its codes."""
     distances = {
-        one.key: _COLUMNS.get(
+        one.key: COLUMNS.get(
             one.key, Column(f"{one.name} ({one.unit})" if one.unit else one.name, one.form, one.scale)
         )
         for one in judged_by(protocol).measures
     }
-    return {**distances, **{key: _COLUMNS[key] for key in _OF_CODES}}
+    return {**distances, **{key: COLUMNS[key] for key in _OF_CODES}}
 
 
 def narrow_columns_of(protocol: Mapping[str, Any]) -> dict[str, Column]:
@@ -122,7 +132,7 @@ def tables(table: Table) -> list[Printed]:
 
 
 def summary(table: Table) -> list[dict[str, Any]]:
-    """Means and standard deviations of the columns by protocol and contender, ready for JSON."""
+    """Means and standard deviations of the measures by protocol and contender, ready for JSON."""
     return [
         {
             "protocol": name,
