@@ -26,7 +26,6 @@ from svg import Drawing
 from tables import between_marks
 
 from gmvq.experiments import CONTENDERS, GROUPS, PROTOCOLS, STUDIES, Entry, Study, Table, printing, read_table
-from gmvq.experiments.printing import COLUMNS
 from gmvq.experiments.table import by_error
 
 ROOT, SCRIPTS = Path(__file__).resolve().parents[2], Path(__file__).resolve().parent
@@ -43,7 +42,7 @@ LEAST_USAGE = 0.95
 """Share of the codebook that a contender uses, on average over seeds, to be ranked."""
 BIAS = 1e-4
 """An estimator with no more than this at any point is the exact gradient up to rounding, and is not drawn."""
-SHOWN = {**COLUMNS, "perplexity": COLUMNS["perplexity"]._replace(form=".0f")}
+SHOWN = {**printing.COLUMNS, "perplexity": printing.COLUMNS["perplexity"]._replace(form=".0f")}
 OF_PROTOCOLS = ("mse", "psnr", "ssim", "lpips", "usage", "perplexity", "bits_per_pixel", "elbo_bits_per_dim",
                 "iwae_bits_per_dim", "images_per_second", "mse_soft")  # fmt: skip
 OF_STUDIES = ("mse", "mse_train", "psnr", "usage", "perplexity", "posterior_entropy")
@@ -102,11 +101,6 @@ def measured(keys: Iterable[str], entries: Sequence[Entry]) -> list[str]:
     return [key for key in keys if any(entry.spread(key) is not None for entry in entries)]
 
 
-def headers(keys: Iterable[str]) -> list[str]:
-    """What stands above figures."""
-    return [SHOWN[key].header for key in keys]
-
-
 def table(head: Sequence[str], labels: Iterable[Sequence[str]], entries: Iterable[Entry], keys: Iterable[str]) -> str:
     """Figures of entries between the words of their lines, the first before and others after them, and their runs."""
     rows = []
@@ -114,7 +108,7 @@ def table(head: Sequence[str], labels: Iterable[Sequence[str]], entries: Iterabl
         figures = [figure(entry, key, spread=key in ("mse", "perplexity")) for key in keys]
         lost = f", {len(entry.diverged)} diverged" if entry.diverged else ""
         rows.append([label, *figures, *more, f"{len(entry.rows) - len(entry.diverged)}{lost}"])
-    return printing.markdown_table([head[0], *headers(keys), *head[1:], "Seeds"], rows)
+    return printing.markdown_table([head[0], *(SHOWN[key].header for key in keys), *head[1:], "Seeds"], rows)
 
 
 def span(values: Iterable[float | None], form: str, scale: int = 1) -> str:

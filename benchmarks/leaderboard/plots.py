@@ -94,16 +94,8 @@ def place_names(
     """Puts a name near each point: in the frame, over no other name, no point and no line from a point to its name.
 
     The most crowded choose first, each the nearest free place; where there is none that no line crosses, one that
-    lines cross, and where the frame is full, one outside of it.
-
-    Args:
-        points: Centers of the markers, ``(N, 2)`` in points.
-        sizes: Width and height of the names.
-        frame: Where names may be: left, bottom, right, top.
-        bars: Boxes that they must not cover either, ``(M, 4)``.
-
-    Returns:
-        The boxes of the names, ``(N, 4)``.
+    lines cross, and where the frame is full, one outside of it. Names must not cover the bars either. A box, of the
+    frame, of bars ``(M, 4)`` and of the names that are returned ``(N, 4)``, is left, bottom, right, top in points.
     """
     crowded = np.exp(-np.linalg.norm(points[:, None] - points, axis=-1) / 40).sum(1)
     markers, placed = np.hstack([points - 3, points + 3]), np.full((len(points), 4), np.nan)
@@ -248,9 +240,6 @@ def plot_gradients(data: Mapping[str, Any]) -> Figure:
 
     Args:
         data: ``names`` of the estimators to draw, and ``rows`` as gradients.py writes them.
-
-    Raises:
-        ValueError: If two rows differ in nothing that is shown.
     """
     rows = [row for row in data["rows"] if row["estimator"] in data["names"]]
     entropies = sorted({round(row["posterior_entropy"], 3) for row in rows})
