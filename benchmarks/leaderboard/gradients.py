@@ -310,7 +310,7 @@ def cosine(one: Tensor, other: Tensor) -> float | None:
 
 
 def compared(estimates: Tensor, draws: int, exact: Tensor, slope: Tensor | None) -> dict[str, float | None]:
-    """Figures of block means ``(B, *)``, of so many draws each, against the exact gradient ``(*)``."""
+    """Figures of block means ``(B, *)``, of ``draws`` estimates each, against the exact gradient ``(*)``."""
     mean, length, blocks = estimates.mean(0), float(exact.norm()), len(estimates)
     trace = draws * float((estimates - mean).square().sum()) / (blocks - 1) if blocks > 1 else 0.0
     return {

@@ -4,7 +4,7 @@
 
 With --check nothing is written; the exit status says whether pages and pictures hold what the JSON says. Rows come from
 `gmvq compare --protocol`, the studies beside them from gradients.py, refinement.py and ../speed.py, pictures of
-reconstructions from pictures.py. What is said of them is in page.md.j2, and none of our figures is typed there.
+reconstructions from pictures.py. What is said of them is in page.md.j2, where no figure of ours is typed.
 """
 
 from __future__ import annotations

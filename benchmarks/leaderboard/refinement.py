@@ -43,7 +43,7 @@ class Coded(NamedTuple):
 
 
 def coded(model: Autoencoder, images: Tensor, steps: int) -> Coded:
-    """Encodes a batch of images ``(B, C, H, W)`` in so many steps."""
+    """Encodes a batch of images ``(B, C, H, W)`` and refines the codes in a number of steps."""
     start = time.perf_counter()
     codes, passes = model.encode(images), 0
     if steps:

@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table as Printed
 
 from gmvq.experiments.table import Entry, Row, Spread, Table, best_first, judged_by, modality_of
+from gmvq.modalities import Image
 
 
 class Column(NamedTuple):
@@ -51,17 +52,16 @@ COLUMNS = {
     "items_per_second": Column("Training (items / s)", ".0f"),
     "seconds": Column("Training (s)", ".0f"),
 }
-"""How metrics are written wherever they stand; those of other modalities as their measures say."""
+"""How metrics of images and of codes are written wherever they stand; those of other items as their measures say."""
 _OF_CODES = ("usage", "used_codes", "perplexity", "seconds")
 _NARROW_CODES = ("usage", "perplexity")
 
 
 def columns_of(protocol: Mapping[str, Any]) -> dict[str, Column]:
     """What a table has of each contender, by metric: the distances of the protocol's modality, and use of its codes."""
+    known = COLUMNS if isinstance(modality_of(protocol), Image) else {}
     distances = {
-        one.key: COLUMNS.get(
-            one.key, Column(f"{one.name} ({one.unit})" if one.unit else one.name, one.form, one.scale)
-        )
+        one.key: known.get(one.key, Column(f"{one.name} ({one.unit})" if one.unit else one.name, one.form, one.scale))
         for one in judged_by(protocol).measures
     }
     return {**distances, **{key: COLUMNS[key] for key in _OF_CODES}}

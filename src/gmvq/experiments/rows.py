@@ -121,7 +121,7 @@ def _made(task: Task, data: Data, console: Console) -> Row:
 
 
 def stored_row(folder: Path) -> Row | None:
-    """The row that a finished run has left; None if there is none of this form."""
+    """The row that a finished run has left, or None where no row of this form is."""
     content = read_json(folder / ROW)
     return Row(**content) if content is not None and content.keys() == set(Row._fields) else None
 

@@ -74,15 +74,7 @@ def compare(
         RuntimeError: If a run failed for another reason than a loss that was not finite; the others are finished.
     """
     _check(seeds=seeds, threads=threads)
-    for name, values in (("recipes", [run.name for run in runs]), ("quantizers", quantizers)):
-        if not values or len(set(values)) != len(values):
-            raise ValueError(
-                f"'{name}' must be at least one, each once, got {', '.join(values) or 'none'}. Name others."
-            )
-    known = get_args(QuantizerName)
-    unknown = sorted(set(quantizers) - set(known))
-    if unknown:
-        raise ValueError(f"'quantizers' must be of {', '.join(known)}, got {', '.join(unknown)}. Check the spelling.")
+    _check_names(runs, quantizers)
     table = Table(command=command)
     contenders = [Contender(name, name, name) for name in quantizers]
     harness = _Harness(Path(out), seeds, 1, threads, command=command, console=console)
@@ -316,6 +308,19 @@ def _check(**counts: int | None) -> None:
         if value is not None and value < 1:
             remedy = remedies.get(name, "Leave it out for the default")
             raise ValueError(f"'{name}' must be at least 1, got {value}. {remedy}.")
+
+
+def _check_names(runs: Sequence[Run], quantizers: Sequence[str]) -> None:
+    """Refuses an empty comparison, names that come twice and unknown quantizers."""
+    for name, values in (("recipes", [run.name for run in runs]), ("quantizers", quantizers)):
+        if not values or len(set(values)) != len(values):
+            raise ValueError(
+                f"'{name}' must be at least one, each once, got {', '.join(values) or 'none'}. Name others."
+            )
+    known = get_args(QuantizerName)
+    unknown = sorted(set(quantizers) - set(known))
+    if unknown:
+        raise ValueError(f"'quantizers' must be of {', '.join(known)}, got {', '.join(unknown)}. Check the spelling.")
 
 
 def _say(console: Console, text: str) -> None:

@@ -1,10 +1,7 @@
 import json
-import shutil
-import subprocess
 from typing import get_args
 
 import pytest
-import torch
 from rich.console import Console
 
 from gmvq.commands.bench import Peer, Section
@@ -109,13 +106,6 @@ def test_libraries_that_are_not_installed_are_named(tmp_path, monkeypatch):
     assert result["plot"] is None
 
 
-def test_threads_come_back(tmp_path):
-    before = torch.get_num_threads()
-    options = {"sections": ["nearest"], "against": [], "rounds": 1, "out": tmp_path, "console": QUIET}
-    assert bench([Shape(8, 2, 4)], threads=before + 1, **options)["protocol"]["threads"] == before + 1
-    assert torch.get_num_threads() == before
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -130,11 +120,3 @@ def test_bad_options_get_a_reason(tmp_path, options, said):
     with pytest.raises(ValueError, match=said):
         bench([Shape(8, 2, 4)], out=tmp_path, console=QUIET, **options)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
-def test_make_knows_the_target():
-    root = running.Path(__file__).parents[3]
-    done = subprocess.run(["make", "-n", "-o", "setup", "bench"], cwd=root, capture_output=True, text=True, check=True)
-    assert "gmvq bench" in done.stdout
-    assert "[bench]" in done.stdout

@@ -62,7 +62,7 @@ def peer(module: str) -> ModuleType:
         ImportError: If it is not installed.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what they say while they are imported is nobody's business here
+        warnings.simplefilter("ignore")  # warnings of their imports say nothing of what is measured
         return importlib.import_module(module)
 
 

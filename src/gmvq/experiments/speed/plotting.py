@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from gmvq.experiments.speed.contestants import CDIST, FAISS, LABELS, MIXTURE_STEP, NAIVE, NEAREST, OURS, PEER, PRODUCT
 
 _INK, _LINE = "#333333", "#dddddd"
-_COLOURS = {OURS: "#c0392b", PRODUCT: "#888888", CDIST: "#8e6bbd", PEER: "#2b6cb0", FAISS: "#2f855a", NAIVE: "#d69e2e"}
+_COLORS = {OURS: "#c0392b", PRODUCT: "#888888", CDIST: "#8e6bbd", PEER: "#2b6cb0", FAISS: "#2f855a", NAIVE: "#d69e2e"}
 _TITLES = {NEAREST: "nearest code", MIXTURE_STEP: "GM-VQ training step"}
 _DOTS_PER_INCH = 110
 
@@ -76,7 +76,7 @@ def _draw(axes: Axes, name: str, values: Mapping[int, float], **changes: Any) ->
         return
     style = {"linestyle": "--", "linewidth": 1.2} if name == PRODUCT else {"marker": "o", "linewidth": 1.6}
     weight = {"linewidth": 2.4, "zorder": 3} if name == OURS else {}
-    style = {"color": _COLOURS[name], "markersize": 4, "label": LABELS[name], **style, **weight, **changes}
+    style = {"color": _COLORS[name], "markersize": 4, "label": LABELS[name], **style, **weight, **changes}
     axes.plot(list(values), list(values.values()), **style)
 
 

@@ -112,7 +112,7 @@ def nearest(plan: Plan, say: Say) -> Iterator[Row]:
 
 
 def agreement(codes: Mapping[str, Tensor], latents: Tensor, codebook: Tensor) -> dict[str, Any]:
-    """How the codes of others compare with ours.
+    """Compares the codes of other contestants with ours.
 
     Returns:
         By name: ``equal``, the share of equal codes; ``largest_gap``, the largest difference of the squared distances

@@ -52,15 +52,15 @@ def generator(seed: int) -> torch.Generator:
 
 @functools.lru_cache(maxsize=1)
 def drawn(shape: Shape) -> tuple[Tensor, Tensor]:
-    """Latents ``(N, L)`` and codes ``(K, L)``, all normal: codes lie around each latent, none of them on it."""
+    """Latents ``(N, L)`` and codes ``(K, L)``, all normal: codes lie around each latent, and not on it."""
     source = generator(0)
     codes = torch.randn(shape.codes, shape.features, generator=source)
     return torch.randn(shape.rows, shape.features, generator=source), codes
 
 
 def clustered(shape: Shape) -> Tensor:
-    """Rows ``(N, L)`` around K normal centres, at 0.3 of their spread: what k-means is for."""
+    """Rows ``(N, L)`` around K normal centers, at 0.3 of their spread: what k-means is for."""
     source = generator(0)
-    centres = torch.randn(shape.codes, shape.features, generator=source)
+    centers = torch.randn(shape.codes, shape.features, generator=source)
     places = torch.randint(shape.codes, (shape.rows,), generator=source)
-    return centres[places] + 0.3 * torch.randn(shape.rows, shape.features, generator=source)
+    return centers[places] + 0.3 * torch.randn(shape.rows, shape.features, generator=source)
