@@ -34,6 +34,7 @@ from gmvq.experiments.table import Entry, Row, RowKey, Table, read_table
 from gmvq.modalities import Data
 from gmvq.models.bottlenecks import QuantizerName
 from gmvq.stages.data import load_data
+from gmvq.stages.layout import leaves
 from gmvq.stages.tokenizer import Run, TokenizerStage, fitted
 from gmvq.training.preparation import cpu_threads
 
@@ -289,12 +290,9 @@ def _table_of(protocol: Protocol, data: Data, path: Path) -> Table:
 
 def changed_fields(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The fields of a protocol's run that differ from those of a table, among those that both have."""
-    return [
-        f"{part}.{name}"
-        for part in ("data", "model", "training")
-        for name, value in now["run"][part].items()
-        if there["run"][part].get(name, value) != value
-    ]
+    here = leaves({part: now["run"][part] for part in ("data", "model", "training")})
+    known = leaves(there["run"])
+    return [name for name, value in here.items() if known.get(name, value) != value]
 
 
 def _mark(described: Mapping[str, Any]) -> str:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gmvq.data import ArrayItems, Items
 from gmvq.modalities import Data, Modality
+
+
+_CENTRAL = np.array([0.5, 0.5, 1.0])
+"""The chance of the middle of an item, which is not mirrored."""
 
 
 def tiled(data: Data, size: int | None, stride: int) -> Data:
@@ -20,7 +25,7 @@ def tiled(data: Data, size: int | None, stride: int) -> Data:
         stride: Samples of a token.
 
     Raises:
-        ValueError: If no item is as large as a tile, or as a token.
+        ValueError: If no item is as large as a token.
     """
     side = tile_side(data, size, stride)
     if side is None:
@@ -52,16 +57,13 @@ def tile_side(data: Data, size: int | None, stride: int) -> int | None:
 def cut(items: Items, side: int, modality: Modality) -> ArrayItems:
     """Tiles side by side of each item, with its label, named ``item/start``.
 
-    Images that are smaller than a tile have none, and what is left at their borders is dropped; the last tile of a
-    sequence is continued as its modality does.
+    Images that are smaller than a tile have none, and what is left at their borders is dropped; where all are, each is
+    continued to one tile as training did. The last tile of a sequence is continued as its modality does.
 
     Args:
         items: The items.
         side: Samples of a tile along each axis.
         modality: What they are.
-
-    Raises:
-        ValueError: If there is no tile.
     """
     tiles, names, places = [], [], []
     for index, (name, size) in enumerate(zip(items.names, items.sizes, strict=True)):
@@ -72,7 +74,8 @@ def cut(items: Items, side: int, modality: Modality) -> ArrayItems:
             names.append(f"{name}/{'-'.join(map(str, start))}")
             places.append(index)
     if not tiles:
-        raise ValueError(f"No item has a side of {side} samples, that of the tokenizer's windows. Give larger ones.")
+        places, names = list(range(len(items))), items.names
+        tiles = [modality.window(items[index], side, _CENTRAL) for index in places]
     labels = None if items.labels is None else items.labels[torch.tensor(places)]
     return ArrayItems(torch.stack(tiles), items.axes, labels, names)
 
