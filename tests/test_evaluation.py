@@ -150,7 +150,7 @@ def test_joined_codes_are_one_for_each_token():
     assert result.metrics["bits_per_token"] == pytest.approx(math.log2(12))
     assert {name for name, value in result.metrics.items() if value is None} == {"albo_bits_per_dim"} | NOT_AT_HAND
     with torch.no_grad():
-        entropy = model.bottleneck.members[0].posterior(model.latents(floats(images))).entropy
+        entropy = model.bottleneck.quantizer.posterior(model.latents(floats(images))).entropy
     assert result.metrics["posterior_entropy"] == pytest.approx(float(entropy.mean()), abs=1e-4)
 
 

@@ -144,7 +144,7 @@ def test_a_composite_without_a_posterior_says_whom_to_ask():
     for quantizer in (
         Product([GaussianMixtureQuantizer(3, 4), VectorQuantizer(3, 4)]),
         Residual(GaussianMixtureQuantizer(6, 4), 2),
-        Projected(VectorQuantizer(3, 4), 6),
+        Product(Projected(VectorQuantizer(3, 4), 6), heads=1),
     ):
         assert not quantizer.has_posterior
         with pytest.raises(NoPosteriorError, match="members"):

@@ -307,7 +307,7 @@ PARTIAL = {
     "gaussian": (lambda: GaussianQuantizer(DIM, SIZE, hard=True), set()),
     "untied": (
         lambda: Projected(VectorQuantizer(2, SIZE, decay=None), DIM, tied=False),
-        {"members.0.learned", "project_out.weight", "project_out.bias"},
+        {"quantizer.learned", "project_out.weight", "project_out.bias"},
     ),
     "feature-weights": (lambda: GaussianMixtureQuantizer(DIM, SIZE, learned=("feature_weights",)), set()),
     "whole": (lambda: VectorQuantizer(DIM, SIZE, decay=None, codebook_dim=2), None),

@@ -80,13 +80,13 @@ def test_all_but_the_codes_is_that_of_the_quantizer_inside(make, training):
             assert (first is None and second is None) or torch.equal(first, second)
     assert joined.loss_in_nats == inside.loss_in_nats
     for name, tensor in inside.state_dict().items():
-        assert torch.equal(joined.state_dict()[f"members.0.{name}"], tensor), name
+        assert torch.equal(joined.state_dict()[f"quantizer.{name}"], tensor), name
 
 
 @insides
 def test_codes_split_into_those_of_the_quantizer_inside(make):
     joined = trained(Joined(make())).eval()
-    (inside,) = joined.members
+    inside = joined.quantizer
     latents = rows(2, 3, 5, 6)
     codes = joined.encode(latents)
     assert codes.shape == (2, 3, 5)
@@ -124,7 +124,7 @@ def test_numbers_up_to_2_to_the_62_are_exact():
     joined = trained(Joined(Product(VectorQuantizer(2, 4), heads=31))).eval()
     assert joined.codebook_size == 2**62
     largest = torch.full((31,), 3)
-    values = joined.members[0].decode(largest)
+    values = joined.quantizer.decode(largest)
     assert torch.equal(joined.decode(torch.tensor(2**62 - 1)), values)
     assert int(joined.encode(values)) == 2**62 - 1
     assert torch.equal(joined.split(torch.tensor(2**62 - 2)), torch.tensor([3] * 30 + [2]))
@@ -154,16 +154,19 @@ def test_the_posterior_is_that_of_all_combinations():
 
 def test_a_posterior_that_is_none_or_too_large_is_refused():
     many = Joined(Product(GaussianMixtureQuantizer(2, 257), heads=2))
-    assert many.members[0].has_posterior
+    assert many.quantizer.has_posterior
     for joined in (many, Joined(INSIDE["residual"]())):
         assert not joined.has_posterior
-        with pytest.raises(NoPosteriorError, match="Joined has no posterior over the codes of all its places"):
+        with pytest.raises(
+            NoPosteriorError,
+            match=f"Joined has no posterior over its {joined.codebook_size} codes together. Use .quantizer",
+        ):
             joined.posterior(rows(3, joined.dim))
 
 
 def test_freezing_updates_and_progress_reach_the_quantizer_inside():
     joined = trained(Joined(INSIDE["residual"]()))
-    (inside,) = joined.members
+    inside = joined.quantizer
     joined.set_progress(0.25)
     assert inside.progress == inside.members[0].progress == 0.25
     before = joined.codebook.clone()

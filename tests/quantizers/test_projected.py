@@ -63,7 +63,7 @@ def test_two_linear_maps_are_those_of_the_formula():
     quantizer, latents = trained(Projected(VectorQuantizer(3, 16), 8, tied=False)).eval(), rows(5, 4, 8)
     quantizer.project_out.bias.data.fill_(2.0)
     values, codes, _, _ = quantizer(latents)
-    expected = quantizer.members[0](quantizer.project_in(latents))
+    expected = quantizer.quantizer(quantizer.project_in(latents))
     assert torch.equal(codes, expected.codes)
     torch.testing.assert_close(values, quantizer.project_out(expected.values))
     names = {name for name in quantizer.state_dict() if name.startswith("project")}
@@ -163,7 +163,7 @@ def test_maps_may_be_any_modules():
     assert latents.grad.abs().sum(-1).min() > 0
     assert "project_in.1.weight" in quantizer.state_dict()
     identity = Projected(VectorQuantizer(3, 16), 3, project_in=nn.Identity(), project_out=nn.Identity())
-    assert torch.equal(identity(rows(50, 3)).values, identity.members[0].codebook[identity(rows(50, 3)).codes])
+    assert torch.equal(identity(rows(50, 3)).values, identity.quantizer.codebook[identity(rows(50, 3)).codes])
     for one in ({"project_in": nn.Identity()}, {"project_out": nn.Identity()}):
         with pytest.raises(ValueError, match="must be given together"):
             Projected(VectorQuantizer(3, 16), 3, **one)
@@ -187,7 +187,7 @@ def test_the_posterior_is_that_of_the_quantizer_inside():
     quantizer, latents = trained(Projected(GaussianMixtureQuantizer(3, 16), 8)).eval(), rows(2, 5, 8)
     assert quantizer.has_posterior
     given = quantizer.posterior(latents)
-    expected = quantizer.members[0].posterior(quantizer.projection.project_in(latents.reshape(-1, 8)))
+    expected = quantizer.quantizer.posterior(quantizer.projection.project_in(latents.reshape(-1, 8)))
     assert given.responsibilities.shape == (2, 5, 16)
     for one, other in zip(given, expected, strict=True):
         torch.testing.assert_close(one.flatten(0, 1), other)

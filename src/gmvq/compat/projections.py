@@ -140,7 +140,7 @@ def projected(
 
 def inside(quantizer: AbstractQuantizer) -> AbstractQuantizer:
     """The quantizer inside of what :func:`projected` gave."""
-    return quantizer.places[0] if isinstance(quantizer, Projected) else quantizer
+    return quantizer.quantizer if isinstance(quantizer, Projected) else quantizer
 
 
 def put_projection(translation: Translation, quantizer: AbstractQuantizer, name: str = "") -> None:

@@ -24,6 +24,7 @@ from gmvq.quantizers.schedules import Constant, Cosine, Geometric, Linear, Sched
 from gmvq.quantizers.stochastic import StochasticQuantizer
 from gmvq.quantizers.transport import OptimalTransportQuantizer
 from gmvq.quantizers.vector import VectorQuantizer
+from gmvq.quantizers.wrapper import AbstractWrapper
 
 __all__ = [
     "ALBO",
@@ -32,6 +33,7 @@ __all__ = [
     "AbstractComposite",
     "AbstractEstimator",
     "AbstractQuantizer",
+    "AbstractWrapper",
     "AdaptiveNoise",
     "Affine",
     "BinarySphericalQuantizer",

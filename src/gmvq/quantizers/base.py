@@ -81,6 +81,24 @@ class AbstractBottleneck(nn.Module, ABC):
         return None
 
     @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codes of each place of ``code_shape``, flattened; (K,) where a latent has one code.
+
+        Raises:
+            TypeError: If the bottleneck is continuous.
+        """
+        raise TypeError(f"{type(self).__name__} is continuous and has no codebook_sizes. Take a quantizer.")
+
+    @property
+    def codebook(self) -> Tensor:
+        """What the decoder sees for each code, ``(K, dim)``.
+
+        Raises:
+            TypeError: If the bottleneck is continuous, or has a codebook for each member.
+        """
+        raise TypeError(f"{type(self).__name__} is continuous and has no codebook. Take a quantizer.")
+
+    @property
     def code_shape(self) -> tuple[int, ...]:
         """Axes of the codes of one latent: () for one code, (levels,) for a residual quantizer."""
         return ()
@@ -156,8 +174,7 @@ class AbstractBottleneck(nn.Module, ABC):
             rows = latents.reshape(-1, self.dim).to(rows_dtype(latents))
             mask = None if mask is None else mask.reshape(-1)
             rows, finite, kept, unchanged = cleaned(rows, mask)
-            if self.learning and self.updates_itself:
-                self.update()
+            self._begin()
             values, codes, loss, terms = self._forward_rows(self._inside(rows, kept), kept)
             values = self._outside(values)
             if unchanged:
@@ -252,6 +269,14 @@ class AbstractBottleneck(nn.Module, ABC):
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
         """What the decoder sees for the codes: ``(*)`` -> ``(*, dim)``."""
+
+    def _begin(self) -> None:
+        if self.learning and self.updates_itself:
+            self.update()
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether the codes of one latent may have this shape."""
+        return shape == self.code_shape
 
     @abstractmethod
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:

@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmvq.quantizers.base import AbstractQuantizer, NoPosteriorError
+from gmvq.quantizers.base import AbstractBottleneck, AbstractQuantizer, NoPosteriorError
 from gmvq.quantizers.checks import checked_codes
 from gmvq.quantizers.places import listed, prefixed
+from gmvq.quantizers.wrapper import AbstractWrapper
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 
@@ -166,12 +167,10 @@ class AbstractComposite(AbstractQuantizer):
         return super().posterior(latents)
 
     def _fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether the codes of one latent may have this shape, as long as ``code_shape``."""
         return shape[0] == len(self._member_at) and self._members_fit(shape[1:])
 
     def _members_fit(self, shape: tuple[int, ...]) -> bool:
-        member = self.places[0]
-        return member._fits(shape) if isinstance(member, AbstractComposite) else shape == member.code_shape
+        return self.places[0]._fits(shape)
 
     # codes (N, *code_shape) go into _decode_rows with their -1; values of such places are 0
 
@@ -316,10 +315,12 @@ class Product(AbstractComposite):
         return self._side_by_side(parts).sum(1)
 
 
-def commitment_weight_of(member: AbstractQuantizer) -> float:
+def commitment_weight_of(member: AbstractBottleneck) -> float:
     """Weight beta of the commitment in a member's loss: 0 if it has none or is in nats, of groups the mean."""
     if member.loss_in_nats:
         return 0.0
+    if isinstance(member, AbstractWrapper):
+        return commitment_weight_of(member.quantizer)
     weight = getattr(member, "commitment_weight", None)
     if weight is None and isinstance(member, AbstractComposite):
         weighed = [commitment_weight_of(part) * part.dim for part in member.places]

@@ -195,8 +195,7 @@ class Hierarchical(AbstractComposite):
         mask = self._check(latents, mask, lengths)
         with torch.autocast(latents.device.type, enabled=False):
             maps, kept, valid = self._prepared(latents, mask)
-            if self.learning and self.updates_itself:
-                self.update()
+            self._begin()
             values, codes, loss, terms = self._forward_maps(maps, kept)
             values = torch.where((valid if mask is None else valid | ~mask)[..., None], values, torch.nan)
         return Quantized(values.to(latents.dtype), codes, loss.to(rows_dtype(latents)), terms)

@@ -16,19 +16,18 @@ import math
 import torch
 from torch import Tensor
 
-from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.checks import checked_codes
-from gmvq.quantizers.composite import AbstractComposite
-from gmvq.quantizers.places import kind
+from gmvq.quantizers.base import AbstractQuantizer, NoPosteriorError
+from gmvq.quantizers.checks import check_listing, checked_codes
 from gmvq.quantizers.residual import Residual
 from gmvq.quantizers.scalar import MOST_CODES, Grid
-from gmvq.types import Posterior, PosteriorSample, Quantized
+from gmvq.quantizers.wrapper import AbstractWrapper, check_inside
+from gmvq.types import Posterior, Quantized
 
 MOST_ENUMERATED = 2**16
 """Largest K whose posterior is written out; beyond it the quantizer inside says the same in far less memory."""
 
 
-class Joined(AbstractComposite):
+class Joined(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIncompatibleVariableOverride]
     r"""Presents the codes of a composite's token as one.
 
     .. math:: c = c_1 K_2 \cdots K_n + c_2 K_3 \cdots K_n + \dots + c_n
@@ -60,7 +59,7 @@ class Joined(AbstractComposite):
         >>> levels = quantizer.split(codes)
         >>> torch.equal(codes, levels[..., 0] * 16 + levels[..., 1])
         True
-        >>> quantizer.members[0].decode(levels[..., :1]).shape  # coarser
+        >>> quantizer.quantizer.decode(levels[..., :1]).shape  # coarser
         torch.Size([2, 10, 8])
     """
 
@@ -68,9 +67,13 @@ class Joined(AbstractComposite):
 
     def __init__(self, quantizer: AbstractQuantizer) -> None:
         _check(quantizer)
-        super().__init__(quantizer.dim, [quantizer])
-        self._codebook_size = math.prod(quantizer.codebook_sizes)
+        super().__init__(quantizer)
         self.digits = Grid(quantizer.codebook_sizes[::-1])  # whose first feature counts fastest
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes K, the product of the quantizer's codebook sizes."""
+        return math.prod(self.quantizer.codebook_sizes)
 
     @property
     def code_shape(self) -> tuple[int, ...]:
@@ -89,21 +92,34 @@ class Joined(AbstractComposite):
         Raises:
             ValueError: If K is more than 2^24.
         """
-        return super(AbstractComposite, self).code_vectors  # a composite has none, but this one has one code
-
-    @property
-    def codebook(self) -> Tensor:
-        """What the decoder sees for each code, ``(K, dim)``.
-
-        Raises:
-            ValueError: If K is more than 2^24.
-        """
-        return self.code_vectors
+        check_listing(self.codebook_size)
+        return self.decode(torch.arange(self.codebook_size, device=self.training_progress.device))
 
     @property
     def has_posterior(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """True if the quantizer has a posterior, and all K codes can be written out for each latent."""
-        return self.places[0].has_posterior and self.codebook_size <= MOST_ENUMERATED
+        return self.quantizer.has_posterior and self.codebook_size <= MOST_ENUMERATED
+
+    def posterior(self, latents: Tensor) -> Posterior:
+        """Distribution over all combinations of codes, as :meth:`AbstractBottleneck.posterior` says.
+
+        Raises:
+            NoPosteriorError: If the quantizer inside has none, or K is more than 2^16.
+        """
+        if not self.has_posterior:
+            raise NoPosteriorError(
+                f"Joined has no posterior over its {self.codebook_size} codes together. Use .quantizer.posterior(), "
+                "where that has one."
+            )
+        return super().posterior(latents)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Looks codes up: int64 ``(*)`` -> ``(*, dim)``; a code of -1 (masked) gives 0.
+
+        Raises:
+            ValueError: If codes are not integers or lie outside [-1, K).
+        """
+        return self.quantizer.decode(self.split(codes))
 
     def split(self, codes: Tensor) -> Tensor:
         """The codes that one stands for: int64 ``(*)`` -> ``(*, *quantizer.code_shape)``; -1 gives -1 in all places.
@@ -112,7 +128,7 @@ class Joined(AbstractComposite):
             ValueError: If codes are not integers or lie outside [-1, K).
         """
         codes = checked_codes(codes, self.codebook_size)
-        return self._split(codes.reshape(-1)).reshape(*codes.shape, *self.places[0].code_shape)
+        return self._split(codes.reshape(-1)).reshape(*codes.shape, *self.quantizer.code_shape)
 
     def join(self, parts: Tensor) -> Tensor:
         """What :meth:`split` undoes: int64 ``(*, *quantizer.code_shape)`` -> ``(*)``; -1 in any place gives -1.
@@ -120,13 +136,13 @@ class Joined(AbstractComposite):
         Raises:
             ValueError: If the last axes are not those of the quantizer's codes, or a code is none of its codebook.
         """
-        axes = self.places[0].code_shape
+        axes = self.quantizer.code_shape
         if parts.is_floating_point() or parts.dtype == torch.bool or tuple(parts.shape[-len(axes) :]) != axes:
             raise ValueError(
                 f"'parts' must be integers of shape (*, {', '.join(map(str, axes))}), got {parts.dtype} "
                 f"{tuple(parts.shape)}. Pass what split() returned."
             )
-        rows, sizes = parts.reshape(-1, *axes).long(), self.places[0].codebook_sizes
+        rows, sizes = parts.reshape(-1, *axes).long(), self.quantizer.codebook_sizes
         flat = rows.flatten(1)
         wrong = (flat >= torch.tensor(sizes, device=rows.device)) | (flat < -1)
         if bool(wrong.any()):
@@ -137,54 +153,33 @@ class Joined(AbstractComposite):
 
     def _split(self, codes: Tensor) -> Tensor:
         parts = self.digits.levels(codes.clamp_min(0)).flip(-1).masked_fill(codes[:, None] < 0, -1)
-        return parts.reshape(-1, *self.places[0].code_shape)
+        return parts.reshape(-1, *self.quantizer.code_shape)
 
     def _join(self, codes: Tensor) -> Tensor:
         parts = codes.flatten(1)
         return self.digits.codes(parts.flip(-1)).masked_fill((parts < 0).any(-1), -1)
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
-        out = self.places[0](rows, kept)
+        out = self.quantizer(rows, kept)
         return out._replace(codes=self._join(out.codes))
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
-        return self._join(self.places[0].encode(rows))
-
-    def _decode_rows(self, codes: Tensor) -> Tensor:
-        return self.places[0].decode(self._split(codes))
+        return self._join(self.quantizer.encode(rows))
 
     def _posterior_rows(self, rows: Tensor) -> Posterior:
-        inside, sizes = self.places[0].posterior(rows), self.places[0].codebook_sizes
+        inside, sizes = self.quantizer.posterior(rows), self.quantizer.codebook_sizes
         joint = rows.new_ones(rows.shape[0], 1)
         # places are independent, or their quantizer has no posterior
         for shares, size in zip(inside.responsibilities.flatten(1, -2).unbind(1), sizes, strict=True):
             joint = (joint[:, :, None] * shares[:, None, :size]).flatten(1)
         return inside._replace(responsibilities=joint)
 
-    def _posterior_mean_rows(self, rows: Tensor) -> Tensor:
-        return self.places[0].posterior_mean(rows)
-
-    def _divergence_rows(self, rows: Tensor) -> Tensor:
-        return self.places[0].divergence(rows)
-
-    def _sample_rows(self, rows: Tensor, generator: torch.Generator | None) -> PosteriorSample:
-        return self.places[0].sample_posterior(rows, generator)
-
     def _fits(self, shape: tuple[int, ...]) -> bool:
         return shape == ()
 
 
 def _check(quantizer: AbstractQuantizer) -> None:
-    if not isinstance(quantizer, AbstractQuantizer):
-        raise ValueError(
-            f"'quantizer' must be a quantizer, got {kind(quantizer)}. Pass for example "
-            "Residual(VectorQuantizer(8, 32), 2)."
-        )
-    if not quantizer.quantizes_rows:
-        raise ValueError(
-            f"'quantizer' must quantize each latent by itself, got a {type(quantizer).__name__}, which quantizes whole "
-            "maps. Join the codes of its members instead."
-        )
+    check_inside(quantizer, "Residual(VectorQuantizer(8, 32), 2)")
     if not quantizer.code_shape:
         raise ValueError(
             f"'quantizer' must have several codes for each latent, got a {type(quantizer).__name__} with one. Use it "

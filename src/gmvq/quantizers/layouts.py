@@ -8,16 +8,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gmvq.quantizers.base import AbstractBottleneck, AbstractQuantizer
+from gmvq.quantizers.base import AbstractBottleneck
+from gmvq.quantizers.wrapper import AbstractWrapper, kind
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 
-class ChannelFirst(nn.Module):
+class ChannelFirst(AbstractWrapper):
     """A quantizer for latents ``(B, dim, *spatial)``: sequences, images, volumes.
 
     All verbs are those of the quantizer inside. Codes, masks and figures of a token have no channels and keep their
@@ -44,13 +44,11 @@ class ChannelFirst(nn.Module):
     """
 
     def __init__(self, quantizer: AbstractBottleneck) -> None:
-        super().__init__()
         if not isinstance(quantizer, AbstractBottleneck):
             raise ValueError(
-                f"'quantizer' must be a bottleneck, got {type(quantizer).__name__}. "
-                "Pass for example VectorQuantizer(64, 512)."
+                f"'quantizer' must be a bottleneck, got {kind(quantizer)}. Pass for example VectorQuantizer(64, 512)."
             )
-        self.quantizer = quantizer
+        super().__init__(quantizer)
 
     def forward(self, latents: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Quantized:
         """Quantizes latents ``(B, dim, *spatial)``.
@@ -97,90 +95,6 @@ class ChannelFirst(nn.Module):
     def divergence(self, latents: Tensor) -> Tensor:
         """KL divergence of the posterior from the prior, in nats for each token: ``(B, *spatial)``."""
         return self.quantizer.divergence(self._channels_last(latents))
-
-    def update(self) -> None:
-        """Folds the statistics of past forwards into the codebook."""
-        self.quantizer.update()
-
-    def set_progress(self, progress: float) -> None:
-        """Tells the schedules how far training has come, in [0, 1]."""
-        self.quantizer.set_progress(progress)
-
-    def freeze(self) -> Self:
-        """Stops all learning."""
-        self.quantizer.freeze()
-        return self
-
-    def unfreeze(self) -> Self:
-        """Lets it learn again."""
-        self.quantizer.unfreeze()
-        return self
-
-    def loss_weight(self, squared_error_weight: Tensor, tokens_per_dimension: float) -> Tensor:
-        """What the loss weighs beside a likelihood in nats for each data dimension, ``()``."""
-        return self.quantizer.loss_weight(squared_error_weight, tokens_per_dimension)
-
-    @property
-    def dim(self) -> int:
-        """Features of a latent, the second axis."""
-        return self.quantizer.dim
-
-    @property
-    def codebook_size(self) -> int | None:
-        """Number of codes K, None for a continuous bottleneck."""
-        return self.quantizer.codebook_size
-
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        """Number of codes of each place of ``code_shape``, flattened.
-
-        Raises:
-            TypeError: If the bottleneck is continuous.
-        """
-        return self._discrete("codebook_sizes").codebook_sizes
-
-    @property
-    def codebook(self) -> Tensor:
-        """What the decoder sees for each code, ``(K, dim)``.
-
-        Raises:
-            TypeError: If the bottleneck is continuous, or a composite with a codebook for each member.
-        """
-        return self._discrete("codebook").codebook
-
-    @property
-    def code_shape(self) -> tuple[int, ...]:
-        """Axes of the codes of one latent."""
-        return self.quantizer.code_shape
-
-    @property
-    def has_posterior(self) -> bool:
-        """True if :meth:`posterior` gives a distribution over codes."""
-        return self.quantizer.has_posterior
-
-    @property
-    def progress(self) -> float:
-        """How far training has come, in [0, 1]."""
-        return self.quantizer.progress
-
-    @property
-    def frozen(self) -> bool:
-        """True after :meth:`freeze`."""
-        return self.quantizer.frozen
-
-    @property
-    def updates_itself(self) -> bool:
-        """True if a forward in training begins with :meth:`update`; a trainer that calls it sets this to False."""
-        return self.quantizer.updates_itself
-
-    @updates_itself.setter
-    def updates_itself(self, updates: bool) -> None:
-        self.quantizer.updates_itself = updates
-
-    def _discrete(self, name: str) -> AbstractQuantizer:
-        if not isinstance(self.quantizer, AbstractQuantizer):
-            raise TypeError(f"{type(self.quantizer).__name__} is continuous and has no {name}. Take a quantizer.")
-        return self.quantizer
 
     def _channels_last(self, latents: Tensor) -> Tensor:
         if latents.ndim == 0 or latents.shape[min(1, latents.ndim - 1)] != self.dim:

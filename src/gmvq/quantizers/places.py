@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gmvq.quantizers.base import AbstractBottleneck, AbstractQuantizer
 from gmvq.quantizers.checks import positive_integer
 from gmvq.quantizers.codebook import MovingAverageCodebook
+from gmvq.quantizers.wrapper import kind
 
 
 def prefixed(terms: dict[str, Tensor], place: int) -> dict[str, Tensor]:
@@ -67,13 +68,6 @@ def listed(
             )
         seen |= inside
     return places
-
-
-def kind(value: object) -> str:
-    """What an error says of a value that is no quantizer: a module or class by its name, anything else as it is."""
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    return type(value).__name__ if isinstance(value, nn.Module) else repr(value)
 
 
 def checked_commitment_weight(weight: float | None, members: Sequence[AbstractQuantizer]) -> float | None:

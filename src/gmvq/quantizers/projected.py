@@ -8,18 +8,18 @@ angle alone.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.checks import positive_integer
-from gmvq.quantizers.composite import AbstractComposite
 from gmvq.quantizers.directions import direction
-from gmvq.quantizers.places import kind
-from gmvq.types import Posterior, PosteriorSample, Quantized
+from gmvq.quantizers.wrapper import AbstractWrapper, check_inside, kind
 
 
-class Projected(AbstractComposite):
+class Projected(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIncompatibleVariableOverride]
     r"""Puts maps around a quantizer, which sees and gives latents of its own dimension.
 
     .. math:: z = \mathrm{in}(x) \;\; \big(z / |z| \text{ with } \texttt{normalize}\big), \qquad
@@ -60,6 +60,7 @@ class Projected(AbstractComposite):
     """
 
     citations: tuple[str, ...] = ("improved_vqgan_yu2021",)
+    quantizer: AbstractQuantizer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
@@ -71,10 +72,7 @@ class Projected(AbstractComposite):
         project_in: nn.Module | None = None,
         project_out: nn.Module | None = None,
     ) -> None:
-        if not isinstance(quantizer, AbstractQuantizer):
-            raise ValueError(
-                f"'quantizer' must be a quantizer, got {kind(quantizer)}. Pass for example VectorQuantizer(8, 512)."
-            )
+        check_inside(quantizer, "VectorQuantizer(8, 512)")
         dim = positive_integer("dim", dim)
         for name, module in (("project_in", project_in), ("project_out", project_out)):
             if not isinstance(module, nn.Module | None):
@@ -89,39 +87,16 @@ class Projected(AbstractComposite):
                 f"'dim' must be at least {quantizer.dim}, that of the quantizer, where the maps are tied, got {dim}. "
                 "Set tied=False."
             )
-        super().__init__(dim, [quantizer], quantizer.dim if tied and project_in is None else None)
+        super().__init__(quantizer, dim, quantizer.dim if tied and project_in is None else None)
         self.codebook_dim = quantizer.dim
         self.normalize = normalize
         self.project_in = nn.Linear(dim, quantizer.dim) if is_linear_pair else project_in
         self.project_out = nn.Linear(quantizer.dim, dim) if is_linear_pair else project_out
 
     @property
-    def code_shape(self) -> tuple[int, ...]:
-        """Axes of the codes of one latent: the quantizer's."""
-        return self.places[0].code_shape
-
-    @property
-    def code_vectors(self) -> Tensor:
-        """The quantizer's codebook, ``(K, quantizer.dim)``.
-
-        Raises:
-            TypeError: If the quantizer is a composite.
-        """
-        return self.places[0].codebook
-
-    @property
-    def codebook(self) -> Tensor:
-        """What the decoder sees for each code, ``(K, dim)``.
-
-        Raises:
-            TypeError: If the quantizer is a composite.
-        """
-        return self._outside(self.code_vectors)
-
-    @property
-    def has_posterior(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """True if the quantizer has a posterior."""
-        return self.places[0].has_posterior
+    def codebook_size(self) -> int:
+        """Number of codes K of the quantizer."""
+        return self.quantizer.codebook_size
 
     def _inside(self, rows: Tensor, kept: Tensor) -> Tensor:
         rows = _through(self.project_in, super()._inside(rows, kept))
@@ -131,29 +106,17 @@ class Projected(AbstractComposite):
         with torch.autocast(values.device.type, enabled=False):
             return _through(self.project_out, super()._outside(values))
 
-    def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
-        return self.places[0](rows, kept)
+    def decode(self, codes: Tensor) -> Tensor:
+        """Looks codes up: int64 ``(*, *code_shape)`` -> ``(*, dim)``; a token of -1 in all places gives 0.
 
-    def _posterior_rows(self, rows: Tensor) -> Posterior:
-        return self.places[0].posterior(rows)
-
-    def _encode_rows(self, rows: Tensor) -> Tensor:
-        return self.places[0].encode(rows)
-
-    def _decode_rows(self, codes: Tensor) -> Tensor:
-        return self.places[0].decode(codes)
-
-    def _posterior_mean_rows(self, rows: Tensor) -> Tensor:
-        return self.places[0].posterior_mean(rows)
-
-    def _divergence_rows(self, rows: Tensor) -> Tensor:
-        return self.places[0].divergence(rows)
-
-    def _sample_rows(self, rows: Tensor, generator: torch.Generator | None) -> PosteriorSample:
-        return self.places[0].sample_posterior(rows, generator)
-
-    def _fits(self, shape: tuple[int, ...]) -> bool:
-        return self._members_fit(shape)
+        Raises:
+            ValueError: If codes are not integers, lie outside those of their place, or have another shape.
+        """
+        values = self.quantizer.decode(codes)
+        shape = values.shape[:-1]
+        outside = self._outside(values.reshape(-1, self.quantizer.dim)).reshape(*shape, self.dim)
+        present = (codes >= 0).reshape(*shape, math.prod(codes.shape[len(shape) :])).any(-1)
+        return outside * present[..., None]
 
 
 def _through(module: nn.Module | None, rows: Tensor) -> Tensor:
