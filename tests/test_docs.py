@@ -12,7 +12,7 @@ from torch import nn
 import gmvq
 from gmvq.__main__ import VERBS
 from gmvq.bibliography import citation
-from gmvq.quantizers import AbstractBottleneck, AbstractEstimator, ChannelFirst, GumbelSoftmax
+from gmvq.quantizers import AbstractBottleneck, AbstractEstimator, ChannelFirst
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -52,7 +52,7 @@ OF_QUANTIZERS = [found for found in CLASSES if found.__module__.startswith("gmvq
 BOTTLENECKS = [found for found in OF_QUANTIZERS if issubclass(found, AbstractBottleneck) and found is not ChannelFirst]
 """Those with an equation and a source: a layout has neither."""
 MODULES = [found for found in OF_QUANTIZERS if issubclass(found, nn.Module)]
-ESTIMATORS = [found for found in OF_QUANTIZERS if issubclass(found, AbstractEstimator | GumbelSoftmax)]
+ESTIMATORS = [found for found in OF_QUANTIZERS if issubclass(found, AbstractEstimator)]
 named = {"ids": lambda found: found.__name__}
 
 

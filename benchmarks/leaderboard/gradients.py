@@ -122,7 +122,7 @@ class Estimator(NamedTuple):
 
     name: str
     terms: Terms
-    path: AbstractEstimator | GumbelSoftmax | None = None
+    path: AbstractEstimator | None = None
     temperature: float | None = None
     draws: bool = True  # they differ
     trains_codes: bool = True
@@ -279,7 +279,7 @@ def estimators(temperatures: tuple[float, ...]) -> list[Estimator]:
     ]
 
 
-def resting_quantizer(state: State, sigma: float, path: AbstractEstimator | GumbelSoftmax | None) -> Any:  # noqa: ANN401
+def resting_quantizer(state: State, sigma: float, path: AbstractEstimator | None) -> Any:  # noqa: ANN401
     """A mixture with the state's codes, in training but without statistics; its codes alone take a gradient."""
     quantizer = GaussianMixtureQuantizer(
         LATENT_DIM, len(state.codebook), variance=sigma**2, estimator=path, learned=("codebook",)

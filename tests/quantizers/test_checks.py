@@ -7,12 +7,14 @@ from gmvq.quantizers import (
     AbstractEstimator,
     GaussianMixtureQuantizer,
     GumbelSoftmax,
+    ImplicitResidual,
     OptimalTransportQuantizer,
     RandomProjectionQuantizer,
     Rotation,
     SimVQ,
     StochasticQuantizer,
     StraightThrough,
+    VectorQuantizer,
 )
 from gmvq.quantizers.checks import check_listing, checked_estimator, non_negative
 
@@ -33,10 +35,10 @@ def test_an_estimator_stays_as_it_is():
         def __call__(self, latents, values):
             return values
 
-    assert checked_estimator(None, allow_gumbel=False) == StraightThrough()
+    assert checked_estimator(None) == StraightThrough()
     for estimator in (Rotation(), Own()):
-        assert checked_estimator(estimator, allow_gumbel=False) is estimator
-    assert checked_estimator(GumbelSoftmax(), allow_gumbel=True) == GumbelSoftmax()
+        assert checked_estimator(estimator) is estimator
+    assert checked_estimator(GumbelSoftmax(), draws=True) == GumbelSoftmax()
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,7 @@ def test_an_estimator_stays_as_it_is():
         lambda estimator: SimVQ(4, 8, estimator=estimator),
         lambda estimator: OptimalTransportQuantizer(4, 8, estimator=estimator),
         lambda estimator: RandomProjectionQuantizer(4, 8, codebook_dim=2, estimator=estimator),
+        lambda estimator: ImplicitResidual([VectorQuantizer(4, 8)], estimator=estimator),
     ],
 )
 def test_constructors_refuse_what_is_no_estimator(make, estimator, reason):
@@ -69,8 +72,10 @@ def test_the_mixture_refuses_classes_and_words(estimator):
 
 @pytest.mark.parametrize("estimator", [StraightThrough(), GumbelSoftmax, "gumbel"])
 def test_a_stochastic_quantizer_draws(estimator):
-    with pytest.raises(ValueError, match=r"'estimator' must be a GumbelSoftmax.* Use GumbelSoftmax\(\)"):
+    with pytest.raises(ValueError, match="'estimator' must"):
         StochasticQuantizer(4, 8, estimator=estimator)
+    with pytest.raises(ValueError, match=r"'estimator' must have a temperature.* Use GumbelSoftmax\(\)"):
+        StochasticQuantizer(4, 8, estimator=Rotation())
 
 
 def test_a_codebook_of_too_many_codes_is_not_written_out():

@@ -17,6 +17,7 @@ from gmvq.quantizers import (
     Rotation,
     VectorQuantizer,
 )
+from gmvq.quantizers.estimators import relaxed_sample
 from gmvq.quantizers.mixture import LATENT_WEIGHT
 
 
@@ -152,7 +153,8 @@ def test_schedules_follow_the_trainers_progress(rows):
 def test_gumbel_samples_have_the_posterior_as_their_frequencies():
     torch.manual_seed(0)
     log_posterior = torch.tensor([0.6, 0.3, 0.1]).log().expand(20000, 3)
-    _, _, weights = GumbelSoftmax(Linear(1.0, 0.01))(log_posterior, torch.randn(3, 2), progress=1.0)
+    temperature = GumbelSoftmax(Linear(1.0, 0.01)).temperature_at(1.0)
+    _, _, weights = relaxed_sample(log_posterior, torch.randn(3, 2), temperature)
     torch.testing.assert_close(weights.sum(-1), torch.ones(20000))
     frequencies = torch.bincount(weights.argmax(-1), minlength=3) / 20000
     torch.testing.assert_close(frequencies, torch.tensor([0.6, 0.3, 0.1]), atol=0.015, rtol=0)

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from gmvq.compat.states import below, started_codebook
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.checks import non_negative
-from gmvq.quantizers.estimators import GumbelSoftmax, with_gradient_of
+from gmvq.quantizers.estimators import GumbelSoftmax, relaxed_sample, with_gradient_of
 from gmvq.quantizers.layouts import ChannelFirst
 from gmvq.quantizers.rows import row_mean
 from gmvq.quantizers.schedules import Schedule
@@ -124,7 +124,8 @@ class GumbelQuantizer(AbstractQuantizer):
         log_posterior, codebook = self._log_posterior(rows), self.learned.to(rows.dtype)
         divergence = row_mean(self._divergences(log_posterior), kept)
         if self.training:
-            values, codes, _ = self.estimator(log_posterior, codebook, self.training_progress)
+            temperature = self.estimator.temperature_at(self.training_progress)
+            values, codes, _ = relaxed_sample(log_posterior, codebook, temperature, hard=True)
         else:
             codes = log_posterior.argmax(-1)
             # not straight through: the latent is not where its code is

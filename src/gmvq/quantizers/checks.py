@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough
+from gmvq.quantizers.estimators import AbstractEstimator, StraightThrough
 
 MOST_LISTED_CODES = 2**24
 """Size up to which a codebook that is only a rule is written out, in gigabytes of memory."""
@@ -39,40 +38,26 @@ def non_negative(name: str, value: float) -> float:
     return value
 
 
-@overload
-def checked_estimator(
-    estimator: AbstractEstimator | GumbelSoftmax | None, *, allow_gumbel: Literal[False]
-) -> AbstractEstimator: ...
-
-
-@overload
-def checked_estimator(
-    estimator: AbstractEstimator | GumbelSoftmax | None, *, allow_gumbel: bool
-) -> AbstractEstimator | GumbelSoftmax: ...
-
-
-def checked_estimator(
-    estimator: AbstractEstimator | GumbelSoftmax | None, *, allow_gumbel: bool
-) -> AbstractEstimator | GumbelSoftmax:
+def checked_estimator(estimator: AbstractEstimator | None, *, draws: bool = False) -> AbstractEstimator:
     """Takes None for :class:`StraightThrough`.
 
     Args:
         estimator: What a constructor was given.
-        allow_gumbel: True for a quantizer that has log-probabilities to draw codes from.
+        draws: True for a quantizer that has log-probabilities to draw codes from.
 
     Raises:
-        ValueError: If it is no estimator, or a ``GumbelSoftmax`` where codes are not drawn.
+        ValueError: If it is no estimator, or one that draws codes for a quantizer without probabilities.
     """
     if estimator is None:
         return StraightThrough()
-    if isinstance(estimator, AbstractEstimator) or (allow_gumbel and isinstance(estimator, GumbelSoftmax)):
-        return estimator
-    if isinstance(estimator, GumbelSoftmax):
-        rule, remedy = "not draw codes, which this quantizer chooses without probabilities", "Use StraightThrough()."
-    elif isinstance(estimator, type):
+    if isinstance(estimator, type):
         rule, remedy = "be an object and not a class", f"Use {estimator.__name__}()."
-    else:
+    elif not isinstance(estimator, AbstractEstimator):
         rule, remedy = "be an estimator", "Use StraightThrough(), or a subclass of AbstractEstimator."
+    elif not draws and estimator.temperature_at(0.0) is not None:
+        rule, remedy = "not draw codes, which this quantizer chooses without probabilities", "Use StraightThrough()."
+    else:
+        return estimator
     raise ValueError(f"'estimator' must {rule}, got {estimator!r}. {remedy}")
 
 

@@ -1,14 +1,15 @@
 r"""How the gradient passes a choice that has none.
 
 A quantizer maps a latent :math:`z` to a code :math:`\mu_c`: a step function, whose derivative is 0 almost everywhere.
-Each estimator returns the code's value *exactly* and decides only what the backward pass sees.
+Each estimator returns the code's value *exactly* and decides only what the backward pass sees. One with a temperature
+has codes drawn in training, out of a quantizer's log-probabilities, in place of the quantizer's own choice.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +24,20 @@ class AbstractEstimator(ABC):
     Attributes:
         citations: Keys of its sources in the bibliography.
         trains_codebook: True if the task's gradient alone is meant to train the codes, without a codebook loss.
+        hard: True if the decoder sees a code in training, False if it sees a blend of codes.
     """
 
     citations: ClassVar[tuple[str, ...]] = ()
     trains_codebook: ClassVar[bool] = False
+    hard: bool = True
+
+    def temperature_at(self, progress: float | Tensor) -> float | Tensor | None:
+        """Temperature of the relaxed sample that training draws; None where the code is the quantizer's choice.
+
+        Args:
+            progress: How far training has come, in [0, 1].
+        """
+        return None
 
     @abstractmethod
     def __call__(self, latents: Tensor, values: Tensor) -> Tensor:
@@ -196,21 +207,22 @@ class NoGradient(AbstractEstimator):
 
 
 @dataclass(frozen=True)
-class GumbelSoftmax:
+class GumbelSoftmax(AbstractEstimator):
     r"""A relaxed sample of the codes, the path of the GM-VQ paper: equation (6).
 
     .. math:: y = \mathrm{softmax}_c\big((\log q(c \mid x) + g_c) / \tau\big), \quad g_c \sim \mathrm{Gumbel}(0, 1),
               \quad z = \sum_c y_c \mu_c
 
     In training the decoder then sees a blend of codes and not a code: ``values`` differ from ``decode(codes)``. With
-    ``hard`` it sees the code of the largest y, with the gradient of the blend (Gumbel straight-through).
+    ``hard`` it sees the code of the largest y, with the gradient of the blend (Gumbel straight-through). A code that is
+    not drawn, as in evaluation, is passed straight through.
 
     Args:
         temperature: tau, a number above 0 or a schedule.
         hard: Show the decoder a code.
 
     Shape:
-        log q(c | x) ``(N, K)``, codebook ``(K, L)`` -> values ``(N, L)``, codes ``(N,)``, y ``(N, K)``.
+        latents ``(N, L)``, values ``(N, L)`` -> ``(N, L)``.
 
     Raises:
         ValueError: If ``temperature`` is neither a schedule nor a finite number above 0.
@@ -219,14 +231,12 @@ class GumbelSoftmax:
         Categorical Reparameterization with Gumbel-Softmax (Jang et al., 2016), https://arxiv.org/abs/1611.01144
 
     Example:
-        >>> estimator = GumbelSoftmax(temperature=0.5, hard=True)
-        >>> values, codes, y = estimator(torch.randn(6, 4).log_softmax(-1), torch.randn(4, 2), progress=0.0)
-        >>> values.shape, y.shape
-        (torch.Size([6, 2]), torch.Size([6, 4]))
+        >>> from gmvq.quantizers.schedules import Linear
+        >>> GumbelSoftmax(Linear(1.0, 0.5)).temperature_at(0.5)
+        0.75
     """
 
     citations: ClassVar[tuple[str, ...]] = ("gumbel_jang2016",)
-    trains_codebook: ClassVar[bool] = False
     temperature: float | Schedule = 1.0
     hard: bool = False
 
@@ -237,24 +247,39 @@ class GumbelSoftmax:
         """Tau at a progress of training in [0, 1]."""
         return temperature_at(as_schedule(self.temperature, "temperature"), progress)
 
-    def __call__(
-        self, log_posterior: Tensor, codebook: Tensor, progress: float | Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws from log q(c | x).
+    def __call__(self, latents: Tensor, values: Tensor) -> Tensor:  # noqa: D102
+        return with_gradient_of(values, latents)
 
-        Args:
-            log_posterior: log q(c | x), ``(N, K)``.
-            codebook: Codes ``(K, L)``.
-            progress: How far training has come, in [0, 1].
 
-        Returns:
-            Values ``(N, L)``, the most likely code, or with ``hard`` the drawn one, ``(N,)``, and y ``(N, K)``.
-        """
-        tau = self.temperature_at(progress)
-        noise = -log_posterior.new_empty(log_posterior.shape).exponential_().clamp_min(1e-30).log()
-        y = F.softmax((log_posterior + noise) / tau, dim=-1)  # (6)
-        values = y @ codebook
-        if not self.hard:
-            return values, log_posterior.argmax(-1), y
-        codes = y.argmax(-1)
-        return with_gradient_of(codebook[codes], values), codes, y
+class RelaxedSample(NamedTuple):
+    """Codes drawn from q(c | x), relaxed.
+
+    Attributes:
+        values: What the decoder sees, ``(N, L)``.
+        codes: The most likely code, or of a hard sample the drawn one, ``(N,)``.
+        weights: y of equation (6), ``(N, K)``.
+    """
+
+    values: Tensor
+    codes: Tensor
+    weights: Tensor
+
+
+def relaxed_sample(
+    log_posterior: Tensor, codebook: Tensor, temperature: float | Tensor, hard: bool = False
+) -> RelaxedSample:
+    """Draws from log q(c | x) as :class:`GumbelSoftmax` says.
+
+    Args:
+        log_posterior: log q(c | x), ``(N, K)``.
+        codebook: Codes ``(K, L)``.
+        temperature: tau.
+        hard: Give the drawn code instead of the blend of codes.
+    """
+    noise = -log_posterior.new_empty(log_posterior.shape).exponential_().clamp_min(1e-30).log()
+    y = F.softmax((log_posterior + noise) / temperature, dim=-1)  # (6)
+    values = y @ codebook
+    if not hard:
+        return RelaxedSample(values, log_posterior.argmax(-1), y)
+    codes = y.argmax(-1)
+    return RelaxedSample(with_gradient_of(codebook[codes], values), codes, y)

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 
 from gmvq.kernels import nearest_code
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.checks import checked_codes, positive_integer
+from gmvq.quantizers.checks import checked_codes, checked_estimator, positive_integer
 from gmvq.quantizers.composite import AbstractComposite
-from gmvq.quantizers.estimators import AbstractEstimator, StraightThrough
+from gmvq.quantizers.estimators import AbstractEstimator
 from gmvq.quantizers.places import has_started, listed, show
 from gmvq.quantizers.rows import mean_square
 from gmvq.types import Quantized
@@ -152,16 +152,13 @@ class ImplicitResidual(AbstractComposite):
             raise ValueError(f"'blocks' must be an integer of at least 0, got {blocks!r}. Use for example 2.")
         if not (math.isfinite(commitment_weight) and commitment_weight >= 0):
             raise ValueError(f"'commitment_weight' must be at least 0, got {commitment_weight}. Use for example 0.25.")
-        if not isinstance(estimator, AbstractEstimator | None):
-            raise ValueError(
-                f"'estimator' must be an estimator from latents and values, got {estimator!r}. Use StraightThrough()."
-            )
         hidden_dim = positive_integer("hidden_dim", hidden_dim)
+        estimator = checked_estimator(estimator)
         super().__init__(places[0].dim, places)
         for member in self.places:
             _switch_off_beside_codebook(member)
         self.commitment_weight = commitment_weight
-        self.estimator = StraightThrough() if estimator is None else estimator
+        self.estimator = estimator
         self.width = max(self.dim, hidden_dim if blocks else 0)
         # the first level has nothing to depend on
         self.transforms = nn.ModuleList(CodeTransform(self.dim, hidden_dim, blocks) for _ in places[1:])

@@ -81,7 +81,7 @@ class SimVQ(AbstractQuantizer):
             frozen_dim = positive_integer("frozen_codebook_dim", frozen_codebook_dim)
         self.commitment_weight = non_negative("commitment_weight", commitment_weight)
         self.quantization_weight = non_negative("quantization_weight", quantization_weight)
-        self.estimator = checked_estimator(estimator, allow_gumbel=False)
+        self.estimator = checked_estimator(estimator)
         self.transform = nn.Linear(frozen_dim, self.codebook_dim, bias=False) if transform is None else transform
         weight = next(self.transform.parameters(), self.training_progress)  # a transform may be on another device
         frozen = torch.randn(codebook_size, frozen_dim) / math.sqrt(frozen_dim)

@@ -42,7 +42,7 @@ from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.checks import checked_estimator
 from gmvq.quantizers.codebook import MovingAverageCodebook, snapshot
 from gmvq.quantizers.components import Components
-from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough, with_gradient_of
+from gmvq.quantizers.estimators import AbstractEstimator, with_gradient_of
 from gmvq.quantizers.noise import AbstractNoise, as_noise
 from gmvq.quantizers.objectives import (
     AbstractObjective,
@@ -136,7 +136,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         codebook_dim: int | None = None,
         objective: Literal["albo", "elbo"] | AbstractObjective = "albo",
         variance: float | Literal["shared", "code", "feature"] = "shared",
-        estimator: AbstractEstimator | GumbelSoftmax | None = None,
+        estimator: AbstractEstimator | None = None,
         sharpening: float | Schedule = 1.0,
         noise: float | AbstractNoise = 0.0,
         decay: float = 0.95,
@@ -146,7 +146,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         if isinstance(learned, str) or not set(learned) <= set(LEARNABLE):
             raise ValueError(f"'learned' must be a collection of words out of {LEARNABLE}, got {learned!r}. Use ().")
         self.objective = as_objective(objective)
-        self.estimator = checked_estimator(estimator, allow_gumbel=True)
+        self.estimator = checked_estimator(estimator, draws=True)
         self.sharpening = as_schedule(sharpening, "sharpening")
         self.noise = as_noise(noise)
         self.learned = frozenset(learned)
@@ -261,18 +261,19 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         """
         return 2 / (self.codebook_dim * self._scales().detach().square().mean())
 
+    def _temperature(self) -> float | Tensor | None:
+        """That of the relaxed sample (6), None where codes are not drawn."""
+        return self.estimator.temperature_at(self.training_progress) if self.training else None
+
     def _step(self, components: Components, rows: Tensor, kept: Tensor) -> MixtureStep:
-        temperature = seed = None
-        if self.training and isinstance(self.estimator, GumbelSoftmax):
-            temperature = rows.new_ones(()) * self.estimator.temperature_at(self.training_progress)
-            seed = random_seed(rows.device)
+        temperature = self._temperature()
         return components.step(
             rows,
             values=self.code_vectors.to(rows.dtype),
             prices=self._log_prices().to(rows.dtype),
             weights=row_weights(kept, rows.dtype),
-            temperature=temperature,
-            seed=seed,
+            temperature=None if temperature is None else rows.new_ones(()) * temperature,
+            seed=None if temperature is None else random_seed(rows.device),
             floor=self.noise.least_energy(self.codebook_dim),
         )
 
@@ -280,11 +281,9 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         self, rows: Tensor, codebook: Tensor, components: Components, step: MixtureStep
     ) -> tuple[Tensor, Tensor]:
         if not self.training:
-            # draws are for training; what is left of them in evaluation is a code like any other
             codes = self._encode_rows(rows)
-            estimator = StraightThrough() if isinstance(self.estimator, GumbelSoftmax) else self.estimator
-            return estimator(rows, codebook[codes]), codes
-        if isinstance(self.estimator, GumbelSoftmax):
+            return self.estimator(rows, codebook[codes]), codes
+        if self._temperature() is not None:
             values, codes, energies = step.relaxed, step.codes, step.relaxed_energy  # (6)
             if self.estimator.hard:
                 codes = step.drawn

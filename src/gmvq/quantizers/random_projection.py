@@ -80,7 +80,7 @@ class RandomProjectionQuantizer(AbstractQuantizer):
             )
         self.projection = None  # the random one takes the place of the learned one
         self.normalize = normalize
-        self.estimator = checked_estimator(estimator, allow_gumbel=False)
+        self.estimator = checked_estimator(estimator)
         self.register_buffer("random_projection", nn.init.xavier_uniform_(torch.empty(dim, codebook_dim)))
         self.register_buffer("random_codes", direction(torch.randn(codebook_size, codebook_dim)))
 

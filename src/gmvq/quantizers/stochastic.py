@@ -32,8 +32,9 @@ from torch import Tensor, nn
 
 from gmvq.kernels import in_blocks, squared_distances, weighted_squared_distances
 from gmvq.quantizers.base import AbstractQuantizer
+from gmvq.quantizers.checks import checked_estimator
 from gmvq.quantizers.directions import direction
-from gmvq.quantizers.estimators import GumbelSoftmax, with_gradient_of
+from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, relaxed_sample
 from gmvq.quantizers.rows import row_mean
 from gmvq.quantizers.schedules import Geometric
 from gmvq.types import Posterior, PosteriorSample, Quantized
@@ -112,7 +113,7 @@ class StochasticQuantizer(AbstractQuantizer):
         variance: VarianceName = "shared",
         distribution: DistributionName = "gaussian",
         initial_variance: float | None = None,
-        estimator: GumbelSoftmax | None = None,
+        estimator: AbstractEstimator | None = None,
     ) -> None:
         super().__init__(dim, codebook_size, codebook_dim)
         _check_word("variance", variance, get_args(VarianceName))
@@ -121,10 +122,11 @@ class StochasticQuantizer(AbstractQuantizer):
         if self.is_spherical and variance == "feature":
             raise ValueError("'variance' must not be 'feature' on the sphere, where kappa is one number. Use 'token'.")
         self.variance = variance
-        self.estimator = GumbelSoftmax(Geometric(1.0, 0.2)) if estimator is None else estimator
-        if not isinstance(self.estimator, GumbelSoftmax):
+        default = GumbelSoftmax(Geometric(1.0, 0.2))
+        self.estimator = checked_estimator(default if estimator is None else estimator, draws=True)
+        if self.estimator.temperature_at(0.0) is None:
             raise ValueError(
-                f"'estimator' must be a GumbelSoftmax, since training draws codes, got {estimator!r}. "
+                f"'estimator' must have a temperature, since training draws codes, got {estimator!r}. "
                 "Use GumbelSoftmax(), with hard=True to show the decoder codes."
             )
         self.learned_codes = nn.Parameter(torch.randn(codebook_size, self.codebook_dim))
@@ -213,11 +215,12 @@ class StochasticQuantizer(AbstractQuantizer):
         log_joint = (-energies).clamp_min(-energies.detach().amin(-1, keepdim=True) - 75)
         log_posterior = log_joint.log_softmax(-1)
         codebook = self.code_vectors.to(rows.dtype)
-        if self.training:
-            values, codes, _ = self.estimator(log_posterior, codebook, self.training_progress)
+        temperature = self.estimator.temperature_at(self.training_progress) if self.training else None
+        if temperature is not None:
+            values, codes, _ = relaxed_sample(log_posterior, codebook, temperature, self.estimator.hard)
         else:
             codes = energies.argmin(-1)
-            values = with_gradient_of(codebook[codes], self._parts(rows)[0])
+            values = self.estimator(self._parts(rows)[0], codebook[codes])
         free_energy = math.log(self.codebook_size) - log_joint.logsumexp(-1)  # (3)
         with torch.no_grad():
             probabilities = log_posterior.exp()

@@ -93,7 +93,7 @@ class OptimalTransportQuantizer(AbstractQuantizer):
         self.iterations = positive_integer("iterations", iterations)
         self.commitment_weight = non_negative("commitment_weight", commitment_weight)
         self.quantization_weight = non_negative("quantization_weight", quantization_weight)
-        self.estimator = checked_estimator(estimator, allow_gumbel=False)
+        self.estimator = checked_estimator(estimator)
         # of the paper's size: transport needs no start near the latents
         self.learned = nn.Parameter(torch.randn(codebook_size, self.codebook_dim))
 

@@ -18,7 +18,7 @@ from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.checks import checked_estimator, non_negative
 from gmvq.quantizers.codebook import MovingAverageCodebook, random_rows, snapshot
 from gmvq.quantizers.directions import direction
-from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, StraightThrough
+from gmvq.quantizers.estimators import AbstractEstimator, relaxed_sample
 from gmvq.quantizers.parts import AbstractRegularizer, Affine, AffineCodebook, InPlaceStep, Part
 from gmvq.quantizers.rows import mean_squared_error
 from gmvq.types import Quantized
@@ -84,7 +84,7 @@ class VectorQuantizer(AbstractQuantizer):
         cosine: bool = False,
         kmeans_start: bool = True,
         revive_below: float = 0.0,
-        estimator: AbstractEstimator | GumbelSoftmax | None = None,
+        estimator: AbstractEstimator | None = None,
         parts: Sequence[Part] = (),
     ) -> None:
         super().__init__(dim, codebook_size, codebook_dim)
@@ -92,7 +92,7 @@ class VectorQuantizer(AbstractQuantizer):
         self.cosine = cosine
         self.kmeans_start = kmeans_start
         self.revive_below = non_negative("revive_below", revive_below)
-        self.estimator = checked_estimator(estimator, allow_gumbel=True)
+        self.estimator = checked_estimator(estimator, draws=True)
         plain = not cosine and self.projection is None
         unused = {"improved_vqgan_yu2021": plain, "jukebox_dhariwal2020": revive_below == 0}
         self.citations = tuple(key for key in type(self).citations if not unused.get(key))
@@ -197,14 +197,14 @@ class VectorQuantizer(AbstractQuantizer):
 
     def _chosen(self, rows: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values ``(N, L)``, codes ``(N,)`` and their vectors ``(N, L)``."""
-        if self.training and isinstance(self.estimator, GumbelSoftmax):
+        temperature = self.estimator.temperature_at(self.training_progress) if self.training else None
+        if temperature is not None:
             log_posterior = (-squared_distances(rows, codebook)).log_softmax(-1)
-            values, codes = self.estimator(log_posterior, codebook, self.training_progress)[:2]
+            values, codes, _ = relaxed_sample(log_posterior, codebook, temperature, self.estimator.hard)
             return values, codes, F.embedding(codes, codebook)
         codes = nearest_code(rows, codebook)
         nearest = F.embedding(codes, codebook)  # indexing takes longer, its backward most of all
-        estimator = StraightThrough() if isinstance(self.estimator, GumbelSoftmax) else self.estimator
-        return estimator(rows, nearest), codes, nearest
+        return self.estimator(rows, nearest), codes, nearest
 
     def _start(self, rows: Tensor, kept: Tensor) -> None:
         if self.moving.has_started:
