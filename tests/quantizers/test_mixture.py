@@ -18,6 +18,7 @@ from gmvq.quantizers import (
     VectorQuantizer,
 )
 from gmvq.quantizers.estimators import relaxed_sample
+from gmvq.quantizers.gaussian_mixture import Mixture
 from gmvq.quantizers.mixture import LATENT_WEIGHT
 
 
@@ -274,3 +275,17 @@ def test_noise_of_another_kind_is_refused():
         GaussianMixtureQuantizer(4, 3, noise=-1.0)
     with pytest.raises(ValueError, match="'scale' must be a finite number of at least 0"):
         ConstantNoise(float("nan"))
+
+
+@pytest.mark.parametrize("options", [{}, {"estimator": GumbelSoftmax(), "noise": 1.0}, {"variance": "code"}], ids=str)
+def test_each_verb_builds_the_mixture_once(monkeypatch, options):
+    quantizer, latents = GaussianMixtureQuantizer(6, 8, **options), torch.randn(50, 6)
+    quantizer(latents)
+    built, of = [], Mixture.of
+    monkeypatch.setattr(Mixture, "of", lambda *parts: built.append(1) or of(*parts))
+    for training in (True, False):
+        quantizer.train(training)
+        for verb in ("__call__", "encode", "posterior", "posterior_mean", "divergence", "sample_posterior"):
+            getattr(quantizer, verb)(latents)
+            assert len(built) == 1, verb
+            built.clear()

@@ -30,25 +30,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.distributed import logsumexp_over_ranks, sum_over_ranks
-from gmvq.kernels import (
-    MixtureStep,
-    code_sums,
-    in_blocks,
-    nearest_code,
-    random_seed,
-)
+from gmvq.kernels import MixtureStep, code_sums, nearest_code, random_seed
 from gmvq.kernels.tracing import can_look_at
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.checks import checked_estimator
 from gmvq.quantizers.codebook import MovingAverageCodebook, snapshot
-from gmvq.quantizers.components import Components
 from gmvq.quantizers.estimators import AbstractEstimator, with_gradient_of
+from gmvq.quantizers.gaussian_mixture import Mixture
 from gmvq.quantizers.noise import AbstractNoise, as_noise
-from gmvq.quantizers.objectives import (
-    AbstractObjective,
-    Assignment,
-    as_objective,
-)
+from gmvq.quantizers.objectives import AbstractObjective, Assignment, as_objective
 from gmvq.quantizers.rows import row_weights
 from gmvq.quantizers.schedules import Schedule, as_schedule, temperature_at
 from gmvq.quantizers.variance import MixtureVariance
@@ -184,19 +174,12 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         self.variance.update()
         self.moving.update()
 
-    def _posterior_rows(self, rows: Tensor) -> Posterior:
-        log_joint = self._components(rows.dtype).log_joint(rows)
-        log_posterior = log_joint.log_softmax(-1)
-        probabilities = log_posterior.exp()
-        entropy = -(probabilities * log_posterior).sum(-1)
-        return Posterior(probabilities, entropy, log_joint.logsumexp(-1) + self._log_normalizer())
-
     @torch.no_grad()
     def expected_distance(self, latents: Tensor) -> Tensor:
         """E_q[d_c / 2 sigma^2] in nats for each token: ``(*, dim)`` -> ``(*)``."""
         rows, _ = self._rows(latents)
         with torch.autocast(latents.device.type, enabled=False):
-            return self._components(rows.dtype).step(rows).energy.reshape(latents.shape[:-1])
+            return self._mixture(rows.dtype).components.step(rows).energy.reshape(latents.shape[:-1])
 
     @torch.no_grad()
     def sample(self, *shape: int, generator: torch.Generator | None = None) -> Quantized:
@@ -204,120 +187,90 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
 
         Without noise p(z | c) stands for its limit, the code itself.
         """
-        number = math.prod(shape)
-        codes = torch.multinomial(self.log_prior.exp(), number, replacement=True, generator=generator)
-        values = self.code_vectors[codes]
-        if not self.noise.is_none:
-            deviation = self._scales().reciprocal().expand(self.codebook_size, -1)[codes]
-            values = values + deviation * torch.randn(values.shape, generator=generator, device=values.device)
+        mixture = self._mixture(self.training_progress.dtype)
+        values, codes = mixture.sample(math.prod(shape), self.noise, generator)
         return Quantized(
             self._outside(values).reshape(*shape, self.dim), codes.reshape(shape), values.new_zeros(()), {}
         )
 
-    def _scales(self) -> Tensor:
-        """Square roots of the precisions w_l / sigma^2, ``(1 or K, L)``."""
+    def _mixture(self, dtype: torch.dtype) -> Mixture:
+        """The mixture as it stands, in the type of the rows."""
+        codes = self.code_vectors
+        variance = snapshot(self.variance.value(codes.detach()), self.training)
         sharpening = temperature_at(self.sharpening, self.training_progress)
-        variance = snapshot(self.variance.value(self.code_vectors.detach()), self.training)
-        return (self.feature_weights / variance).sqrt() / sharpening
-
-    def _components(self, dtype: torch.dtype) -> Components:
-        """The mixture in units of sigma."""
-        scales, codes, log_prior = (x.to(dtype) for x in (self._scales(), self.code_vectors, self.log_prior))
-        if len(scales) == 1:
-            return Components(scales[0], codes * scales, torch.ones_like(log_prior), log_prior)
-        # a variance for each code: the precision is a factor of the distance, and the normalizers differ
-        scale = self.feature_weights.to(dtype).sqrt()
-        log_volumes = scales.log().sum(-1)
-        precisions = (scales / scale).square().mean(-1)
-        return Components(scale, codes * scale, precisions, log_prior + log_volumes - log_volumes.mean())
-
-    def _log_normalizer(self) -> Tensor:
-        """The part of the log-density that all codes share, ``()``."""
-        return self._scales().log().sum(-1).mean() - self.codebook_dim / 2 * math.log(2 * math.pi)
+        scales = (self.feature_weights / variance).sqrt() / sharpening
+        return Mixture.of(*(part.to(dtype) for part in (codes, scales, self.feature_weights, self.log_prior)))
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
         if self.learning:
-            self._start(rows, kept)
-        components = self._components(rows.dtype)
-        step = self._step(components, rows, kept)
+            self._start(rows.detach(), kept)
+        mixture = self._mixture(rows.dtype)
+        step = self._step(mixture, rows, kept)
         if self.learning:
-            self._collect(rows.detach(), kept, components, step)
-        codebook = self.code_vectors.to(rows.dtype)
-        values, codes = self._values(rows, codebook, components, step)
-        log_prior = self.log_prior.to(rows.dtype)
-        assignment = Assignment(step.energy, step.log_energy, step.entropy, step.aggregated, log_prior, kept)
+            self._collect(mixture, step, rows.detach(), kept)
+        values, codes = self._values(mixture, step, rows)
+        assignment = Assignment(step.energy, step.log_energy, step.entropy, step.aggregated, mixture.log_prior, kept)
         terms = self.objective.terms(assignment, self.noise, self.codebook_dim)
-        loss = LATENT_WEIGHT * self._squared_error_of_a_nat() * torch.stack(list(terms.values())).sum()
+        loss = LATENT_WEIGHT * mixture.squared_error_of_a_nat() * torch.stack(list(terms.values())).sum()
         figures = {name: value.detach() for name, value in terms.items()}
         figures["posterior_entropy"] = assignment.mean(step.entropy.detach())
-        figures["sigma"] = self._scales().detach().log().mean().neg().exp()
+        figures["sigma"] = mixture.deviation()
         return Quantized(values, codes, loss, figures)
-
-    def _squared_error_of_a_nat(self) -> Tensor:
-        r"""What a nat for each token is as a squared error for each feature, :math:`2 \sigma^2 / L`, ``()``.
-
-        The scale of the latents is free, and a term in units of sigma keeps pulling it down at a constant rate. In
-        units of the latents the pull fades with the scale, which settles where codes and images balance.
-        """
-        return 2 / (self.codebook_dim * self._scales().detach().square().mean())
 
     def _temperature(self) -> float | Tensor | None:
         """That of the relaxed sample (6), None where codes are not drawn."""
         return self.estimator.temperature_at(self.training_progress) if self.training else None
 
-    def _step(self, components: Components, rows: Tensor, kept: Tensor) -> MixtureStep:
+    def _step(self, mixture: Mixture, rows: Tensor, kept: Tensor) -> MixtureStep:
         temperature = self._temperature()
-        return components.step(
+        return mixture.components.step(
             rows,
-            values=self.code_vectors.to(rows.dtype),
-            prices=self._log_prices().to(rows.dtype),
+            values=mixture.codes,
+            prices=self._log_prices(mixture.log_prior),
             weights=row_weights(kept, rows.dtype),
             temperature=None if temperature is None else rows.new_ones(()) * temperature,
             seed=None if temperature is None else random_seed(rows.device),
             floor=self.noise.least_energy(self.codebook_dim),
         )
 
-    def _values(
-        self, rows: Tensor, codebook: Tensor, components: Components, step: MixtureStep
-    ) -> tuple[Tensor, Tensor]:
+    def _values(self, mixture: Mixture, step: MixtureStep, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Values ``(N, L)`` and codes ``(N,)``: (6), and (5) where there is noise."""
         if not self.training:
-            codes = self._encode_rows(rows)
-            return self.estimator(rows, codebook[codes]), codes
+            codes = mixture.most_likely(rows)
+            return self.estimator(rows, mixture.codes[codes]), codes
         if self._temperature() is not None:
             values, codes, energies = step.relaxed, step.codes, step.relaxed_energy  # (6)
             if self.estimator.hard:
                 codes = step.drawn
-                values = with_gradient_of(codebook[codes], values)
+                values = with_gradient_of(mixture.codes[codes], values)
         else:
             codes = step.codes
-            values = self.estimator(rows, codebook[codes])
-            energies = components.energies_of(rows, codes)
+            values = self.estimator(rows, mixture.codes[codes])
+            energies = mixture.components.energies_of(rows, codes)
         if self.noise.is_none:
             return values, codes
-        scales = self._scales().to(rows.dtype)
         ratios = self.noise.ratio(energies, self.codebook_dim)
-        return values + ratios.sqrt()[:, None] / scales.mean(0) * torch.randn_like(values), codes  # (5)
-
-    def _start(self, rows: Tensor, kept: Tensor) -> None:
-        if self.moving.has_started:
-            return
-        if not self.moving.start(rows, kept, even=True):
-            return
-        if self.learned_codes is not None:
-            with torch.no_grad():
-                self.learned_codes.copy_(self.moving.codes)
-        codes = nearest_code(rows.detach(), self.moving.codes.to(rows.dtype))
-        self.variance.start(*self._squared_residuals(rows.detach(), codes, kept))
+        return values + ratios.sqrt()[:, None] / mixture.scales.mean(0) * torch.randn_like(values), codes  # (5)
 
     @torch.no_grad()
-    def _collect(self, rows: Tensor, kept: Tensor, components: Components, step: MixtureStep) -> None:
+    def _start(self, rows: Tensor, kept: Tensor) -> None:
+        if self.moving.has_started or not self.moving.start(rows, kept, even=True):
+            return
+        if self.learned_codes is not None:
+            self.learned_codes.copy_(self.moving.codes)
+        mixture = self._mixture(rows.dtype)
+        self.variance.start(*self._squared_residuals(mixture, rows, nearest_code(rows, mixture.codes), kept))
+
+    @torch.no_grad()
+    def _collect(self, mixture: Mixture, step: MixtureStep, rows: Tensor, kept: Tensor) -> None:
+        """Gives the M-step the rows by their priced codes, and starved codes their share."""
         counts, sums = code_sums(rows, step.priced, kept, self.codebook_size)
-        starved, weights, fresh = self._feed_starved(counts, rows, kept, components, step)
+        starved, weights, fresh = self._feed_starved(mixture, step, rows, kept, counts)
         counts = counts.index_copy(0, starved, weights.sum(0))
         self.moving.collect(counts, sums.index_copy(0, starved, weights.T @ rows), fresh)
-        self.variance.collect(*self._squared_residuals(rows, step.codes, kept))
+        self.variance.collect(*self._squared_residuals(mixture, rows, step.codes, kept))
 
-    def _log_prices(self) -> Tensor:
+    def _log_prices(self, log_prior: Tensor) -> Tensor:
         """log(q_B(c) / p(c)) in nats, ``(K,)``, with q_B by the running counts.
 
         It is what code c costs each latent through KL(q_B || p): the minimum of ALBO over free q(c | x) multiplies the
@@ -325,10 +278,10 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         """
         counts = self.moving.counts
         log_share = (counts / counts.sum().clamp_min(1e-20)).clamp_min(LEAST_PRICED_SHARE / len(counts)).log()
-        return log_share - self.log_prior
+        return log_share.to(log_prior.dtype) - log_prior
 
     def _feed_starved(
-        self, counts: Tensor, rows: Tensor, kept: Tensor, components: Components, step: MixtureStep
+        self, mixture: Mixture, step: MixtureStep, rows: Tensor, kept: Tensor, counts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         r"""Gives each code at least a small share of the responsibility, the least used ones first.
 
@@ -346,7 +299,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         if can_look_at(totals):  # elsewhere a fixed number: no wait for the GPU
             number = min(number, int((totals < share).sum()))
         total, starved = totals.topk(number, largest=False)
-        logarithms = components.part(starved).log_joint(rows) - step.log_density[:, None]
+        logarithms = mixture.components.part(starved).log_joint(rows) - step.log_density[:, None]
         logarithms = logarithms.masked_fill(~kept[:, None], -torch.inf)
         # what is fainter against the nearest row is as good as 0, but denormal numbers cost a CPU ten times the time
         logarithms = logarithms.clamp_min(logarithms.amax(0) - FAINTEST) if len(rows) else logarithms
@@ -358,61 +311,25 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         fresh[starved] = hungry & (self.moving.counts[starved] < share)
         return starved, torch.where(hungry, fed, own.to(fed.dtype)), fresh
 
-    @staticmethod
-    def _draw(log_posterior: Tensor, generator: torch.Generator | None) -> Tensor:
-        """One code for each row ``(N, 1)``, by inversion: one random number for a row and not one for a code."""
-        cumulated = log_posterior.exp().cumsum(-1)
-        uniform = torch.rand(len(cumulated), 1, generator=generator, dtype=cumulated.dtype, device=cumulated.device)
-        # the total is 1 up to rounding; scaling by it keeps the index below K
-        return torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True).clamp_max(cumulated.shape[-1] - 1)
-
-    def _squared_residuals(self, rows: Tensor, codes: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def _squared_residuals(self, mixture: Mixture, rows: Tensor, codes: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         """Number of rows of each code ``(K,)`` and sums of their squared distances for each feature ``(K, L)``."""
-        squares = (rows - self.code_vectors.detach().to(rows.dtype)[codes]).square()
-        return code_sums(squares * self.feature_weights.detach().to(rows.dtype), codes, kept, self.codebook_size)
+        squares = (rows - mixture.codes[codes]).square() * mixture.feature_weights
+        return code_sums(squares, codes, kept, self.codebook_size)
+
+    def _encode_rows(self, rows: Tensor) -> Tensor:
+        return self._mixture(rows.dtype).most_likely(rows)
 
     def _decode_rows(self, codes: Tensor) -> Tensor:
         return self.code_vectors[codes]
 
-    def _encode_rows(self, rows: Tensor) -> Tensor:
-        components = self._components(rows.dtype)
-        if self.variance.kind == "code":
-            return components.step(rows).codes
-        return nearest_code(rows * components.scale, components.codebook, offsets=components.biases)
+    def _posterior_rows(self, rows: Tensor) -> Posterior:
+        return self._mixture(rows.dtype).posterior(rows)
 
     def _posterior_mean_rows(self, rows: Tensor) -> Tensor:
-        return self._components(rows.dtype).log_joint(rows).softmax(-1) @ self.code_vectors.to(rows.dtype)
+        return self._mixture(rows.dtype).posterior_mean(rows)
 
     def _divergence_rows(self, rows: Tensor) -> Tensor:
-        components, log_prior = self._components(rows.dtype), self.log_prior.to(rows.dtype)
-        floor = self.noise.least_energy(self.codebook_dim)
-        parts = []
-        for block in in_blocks(rows, self.codebook_size):
-            log_joint = components.log_joint(block)
-            log_posterior = log_joint.log_softmax(-1)
-            energies = components.biases - log_joint
-            log_energies = energies.clamp_min(max(floor, 1e-30)).log()
-            latent = self.noise.divergence(energies, log_energies, self.codebook_dim)
-            parts.append((log_posterior.exp() * (log_posterior - log_prior + latent)).sum(-1))
-        return torch.cat(parts)
+        return self._mixture(rows.dtype).divergence(rows, self.noise)
 
     def _sample_rows(self, rows: Tensor, generator: torch.Generator | None) -> PosteriorSample:
-        components = self._components(rows.dtype)
-        log_joint = components.log_joint(rows)
-        log_posterior = log_joint.log_softmax(-1)
-        codes = self._draw(log_posterior, generator)
-        values, log_prior = self.code_vectors.to(rows.dtype)[codes[:, 0]], self.log_prior.to(rows.dtype)
-        if self.noise.is_none:  # q(z | x, c) and p(z | c) shrink to the code together: z is discrete
-            return PosteriorSample(values, log_prior[codes[:, 0]], log_posterior.gather(-1, codes)[:, 0])
-        scales = self._scales().to(rows.dtype)
-        ratios = self.noise.ratio(components.biases - log_joint, self.codebook_dim)
-        deviation = ratios.gather(-1, codes).sqrt() / scales.expand(self.codebook_size, -1)[codes[:, 0]]
-        noise = torch.randn(values.shape, generator=generator, dtype=rows.dtype, device=rows.device)
-        values = values + deviation * noise
-        # c is summed out of both densities, so that duplicate codes cost nothing
-        exponents = components.biases - components.log_joint(values)
-        normalizer = scales.log().sum(-1) - self.codebook_dim / 2 * math.log(2 * math.pi)
-        prior = (log_prior + normalizer - exponents).logsumexp(-1)
-        log_widths = self.codebook_dim / 2 * ratios.log()
-        posterior = (log_posterior + normalizer - log_widths - exponents / ratios).logsumexp(-1)
-        return PosteriorSample(values, prior, posterior)
+        return self._mixture(rows.dtype).sample_posterior(rows, self.noise, generator)
