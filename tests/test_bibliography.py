@@ -36,7 +36,7 @@ FIELDS = {"title", "author", "year", "url"}
 def classes() -> Iterator[type]:
     """Every class of the quantizers' and the priors' rooms that says its sources, whoever wrote it."""
     for room in (gmvq.quantizers, gmvq.priors):
-        for info in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
+        for info in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
             for value in vars(importlib.import_module(info.name)).values():
                 if isinstance(value, type) and value.__module__ == info.name and hasattr(value, "citations"):
                     yield value

@@ -139,7 +139,7 @@ def test_every_verb_has_its_section():
 
 
 def test_the_laws_are_those_of_the_tests():
-    tests = "\n".join(path.read_text() for path in (ROOT / "tests/quantizers").glob("test_*.py"))
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests/quantizers").rglob("test_*.py"))
     laws = re.findall(r"`(test_\w+)` \|$", (DOCS / "laws.md").read_text(), flags=re.MULTILINE)
     assert [law for law in laws if f"def {law}(" not in tests] == []
     own = (ROOT / "tests/quantizers/test_laws.py").read_text()

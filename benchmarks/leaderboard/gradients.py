@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from gmvq.data import Data, Images, photographs
 from gmvq.hub import write_json
 from gmvq.quantizers import DiVeQ, GaussianMixtureQuantizer, GumbelSoftmax, Rotation, StraightThrough
-from gmvq.quantizers.estimators import AbstractEstimator
+from gmvq.quantizers.parts.estimators import AbstractEstimator
 from gmvq.training.provenance import commit, hardware, versions
 
 SIDE = 4

@@ -14,7 +14,7 @@ from gmvq.quantizers.binary import (
     code_of_bits,
     product_distribution,
 )
-from gmvq.quantizers.schedules import Linear
+from gmvq.quantizers.parts.schedules import Linear
 
 MEMBERS = [LookupFreeQuantizer, BinarySphericalQuantizer]
 members = pytest.mark.parametrize("member", MEMBERS)

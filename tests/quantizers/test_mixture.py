@@ -17,9 +17,9 @@ from gmvq.quantizers import (
     Rotation,
     VectorQuantizer,
 )
-from gmvq.quantizers.estimators import relaxed_sample
-from gmvq.quantizers.gaussian_mixture import Mixture
 from gmvq.quantizers.mixture import LATENT_WEIGHT
+from gmvq.quantizers.parts.estimators import relaxed_sample
+from gmvq.quantizers.parts.gaussian_mixture import Mixture
 
 
 def fitted(rows, **options):

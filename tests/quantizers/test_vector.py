@@ -14,7 +14,7 @@ from gmvq.quantizers import (
     StraightThrough,
     VectorQuantizer,
 )
-from gmvq.quantizers.codebook import MovingAverageCodebook, k_means
+from gmvq.quantizers.parts.codebook import MovingAverageCodebook, k_means
 
 
 def test_loss_is_that_of_the_paper():

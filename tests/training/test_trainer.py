@@ -21,7 +21,7 @@ from gmvq.modalities import Image
 from gmvq.models import AdversarialConfig
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.quantizers import AbstractBottleneck
-from gmvq.quantizers.codebook import MovingAverageCodebook
+from gmvq.quantizers.parts.codebook import MovingAverageCodebook
 from gmvq.training import Interrupted, NonFiniteLossError, averaged_model, train
 from gmvq.training import checkpoint as checkpoints
 from gmvq.training.averaging import WeightAverage

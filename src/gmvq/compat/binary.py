@@ -23,7 +23,7 @@ from gmvq.compat.scalar import put_rotation
 from gmvq.compat.states import Translation
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuantizer
-from gmvq.quantizers.composite import Product
+from gmvq.quantizers.compositions.product import Product
 
 INVERSE_TEMPERATURE = 100.0
 """The other library's default for each call: a temperature of 0.01."""

@@ -18,7 +18,7 @@ from gmvq.compat.scalar import FSQ, ResidualFSQ, residual_scalar_options, scalar
 from gmvq.compat.vector import VectorQuantize
 from gmvq.compat.vector_options import vector_options
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.layouts import ChannelFirst
+from gmvq.quantizers.compositions.channel_first import ChannelFirst
 
 Reader = Callable[[Any, bool], Any]
 

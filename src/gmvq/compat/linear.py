@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from gmvq.compat.dropin import AbstractDropIn
 from gmvq.compat.options import read
 from gmvq.compat.states import Translation
-from gmvq.quantizers.estimators import Rotation, StraightThrough
-from gmvq.quantizers.linear import SimVQ as LinearQuantizer
+from gmvq.quantizers.parts.estimators import Rotation, StraightThrough
+from gmvq.quantizers.simvq import SimVQ as LinearQuantizer
 
 
 @dataclass(frozen=True)

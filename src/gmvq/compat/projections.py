@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gmvq.compat.states import Translation
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.projected import Projected
+from gmvq.quantizers.compositions.projected import Projected
 
 
 class SoftClamp(nn.Module):

@@ -22,8 +22,8 @@ from gmvq.compat.projections import inside, put_projection
 from gmvq.compat.residual_options import ResidualOptions
 from gmvq.compat.states import Translation
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.composite import Product
-from gmvq.quantizers.residual import Residual
+from gmvq.quantizers.compositions.product import Product
+from gmvq.quantizers.compositions.residual import Residual
 from gmvq.quantizers.vector import VectorQuantizer
 
 REMEDIES = {

@@ -9,7 +9,7 @@ from gmvq.compat.options import Rule, check, defaults, read
 from gmvq.compat.projections import projected
 from gmvq.compat.vector_options import VectorOptions, vector_options
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.residual import Residual
+from gmvq.quantizers.compositions.residual import Residual
 
 RULES = (
     Rule("heads", (1,), "Use gmvq.Residual of gmvq.Product.", training_only=False),

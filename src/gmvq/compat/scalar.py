@@ -23,9 +23,9 @@ from gmvq.compat.options import Rule, check, defaults, has_bias, read, refuse
 from gmvq.compat.projections import FixedRotation, Scale, SoftClamp, inside, projected, put_projection
 from gmvq.compat.states import Translation
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.composite import Product
-from gmvq.quantizers.projected import Projected
-from gmvq.quantizers.residual import Residual
+from gmvq.quantizers.compositions.product import Product
+from gmvq.quantizers.compositions.projected import Projected
+from gmvq.quantizers.compositions.residual import Residual
 from gmvq.quantizers.scalar import SLACK, FiniteScalarQuantizer, Grid
 
 RULES = (

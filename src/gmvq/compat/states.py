@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmvq.quantizers.parts import AffineCodebook
+from gmvq.quantizers.parts.vector_parts import AffineCodebook
 from gmvq.quantizers.vector import VectorQuantizer
 
 

@@ -33,11 +33,11 @@ from torch import Tensor, nn
 
 from gmvq.compat.states import below, started_codebook
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.checks import non_negative
-from gmvq.quantizers.estimators import GumbelSoftmax, relaxed_sample, with_gradient_of
-from gmvq.quantizers.layouts import ChannelFirst
-from gmvq.quantizers.rows import row_mean
-from gmvq.quantizers.schedules import Schedule
+from gmvq.quantizers.compositions.channel_first import ChannelFirst
+from gmvq.quantizers.parts.checks import non_negative
+from gmvq.quantizers.parts.estimators import GumbelSoftmax, relaxed_sample, with_gradient_of
+from gmvq.quantizers.parts.rows import row_mean
+from gmvq.quantizers.parts.schedules import Schedule
 from gmvq.quantizers.vector import VectorQuantizer
 from gmvq.types import Posterior, PosteriorSample, Quantized
 

@@ -22,9 +22,9 @@ from gmvq.compat.options import refuse
 from gmvq.compat.projections import inside, put_projection
 from gmvq.compat.states import Translation
 from gmvq.compat.vector_options import VectorOptions
-from gmvq.quantizers.composite import Product
-from gmvq.quantizers.parts import Diversity, Orthogonal
-from gmvq.quantizers.rows import mask_of_lengths
+from gmvq.quantizers.compositions.product import Product
+from gmvq.quantizers.parts.rows import mask_of_lengths
+from gmvq.quantizers.parts.vector_parts import Diversity, Orthogonal
 from gmvq.quantizers.vector import VectorQuantizer
 from gmvq.types import Quantized
 

@@ -14,9 +14,9 @@ from torch.optim import SGD, Optimizer
 from gmvq.compat.options import Rule, check, defaults, read
 from gmvq.compat.projections import projected
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.composite import Product
-from gmvq.quantizers.estimators import AbstractEstimator, DiVeQ, NoGradient, Rotation, StraightThrough
-from gmvq.quantizers.parts import Affine, Diversity, InPlaceStep, Orthogonal, Part
+from gmvq.quantizers.compositions.product import Product
+from gmvq.quantizers.parts.estimators import AbstractEstimator, DiVeQ, NoGradient, Rotation, StraightThrough
+from gmvq.quantizers.parts.vector_parts import Affine, Diversity, InPlaceStep, Orthogonal, Part
 from gmvq.quantizers.vector import VectorQuantizer
 
 RULES = (

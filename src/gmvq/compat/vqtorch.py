@@ -24,9 +24,9 @@ from torch import Tensor
 
 from gmvq.compat.states import below, started_codebook
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.composite import Product
-from gmvq.quantizers.layouts import ChannelFirst
-from gmvq.quantizers.residual import Residual
+from gmvq.quantizers.compositions.channel_first import ChannelFirst
+from gmvq.quantizers.compositions.product import Product
+from gmvq.quantizers.compositions.residual import Residual
 from gmvq.quantizers.vector import VectorQuantizer
 
 SMALLEST_VARIANCE = 1e-8

@@ -2,29 +2,37 @@
 
 from gmvq.quantizers.base import AbstractBottleneck, AbstractQuantizer, NoPosteriorError
 from gmvq.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuantizer
-from gmvq.quantizers.composite import AbstractComposite, Product
-from gmvq.quantizers.estimators import AbstractEstimator, DiVeQ, GumbelSoftmax, NoGradient, Rotation, StraightThrough
+from gmvq.quantizers.compositions.channel_first import ChannelFirst
+from gmvq.quantizers.compositions.composite import AbstractComposite
+from gmvq.quantizers.compositions.hierarchical import Hierarchical
+from gmvq.quantizers.compositions.implicit import ImplicitResidual
+from gmvq.quantizers.compositions.joined import Joined
+from gmvq.quantizers.compositions.product import Product
+from gmvq.quantizers.compositions.projected import Projected
+from gmvq.quantizers.compositions.residual import Residual
+from gmvq.quantizers.compositions.wrapper import AbstractWrapper
 from gmvq.quantizers.gaussian import GaussianBottleneck
 from gmvq.quantizers.gaussian_quantizer import GaussianQuantizer
-from gmvq.quantizers.hierarchical import Hierarchical
-from gmvq.quantizers.implicit import ImplicitResidual
-from gmvq.quantizers.index import IndexBackpropagationQuantizer
-from gmvq.quantizers.joined import Joined
-from gmvq.quantizers.layouts import ChannelFirst
-from gmvq.quantizers.linear import SimVQ
+from gmvq.quantizers.index_backpropagation import IndexBackpropagationQuantizer
 from gmvq.quantizers.mixture import GaussianMixtureQuantizer
-from gmvq.quantizers.noise import AdaptiveNoise, ConstantNoise
-from gmvq.quantizers.objectives import ALBO, ELBO
-from gmvq.quantizers.parts import Affine, Diversity, InPlaceStep, Orthogonal
-from gmvq.quantizers.projected import Projected
+from gmvq.quantizers.parts.estimators import (
+    AbstractEstimator,
+    DiVeQ,
+    GumbelSoftmax,
+    NoGradient,
+    Rotation,
+    StraightThrough,
+)
+from gmvq.quantizers.parts.noise import AdaptiveNoise, ConstantNoise
+from gmvq.quantizers.parts.objectives import ALBO, ELBO
+from gmvq.quantizers.parts.schedules import Constant, Cosine, Geometric, Linear, Schedule
+from gmvq.quantizers.parts.vector_parts import Affine, Diversity, InPlaceStep, Orthogonal
 from gmvq.quantizers.random_projection import RandomProjectionQuantizer
-from gmvq.quantizers.residual import Residual
 from gmvq.quantizers.scalar import FiniteScalarQuantizer, LatentQuantizer
-from gmvq.quantizers.schedules import Constant, Cosine, Geometric, Linear, Schedule
+from gmvq.quantizers.simvq import SimVQ
 from gmvq.quantizers.stochastic import StochasticQuantizer
 from gmvq.quantizers.transport import OptimalTransportQuantizer
 from gmvq.quantizers.vector import VectorQuantizer
-from gmvq.quantizers.wrapper import AbstractWrapper
 
 __all__ = [
     "ALBO",

@@ -21,10 +21,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from gmvq.quantizers.checks import check_listing, checked_codes, positive_integer
-from gmvq.quantizers.codebook import in_backward
-from gmvq.quantizers.projection import Projection
-from gmvq.quantizers.rows import cleaned, mask_of_lengths, rows_dtype
+from gmvq.quantizers.parts.checks import check_listing, checked_codes, positive_integer
+from gmvq.quantizers.parts.codebook import in_backward
+from gmvq.quantizers.parts.projection import Projection
+from gmvq.quantizers.parts.rows import cleaned, mask_of_lengths, rows_dtype
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 

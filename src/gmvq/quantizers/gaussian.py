@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gmvq.quantizers.base import AbstractBottleneck
-from gmvq.quantizers.rows import row_mean
+from gmvq.quantizers.parts.rows import row_mean
 from gmvq.types import PosteriorSample, Quantized
 
 LOG_VARIANCE_RANGE = (-20.0, 10.0)

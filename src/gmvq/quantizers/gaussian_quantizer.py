@@ -41,11 +41,11 @@ from torch import Tensor
 from gmvq.distributed import rank, sum_over_ranks, world_size
 from gmvq.kernels import in_blocks, weighted_squared_distances
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.checks import checked_codes, non_negative, positive_integer
-from gmvq.quantizers.codebook import snapshot
-from gmvq.quantizers.estimators import with_gradient_of
 from gmvq.quantizers.gaussian import LOG_VARIANCE_RANGE, GaussianBottleneck
-from gmvq.quantizers.rows import row_mean
+from gmvq.quantizers.parts.checks import checked_codes, non_negative, positive_integer
+from gmvq.quantizers.parts.codebook import snapshot
+from gmvq.quantizers.parts.estimators import with_gradient_of
+from gmvq.quantizers.parts.rows import row_mean
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 WEIGHT_STEP = 1.01

@@ -33,15 +33,15 @@ from gmvq.distributed import logsumexp_over_ranks, sum_over_ranks
 from gmvq.kernels import MixtureStep, code_sums, nearest_code, random_seed
 from gmvq.kernels.tracing import can_look_at
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.checks import checked_estimator
-from gmvq.quantizers.codebook import MovingAverageCodebook, snapshot
-from gmvq.quantizers.estimators import AbstractEstimator, with_gradient_of
-from gmvq.quantizers.gaussian_mixture import Mixture
-from gmvq.quantizers.noise import AbstractNoise, as_noise
-from gmvq.quantizers.objectives import AbstractObjective, Assignment, as_objective
-from gmvq.quantizers.rows import row_weights
-from gmvq.quantizers.schedules import Schedule, as_schedule, temperature_at
-from gmvq.quantizers.variance import MixtureVariance
+from gmvq.quantizers.parts.checks import checked_estimator
+from gmvq.quantizers.parts.codebook import MovingAverageCodebook, snapshot
+from gmvq.quantizers.parts.estimators import AbstractEstimator, with_gradient_of
+from gmvq.quantizers.parts.gaussian_mixture import Mixture
+from gmvq.quantizers.parts.noise import AbstractNoise, as_noise
+from gmvq.quantizers.parts.objectives import AbstractObjective, Assignment, as_objective
+from gmvq.quantizers.parts.rows import row_weights
+from gmvq.quantizers.parts.schedules import Schedule, as_schedule, temperature_at
+from gmvq.quantizers.parts.variance import MixtureVariance
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 DEFAULT_CODE_DIM = 4

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.checks import checked_codes, non_negative
-from gmvq.quantizers.estimators import StraightThrough
-from gmvq.quantizers.rows import mean_square
+from gmvq.quantizers.parts.checks import checked_codes, non_negative
+from gmvq.quantizers.parts.estimators import StraightThrough
+from gmvq.quantizers.parts.rows import mean_square
 from gmvq.types import Quantized
 
 SLACK = 1e-3

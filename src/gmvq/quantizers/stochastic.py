@@ -32,11 +32,11 @@ from torch import Tensor, nn
 
 from gmvq.kernels import in_blocks, squared_distances, weighted_squared_distances
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.checks import checked_estimator
-from gmvq.quantizers.directions import direction
-from gmvq.quantizers.estimators import AbstractEstimator, GumbelSoftmax, relaxed_sample
-from gmvq.quantizers.rows import row_mean
-from gmvq.quantizers.schedules import Geometric
+from gmvq.quantizers.parts.checks import checked_estimator
+from gmvq.quantizers.parts.directions import direction
+from gmvq.quantizers.parts.estimators import AbstractEstimator, GumbelSoftmax, relaxed_sample
+from gmvq.quantizers.parts.rows import row_mean
+from gmvq.quantizers.parts.schedules import Geometric
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 VarianceName = Literal["shared", "sample", "token", "feature"]

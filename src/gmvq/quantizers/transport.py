@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from gmvq.distributed import logsumexp_over_ranks, sum_over_ranks
 from gmvq.kernels import in_blocks, nearest_code, squared_distances
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.checks import checked_estimator, non_negative, positive_integer
-from gmvq.quantizers.estimators import AbstractEstimator
-from gmvq.quantizers.rows import mean_square
-from gmvq.quantizers.schedules import Schedule, as_schedule, temperature_at
+from gmvq.quantizers.parts.checks import checked_estimator, non_negative, positive_integer
+from gmvq.quantizers.parts.estimators import AbstractEstimator
+from gmvq.quantizers.parts.rows import mean_square
+from gmvq.quantizers.parts.schedules import Schedule, as_schedule, temperature_at
 from gmvq.types import Quantized
 
 BLOCK_ELEMENTS = 1 << 20

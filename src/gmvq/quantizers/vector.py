@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from gmvq.kernels import code_sums, nearest_code, squared_distances
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.checks import checked_estimator, non_negative
-from gmvq.quantizers.codebook import MovingAverageCodebook, random_rows, snapshot
-from gmvq.quantizers.directions import direction
-from gmvq.quantizers.estimators import AbstractEstimator, relaxed_sample
-from gmvq.quantizers.parts import AbstractRegularizer, Affine, AffineCodebook, InPlaceStep, Part
-from gmvq.quantizers.rows import mean_squared_error
+from gmvq.quantizers.parts.checks import checked_estimator, non_negative
+from gmvq.quantizers.parts.codebook import MovingAverageCodebook, random_rows, snapshot
+from gmvq.quantizers.parts.directions import direction
+from gmvq.quantizers.parts.estimators import AbstractEstimator, relaxed_sample
+from gmvq.quantizers.parts.rows import mean_squared_error
+from gmvq.quantizers.parts.vector_parts import AbstractRegularizer, Affine, AffineCodebook, InPlaceStep, Part
 from gmvq.types import Quantized
 
 COUNT_DECAY = 0.99

@@ -22,8 +22,8 @@ from gmvq.experiments.speed.naive import NaiveMixture
 from gmvq.experiments.speed.shapes import Shape, clustered, drawn, generator
 from gmvq.kernels import nearest_code
 from gmvq.quantizers import GaussianMixtureQuantizer, GumbelSoftmax, VectorQuantizer
-from gmvq.quantizers.codebook import k_means
 from gmvq.quantizers.mixture import LATENT_WEIGHT
+from gmvq.quantizers.parts.codebook import k_means
 
 Call = Callable[[], Any]
 Maker = Callable[[Shape], Call]

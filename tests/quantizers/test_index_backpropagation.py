@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gmvq.quantizers import Linear, index
-from gmvq.quantizers.index import IndexBackpropagationQuantizer
+from gmvq.quantizers import Linear, index_backpropagation
+from gmvq.quantizers.index_backpropagation import IndexBackpropagationQuantizer
 
 
 def rows_of(number: int, dim: int = 3) -> Tensor:
@@ -67,7 +67,7 @@ def test_blocks_change_nothing(monkeypatch):
     latents = rows_of(50)
     whole, mean = quantizer(latents), quantizer.posterior_mean(latents)
     gradient = torch.autograd.grad(whole.loss, latents)
-    monkeypatch.setattr(index, "BLOCK_ELEMENTS", 7 * 8)
+    monkeypatch.setattr(index_backpropagation, "BLOCK_ELEMENTS", 7 * 8)
     blocks = quantizer(latents)
     torch.testing.assert_close(blocks, whole)
     torch.testing.assert_close(torch.autograd.grad(blocks.loss, latents), gradient)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from gmvq.quantizers.base import AbstractQuantizer, NoPosteriorError
-from gmvq.quantizers.checks import check_listing, checked_codes
-from gmvq.quantizers.residual import Residual
+from gmvq.quantizers.compositions.residual import Residual
+from gmvq.quantizers.compositions.wrapper import AbstractWrapper, check_inside
+from gmvq.quantizers.parts.checks import check_listing, checked_codes
 from gmvq.quantizers.scalar import MOST_CODES, Grid
-from gmvq.quantizers.wrapper import AbstractWrapper, check_inside
 from gmvq.types import Posterior, Quantized
 
 MOST_ENUMERATED = 2**16

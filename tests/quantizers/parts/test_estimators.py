@@ -17,7 +17,7 @@ from gmvq.quantizers import (
     StraightThrough,
     VectorQuantizer,
 )
-from gmvq.quantizers.estimators import relaxed_sample
+from gmvq.quantizers.parts.estimators import relaxed_sample
 
 ESTIMATORS = [StraightThrough(), StraightThrough(0.5), Rotation(), DiVeQ(), NoGradient(), GumbelSoftmax(0.5)]
 QUANTIZERS = {

@@ -16,7 +16,7 @@ from gmvq.quantizers import (
     OptimalTransportQuantizer,
     StochasticQuantizer,
 )
-from gmvq.quantizers.schedules import LEAST_TEMPERATURE, temperature_at
+from gmvq.quantizers.parts.schedules import LEAST_TEMPERATURE, temperature_at
 
 END = Linear(1.0, 0.0)
 MAKE = {

@@ -20,7 +20,7 @@ from gmvq.quantizers import (
     StochasticQuantizer,
     VectorQuantizer,
 )
-from gmvq.quantizers.hierarchical import Hierarchical
+from gmvq.quantizers.compositions.hierarchical import Hierarchical
 
 DIM, SIZE = 4, 16
 SCALES = (1, 0.5, 1.0)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from gmvq.kernels import nearest_code
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.checks import checked_estimator, non_negative, positive_integer
-from gmvq.quantizers.estimators import AbstractEstimator
-from gmvq.quantizers.rows import mean_square
+from gmvq.quantizers.parts.checks import checked_estimator, non_negative, positive_integer
+from gmvq.quantizers.parts.estimators import AbstractEstimator
+from gmvq.quantizers.parts.rows import mean_square
 from gmvq.types import Quantized
 
 

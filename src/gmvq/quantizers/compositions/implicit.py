@@ -33,11 +33,11 @@ from torch import Tensor, nn
 
 from gmvq.kernels import nearest_code
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.checks import checked_codes, checked_estimator, positive_integer
-from gmvq.quantizers.composite import AbstractComposite
-from gmvq.quantizers.estimators import AbstractEstimator
-from gmvq.quantizers.places import has_started, listed, show
-from gmvq.quantizers.rows import mean_square
+from gmvq.quantizers.compositions.composite import AbstractComposite
+from gmvq.quantizers.compositions.places import has_started, listed, show
+from gmvq.quantizers.parts.checks import checked_codes, checked_estimator, positive_integer
+from gmvq.quantizers.parts.estimators import AbstractEstimator
+from gmvq.quantizers.parts.rows import mean_square
 from gmvq.types import Quantized
 
 BLOCK_ELEMENTS = 1 << 22

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.checks import positive_integer
-from gmvq.quantizers.directions import direction
-from gmvq.quantizers.wrapper import AbstractWrapper, check_inside, kind
+from gmvq.quantizers.compositions.wrapper import AbstractWrapper, check_inside, kind
+from gmvq.quantizers.parts.checks import positive_integer
+from gmvq.quantizers.parts.directions import direction
 
 
 class Projected(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gmvq.quantizers.base import AbstractBottleneck
-from gmvq.quantizers.wrapper import AbstractWrapper, kind
+from gmvq.quantizers.compositions.wrapper import AbstractWrapper, kind
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 

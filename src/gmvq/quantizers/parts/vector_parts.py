@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from gmvq.distributed import broadcast, sum_over_ranks
 from gmvq.kernels import squared_distances
-from gmvq.quantizers.checks import non_negative
-from gmvq.quantizers.codebook import snapshot
-from gmvq.quantizers.divergences import divergence_from_uniform, mean_over_ranks
-from gmvq.quantizers.rows import row_weights
+from gmvq.quantizers.parts.checks import non_negative
+from gmvq.quantizers.parts.codebook import snapshot
+from gmvq.quantizers.parts.divergences import divergence_from_uniform, mean_over_ranks
+from gmvq.quantizers.parts.rows import row_weights
 
 
 @dataclass(frozen=True)

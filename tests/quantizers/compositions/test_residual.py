@@ -19,7 +19,7 @@ from gmvq.quantizers import (
     StochasticQuantizer,
     VectorQuantizer,
 )
-from gmvq.quantizers.residual import _beam_search
+from gmvq.quantizers.compositions.residual import _beam_search
 
 
 def rows(*shape, seed=0, dtype=torch.float32):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gmvq.kernels import MixtureStep, in_blocks, mixture_step, nearest_code, squared_distances
-from gmvq.quantizers.noise import AbstractNoise
+from gmvq.quantizers.parts.noise import AbstractNoise
 from gmvq.types import Posterior, PosteriorSample
 
 

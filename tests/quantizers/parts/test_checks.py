@@ -16,7 +16,7 @@ from gmvq.quantizers import (
     StraightThrough,
     VectorQuantizer,
 )
-from gmvq.quantizers.checks import check_listing, checked_estimator, non_negative
+from gmvq.quantizers.parts.checks import check_listing, checked_estimator, non_negative
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, "1", None, 1j])

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gmvq.quantizers.schedules import Schedule, as_schedule, temperature_at
+from gmvq.quantizers.parts.schedules import Schedule, as_schedule, temperature_at
 
 
 class AbstractEstimator(ABC):
@@ -231,7 +231,7 @@ class GumbelSoftmax(AbstractEstimator):
         Categorical Reparameterization with Gumbel-Softmax (Jang et al., 2016), https://arxiv.org/abs/1611.01144
 
     Example:
-        >>> from gmvq.quantizers.schedules import Linear
+        >>> from gmvq.quantizers.parts.schedules import Linear
         >>> GumbelSoftmax(Linear(1.0, 0.5)).temperature_at(0.5)
         0.75
     """

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from gmvq.quantizers.base import AbstractBottleneck, AbstractQuantizer
-from gmvq.quantizers.checks import positive_integer
-from gmvq.quantizers.codebook import MovingAverageCodebook
-from gmvq.quantizers.wrapper import kind
+from gmvq.quantizers.compositions.wrapper import kind
+from gmvq.quantizers.parts.checks import positive_integer
+from gmvq.quantizers.parts.codebook import MovingAverageCodebook
 
 
 def prefixed(terms: dict[str, Tensor], place: int) -> dict[str, Tensor]:

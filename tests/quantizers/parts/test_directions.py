@@ -8,7 +8,7 @@ from gmvq.quantizers import (
     RandomProjectionQuantizer,
     StochasticQuantizer,
 )
-from gmvq.quantizers.directions import SHORTEST, direction
+from gmvq.quantizers.parts.directions import SHORTEST, direction
 
 
 def test_a_direction_has_length_1_and_a_bounded_gradient():

@@ -36,11 +36,20 @@ import torch
 from torch import Tensor
 
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.checks import checked_codes
-from gmvq.quantizers.composite import AbstractComposite, commitment_weight_of
-from gmvq.quantizers.places import checked_commitment_weight, has_started, listed, prefixed, start
-from gmvq.quantizers.resampling import Grid, Interpolation, Scale, average, checked_scales, enlarge, grid_of, resized
-from gmvq.quantizers.rows import LARGEST, mean_square, rows_dtype
+from gmvq.quantizers.compositions.composite import AbstractComposite, commitment_weight_of
+from gmvq.quantizers.compositions.places import checked_commitment_weight, has_started, listed, prefixed, start
+from gmvq.quantizers.parts.checks import checked_codes
+from gmvq.quantizers.parts.resampling import (
+    Grid,
+    Interpolation,
+    Scale,
+    average,
+    checked_scales,
+    enlarge,
+    grid_of,
+    resized,
+)
+from gmvq.quantizers.parts.rows import LARGEST, mean_square, rows_dtype
 from gmvq.types import PosteriorSample, Quantized
 
 

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from gmvq.quantizers.divergences import divergence_from, divergence_from_uniform
+from gmvq.quantizers.parts.divergences import divergence_from, divergence_from_uniform
 
 
 def test_a_divergence_is_at_least_0_with_finite_gradients():

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from gmvq.kernels import in_blocks
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.checks import non_negative
-from gmvq.quantizers.directions import direction
-from gmvq.quantizers.divergences import divergence_from_uniform, mean_over_ranks
-from gmvq.quantizers.estimators import with_gradient_of
-from gmvq.quantizers.rows import mean_square, row_weights
-from gmvq.quantizers.schedules import Schedule, as_schedule, temperature_at
+from gmvq.quantizers.parts.checks import non_negative
+from gmvq.quantizers.parts.directions import direction
+from gmvq.quantizers.parts.divergences import divergence_from_uniform, mean_over_ranks
+from gmvq.quantizers.parts.estimators import with_gradient_of
+from gmvq.quantizers.parts.rows import mean_square, row_weights
+from gmvq.quantizers.parts.schedules import Schedule, as_schedule, temperature_at
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 BLOCK_ELEMENTS = 1 << 20

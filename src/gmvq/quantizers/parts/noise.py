@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gmvq.quantizers.checks import non_negative
+from gmvq.quantizers.parts.checks import non_negative
 
 LEAST_RATIO = 1e-6
 """Least variance of q(z | x, c) against that of p(z | c)."""

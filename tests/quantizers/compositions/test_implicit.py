@@ -18,9 +18,9 @@ from gmvq.quantizers import (
     Rotation,
     StochasticQuantizer,
     VectorQuantizer,
-    implicit,
 )
-from gmvq.quantizers.implicit import ImplicitResidual
+from gmvq.quantizers.compositions import implicit
+from gmvq.quantizers.compositions.implicit import ImplicitResidual
 
 DIM, SIZE = 3, 8
 

@@ -19,10 +19,10 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from gmvq.quantizers.checks import non_negative
-from gmvq.quantizers.divergences import divergence_from, mean_over_ranks
-from gmvq.quantizers.noise import AbstractNoise
-from gmvq.quantizers.rows import row_mean
+from gmvq.quantizers.parts.checks import non_negative
+from gmvq.quantizers.parts.divergences import divergence_from, mean_over_ranks
+from gmvq.quantizers.parts.noise import AbstractNoise
+from gmvq.quantizers.parts.rows import row_mean
 
 
 class Assignment(NamedTuple):

@@ -35,12 +35,12 @@ from torch import Tensor
 from gmvq.distributed import broadcast, sum_over_ranks
 from gmvq.kernels import in_blocks, squared_distances
 from gmvq.quantizers.base import AbstractQuantizer
-from gmvq.quantizers.checks import positive_integer
-from gmvq.quantizers.codebook import snapshot
-from gmvq.quantizers.composite import AbstractComposite, commitment_weight_of
-from gmvq.quantizers.estimators import StraightThrough
-from gmvq.quantizers.places import checked_commitment_weight, listed, prefixed
-from gmvq.quantizers.rows import mean_square
+from gmvq.quantizers.compositions.composite import AbstractComposite, commitment_weight_of
+from gmvq.quantizers.compositions.places import checked_commitment_weight, listed, prefixed
+from gmvq.quantizers.parts.checks import positive_integer
+from gmvq.quantizers.parts.codebook import snapshot
+from gmvq.quantizers.parts.estimators import StraightThrough
+from gmvq.quantizers.parts.rows import mean_square
 from gmvq.types import Quantized
 
 BLOCK_ELEMENTS = 1 << 22

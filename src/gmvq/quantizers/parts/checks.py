@@ -8,7 +8,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from gmvq.quantizers.estimators import AbstractEstimator, StraightThrough
+from gmvq.quantizers.parts.estimators import AbstractEstimator, StraightThrough
 
 MOST_LISTED_CODES = 2**24
 """Size up to which a codebook that is only a rule is written out, in gigabytes of memory."""

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gmvq.quantizers import Rotation
-from gmvq.quantizers.linear import SimVQ
+from gmvq.quantizers.simvq import SimVQ
 
 
 def test_loss_and_gradients_are_those_of_the_paper():

@@ -1,0 +1,1 @@
+"""Quantizers made of quantizers: several at their places, or one in a wrapper."""

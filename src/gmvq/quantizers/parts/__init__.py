@@ -1,0 +1,1 @@
+"""What quantizers are made of: codebooks, estimators, objectives, noise, schedules."""
