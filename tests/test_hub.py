@@ -11,9 +11,9 @@ from gmvq import hub
 from gmvq.data.writing import write_atomically, write_json
 from gmvq.modalities import Image
 from gmvq.models import DiffusionConfig, DiffusionDecoder
-from gmvq.models.bottlenecks import RECIPES
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.priors import PRIORS, CodeShape, make_prior
+from gmvq.quantizers import QUANTIZERS
 
 GOLDEN = sorted((Path(__file__).parent / "golden/models").iterdir())
 
@@ -150,7 +150,7 @@ def parts():
     """One part of each kind, each quantizer and each prior."""
     torch.manual_seed(0)
     small = {"width": 8, "blocks": 1, "codebook_size": 16}
-    for quantizer in RECIPES:
+    for quantizer in QUANTIZERS:
         yield f"autoencoder {quantizer}", gmvq.Autoencoder(gmvq.AutoencoderConfig(quantizer, **small))
     for name, prior in priors().items():
         yield f"prior {name}", prior

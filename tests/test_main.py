@@ -123,7 +123,7 @@ def test_no_verb_and_a_wrong_one(capsys):
         (["train"], "Missing from gmvq train: {photos,"),
         (["train", "digits", "--steps", "x"], "--steps: invalid literal"),
         (["train", "digits", "--width", "0"], "'width' must be an integer of at least 1"),
-        (["train", "digits", "--quantizer", "k"], "Expected one of"),
+        (["train", "digits", "--quantizer", "k"], "'quantizer' must be one of gaussian-mixture"),
         (["compare"], "one or more of photos"),
         (["tokenize", "a"], "Missing from gmvq tokenize: DATA OUT."),
     ],

@@ -4,7 +4,7 @@ import pytest
 
 from gmvq.experiments import CONTENDERS, GROUPS, PROTOCOLS, STUDIES, chosen
 from gmvq.experiments.protocols import LATENT_DIM
-from gmvq.models.bottlenecks import RECIPES, make_bottleneck
+from gmvq.quantizers import QUANTIZERS, make_bottleneck
 
 SHORT = PROTOCOLS["cifar10-8x8-k1024-short"]
 
@@ -24,7 +24,7 @@ def test_each_contender_can_be_built_under_a_protocol(name):
 
 
 def test_every_quantizer_takes_part():
-    assert {CONTENDERS[name].quantizer for name in GROUPS["all"]} == {*RECIPES} - {"none"}
+    assert {CONTENDERS[name].quantizer for name in GROUPS["all"]} == {*QUANTIZERS} - {"none"}
 
 
 def test_the_default_is_what_the_constructor_gives():

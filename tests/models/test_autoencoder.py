@@ -1,17 +1,13 @@
 import json
 from dataclasses import dataclass
-from typing import get_args
 
 import pytest
 import torch
 
 import gmvq
 from gmvq.modalities import Image
-from gmvq.models import QuantizerName
-from gmvq.models.bottlenecks import make_bottleneck
+from gmvq.quantizers import QUANTIZERS, make_bottleneck
 from gmvq.types import Batch, Signal
-
-QUANTIZERS = get_args(QuantizerName)
 
 
 def small(quantizer="gaussian-mixture", channels=3, **options):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import torch
 import tyro
@@ -128,16 +128,23 @@ class Where:
 common = field(default_factory=Common)
 
 
-def flags(kind: type[Any], without: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> type[Any]:
+def flags(
+    kind: type[Any],
+    without: Sequence[str] = (),
+    given: Mapping[str, Any] | None = None,
+    hints: Mapping[str, Any] | None = None,
+) -> type[Any]:
     """A dataclass of the fields of another, with its docstring, for tyro to make flags of.
 
     Args:
         kind: The dataclass.
         without: Fields that have no flag.
         given: Values of these: with them what is typed is checked as soon as it is read, by making one of ``kind``.
+        hints: Types of fields in place of those that the dataclass has.
     """
+    types = {**get_type_hints(kind), **(hints or {})}
     parts = [
-        (each.name, _hints(kind)[each.name], dataclasses.field(default=_default(each)))
+        (each.name, types[each.name], dataclasses.field(default=_default(each)))
         for each in dataclasses.fields(kind)
         if each.name not in without
     ]
@@ -145,12 +152,6 @@ def flags(kind: type[Any], without: Sequence[str] = (), given: Mapping[str, Any]
     made = dataclasses.make_dataclass(f"{kind.__name__}Flags", parts, frozen=True, namespace=check)
     made.__doc__ = kind.__doc__
     return made
-
-
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    from typing import get_type_hints
-
-    return get_type_hints(kind)
 
 
 def _default(each: dataclasses.Field[Any]) -> Any:  # noqa: ANN401

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -15,7 +15,7 @@ from gmvq.commands.common import Common, common, say
 from gmvq.experiments import PROTOCOLS, Table
 from gmvq.experiments.printing import footnote, summary, tables
 from gmvq.experiments.running import MARKDOWN, QUANTIZERS, TABLE
-from gmvq.models.bottlenecks import RECIPES, QuantizerName
+from gmvq.quantizers import catalogue
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _problem(options: Options) -> str | None:
         foreign = [name for name in options.recipes if name not in recipes.RECIPES]
         if foreign:
             return f"'RECIPE' must be one of {', '.join(recipes.RECIPES)}, got {', '.join(foreign)}."
-        known = tuple(RECIPES)
+        known = tuple(catalogue.QUANTIZERS)
         unknown = [name for name in options.quantizers if name not in known]
         given = [name for name in ("table", "jobs", "again", "compile") if getattr(options, name)]
         if given:
@@ -123,7 +123,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
     changes = {name: getattr(options, name) for name in ("steps", "batch_size", "codebook_size", "width")}
     table = experiments.compare(
         [recipes.changed(recipe, **changes) for recipe in chosen],
-        quantizers=cast("tuple[QuantizerName, ...]", options.quantizers),
+        quantizers=options.quantizers,
         seeds=options.seeds,
         out=options.out,
         threads=options.threads,

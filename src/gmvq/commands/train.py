@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 from rich.console import Console
@@ -19,10 +19,12 @@ from gmvq.checks import one_of
 from gmvq.commands.common import Common, common, flags, metric_table, say
 from gmvq.modalities import MODALITIES
 from gmvq.models import AdversarialConfig, AutoencoderConfig
+from gmvq.quantizers import QUANTIZERS
 from gmvq.stages.data import DataConfig
 from gmvq.stages.tokenizer import Run
 from gmvq.training import Training
 
+QuantizerName = Annotated[str, tyro.conf.arg(metavar="{" + ",".join(QUANTIZERS) + "}")]
 RecipeName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="{" + ",".join(recipes.RECIPES) + "}")]
 
 
@@ -93,12 +95,12 @@ def options_type() -> type[Any]:
     parts: list[tuple[str, Any, Any]] = [
         (each.name, Head.__annotations__[each.name], each) for each in dataclasses.fields(Head)
     ]
-    hints = _head_hints()
+    hints = get_type_hints(Head, include_extras=True)
     fields = [(name, hints[name], dataclasses.field(default=each.default)) for name, _, each in parts[1:]]
     nested = {
         "items": flags(DataConfig, ("source", "modality"), {"source": ""}),
         "settings": settings_type(),
-        "model": flags(AutoencoderConfig, ("modality", "quantizer_options"), {"modality": None}),
+        "model": flags(AutoencoderConfig, ("modality", "quantizer_options"), {"modality": None}, {"quantizer": QuantizerName}),
         "training": flags(Training, given={}),
         "discriminator": _prefixed(AdversarialConfig, "discriminator_"),
     }
@@ -132,12 +134,6 @@ def _prefixed(kind: type[Any], prefix: str) -> type[Any]:
 def _names(line: str, hints: Mapping[str, Any]) -> bool:
     """Whether a line of a docstring begins what it says of an argument."""
     return line.strip().partition(":")[0] in hints and len(line) - len(line.lstrip()) == 8
-
-
-def _head_hints() -> dict[str, Any]:
-    from typing import get_type_hints
-
-    return get_type_hints(Head, include_extras=True)
 
 
 def defaults(words: Sequence[str]) -> Any:  # noqa: ANN401 (an instance of options_type())

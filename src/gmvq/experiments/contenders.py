@@ -9,7 +9,6 @@ from typing import Any
 
 from gmvq.experiments.protocols import LATENT_DIM
 from gmvq.experiments.studies import STUDIES
-from gmvq.models.bottlenecks import QuantizerName
 from gmvq.recipes import changed
 from gmvq.stages.tokenizer import Run
 
@@ -21,14 +20,14 @@ class Contender:
     Args:
         name: Name on the command line.
         title: What a reader calls it.
-        quantizer: Name of the quantizer in :mod:`gmvq.models.bottlenecks`.
+        quantizer: Name of the quantizer in :data:`gmvq.quantizers.QUANTIZERS`.
         options: Its arguments beside or instead of those of that name.
         changes: Fields of the model or of the training that differ from the protocol's, for studies.
     """
 
     name: str
     title: str
-    quantizer: QuantizerName
+    quantizer: str
     options: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
 

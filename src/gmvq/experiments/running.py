@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -32,13 +32,13 @@ from gmvq.experiments.protocols import Protocol
 from gmvq.experiments.rows import Stopped, Task, attempt, stored_row
 from gmvq.experiments.table import Entry, Row, RowKey, Table, read_table
 from gmvq.modalities import Data
-from gmvq.models.bottlenecks import QuantizerName
+from gmvq.quantizers import catalogue
 from gmvq.stages.data import load_data
 from gmvq.stages.layout import leaves
 from gmvq.stages.tokenizer import Run, TokenizerStage, fitted
 from gmvq.training.preparation import cpu_threads
 
-QUANTIZERS: tuple[QuantizerName, ...] = ("gaussian-mixture", "vector", "vector-ema")
+QUANTIZERS: tuple[str, ...] = ("gaussian-mixture", "vector", "vector-ema")
 """What recipes are compared on by default."""
 TABLE, MARKDOWN = "compare.json", "compare.md"
 JOBS_ON_A_GPU = 8
@@ -46,7 +46,7 @@ JOBS_ON_A_GPU = 8
 
 def compare(
     runs: Sequence[Run],
-    quantizers: Sequence[QuantizerName] = QUANTIZERS,
+    quantizers: Sequence[str] = QUANTIZERS,
     seeds: int = 3,
     out: str | Path = "runs/compare",
     *,
@@ -315,7 +315,7 @@ def _check_names(runs: Sequence[Run], quantizers: Sequence[str]) -> None:
             raise ValueError(
                 f"'{name}' must be at least one, each once, got {', '.join(values) or 'none'}. Name others."
             )
-    known = get_args(QuantizerName)
+    known = tuple(catalogue.QUANTIZERS)
     unknown = sorted(set(quantizers) - set(known))
     if unknown:
         raise ValueError(f"'quantizers' must be of {', '.join(known)}, got {', '.join(unknown)}. Check the spelling.")

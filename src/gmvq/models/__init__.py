@@ -1,7 +1,7 @@
 """Tokenizers: encoder, bottleneck and decoder as one model."""
 
 from gmvq.models.adversarial import AdversarialAutoencoder, AdversarialConfig
-from gmvq.models.autoencoder import Autoencoder, AutoencoderConfig, QuantizerName
+from gmvq.models.autoencoder import Autoencoder, AutoencoderConfig
 from gmvq.models.diffusion import DiffusionConfig, DiffusionDecoder
 
 __all__ = [
@@ -11,5 +11,4 @@ __all__ = [
     "AutoencoderConfig",
     "DiffusionConfig",
     "DiffusionDecoder",
-    "QuantizerName",
 ]

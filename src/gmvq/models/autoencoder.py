@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from gmvq.checks import at_least, one_of
 from gmvq.losses import default_likelihood, make_likelihood
 from gmvq.modalities import Image, Modality, described, from_description
-from gmvq.models.bottlenecks import QuantizerName, latent_dim, make_bottleneck
 from gmvq.models.modes import evaluating
 from gmvq.networks import Decoder, Encoder, SQVAEDecoder, SQVAEEncoder
 from gmvq.networks.layers import Normalization, within
 from gmvq.networks.standardization import Standardization
-from gmvq.quantizers import AbstractQuantizer, Hierarchical
+from gmvq.quantizers import AbstractQuantizer, Hierarchical, make_bottleneck
+from gmvq.quantizers.catalogue import preset_of
 from gmvq.types import Batch, Reconstruction, Signal
 
 NetworkName = Literal["convolutional", "sq-vae"]
@@ -40,8 +40,8 @@ class AutoencoderConfig:
     """What an autoencoder is made of.
 
     Args:
-        quantizer: Name of the bottleneck: ``gaussian-mixture`` (GM-VQ), ``vector`` (VQ-VAE), ``none`` (VAE) or another
-            of :data:`gmvq.models.bottlenecks.RECIPES`.
+        quantizer: A name of ``gmvq.quantizers.QUANTIZERS``, which has a title for each: ``gaussian-mixture`` is
+            GM-VQ, ``vector-ema`` a VQ-VAE with moving averages, ``none`` a VAE.
         modality: What the items are, with all its settings known; None until data are, for a model that is planned.
         codebook_size: Number of codes.
         code_dim: Features of a latent; FSQ, LFQ and BSQ take as many as their codebook needs instead.
@@ -56,13 +56,13 @@ class AutoencoderConfig:
             quantizers of images; half the width after the first halving, batch normalization always, a sigmoid at the
             end.
         quantizer_options: Arguments of the quantizer beside or instead of those that its name stands for, as JSON has
-            them; an object is written ``{"kind": NAME, ...}``, see :func:`gmvq.models.bottlenecks.from_json`.
+            them; an object is written ``{"kind": NAME, ...}``, see :func:`gmvq.quantizers.catalogue.from_json`.
 
     Raises:
         ValueError: If a field is out of range or fields contradict each other.
     """
 
-    quantizer: QuantizerName = "gaussian-mixture"
+    quantizer: str = "gaussian-mixture"
     modality: Modality | None = Image(channels=3)
     codebook_size: int = 512
     code_dim: int = 4
@@ -75,6 +75,7 @@ class AutoencoderConfig:
     quantizer_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        preset_of(self.quantizer)
         for name in ("codebook_size", "code_dim", "width", "blocks"):
             at_least(name, getattr(self, name), 1, "See AutoencoderConfig.")
         one_of("network", self.network, get_args(NetworkName))
@@ -143,7 +144,7 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        dim = latent_dim(config.quantizer, config.code_dim, config.codebook_size)
+        dim = preset_of(config.quantizer).latent_dim(config.code_dim, config.codebook_size)
         self.encoder = self._network(Encoder, SQVAEEncoder, dim)
         self.bottleneck = make_bottleneck(config.quantizer, dim, config.codebook_size, config.quantizer_options)
         self.decoder = self._network(Decoder, SQVAEDecoder, dim)

@@ -2,6 +2,7 @@
 
 from gmvq.quantizers.base import AbstractBottleneck, AbstractQuantizer, NoPosteriorError
 from gmvq.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuantizer
+from gmvq.quantizers.catalogue import QUANTIZERS, Preset, make_bottleneck
 from gmvq.quantizers.compositions.channel_first import ChannelFirst
 from gmvq.quantizers.compositions.composite import AbstractComposite
 from gmvq.quantizers.compositions.hierarchical import Hierarchical
@@ -37,6 +38,7 @@ from gmvq.quantizers.vector import VectorQuantizer
 __all__ = [
     "ALBO",
     "ELBO",
+    "QUANTIZERS",
     "AbstractBottleneck",
     "AbstractComposite",
     "AbstractEstimator",
@@ -69,6 +71,7 @@ __all__ = [
     "NoPosteriorError",
     "OptimalTransportQuantizer",
     "Orthogonal",
+    "Preset",
     "Product",
     "Projected",
     "RandomProjectionQuantizer",
@@ -79,4 +82,5 @@ __all__ = [
     "StochasticQuantizer",
     "StraightThrough",
     "VectorQuantizer",
+    "make_bottleneck",
 ]

@@ -17,6 +17,7 @@ from gmvq.data import Items
 from gmvq.metrics import CompositeStatistics
 from gmvq.models import Autoencoder
 from gmvq.models.modes import evaluating
+from gmvq.quantizers import QUANTIZERS
 from gmvq.reports import exhibits, glossary
 from gmvq.reports.page import (
     Card,
@@ -113,7 +114,7 @@ def _heading(record: Record, model: Autoencoder, folder: str, title: str | None)
 
 def _title(quantizer: str) -> str:
     """Title of a quantizer; its name where there is none."""
-    return quantizer
+    return QUANTIZERS[quantizer].title if quantizer in QUANTIZERS else quantizer
 
 
 def _article(noun: str) -> str:

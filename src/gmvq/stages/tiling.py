@@ -11,7 +11,6 @@ from torch import Tensor
 from gmvq.data import ArrayItems, Items
 from gmvq.modalities import Data, Modality
 
-
 _CENTRAL = np.array([0.5, 0.5, 1.0])
 """The chance of the middle of an item, which is not mirrored."""
 
