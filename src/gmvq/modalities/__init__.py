@@ -16,6 +16,7 @@ from gmvq.modalities.base import (
 )
 from gmvq.modalities.image import Image
 from gmvq.modalities.series import Series
+from gmvq.modalities.text import Text
 from gmvq.modalities.vectors import Vectors
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Picture",
     "Series",
     "Sound",
+    "Text",
     "Vectors",
     "described",
     "fingerprint",
