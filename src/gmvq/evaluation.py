@@ -62,6 +62,7 @@ class Evaluation(NamedTuple):
         metrics: Metrics by name, finite or None where the model has no such metric; JSON can hold them.
         statistics: How often each code was used, or None for a continuous bottleneck.
         protocol: How the metrics were measured, in sentences.
+        modality: What the items are.
         headline: Key of the metric that the model is judged by.
         higher_is_better: Whether a higher headline is a better one.
     """
@@ -69,6 +70,7 @@ class Evaluation(NamedTuple):
     metrics: dict[str, float | None]
     statistics: CompositeStatistics | None
     protocol: str
+    modality: str
     headline: str
     higher_is_better: bool
 
@@ -154,7 +156,10 @@ def evaluate(
             bounds = _bound(model, _first(items, bounded), aggregated, samples, batch_size, seed)
     metrics = _table(model, measured, bounds, bounded)
     protocol = _protocol(model, measured.hard, metrics, samples, batch_size, seed)
-    return Evaluation(metrics, measured.statistics, protocol, measured.hard.headline, measured.hard.higher_is_better)
+    hard = measured.hard
+    return Evaluation(
+        metrics, measured.statistics, protocol, model.modality.kind, hard.headline, hard.higher_is_better
+    )
 
 
 def _reconstruct(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from gmvq.checks import one_of
-from gmvq.modalities import MODALITIES, Data, Image, Modality
+from gmvq.modalities import MODALITIES, Audio, Data, Image, Modality, Series, Text, Vectors
 from gmvq.models import AutoencoderConfig
 from gmvq.stages.data import DataConfig
 from gmvq.stages.tokenizer import Run, TokenizerStage
@@ -103,6 +103,36 @@ def celeba(source: str | Path) -> Run:
     return Run("celeba", data, AutoencoderConfig(), Training(steps=2500, batch_size=32))
 
 
+def speech(source: str | Path) -> Run:
+    """Spoken words in windows of half a second at 8 kHz, a code of 512 for each 8 ms.
+
+    Args:
+        source: A folder or an archive of recordings.
+    """
+    data = DataConfig(str(source), Audio(), size=4096)
+    model = AutoencoderConfig(modality=None, downsampling=64)
+    return Run("speech", data, model, Training(steps=1500, batch_size=16))
+
+
+def sentences(source: str | Path = "bundled:manual") -> Run:
+    """Sentences by characters, a code of 512 for each two; by default those of Python's manual."""
+    model = AutoencoderConfig(modality=None, downsampling=2)
+    return Run("sentences", DataConfig(str(source), Text()), model, Training(steps=1500, batch_size=32))
+
+
+def series(source: str | Path = "bundled:membrane") -> Run:
+    """Series in windows of 128 steps, a code of 64 for each four; by default a recording of a nerve cell."""
+    data = DataConfig(str(source), Series(), size=128)
+    model = AutoencoderConfig(modality=None, codebook_size=64, downsampling=4)
+    return Run("series", data, model, Training(steps=1500, batch_size=32))
+
+
+def table(source: str | Path = "bundled:breast-cancer") -> Run:
+    """Rows of a table, a code of 64 for each; by default measures of cells (Wisconsin, 30 features, two classes)."""
+    model = AutoencoderConfig(modality=None, codebook_size=64, downsampling=1)
+    return Run("table", DataConfig(str(source), Vectors()), model, Training(steps=1500, batch_size=64))
+
+
 def folder(source: str | Path) -> Run:
     """Your own data, of the kind that most files there look like, in windows and tokens as are usual for it.
 
@@ -172,6 +202,10 @@ RECIPES: dict[str, Recipe] = {
         "the folder with img_align_celeba or img_align_celeba.zip (or that zip itself), and maybe "
         f"list_eval_partition.txt, of {CELEBA_URL}",
     ),
+    "speech": Recipe(speech, "a folder or an archive of recordings (WAV, FLAC, OGG, MP3, ...)"),
+    "sentences": Recipe(sentences),
+    "series": Recipe(series),
+    "table": Recipe(table),
     "folder": Recipe(folder, "a file or a folder of images, recordings, texts, series or tables"),
 }
 """All recipes by name: the one list."""

@@ -300,7 +300,7 @@ def test_the_bundled_stocks():
     assert data.train[0][0, 0] == pytest.approx(10.970438)  # January 1990
     assert data.held_out[0][0, -1] == pytest.approx(141.86)  # June 2022
     assert Series(names=("MSFT",)).load("bundled:stocks").signal.channels == 1
-    with pytest.raises(ValueError, match="bundled:stocks"):
+    with pytest.raises(ValueError, match="bundled:membrane, bundled:stocks"):
         Series().load("bundled:weather")
 
 
@@ -321,3 +321,14 @@ def test_real_files(name, channels, lengths, classes):
     data = Series().load(SHARED / name)
     assert (data.signal.channels, sizes(data), len(data.classes)) == (channels, lengths, classes)
     assert data.labelled == (classes > 0)
+
+
+def test_the_bundled_membrane():
+    data = Series().load("bundled:membrane")
+    assert data.train.sizes == [(8400,), (2400,)]
+    assert data.held_out.sizes == [(1200,)]
+    assert data.modality == Series(names=("potential",))
+    # spikes on both sides, from the resting potential up to about 0
+    assert data.held_out[0].max() > -0.05 > -0.6 > data.train[0].min()
+    with pytest.raises(ValueError, match="'names' of the membrane"):
+        Series(names=("b",)).load("bundled:membrane")

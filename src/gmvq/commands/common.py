@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gmvq import hub, tokenization
 from gmvq.data import Items
+from gmvq.data.labels import printable
 from gmvq.generation import Generator
 from gmvq.modalities import MODALITIES, Data, Modality
 from gmvq.models import Autoencoder, DiffusionDecoder
@@ -297,14 +298,9 @@ def progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def clean(text: str) -> str:
-    """Text without control characters: names in files may hold some that move a terminal's cursor."""
-    return "".join(letter if letter.isprintable() or letter == " " else f"\\x{ord(letter):02x}" for letter in text)
-
-
 def say(console: Console, text: str) -> None:
     """Prints a line as it is: names of files are not markup, and a path that is broken over lines cannot be copied."""
-    console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def say_files(console: Console, lines: Sequence[str]) -> None:
@@ -319,7 +315,7 @@ def grid(rows: Sequence[tuple[str, str]]) -> Table:
     """Names beside values."""
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
-        table.add_row(clean(name), clean(value))
+        table.add_row(printable(name), printable(value))
     return table
 
 
@@ -345,13 +341,11 @@ _METRICS = (
 
 def metric_table(metrics: Mapping[str, Any]) -> Table:
     """Metrics of a tokenizer: those of its modality's distortion first."""
-    kinds = MODALITIES.values()
-    measures = {measure.key: measure for kind in kinds for measure in kind.measures}
+    modality = MODALITIES[metrics["modality"]]
     own = [
-        (measure.name, f"{measure.shown(metrics[key])} {measure.unit}".rstrip())
-        for key, measure in measures.items()
-        if metrics.get(key) is not None
+        (measure.name, f"{measure.shown(metrics[measure.key])} {measure.unit}".rstrip())
+        for measure in modality.measures
+        if metrics.get(measure.key) is not None
     ]
-    samples = {f"bits_per_{kind.sample}": f"bits per {kind.sample} of the codes" for kind in kinds}
-    per_sample = [(key, name, "{:.4f}") for key, name in samples.items()]
-    return grid([*own, *metric_rows(metrics, (*_METRICS[:3], *per_sample, *_METRICS[3:]))])
+    rate = (f"bits_per_{modality.sample}", f"bits per {modality.sample} of the codes", "{:.4f}")
+    return grid([*own, *metric_rows(metrics, (*_METRICS[:3], rate, *_METRICS[3:]))])

@@ -11,6 +11,7 @@ from gmvq.losses.reconstruction import (
     default_likelihood,
     make_likelihood,
 )
+from gmvq.losses.spectral import SpectralLoss
 
 __all__ = [
     "AbstractLikelihood",
@@ -20,6 +21,7 @@ __all__ = [
     "FixedGaussianLikelihood",
     "GaussianLikelihood",
     "LaplaceLikelihood",
+    "SpectralLoss",
     "default_likelihood",
     "make_likelihood",
     "vgg16_features",

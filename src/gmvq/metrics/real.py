@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from gmvq.distributed import sum_over_ranks
-from gmvq.metrics.base import Distortion
+from gmvq.metrics.base import Distortion, Measure
 from gmvq.metrics.precision import in_float64
 
 _ROUNDING = 1e-9
@@ -53,6 +53,20 @@ class RealDistortion(Distortion):
 
     headline: ClassVar[str] = "mse"
     higher_is_better: ClassVar[bool] = False
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("mse", "MSE", "", "Mean squared error in the data's units.", "Lower is better."),
+        Measure("mae", "MAE", "", "Mean absolute error in the data's units.", "Lower is better."),
+        Measure(
+            "r2",
+            "Variance explained",
+            "%",
+            "Share of the variance of each channel that is kept, R2.",
+            "100 % is all of it; 0 is what the mean of a channel would do.",
+            ".2f",
+            100.0,
+        ),
+        Measure("cosine", "Cosine", "", "Cosine between made and real.", "1 is the same direction.", ".4f"),
+    )
     protocol: ClassVar[str] = (
         "MSE and MAE are means over items of each item's error in the data's units; R2 is the share of variance "
         "explained over all places of all items, averaged over the channels that vary."

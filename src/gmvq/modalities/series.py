@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,18 +24,20 @@ from gmvq.checks import positive
 from gmvq.data.items import ArrayItems, Items, ListItems, Skipped
 from gmvq.data.labels import Labels, labels_of
 from gmvq.data.splitting import digest_of, held_out
+from gmvq.metrics.base import Measure
 from gmvq.metrics.real import RealDistortion
 from gmvq.modalities.base import Data, Exhibit, Modality, listed, register
 from gmvq.modalities.charts import code_strip, curves
 from gmvq.modalities.delimited import TableError
 from gmvq.modalities.gathering import gather, has_side
-from gmvq.modalities.image.bundled import _package_folder
+from gmvq.modalities.installed import package_folder
 from gmvq.modalities.series_files import SERIES_SUFFIXES, read_series
 from gmvq.modalities.tables import check_names, classes_of, columns, read_table, stem_of, suffix_of, write_numbers
 from gmvq.types import Signal
 
 LONGEST_GAP = 100
 """Steps of the longest gap that is filled; of short series a tenth of their steps."""
+MEMBRANE = ("potential",)
 STOCKS = ("IBM", "AAPL", "MSFT", "XRX", "ADBE", "^GSPC", "^IXIC")
 
 
@@ -62,6 +65,7 @@ class Series(Modality):
         "the path of a table whose rows are steps in time (CSV, TSV, Parquet), of a collection of series (.ts, .npy of "
         "shape (N, C, T), the text files of the UCR archive), or of a folder of them"
     )
+    measures: ClassVar[tuple[Measure, ...]] = RealDistortion.measures
     bundled: ClassVar[Mapping[str, Callable[[Any], Data]]] = {}
     window_size: ClassVar[int | None] = 96
     downsampling: ClassVar[int] = 4
@@ -104,7 +108,7 @@ class Series(Modality):
         return _finished(files.name, sides, modality, path, reading)
 
     def recognizes(self, source: Path) -> bool:  # noqa: D102
-        return suffix_of(source) in SERIES_SUFFIXES or (suffix_of(source) == ".txt" and has_side(source))
+        return suffix_of(source) in SERIES_SUFFIXES or (suffix_of(source) == ".txt" and has_side(source) and "_" in source.name)
 
     def window(self, item: Tensor, size: int | None, chance: NDArray[np.float64]) -> Tensor:
         """A stretch of consecutive steps; shorter series whole, and never mirrored."""
@@ -320,7 +324,7 @@ def _stocks(modality: Series) -> Data:
         ModuleNotFoundError: If matplotlib is not installed.
         ValueError: If its file is damaged, or names are not among the columns.
     """
-    path = _package_folder("matplotlib", "matplotlib") / "mpl-data" / "sample_data" / "Stocks.csv"
+    path = package_folder("matplotlib", "matplotlib") / "mpl-data" / "sample_data" / "Stocks.csv"
     chosen = columns(read_table(path), path, modality.names or STOCKS)
     months = chosen.values[~np.isnan(chosen.values).all(1)][:-1]  # the last row says June once more
     reading = _Reading(chosen.names, modality.rate, path.parent, [])
@@ -328,4 +332,30 @@ def _stocks(modality: Series) -> Data:
     return _finished("stocks", sides, replace(modality, names=chosen.names), path, reading)
 
 
-Series.bundled = {"stocks": _stocks}
+def _membrane(modality: Series) -> Data:
+    """Loads the potential of a nerve cell's membrane, 12,000 steps with 57 spikes, from the wheel of matplotlib.
+
+    Steps 8,400 to 9,599 are held out; what is before and after them are the two series for training.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+        ValueError: If its file is damaged.
+    """
+    path = package_folder("matplotlib", "matplotlib") / "mpl-data" / "sample_data" / "membrane.dat"
+    try:
+        values = np.fromfile(path, "<f4")
+    except OSError as error:
+        raise ValueError(f"Cannot read the membrane in '{path}': {error}. Reinstall matplotlib.") from error
+    if len(values) != 12_000 or not np.isfinite(values).all():
+        raise ValueError(f"'{path}' must hold 12,000 numbers, got {len(values)}. Reinstall matplotlib.")
+    if modality.names not in (None, MEMBRANE):
+        raise ValueError(f"'names' of the membrane must be {MEMBRANE}, got {modality.names}. Leave them out.")
+    parts = [
+        _Raw("membrane", values[None, start:stop], path, cut=(start, len(values)))
+        for start, stop in itertools.pairwise((0, 8400, 9600, len(values)))
+    ]
+    reading = _Reading(MEMBRANE, modality.rate, path.parent, [])
+    return _finished("membrane", [[parts[0], parts[2]], [parts[1]]], replace(modality, names=MEMBRANE), path, reading)
+
+
+Series.bundled = {"membrane": _membrane, "stocks": _stocks}

@@ -23,12 +23,13 @@ from torch import Tensor
 from gmvq.data.items import ArrayItems, Skipped
 from gmvq.data.labels import Labels, labels_of
 from gmvq.data.splitting import digest_of, held_out
+from gmvq.metrics.base import Measure
 from gmvq.metrics.real import RealDistortion
 from gmvq.modalities.base import Data, Exhibit, Modality, listed, register
 from gmvq.modalities.charts import bars, code_strip
 from gmvq.modalities.delimited import Table, TableError, cleaned
 from gmvq.modalities.gathering import Files, gather
-from gmvq.modalities.image.bundled import _package_folder
+from gmvq.modalities.installed import package_folder
 from gmvq.modalities.tables import (
     LABEL_NAMES,
     TABLE_SUFFIXES,
@@ -87,6 +88,7 @@ class Vectors(Modality):
         "of them"
     )
     several: ClassVar[bool] = True
+    measures: ClassVar[tuple[Measure, ...]] = RealDistortion.measures
     bundled: ClassVar[Mapping[str, Callable[[Any], Data]]] = {}
     window_size: ClassVar[int | None] = None
     downsampling: ClassVar[int] = 1
@@ -317,7 +319,7 @@ def _bundled(modality: Vectors, name: str) -> Data:
     file, features = _BUNDLED[name][0], tuple(_BUNDLED[name][1].split())
     if modality.label is not None or modality.names not in (None, features):
         raise ValueError(f"Bundled data have names and labels of their own, got {modality}. Leave these settings out.")
-    path = _package_folder("sklearn", "scikit-learn") / "datasets" / "data" / file
+    path = package_folder("sklearn", "scikit-learn") / "datasets" / "data" / file
     labels = None
     if name == "diabetes":
         rows = read_table(path).values

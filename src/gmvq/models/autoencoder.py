@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmvq.checks import at_least, one_of
-from gmvq.losses import default_likelihood, make_likelihood
+from gmvq.checks import at_least, non_negative, one_of
+from gmvq.losses import SpectralLoss, default_likelihood, make_likelihood
 from gmvq.modalities import Image, Modality, described, from_description
 from gmvq.models.modes import evaluating
 from gmvq.networks import Decoder, Encoder, SQVAEDecoder, SQVAEEncoder
@@ -52,6 +52,8 @@ class AutoencoderConfig:
         normalization: ``layer`` (over the channels of each place), ``group``, ``batch`` or ``none``.
         likelihood: ``gaussian`` (variance at its maximum-likelihood value), ``mean-squared-error``, ``laplace``,
             ``bernoulli`` or ``categorical``; None for the first that fits the values.
+        spectral_weight: Weight of the distance of log-mel spectra beside the likelihood, of sounds alone, see
+            :class:`gmvq.losses.SpectralLoss`; 0 leaves it out.
         network: ``convolutional``, or ``sq-vae``: that of the SQ-VAE paper, on which the literature compares
             quantizers of images; half the width after the first halving, batch normalization always, a sigmoid at the
             end.
@@ -71,6 +73,7 @@ class AutoencoderConfig:
     blocks: int = 2
     normalization: Normalization = "layer"
     likelihood: str | None = None
+    spectral_weight: float = 1.0
     network: NetworkName = "convolutional"
     quantizer_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,6 +81,7 @@ class AutoencoderConfig:
         preset_of(self.quantizer)
         for name in ("codebook_size", "code_dim", "width", "blocks"):
             at_least(name, getattr(self, name), 1, "See AutoencoderConfig.")
+        non_negative("spectral_weight", self.spectral_weight, "The default is 1.")
         one_of("network", self.network, get_args(NetworkName))
         if self.downsampling is None:
             object.__setattr__(self, "downsampling", 4 if self.modality is None else self.modality.downsampling)
@@ -149,6 +153,8 @@ class Autoencoder(nn.Module):
         self.bottleneck = make_bottleneck(config.quantizer, dim, config.codebook_size, config.quantizer_options)
         self.decoder = self._network(Decoder, SQVAEDecoder, dim)
         self.likelihood = make_likelihood(config.likelihood or "", self.signal.values)
+        rate = self.signal.rate if self.signal.values == "signed" and config.spectral_weight > 0 else None
+        self.spectral = None if rate is None else SpectralLoss(rate)
         self.standardization = Standardization(self.signal.channels) if self.signal.values == "real" else None
 
     @property
@@ -339,6 +345,9 @@ class Autoencoder(nn.Module):
             self.likelihood.squared_error_weight(error), self._tokens_per_dimension(quantized.values, items, lengths)
         )
         cost = weight * quantized.loss
+        if self.spectral is not None:
+            distance = self.spectral(made.float(), items.float(), lengths)
+            reconstruction = reconstruction + self.config.spectral_weight * distance
         terms = {
             "reconstruction": reconstruction.detach(),
             "bottleneck": cost.detach(),

@@ -255,7 +255,12 @@ def metrics_of(measured: Evaluation) -> dict[str, Any]:
     metrics: dict[str, Any] = dict(measured.metrics)
     for name in ("seconds", "items_per_second"):
         metrics[f"coding_{name}"] = metrics.pop(name)
-    return {**metrics, "headline": measured.headline, "protocol": measured.protocol}
+    return {
+        **metrics,
+        "headline": measured.headline,
+        "modality": measured.modality,
+        "protocol": measured.protocol,
+    }
 
 
 def read_run(folder: str | Path) -> Run:

@@ -50,7 +50,7 @@ def test_a_photograph_that_a_wheel_lacks_is_skipped(monkeypatch: pytest.MonkeyPa
 
 
 def test_no_photographs_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bundled, "_package_folder", lambda package, distribution: tmp_path)
+    monkeypatch.setattr(bundled, "package_folder", lambda package, distribution: tmp_path)
     with pytest.raises(ValueError, match="At least one of the photographs brick"):
         photographs()
     with pytest.raises(ValueError, match="Reinstall scikit-learn"):

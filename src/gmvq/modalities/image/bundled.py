@@ -8,7 +8,6 @@ test patterns (page, text, logo, horse, phantom, chessboards, color wheel), a bl
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import warnings
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from PIL import Image
 from gmvq.data.items import ArrayItems, ListItems, Skipped
 from gmvq.modalities.base import Data, Modality, listed
 from gmvq.modalities.image.decoding import ImageError, read_image
+from gmvq.modalities.installed import package_folder
 
 _SKIMAGE = ("skimage", "data", "scikit-image")
 _SKLEARN = ("sklearn", "datasets/images", "scikit-learn")
@@ -69,7 +69,7 @@ def photographs(modality: Modality) -> Data:
         images, names = [], []
         for name, (package, folder, distribution) in wanted.items():
             try:
-                images.append(_halved(read_image(_package_folder(package, distribution) / folder / name, 3)))
+                images.append(_halved(read_image(package_folder(package, distribution) / folder / name, 3)))
                 names.append(name)
             except ImageError as error:
                 skipped.append(Skipped(error.path, error.reason))
@@ -100,7 +100,7 @@ def digits(modality: Modality) -> Data:
         ModuleNotFoundError: If scikit-learn is not installed.
         ValueError: If its file is damaged.
     """
-    path = _package_folder("sklearn", "scikit-learn") / "datasets" / "data" / "digits.csv.gz"
+    path = package_folder("sklearn", "scikit-learn") / "datasets" / "data" / "digits.csv.gz"
     try:
         with gzip.open(path, "rt") as file:
             rows = np.loadtxt(file, delimiter=",", dtype=np.int64)
@@ -112,14 +112,6 @@ def digits(modality: Modality) -> Data:
     classes = tuple(str(digit) for digit in range(10))
     sides = everything.subset(range(border)), everything.subset(range(border, len(everything)))
     return Data("digits", *sides, modality, classes=classes)
-
-
-def _package_folder(package: str, distribution: str) -> Path:
-    # importlib.resources would import the package only to find its folder: a second for scikit-learn
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"The bundled data need {distribution}. Install it with: pip install {distribution}")
-    return Path(spec.submodule_search_locations[0])
 
 
 def _halved(image: torch.Tensor) -> torch.Tensor:
