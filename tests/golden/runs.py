@@ -35,8 +35,12 @@ def machine():
 
 
 def digest(state):
-    """SHA-256 of a model's tensors, whatever their names and order, but for how far each quantizer's training has come."""
+    """SHA-256 of a model's tensors, whatever their names and order; flags count as numbers.
+
+    How far each quantizer's training has come is left out: some of them were held twice.
+    """
     kept = [x for name, x in state.items() if not name.endswith("training_progress")]
+    kept = [x.float() if x.dtype == torch.bool else x for x in kept]
     parts = sorted(f"{x.dtype} {tuple(x.shape)}".encode() + x.contiguous().numpy().tobytes() for x in kept)
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 

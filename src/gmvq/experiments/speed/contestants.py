@@ -176,7 +176,7 @@ def _place(module: nn.Module, codes: Tensor, more: dict[str, Tensor] | None = No
     """Starts a quantizer at given codes ``(K, L)``: its first batch would put them at k-means of too few rows."""
     state, counts = module.state_dict(), torch.ones(len(codes))
     state |= {"moving.codes": codes, "moving.sums": codes.clone(), "moving.counts": counts, **(more or {})}
-    state["moving.started"] = torch.ones((), dtype=torch.bool)
+    state["moving.started"] = torch.ones(())
     if "learned_codes" in state:
         state["learned_codes"] = codes
     module.load_state_dict(state)

@@ -130,11 +130,11 @@ class Residual(AbstractComposite):
         self.beam_size = beam_size
         self.commitment_weight = commitment_weight
         drops = self.quantizer_dropout > 0
-        self.register_buffer("all_levels_started", torch.zeros((), dtype=torch.bool) if drops else None)
-        self.register_buffer("pending_start", torch.zeros((), dtype=torch.bool) if drops else None)
+        self.register_buffer("all_levels_started", torch.zeros(()) if drops else None)
+        self.register_buffer("pending_start", torch.zeros(()) if drops else None)
 
     all_levels_started: Tensor | None
-    """Whether a forward of the past had rows for all levels: before it nothing is dropped."""
+    """Above 0 once a forward of the past had rows for all levels: before it nothing is dropped."""
     pending_start: Tensor | None
 
     @property
@@ -159,7 +159,7 @@ class Residual(AbstractComposite):
     def update(self) -> None:
         """Folds the statistics of past forwards into each member's codebook, once; frozen members stay."""
         if self.all_levels_started is not None and self.pending_start is not None:
-            self.all_levels_started.logical_or_(self.pending_start)
+            self.all_levels_started.clamp_min_(self.pending_start)
         super().update()
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
@@ -183,7 +183,7 @@ class Residual(AbstractComposite):
         if self.num_quantizers > 1:
             terms["commitment"] = commitment.detach()
         if self.learning and self.pending_start is not None:
-            self.pending_start.logical_or_(sum_over_ranks(kept.sum()) > 0)
+            self.pending_start.masked_fill_(sum_over_ranks(kept.sum()) > 0, 1)
         return Quantized(values, torch.stack(codes, 1), loss, terms)
 
     def _number_of_levels(self, rows: Tensor) -> Tensor | int:
@@ -195,9 +195,8 @@ class Residual(AbstractComposite):
         chance, share = broadcast(torch.rand(2, device=rows.device)).unbind()
         number = least + (share * (levels - least + 1)).long()
         number = ((number + multiple - 1).div(multiple, rounding_mode="floor") * multiple).clamp_max(levels)
-        return torch.where(
-            (chance < self.quantizer_dropout) & snapshot(self.all_levels_started, self.training), number, levels
-        )
+        started = snapshot(self.all_levels_started, self.training) > 0
+        return torch.where((chance < self.quantizer_dropout) & started, number, levels)
 
     def _forward_of_search(self, rows: Tensor, kept: Tensor) -> Quantized:
         """Forward with the codes of beam search, which no member has chosen."""

@@ -162,8 +162,9 @@ class MovingAverageCodebook(nn.Module):
         self.register_buffer("sums", self.codes.clone())
         self.register_buffer("pending_counts", torch.zeros(codebook_size))
         self.register_buffer("pending_sums", torch.zeros(codebook_size, code_dim))
-        self.register_buffer("pending_fresh", torch.zeros(codebook_size, dtype=torch.bool))
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        # flags are numbers, 0 or above, so that an average over models is one of states
+        self.register_buffer("pending_fresh", torch.zeros(codebook_size))
+        self.register_buffer("started", torch.zeros(()))
         # on the host: reading the buffer in each forward would wait for the GPU
         self._has_started = False
         self.register_load_state_dict_post_hook(_recall)
@@ -171,6 +172,8 @@ class MovingAverageCodebook(nn.Module):
     @property
     def has_started(self) -> bool:
         """True once the codes stand where data is."""
+        if not self._has_started and not torch.compiler.is_compiling():
+            self._has_started = bool(self.started)  # an average over models writes the buffer alone
         return self._has_started
 
     @torch.no_grad()
@@ -198,7 +201,7 @@ class MovingAverageCodebook(nn.Module):
         self.counts.copy_(counts)
         self.sums.copy_(self.codes * self.counts[:, None])
         self._forget_pending()
-        self.started.fill_(True)
+        self.started.fill_(1)
         self._has_started = True
 
     @torch.no_grad()
@@ -211,7 +214,7 @@ class MovingAverageCodebook(nn.Module):
             fresh: Codes that forget their past ``(K,)``, the same on all ranks.
         """
         if fresh is not None:
-            self.pending_fresh.logical_or_(fresh)
+            self.pending_fresh.masked_fill_(fresh, 1)
         self.pending_counts.add_(sum_over_ranks(counts.detach()).to(self.counts.dtype))
         self.pending_sums.add_(sum_over_ranks(sums.detach()).to(self.sums.dtype))
 
@@ -223,7 +226,7 @@ class MovingAverageCodebook(nn.Module):
             True if there was anything to fold, ``()``. It stays on the device, where all branches are taken by it.
         """
         pending = self.pending_counts.any()
-        step = torch.where(self.pending_fresh, 1.0, 1 - self.decay).to(self.counts.dtype) * pending
+        step = torch.where(self.pending_fresh > 0, 1.0, 1 - self.decay).to(self.counts.dtype) * pending
         self.counts.lerp_(self.pending_counts, step)
         self.sums.lerp_(self.pending_sums, step[:, None].expand_as(self.sums))
         moved = (self.counts > SMALLEST_COUNT) & pending

@@ -20,17 +20,21 @@ class Projection(nn.Module):
         scale: Standard deviation inside against that outside, at the start.
     """
 
+    directions: Tensor
+    """D transposed, ``(L, dim)``."""
+
     def __init__(self, dim: int, code_dim: int, scale: float = 1.0) -> None:
         super().__init__()
-        self.directions = nn.Parameter(torch.linalg.qr(torch.randn(dim, code_dim)).Q / scale)
+        # D^T, whose rows lie together in memory, as files of tensors and averages over models want them
+        self.directions = nn.Parameter((torch.linalg.qr(torch.randn(dim, code_dim)).Q / scale).T.contiguous())
         self.offset = nn.Parameter(torch.zeros(dim))
 
     def project_in(self, latents: Tensor) -> Tensor:
         """Takes ``(N, dim)`` to ``(N, L)``."""
-        directions = self.directions.to(latents.dtype)
+        directions = self.directions.T.to(latents.dtype)
         gram = directions.T @ directions
         return torch.linalg.solve(gram, (latents - self.offset.to(latents.dtype)) @ directions, left=False)
 
     def project_out(self, values: Tensor) -> Tensor:
         """Takes ``(N, L)`` to ``(N, dim)``."""
-        return values @ self.directions.to(values.dtype).T + self.offset.to(values.dtype)
+        return values @ self.directions.to(values.dtype) + self.offset.to(values.dtype)
