@@ -1,9 +1,12 @@
 """Laws of the state at rest: it can be saved by safetensors, averaged over models, and cast."""
 
+import copy
+
 import pytest
 import torch
 from members import BOTTLENECKS, DIM, SIZE, latents, trained
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from gmvq.quantizers import (
@@ -63,3 +66,36 @@ def test_an_average_over_models_is_a_model(make):
         assert out.values.isfinite().all()
         assert torch.equal(out.values, each.decode(out.codes))
         assert all(part.has_started for part in each.modules() if isinstance(part, MovingAverageCodebook))
+
+
+@bottlenecks
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_cast_quantizer_rounds_what_it_shows_alone(make, dtype):
+    plain = trained(make).eval()
+    cast = copy.deepcopy(plain).to(dtype).to("cpu")
+    rows = latents(50, dtype=dtype)
+    expected, out = plain(rows.float()), cast(rows)
+    assert out.values.dtype == dtype
+    assert torch.equal(out.values, expected.values.to(dtype))
+    assert torch.equal(out.codes, expected.codes)
+    codes = cast.encode(rows)
+    assert torch.equal(codes, plain.encode(rows.float()))
+    assert cast.decode(codes).dtype == dtype
+    assert torch.equal(cast.decode(codes), plain.decode(codes).to(dtype))
+    assert torch.equal(cast.decode(out.codes), out.values)
+    for name, tensor in cast.state_dict().items():
+        assert torch.equal(tensor, plain.state_dict()[name]), name  # and of its type
+    other = make()
+    other.load_state_dict(cast.state_dict())
+    assert torch.equal(other.decode(codes), plain.decode(codes))
+    assert cast.float().decode(codes).dtype == torch.float32
+    # inside of a model, too
+    nn.Sequential(cast).to(dtype)
+    assert cast.decode(codes).dtype == dtype
+    assert cast.train()(rows).values.dtype == dtype
+
+
+@bottlenecks
+def test_a_cast_to_float64_decodes_to_float64(make):
+    bottleneck = trained(make).double().eval()
+    assert bottleneck.decode(bottleneck.encode(latents(9).double())).dtype == torch.float64

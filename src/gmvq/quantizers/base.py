@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gmvq.quantizers.parts.checks import check_listing, checked_codes, positive_integer
-from gmvq.quantizers.parts.codebook import in_backward
+from gmvq.quantizers.parts.checks import check_listing, checked_codes, checked_tensor, positive_integer
+from gmvq.quantizers.parts.learner import Learner
 from gmvq.quantizers.parts.projection import Projection
 from gmvq.quantizers.parts.rows import cleaned, mask_of_lengths, rows_dtype
 from gmvq.types import Posterior, PosteriorSample, Quantized
@@ -32,10 +31,8 @@ class NoPosteriorError(TypeError):
     """The quantizer has no mixture reading, so it has no posterior over codes."""
 
 
-class AbstractBottleneck(nn.Module, ABC):
+class AbstractBottleneck(Learner, ABC):
     """Maps latents to what the decoder sees, with a cost.
-
-    Its state stays in float32 under ``.half()`` and ``.bfloat16()``: a moving count in bfloat16 stops at 256.
 
     Args:
         dim: Features of a latent, the last axis.
@@ -49,7 +46,6 @@ class AbstractBottleneck(nn.Module, ABC):
         projected_scale: Scale of the latents behind the projection, against those before it, at the start.
         updates_itself: True if a forward in training begins with :meth:`update`. A trainer that calls it after each
             optimizer step sets this to False, so that all forwards of a step see one codebook.
-        frozen: True after :meth:`freeze`.
     """
 
     citations: tuple[str, ...] = ()
@@ -58,7 +54,6 @@ class AbstractBottleneck(nn.Module, ABC):
     loss_in_nats: ClassVar[bool] = False
     projected_scale: ClassVar[float] = 1.0
     updates_itself: bool = True
-    frozen: bool = False
 
     def __init__(self, dim: int, codebook_dim: int | None = None) -> None:
         super().__init__()
@@ -69,11 +64,6 @@ class AbstractBottleneck(nn.Module, ABC):
                 f"'codebook_dim' must be at most 'dim' = {dim}, got {codebook_dim}. Lower it or leave it out."
             )
         self.projection = Projection(dim, self.codebook_dim, self.projected_scale) if self.codebook_dim < dim else None
-        # kept with the weights: a loaded model stands where its schedules had come
-        self.register_buffer("training_progress", torch.zeros(()))
-
-    training_progress: Tensor
-    """How far training has come, in [0, 1], ``()``: what schedules are called with."""
 
     @property
     def codebook_size(self) -> int | None:
@@ -103,56 +93,14 @@ class AbstractBottleneck(nn.Module, ABC):
         """Axes of the codes of one latent: () for one code, (levels,) for a residual quantizer."""
         return ()
 
-    @property
-    def progress(self) -> float:
-        """How far training has come, in [0, 1]."""
-        return float(self.training_progress)
-
-    def set_progress(self, progress: float) -> None:
-        """Tells the schedules how far training has come.
-
-        Raises:
-            ValueError: If ``progress`` is not in [0, 1].
-        """
-        if not 0 <= progress <= 1:
-            raise ValueError(f"'progress' must lie in [0, 1], got {progress}. Pass step / steps.")
-        for bottleneck in self._bottlenecks():
-            bottleneck.training_progress.fill_(progress)
-
-    def freeze(self) -> Self:
-        """Stops all learning of this bottleneck: no gradient to its parameters, no statistics."""
-        if not self.frozen:
-            self._learned = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
-            self._was_frozen = [bottleneck.frozen for bottleneck in self._bottlenecks()]
-            for bottleneck in self._bottlenecks():
-                bottleneck.frozen = True
-            self.requires_grad_(False)
-        return self
-
-    def unfreeze(self) -> Self:
-        """Undoes :meth:`freeze`: what was frozen before stays so."""
-        if self.frozen:
-            for bottleneck, frozen in zip(self._bottlenecks(), self._was_frozen, strict=True):
-                bottleneck.frozen = frozen
-            for name, parameter in self.named_parameters():
-                parameter.requires_grad_(self._learned.get(name, True))
-        return self
-
-    def _bottlenecks(self) -> list[AbstractBottleneck]:
-        return [module for module in self.modules() if isinstance(module, AbstractBottleneck)]
-
-    @property
-    def learning(self) -> bool:
-        """True in a forward whose statistics count: in training, not frozen, not repeated by checkpointing."""
-        return self.training and not self.frozen and not in_backward()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        def keeping_precision(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            halved = moved.dtype in (torch.float16, torch.bfloat16) and tensor.dtype != moved.dtype
-            return tensor.to(moved.device) if halved else moved
-
-        return super()._apply(keeping_precision, recurse)
+    def extra_repr(self) -> str:
+        """Features, codes and the arguments that are not the constructor's defaults, in one line."""
+        sizes: dict[str, object] = {"dim": self.dim}
+        if self.codebook_size is not None:
+            sizes["codebook_size"] = self.codebook_size
+        if self.codebook_dim != self.dim:
+            sizes["codebook_dim"] = self.codebook_dim
+        return ", ".join(f"{name}={value}" for name, value in {**sizes, **self._given, **sizes}.items())
 
     def forward(self, latents: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Quantized:
         """Quantizes latents.
@@ -266,9 +214,23 @@ class AbstractBottleneck(nn.Module, ABC):
     def update(self) -> None:
         """Folds the statistics of past forwards into the codebook; nothing to do for a bottleneck without any."""
 
-    @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
-        """What the decoder sees for the codes: ``(*)`` -> ``(*, dim)``."""
+        """What the decoder sees for codes: int64 ``(*, *code_shape)`` -> ``(*, dim)``.
+
+        A code of -1 (masked, or a level that was dropped) adds 0, and a latent without any code gives 0. A continuous
+        bottleneck takes its means, floats ``(*, L)``.
+
+        Returns:
+            Values in the type of the state, or in that of the last ``.half()`` or ``.bfloat16()``.
+
+        Raises:
+            ValueError: If codes are not integers, lie outside their codebook, or are not of ``code_shape``.
+        """
+        return self._cast(self._look_up(checked_tensor("codes", codes)))
+
+    @abstractmethod
+    def _look_up(self, codes: Tensor) -> Tensor:
+        """Values ``(*, dim)`` of codes ``(*, *code_shape)``, in the type of the state."""
 
     def _begin(self) -> None:
         if self.learning and self.updates_itself:
@@ -318,6 +280,7 @@ class AbstractBottleneck(nn.Module, ABC):
             return self.projection.project_out(values)
 
     def _check(self, latents: Tensor, mask: Tensor | None, lengths: Tensor | None = None) -> Tensor | None:
+        checked_tensor("latents", latents)
         if latents.ndim == 0 or latents.shape[-1] != self.dim:
             raise ValueError(
                 f"The last axis of 'latents' must have {self.dim} features, got shape {tuple(latents.shape)}. "
@@ -329,7 +292,7 @@ class AbstractBottleneck(nn.Module, ABC):
             if mask is not None:
                 raise ValueError("'mask' and 'lengths' say the same, got both. Leave one out.")
             mask = mask_of_lengths(lengths, latents.shape)
-        if mask is not None and (mask.shape != latents.shape[:-1] or mask.dtype != torch.bool):
+        if mask is not None and (checked_tensor("mask", mask).shape != latents.shape[:-1] or mask.dtype != torch.bool):
             raise ValueError(
                 f"'mask' must be boolean of shape {tuple(latents.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}. "
                 "Give one boolean for each token."
@@ -380,12 +343,7 @@ class AbstractQuantizer(AbstractBottleneck):
         """What the decoder sees for each code, ``(K, dim)``."""
         return self._outside(self.code_vectors)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Looks codes up: int64 ``(*)`` -> ``(*, dim)``; a code of -1 (masked) gives 0.
-
-        Raises:
-            ValueError: If codes are not integers or lie outside [-1, K).
-        """
+    def _look_up(self, codes: Tensor) -> Tensor:
         codes = checked_codes(codes, self.codebook_size)
         values = self._outside(self._decode_rows(codes.clamp_min(0).reshape(-1))).reshape(*codes.shape, self.dim)
         return values * (codes >= 0)[..., None]

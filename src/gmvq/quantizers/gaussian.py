@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gmvq.quantizers.base import AbstractBottleneck
-from gmvq.quantizers.parts.rows import row_mean
+from gmvq.quantizers.parts.rows import row_mean, rows_dtype
 from gmvq.types import PosteriorSample, Quantized
 
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
@@ -56,18 +56,14 @@ class GaussianBottleneck(AbstractBottleneck):
             self.moments.bias.zero_()
             self.moments.bias[self.codebook_dim :] = -4.0
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Takes means ``(*, L)`` to what the decoder sees ``(*, dim)``.
-
-        Raises:
-            ValueError: If the last axis is not L.
-        """
+    def _look_up(self, codes: Tensor) -> Tensor:
         if codes.shape[-1:] != (self.codebook_dim,) or not codes.is_floating_point():
             raise ValueError(
                 f"'codes' of a continuous bottleneck are floats with {self.codebook_dim} features last, "
                 f"got {codes.dtype} of shape {tuple(codes.shape)}. Pass what encode() returned."
             )
-        return self._outside(codes.reshape(-1, self.codebook_dim)).reshape(*codes.shape[:-1], self.dim)
+        rows = codes.reshape(-1, self.codebook_dim).to(rows_dtype(codes))
+        return self._outside(rows).reshape(*codes.shape[:-1], self.dim)
 
     def _moments(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = nn.functional.linear(

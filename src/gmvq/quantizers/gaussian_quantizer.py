@@ -204,16 +204,9 @@ class GaussianQuantizer(AbstractQuantizer):
             raise TypeError("A code stands for one group and not for a latent. Use .noise, the codebook of all groups.")
         return self.noise
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Looks codes up: int64 ``(*, *code_shape)`` -> ``(*, dim)``.
-
-        A group of -1 adds 0; a latent of -1 in all groups (masked) gives 0.
-
-        Raises:
-            ValueError: If codes are not integers, lie outside [-1, K), or are not one for each group.
-        """
+    def _look_up(self, codes: Tensor) -> Tensor:
         if self.groups == 1:
-            return super().decode(codes)
+            return super()._look_up(codes)
         codes = checked_codes(codes, self.codebook_size)
         if codes.shape[-1:] != self.code_shape:
             raise ValueError(

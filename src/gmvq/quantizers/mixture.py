@@ -190,7 +190,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         mixture = self._mixture(self.training_progress.dtype)
         values, codes = mixture.sample(math.prod(shape), self.noise, generator)
         return Quantized(
-            self._outside(values).reshape(*shape, self.dim), codes.reshape(shape), values.new_zeros(()), {}
+            self._cast(self._outside(values)).reshape(*shape, self.dim), codes.reshape(shape), values.new_zeros(()), {}
         )
 
     def _mixture(self, dtype: torch.dtype) -> Mixture:

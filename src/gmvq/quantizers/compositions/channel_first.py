@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gmvq.quantizers.base import AbstractBottleneck
 from gmvq.quantizers.compositions.wrapper import AbstractWrapper, kind
+from gmvq.quantizers.parts.checks import checked_tensor
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 
@@ -77,7 +78,7 @@ class ChannelFirst(AbstractWrapper):
             TypeError: If the quantizer inside takes no ``size`` or ``scales``.
         """
         options = {name: value for name, value in (("size", size), ("scales", scales)) if value is not None}
-        return _channels_first(self.quantizer.decode(codes, **options))
+        return self._cast(_channels_first(self.quantizer.decode(codes, **options)))
 
     def posterior(self, latents: Tensor) -> Posterior:
         """Distribution over codes, with the axes of tokens first: responsibilities ``(B, *spatial, K)``."""
@@ -97,6 +98,7 @@ class ChannelFirst(AbstractWrapper):
         return self.quantizer.divergence(self._channels_last(latents))
 
     def _channels_last(self, latents: Tensor) -> Tensor:
+        checked_tensor("latents", latents)
         if latents.ndim == 0 or latents.shape[min(1, latents.ndim - 1)] != self.dim:
             raise ValueError(
                 f"'latents' must be (B, {self.dim}, *spatial), got shape {tuple(latents.shape)}. "

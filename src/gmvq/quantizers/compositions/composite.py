@@ -119,14 +119,7 @@ class AbstractComposite(AbstractQuantizer):
             if isinstance(member, AbstractQuantizer) and not member.frozen:
                 member.update()
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Looks codes up: int64 ``(*, *code_shape)`` -> ``(*, dim)``.
-
-        A place of -1 (masked, or a level that was dropped) adds 0; a token of -1 in all places gives 0.
-
-        Raises:
-            ValueError: If codes are not integers, lie outside the codes of their place, or have another shape.
-        """
+    def _look_up(self, codes: Tensor) -> Tensor:
         axes = len(self.code_shape)
         if codes.ndim < axes or not self._fits(shape := tuple(codes.shape[codes.ndim - axes :])):
             raise ValueError(

@@ -38,7 +38,7 @@ from torch import Tensor
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.compositions.composite import AbstractComposite, commitment_weight_of
 from gmvq.quantizers.compositions.places import checked_commitment_weight, has_started, listed, prefixed, start
-from gmvq.quantizers.parts.checks import checked_codes
+from gmvq.quantizers.parts.checks import checked_codes, checked_tensor
 from gmvq.quantizers.parts.resampling import (
     Grid,
     Interpolation,
@@ -174,6 +174,7 @@ class Hierarchical(AbstractComposite):
         Raises:
             ValueError: If the codes are not those of the grids.
         """
+        checked_tensor("codes", codes)
         grids = self.grids(self._size(size))
         numbers = [math.prod(grid) for grid in grids]
         ends = [sum(numbers[: end + 1]) for end in range(len(numbers))]
@@ -265,7 +266,7 @@ class Hierarchical(AbstractComposite):
             for member, grid in zip(self.places, self.grids(size), strict=True):
                 coarse, counted = average(residual, kept, grid)
                 chosen = member.encode(coarse, counted)
-                values = member.decode(chosen).to(residual.dtype)
+                values = member._look_up(chosen).to(residual.dtype)
                 residual = residual - enlarge(values, counted, size, self.interpolation)
                 codes.append(chosen.flatten(1, len(size)))
         return torch.cat(codes, 1)
@@ -283,6 +284,9 @@ class Hierarchical(AbstractComposite):
             ValueError: If codes are not integers, not those of the grids or outside their codebook, or ``scales`` is
                 not a number of scales that the codes have.
         """
+        return self._cast(self._look_up(codes, size, scales))
+
+    def _look_up(self, codes: Tensor, size: Sequence[int] | int | None = None, scales: int | None = None) -> Tensor:
         maps = self.split(checked_codes(codes, self.codebook_size), size)
         scales = len(maps) if scales is None else scales
         if isinstance(scales, bool) or not isinstance(scales, int) or not 1 <= scales <= len(maps):
@@ -291,7 +295,7 @@ class Hierarchical(AbstractComposite):
         total = self.training_progress.new_zeros(codes.shape[0], *full, self.dim)
         with torch.autocast(total.device.type, enabled=False):
             for member, part in zip(self.places, maps[:scales], strict=False):
-                values = member.decode(part).to(total.dtype)
+                values = member._look_up(part).to(total.dtype)
                 total = total + enlarge(values, self._counted(part), full, self.interpolation)
             # without codes of the last scale, what the finest of the others reach is all that tells
             counted = self._counted(maps[-1])

@@ -19,7 +19,7 @@ from torch import Tensor
 from gmvq.quantizers.base import AbstractQuantizer, NoPosteriorError
 from gmvq.quantizers.compositions.residual import Residual
 from gmvq.quantizers.compositions.wrapper import AbstractWrapper, check_inside
-from gmvq.quantizers.parts.checks import check_listing, checked_codes
+from gmvq.quantizers.parts.checks import check_listing, checked_codes, checked_tensor
 from gmvq.quantizers.scalar import MOST_CODES, Grid
 from gmvq.types import Posterior, Quantized
 
@@ -93,7 +93,7 @@ class Joined(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIncom
             ValueError: If K is more than 2^24.
         """
         check_listing(self.codebook_size)
-        return self.decode(torch.arange(self.codebook_size, device=self.training_progress.device))
+        return self._look_up(torch.arange(self.codebook_size, device=self.training_progress.device))
 
     @property
     def has_posterior(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -113,13 +113,8 @@ class Joined(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIncom
             )
         return super().posterior(latents)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Looks codes up: int64 ``(*)`` -> ``(*, dim)``; a code of -1 (masked) gives 0.
-
-        Raises:
-            ValueError: If codes are not integers or lie outside [-1, K).
-        """
-        return self.quantizer.decode(self.split(codes))
+    def _look_up(self, codes: Tensor) -> Tensor:
+        return self.quantizer._look_up(self.split(codes))
 
     def split(self, codes: Tensor) -> Tensor:
         """The codes that one stands for: int64 ``(*)`` -> ``(*, *quantizer.code_shape)``; -1 gives -1 in all places.
@@ -136,7 +131,7 @@ class Joined(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIncom
         Raises:
             ValueError: If the last axes are not those of the quantizer's codes, or a code is none of its codebook.
         """
-        axes = self.quantizer.code_shape
+        axes, parts = self.quantizer.code_shape, checked_tensor("parts", parts)
         if parts.is_floating_point() or parts.dtype == torch.bool or tuple(parts.shape[-len(axes) :]) != axes:
             raise ValueError(
                 f"'parts' must be integers of shape (*, {', '.join(map(str, axes))}), got {parts.dtype} "

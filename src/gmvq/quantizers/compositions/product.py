@@ -106,9 +106,9 @@ class Product(AbstractComposite):
 
     def _decode_rows(self, codes: Tensor) -> Tensor:
         if self._is_shared:
-            return self._end_to_end([self.places[0].decode(codes.flatten(0, 1))])
+            return self._end_to_end([self.places[0]._look_up(codes.flatten(0, 1))])
         return self._end_to_end(
-            [member.decode(part) for member, part in zip(self.places, codes.unbind(1), strict=True)]
+            [member._look_up(part) for member, part in zip(self.places, codes.unbind(1), strict=True)]
         )
 
     def _posterior_mean_rows(self, rows: Tensor) -> Tensor:

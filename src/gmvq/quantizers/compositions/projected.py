@@ -106,13 +106,8 @@ class Projected(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIn
         with torch.autocast(values.device.type, enabled=False):
             return _through(self.project_out, super()._outside(values))
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Looks codes up: int64 ``(*, *code_shape)`` -> ``(*, dim)``; a token of -1 in all places gives 0.
-
-        Raises:
-            ValueError: If codes are not integers, lie outside those of their place, or have another shape.
-        """
-        values = self.quantizer.decode(codes)
+    def _look_up(self, codes: Tensor) -> Tensor:
+        values = self.quantizer._look_up(codes)
         shape = values.shape[:-1]
         outside = self._outside(values.reshape(-1, self.quantizer.dim)).reshape(*shape, self.dim)
         present = (codes >= 0).reshape(*shape, math.prod(codes.shape[len(shape) :])).any(-1)

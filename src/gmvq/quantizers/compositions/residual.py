@@ -226,7 +226,7 @@ class Residual(AbstractComposite):
         residual, codes = rows, []
         for member in self.places:
             codes.append(member.encode(residual))
-            residual = residual - member.decode(codes[-1]).to(rows.dtype)
+            residual = residual - member._look_up(codes[-1]).to(rows.dtype)
         greedy = torch.stack(codes, 1)
         if self.beam_size == 1:
             return greedy
@@ -249,7 +249,7 @@ class Residual(AbstractComposite):
         """Sums over the first levels, in the order in which a forward takes them: values equal decoded codes."""
         sums: list[Tensor] = []
         for member, code in zip(self.places, codes.unbind(1), strict=False):
-            values = member.decode(code)
+            values = member._look_up(code)
             sums.append(sums[-1] + values if sums else values)
         return sums
 

@@ -106,10 +106,6 @@ class AbstractWrapper(AbstractBottleneck):
         """What the quantizer's loss weighs beside a likelihood in nats for each data dimension, ``()``."""
         return self.quantizer.loss_weight(squared_error_weight, tokens_per_dimension)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """What the decoder sees for the codes: ``(*, *code_shape)`` -> ``(*, dim)``."""
-        return self.quantizer.decode(codes)
-
     def _fits(self, shape: tuple[int, ...]) -> bool:
         return self.quantizer._fits(shape)
 
@@ -125,8 +121,11 @@ class AbstractWrapper(AbstractBottleneck):
     def _encode_rows(self, rows: Tensor) -> Tensor:
         return self.quantizer.encode(rows)
 
+    def _look_up(self, codes: Tensor) -> Tensor:
+        return self.quantizer._look_up(codes)
+
     def _decode_rows(self, codes: Tensor) -> Tensor:
-        return self.quantizer.decode(codes)
+        return self.quantizer._look_up(codes)
 
     def _posterior_mean_rows(self, rows: Tensor) -> Tensor:
         return self.quantizer.posterior_mean(rows)

@@ -61,12 +61,24 @@ def checked_estimator(estimator: AbstractEstimator | None, *, draws: bool = Fals
     raise ValueError(f"'estimator' must {rule}, got {estimator!r}. {remedy}")
 
 
+def checked_tensor(name: str, value: object) -> Tensor:
+    """Checks that a value is a tensor.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(value, Tensor):
+        raise ValueError(f"'{name}' must be a tensor, got {type(value).__name__}. Use torch.as_tensor({name}).")
+    return value
+
+
 def checked_codes(codes: Tensor, codebook_size: int) -> Tensor:
     """Codes as int64.
 
     Raises:
-        ValueError: If they are not integers or lie outside [-1, K).
+        ValueError: If they are no tensor, not integers, or lie outside [-1, K).
     """
+    codes = checked_tensor("codes", codes)
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise ValueError(f"'codes' must be integers, got {codes.dtype}. Pass what encode() returned.")
     codes = codes.long()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gmvq.distributed import sum_over_ranks, world_size
 from gmvq.kernels.tracing import can_look_at
+from gmvq.quantizers.parts.checks import checked_tensor
 
 LARGEST = 1e10
 """Latents are clamped to this magnitude: their squares, over the smallest variance, still fit in float32."""
@@ -52,8 +53,9 @@ def mask_of_lengths(lengths: Tensor, shape: torch.Size) -> Tensor:
     """True in the first ``lengths`` places of each sequence: ``(B,)`` -> ``(B, T)`` for latents ``(B, T, dim)``.
 
     Raises:
-        ValueError: If the latents are no batch of sequences, or lengths are not integers ``(B,)``.
+        ValueError: If the latents are no batch of sequences, or lengths are no tensor of integers ``(B,)``.
     """
+    lengths = checked_tensor("lengths", lengths)
     if len(shape) != 3 or lengths.shape != shape[:1] or lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise ValueError(
             f"'lengths' must be integers (B,) for latents (B, T, dim), got {lengths.dtype} {tuple(lengths.shape)} for "
