@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from numbers import Integral, Real
 
@@ -86,6 +87,32 @@ def one_of(name: str, value: str, choices: Iterable[str]) -> str:
     if value not in choices:
         raise ValueError(f"'{name}' must be one of {', '.join(choices)}, got {value!r}. Check its spelling.")
     return value
+
+
+def device(name: str, value: str) -> torch.device:
+    """Checks that a device is there: ``cpu``, ``cuda``, ``cuda:1`` and so on, or ``mps``.
+
+    Raises:
+        ValueError: If it has another name, or this machine does not have it.
+
+    Example:
+        >>> device("device", "gpu")
+        Traceback (most recent call last):
+        ValueError: 'device' must be 'cpu', 'cuda', 'cuda:1' or 'mps', got 'gpu'. Leave it out for the fastest one.
+    """
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", value):
+        raise ValueError(
+            f"'{name}' must be 'cpu', 'cuda', 'cuda:1' or 'mps', got {value!r}. Leave it out for the fastest one."
+        )
+    found = torch.device(value)
+    try:
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"'{name}' must be a device of this machine, got {value!r} ({why}). Leave it out for the fastest one."
+        ) from error
+    return found
 
 
 def is_transformed() -> bool:

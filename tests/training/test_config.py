@@ -3,6 +3,7 @@ import itertools
 import json
 
 import pytest
+import torch
 
 from gmvq.training import Training
 
@@ -36,6 +37,9 @@ def test_survives_json():
         ("betas", (0.9,)),
         ("averaging_decay", 1.0),
         ("precision", "half"),
+        ("device", "gpu"),
+        ("device", "meta"),
+        ("device", "cuda:99"),
     ],
 )
 def test_names_the_field_that_is_out_of_range(field, value):
@@ -57,3 +61,17 @@ def test_learning_rate_of_runs_as_short_as_their_warm_up(warmup_steps):
     training = Training(steps=5, warmup_steps=warmup_steps, learning_rate=1.0)
     rates = [training.learning_rate_at(step) for step in range(5)]
     assert all(0 < rate <= 1 for rate in rates)
+
+
+def test_a_device_that_is_not_here_is_refused_with_a_remedy():
+    missing = "cuda" if not torch.cuda.is_available() else "mps"
+    with pytest.raises(
+        ValueError, match=rf"'device' must be a device of this machine, got '{missing}' \(.*Leave it out"
+    ):
+        Training(device=missing)
+    assert Training(device="cpu").device == "cpu"
+
+
+def test_a_record_can_be_read_where_the_device_is_not():
+    assert "device" not in Training(device="cpu").described()
+    assert Training(**Training(steps=7, device="cpu").described()) == Training(steps=7)

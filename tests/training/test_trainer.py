@@ -25,6 +25,7 @@ from gmvq.quantizers.parts.codebook import MovingAverageCodebook
 from gmvq.training import Interrupted, NonFiniteLossError, averaged_model, train
 from gmvq.training import checkpoint as checkpoints
 from gmvq.training.averaging import WeightAverage
+from gmvq.training.interrupts import SIGNALS
 from gmvq.training.journal import Journal
 from gmvq.training.monitoring import HELD_OUT_SAMPLES, HeldOut, Window
 
@@ -290,11 +291,11 @@ def test_starting_anew_keeps_the_checkpoint_of_an_unfinished_run(data, make_mode
     assert steps == [4, 6]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_an_interrupt_saves_the_step_and_says_how_to_go_on(data, make_model, make_training, tmp_path, number):
     training = make_training(checkpoint_every=0)
     train(make_model("vector-ema"), data, training, tmp_path / "straight")
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(n) for n in SIGNALS]
     model = make_model("vector-ema")
     forwards = []
 
@@ -309,7 +310,7 @@ def test_an_interrupt_saves_the_step_and_says_how_to_go_on(data, make_model, mak
     hook.remove()
     assert (caught.value.step, caught.value.steps) == (7, 20)
     assert f"saved in {tmp_path / 'stopped'}. Give the same command with --resume" in str(caught.value)
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(n) for n in SIGNALS] == handlers
     assert model.bottleneck.updates_itself
     unfinished = averaged_model(tmp_path / "stopped")
     assert unfinished.reconstruct(torch.rand(1, 1, 8, 8)).shape == (1, 1, 8, 8)

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
-from gmvq import hub, tokenization
+from gmvq import checks, hub, tokenization
 from gmvq.data import Items
 from gmvq.data.labels import printable
 from gmvq.generation import Generator
@@ -169,14 +169,7 @@ def device_of(named: str | None) -> torch.device:
     """
     if named is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(named)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"'device' must be cpu, cuda, cuda:1, ... or mps and be here, got {named!r}. Leave it out."
-        ) from error
-    return device
+    return checks.device("device", named)
 
 
 def read_model(folder: Path) -> Autoencoder:

@@ -64,7 +64,8 @@ def run(options: Options, command: str) -> dict[str, Any]:
     out = options.run / DECODER if options.out is None else options.out
     sizes = {name: getattr(options, name) for name in ("width", "blocks")}
     trained = {name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate", "seed")}
-    made = DecoderRun(sizes, replace(DecoderRun().training, **trained))
+    training = replace(DecoderRun().training, **trained, device=options.common.device)
+    made = DecoderRun(sizes, training)
     read_model(options.run)
     how = {"resume": options.resume, "overwrite": options.overwrite, "command": command}
     metrics = stages.fit_decoder(options.run, made, out, source=options.where.data, **how)

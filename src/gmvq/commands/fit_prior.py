@@ -72,7 +72,8 @@ def run(options: Options, command: str) -> dict[str, Any]:
     out = options.run / PRIOR if options.out is None else options.out
     sizes = {name: getattr(options, name) for name in ("width", "depth", "heads")}
     trained = {name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate", "seed")}
-    made = PriorRun(options.prior, sizes, replace(PriorRun().training, **trained), classes=not options.unlabelled)
+    training = replace(PriorRun().training, **trained, device=options.common.device)
+    made = PriorRun(options.prior, sizes, training, classes=not options.unlabelled)
     if made.counts:
         given = [name for name in (*sizes, *trained) if getattr(options, name) != getattr(Options, name)]
         if given:

@@ -101,7 +101,7 @@ def options_type() -> type[Any]:
         "items": flags(DataConfig, ("source", "modality"), {"source": ""}),
         "settings": settings_type(),
         "model": flags(AutoencoderConfig, ("modality", "quantizer_options"), {"modality": None}, {"quantizer": QuantizerName}),
-        "training": flags(Training, given={}),
+        "training": flags(Training, ("device",), {}),
         "discriminator": _prefixed(AdversarialConfig, "discriminator_"),
     }
     made = dataclasses.make_dataclass(
@@ -209,7 +209,7 @@ def run_of(options: Any) -> Run:  # noqa: ANN401
         options.recipe,
         DataConfig(recipe.data.source, modality, **dataclasses.asdict(options.items)),
         AutoencoderConfig(modality=None, quantizer_options=quantizer_options, **dataclasses.asdict(options.model)),
-        Training(**dataclasses.asdict(options.training)),
+        Training(**dataclasses.asdict(options.training), device=options.common.device),
         discriminator if options.adversarial else None,
         options.features,
         None if options.start is None else str(options.start),

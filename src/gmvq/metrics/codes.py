@@ -30,6 +30,7 @@ from torch import Tensor
 
 from gmvq.metrics.counting import DENSE_CODES, CodeCounts
 from gmvq.metrics.information import MixtureInformation
+from gmvq.metrics.precision import in_float64
 
 
 class CodebookStatistics:
@@ -160,7 +161,7 @@ class CodebookStatistics:
         times = self.code_counts.times
         if len(times) == 0:
             raise ValueError("The entropy needs at least 1 counted code, got 0. Call update(codes) first.")
-        frequencies = times.double() / times.sum()
+        frequencies = in_float64(times) / int(times.sum())
         # Rounding may lift an even codebook above its bound by an ulp.
         return min(float(torch.special.entr(frequencies).sum()), math.log(self.codebook_size))
 

@@ -58,7 +58,7 @@ def code_colors(codebook: Tensor) -> np.ndarray:
     Returns:
         sRGB colors, uint8 ``(K, 3)``.
     """
-    centered = codebook.detach().double().cpu()
+    centered = codebook.detach().cpu().double()
     centered = centered - centered.mean(0)
     axes = torch.linalg.svd(centered, full_matrices=False).Vh[:3]
     projected = centered @ axes.T
@@ -102,7 +102,7 @@ def token_map(colors: np.ndarray, text: str) -> Picture:
 
 def heat(values: Tensor, maximum: float) -> np.ndarray:
     """Colors of values between 0 and a maximum, uint8 ``(*, 3)``."""
-    scaled = (values.detach().double().cpu() / max(maximum, 1e-12)).clamp(0, 1).numpy()
+    scaled = (values.detach().cpu().double() / max(maximum, 1e-12)).clamp(0, 1).numpy()
     return np.asarray(mpl.colormaps[HEAT](scaled, bytes=True))[..., :3]
 
 

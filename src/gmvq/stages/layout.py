@@ -11,6 +11,7 @@ from typing import Any
 
 from gmvq import hub
 from gmvq.training import provenance
+from gmvq.training.preparation import CHANGEABLE
 
 RECORD = "run.json"
 METRICS = "metrics.json"
@@ -105,7 +106,7 @@ def recorded_of(out: Path, settings: Mapping[str, Any]) -> list[str]:
     record = read_json(out / RECORD) or {}
     there, here = leaves(record.get("run") or {}), leaves(json.loads(json.dumps(settings)))
     # no step depends on these, so that a run may go on with others
-    free = {"training.checkpoint_every", "training.tensorboard", "training.threads"}
+    free = {f"training.{name}" for name in CHANGEABLE}
     different = [name for name in sorted({*there, *here} - free) if there.get(name) != here.get(name)]
     return [f"{name} ({there.get(name)!r} there, {here.get(name)!r} now)" for name in different]
 

@@ -65,7 +65,7 @@ class Run:
             "name": self.name,
             "data": self.data.described(),
             "model": self.model.described(),
-            "training": asdict(self.training),
+            "training": self.training.described(),
             "adversarial": None if self.adversarial is None else asdict(self.adversarial),
             "features": self.features,
             "start": self.start,

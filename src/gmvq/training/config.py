@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
-from gmvq.checks import at_least, fraction, non_negative, one_of, positive
+from gmvq.checks import at_least, device, fraction, non_negative, one_of, positive
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -49,9 +49,10 @@ class Training:
         compile: Translate the model by ``torch.compile`` first, which takes a minute and needs a C++ compiler on the
             CPU, Triton on a GPU. The results are those without it up to rounding.
         keep_best: Save the averaged weights that were best at an evaluation, and not the last ones.
+        device: ``cpu``, ``cuda``, ``cuda:1`` and so on, or ``mps``; None for the fastest that is here.
 
     Raises:
-        ValueError: If a field is out of range.
+        ValueError: If a field is out of range, or the device is not here.
     """
 
     steps: int = 2000
@@ -73,6 +74,7 @@ class Training:
     threads: int | None = None
     compile: bool = False
     keep_best: bool = False
+    device: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in _COUNTS.items():
@@ -91,6 +93,12 @@ class Training:
                 f"'averaging_decay' must lie in [0, 1), got {self.averaging_decay}. Use 0.99, or 0 for none."
             )
         one_of("precision", self.precision, get_args(Precision))
+        if self.device is not None:
+            device("device", self.device)
+
+    def described(self) -> dict[str, Any]:
+        """The training as JSON has it, without the device: a record is read on other machines, too."""
+        return {name: value for name, value in asdict(self).items() if name != "device"}
 
     def learning_rate_at(self, step: int) -> float:
         r"""Learning rate of a step, counted from 0: linear warm-up to :math:`\eta`, then half a cosine.

@@ -1,4 +1,4 @@
-"""Ctrl-C and termination stop a run between two steps, not within one."""
+"""Ctrl-C, termination and a closed terminal stop a run between two steps, not within one."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(f"Stopped after step {step} of {steps}; {saved}")
 
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What stops a run: Ctrl-C, the end of the machine or of a job's time, and a terminal that is closed."""
+
+
 class Interrupts:
-    """Notes SIGINT and SIGTERM while it is open; a second one interrupts at once.
+    """Notes ``SIGNALS`` while it is open; a second one interrupts at once. Under nohup, SIGHUP stays ignored.
 
     Attributes:
         requested: True once there was one.
@@ -38,8 +42,9 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         """Takes the signals over, if this is the main thread: Python gives them to no other."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._handle)
+            for number in SIGNALS:
+                if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN:
+                    self._former[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(

@@ -21,10 +21,11 @@ from torch import nn
 
 from gmvq.training.config import Training
 
-CHANGEABLE = ("checkpoint_every", "tensorboard", "threads")
+CHANGEABLE = ("checkpoint_every", "device", "tensorboard", "threads")
 """Fields of Training that a resumed run may change: no step depends on them."""
 
 
+_DEVICE = "ACCELERATE_TORCH_DEVICE"
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h."""
 
@@ -68,22 +69,44 @@ def make_accelerator(training: Training, *, idle_parameters: bool = False) -> Ac
         idle_parameters: Some parameters have no part in some steps: several processes must look which.
 
     Raises:
-        ValueError: If the device does not have the precision.
+        ValueError: If the device does not have the precision, or several processes are to share one GPU.
     """
-    # accelerate keeps one precision for the whole process; a second run in it may want another
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != training.precision:
-        AcceleratorState._reset_state()
-    forwards = training.gradient_accumulation
-    accelerator = Accelerator(
-        # unless told, accelerate would let the processes of a machine without a GPU each train alone
-        cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available(),
-        mixed_precision=training.precision,
-        gradient_accumulation_steps=forwards,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=idle_parameters)],
-    )
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and ":" in (training.device or ""):
+        raise ValueError(
+            f"'device' must be 'cpu' or 'cuda' for several processes, got {training.device!r}. Each takes one of the "
+            "GPUs: choose them by CUDA_VISIBLE_DEVICES."
+        )
+    # accelerate keeps one precision and one device for the whole process; a second run in it may want others
+    if AcceleratorState._shared_state:
+        AcceleratorState._reset_state(reset_partial_state=not several)
+    with _preferred(None if several else training.device):
+        accelerator = Accelerator(
+            # by default, accelerate would let the processes of a machine without a GPU each train alone
+            cpu=training.device == "cpu" or (several and not torch.accelerator.is_available()),
+            mixed_precision=training.precision,
+            gradient_accumulation_steps=training.gradient_accumulation,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=idle_parameters)],
+        )
+    if accelerator.device.type == "cuda" and accelerator.device.index is not None:
+        torch.cuda.set_device(accelerator.device)  # for kernels, which run on the current one
     if training.precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would go on in float32
         raise ValueError("'precision' must be 'no' or 'bf16' on a CPU, got 'fp16'. Use 'bf16'.")
     return accelerator
+
+
+@contextmanager
+def _preferred(device: str | None) -> Iterator[None]:
+    """Within it, accelerate takes this device; its constructor has no argument for one."""
+    former = os.environ.get(_DEVICE)
+    if device is not None:
+        os.environ[_DEVICE] = device
+    try:
+        yield
+    finally:
+        os.environ.pop(_DEVICE, None)
+        if former is not None:
+            os.environ[_DEVICE] = former
 
 
 def make_optimizer(
