@@ -6,7 +6,8 @@ import torch
 from rich.console import Console
 
 from gmvq import recipes
-from gmvq.training import Interrupted, trainer
+from gmvq.training import Interrupted
+from gmvq.training.loop import Loop
 
 # one thread for each test process: pytest-xdist runs several, and two threads on a busy core wait for each other
 torch.set_num_threads(1)
@@ -33,7 +34,7 @@ def stopping_at(monkeypatch):
 
     @contextmanager
     def context(step):
-        saved = trainer._Trainer._save
+        saved = Loop._save
 
         def stop(running):
             saved(running)
@@ -41,7 +42,7 @@ def stopping_at(monkeypatch):
                 raise Interrupted(step, running.training.steps, running.out)
 
         with monkeypatch.context() as patch:
-            patch.setattr(trainer._Trainer, "_save", stop)
+            patch.setattr(Loop, "_save", stop)
             with pytest.raises(Interrupted):
                 yield
 

@@ -12,7 +12,7 @@ from gmvq.__main__ import main
 from gmvq.networks import Classifier
 from gmvq.stages import judge as judging
 from gmvq.training import Interrupted
-from gmvq.training import trainer as trainers
+from gmvq.training.loop import Loop
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_a_drawn_copy_is_its_own_nearest_neighbour(run):
 def test_a_judge_that_was_stopped_goes_on(run, tmp_path, monkeypatch, tint):
     data, quiet = stages.load_data(stages.read_run(run).data), Console(quiet=True)
     whole = stages.classifier_of(data, tmp_path / "whole", 3, quiet, tint=tint)
-    step, steps = trainers._Trainer._step, []
+    step, steps = Loop._step, []
 
     def stop(trainer, batches):
         step(trainer, batches)
@@ -210,7 +210,7 @@ def test_a_judge_that_was_stopped_goes_on(run, tmp_path, monkeypatch, tint):
             raise Interrupted(2, 3, trainer.out)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainers._Trainer, "_step", stop)
+        patch.setattr(Loop, "_step", stop)
         with pytest.raises(Interrupted):
             stages.classifier_of(data, tmp_path / "stopped", 3, quiet, tint=tint)
 
@@ -218,7 +218,7 @@ def test_a_judge_that_was_stopped_goes_on(run, tmp_path, monkeypatch, tint):
         steps.append(trainer.step)
         step(trainer, batches)
 
-    monkeypatch.setattr(trainers._Trainer, "_step", counted)
+    monkeypatch.setattr(Loop, "_step", counted)
     resumed = stages.classifier_of(data, tmp_path / "stopped", 3, quiet, tint=tint)
     assert steps == [2]
     for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):

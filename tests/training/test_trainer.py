@@ -405,19 +405,19 @@ class TestWindow:
         return Accelerator(cpu=True)
 
     def fill(self, window, norms, loss=1.0):
-        from gmvq.training.monitoring import Figures
+        from gmvq.training.monitoring import StepMetrics
 
         for norm in norms:
             values = {"loss": torch.tensor(loss), "gradient_norm": torch.tensor(norm)}
-            window.add(Figures(values, (torch.tensor([[0], [1], [-1]]),)))
+            window.add(StepMetrics(values, (torch.tensor([[0], [1], [-1]]),)))
 
     def test_overflows_of_fp16_are_left_out(self, accelerator):
         window = Window(accelerator, (4,), allow_overflow=True)
         self.fill(window, [2.0, torch.inf, 4.0])
         window.check()
-        figures = window.take()
-        assert figures["gradient_norm"] == 3.0
-        assert figures["perplexity"] == pytest.approx(2)
+        metrics = window.take()
+        assert metrics["gradient_norm"] == 3.0
+        assert metrics["perplexity"] == pytest.approx(2)
 
     def test_endless_overflows_of_fp16_are_an_error(self, accelerator):
         window = Window(accelerator, None, allow_overflow=True)
@@ -432,10 +432,10 @@ class TestWindow:
         again.load({name: tensor.clone() for name, tensor in window.tensors().items()}, 2)
         for each in (window, again):
             self.fill(each, [2.0])
-        figures = again.take()
-        assert figures == window.take()
-        assert (figures["used_codes"], figures["gradient_norm"]) == (2, 2.0)
-        assert figures["perplexity"] == pytest.approx(2)
+        metrics = again.take()
+        assert metrics == window.take()
+        assert (metrics["used_codes"], metrics["gradient_norm"]) == (2, 2.0)
+        assert metrics["perplexity"] == pytest.approx(2)
         assert again.tensors()["counts.0"].sum() == 0
 
     def test_finds_the_first_step(self, accelerator):
@@ -635,7 +635,7 @@ def test_saves_the_average_of_the_weights(data, make_model, make_training, tmp_p
     model = make_model("vector-ema")
     start_weight = next(model.parameters()).detach().clone()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gmvq.training.trainer.WeightAverage", Recorder)
+        patch.setattr("gmvq.training.loop.WeightAverage", Recorder)
         result = train(model, data, make_training(averaging_decay=0.5), tmp_path)
     average = start_weight
     for n, weight in enumerate(trained, start=1):
@@ -773,8 +773,8 @@ def test_held_out_images_are_few_and_fixed(make_model):
     )
     held_out = HeldOut(mixed, Image(1).signal, 64)
     assert sorted(tuple(batch.shape) for batch in held_out.batches) == [(1, 1, 7, 7), (2, 1, 256, 20)]
-    figures = held_out.measure(make_model().eval())
-    assert figures["psnr"] > 0
+    metrics = held_out.measure(make_model().eval())
+    assert metrics["psnr"] > 0
 
 
 def test_freed_memory_is_kept():

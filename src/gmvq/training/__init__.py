@@ -1,11 +1,12 @@
 """Training: a model and data become a run's folder.
 
-``train(model, data, training, out)`` writes weights, log and checkpoints there; ``report.py`` makes the page of it.
+``train(model, data, training, out)`` writes weights, log and checkpoints there.
 """
 
 from gmvq.training.config import Training
 from gmvq.training.interrupts import Interrupted
+from gmvq.training.loop import TrainingResult
 from gmvq.training.monitoring import NonFiniteLossError
-from gmvq.training.trainer import TrainingResult, averaged_model, train
+from gmvq.training.trainer import averaged_model, train
 
 __all__ = ["Interrupted", "NonFiniteLossError", "Training", "TrainingResult", "averaged_model", "train"]

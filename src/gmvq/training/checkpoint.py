@@ -1,6 +1,6 @@
 """Where a run stands, in one file: everything that the next step depends on.
 
-``checkpoint/state.safetensors`` holds the weights, their average, the optimizer's moments and the figures that wait
+``checkpoint/state.safetensors`` holds the weights, their average, the optimizer's moments and the metrics that wait
 for the next line of the log as tensors, and the rest as JSON in its header; no pickle. One file that replaces another
 in one operation is whole at any time: a kill or a full disk leaves the last checkpoint as it was.
 """

@@ -36,9 +36,9 @@ class Journal:
         _truncate(self.path, step)
         self._file: TextIO = self.path.open("a", encoding="utf-8")
 
-    def write(self, kind: str, step: int, figures: dict[str, float | None]) -> None:
-        """Adds a line; a figure that is not finite becomes null, since JSON has no such number."""
-        known = {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}
+    def write(self, kind: str, step: int, metrics: dict[str, float | None]) -> None:
+        """Adds a line; a metric that is not finite becomes null, since JSON has no such number."""
+        known = {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
         entry: dict[str, Any] = {"kind": kind, "step": step, **known}
         try:
             self._file.write(json.dumps(entry, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""What a run tells of itself: metrics of its steps, and of a few held-out items."""
+"""What a run measures of itself: metrics of its steps, and of a sample of held-out items."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class NonFiniteLossError(ArithmeticError):
         super().__init__(f"Training stopped at step {step}: {names} not finite. {remedy}".rstrip())
 
 
-class Figures(NamedTuple):
-    """Figures of one step, still where they were computed.
+class StepMetrics(NamedTuple):
+    """Metrics of one step, still on their device.
 
     Attributes:
         values: Scalars by name, each ``()``.
@@ -57,7 +57,7 @@ class Figures(NamedTuple):
 
 
 class Window:
-    """The figures of the steps since the last line of the log.
+    """The metrics of the steps since the last line of the log.
 
     They stay on their device until the line is written: reading a number there would wait for all work before it.
 
@@ -78,11 +78,11 @@ class Window:
         self.sizes = codebook_sizes or ()
         self.counts = [CodeCounts(size, accelerator.device) for size in (countable(self.sizes) if self.sizes else ())]
 
-    def add(self, figures: Figures) -> None:
-        """Takes the figures of the next step."""
-        self.names = tuple(figures.values)
-        self.rows.append(torch.stack([value.detach().float() for value in figures.values.values()]))
-        for codes in figures.codes if self.counts else ():
+    def add(self, metrics: StepMetrics) -> None:
+        """Takes the metrics of the next step."""
+        self.names = tuple(metrics.values)
+        self.rows.append(torch.stack([value.detach().float() for value in metrics.values.values()]))
+        for codes in metrics.codes if self.counts else ():
             for counts, own in zip(self.counts, counted(codes, self.sizes).unbind(-1), strict=True):
                 counts.add(own)
 
@@ -110,15 +110,15 @@ class Window:
         rows = self._over_ranks()
         finite = rows.isfinite()  # an overflow of fp16 has no part in the mean
         means = (rows.nan_to_num(0, 0, 0).sum(0) / finite.sum(0)).tolist()
-        figures: dict[str, float | None] = dict(zip(self.names, means, strict=True))
+        metrics: dict[str, float | None] = dict(zip(self.names, means, strict=True))
         if self.counts:
             statistics = CompositeStatistics([counts.codebook_size for counts in self.counts])
             for place, counts in zip(statistics.places, self.counts, strict=True):
                 place.code_counts = counts.merged()
             use = use_of(statistics)
-            figures |= {"perplexity": use["perplexity"], "used_codes": use["used_codes"]}
+            metrics |= {"perplexity": use["perplexity"], "used_codes": use["used_codes"]}
         self._begin(self.first_step + len(self.rows))
-        return figures
+        return metrics
 
     def tensors(self) -> dict[str, Tensor]:
         """What all ranks have collected, for a checkpoint."""
@@ -156,7 +156,7 @@ class Window:
             counts.clear()
 
     def _over_ranks(self) -> Tensor:
-        """The rows, averaged over ranks, ``(steps, figures)``: what is not finite on one is not finite here."""
+        """The rows, averaged over ranks, ``(steps, metrics)``: what is not finite on one is not finite here."""
         rows = self.accelerator.reduce(torch.stack(self.rows), "mean")
         assert isinstance(rows, Tensor)
         return rows

@@ -33,9 +33,9 @@ class ProgressLine:
         self._bar: Progress | None = None
         self._task = TaskID(0)
         if console is not None and console.is_terminal:
-            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
+            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[metrics]}"))
             self._bar = Progress(*columns, TimeRemainingColumn(), console=console, refresh_per_second=4)
-            self._task = self._bar.add_task("training", total=steps, completed=step, figures="")
+            self._task = self._bar.add_task("training", total=steps, completed=step, metrics="")
             self._bar.start()
 
     def advance(self, step: int) -> None:
@@ -43,15 +43,15 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
-    def show(self, figures: Mapping[str, float | None]) -> None:
-        """Shows the figures of the last steps."""
+    def show(self, metrics: Mapping[str, float | None]) -> None:
+        """Shows the metrics of the last steps."""
         if self._bar is not None:
-            self._bar.update(self._task, figures=describe(figures))
+            self._bar.update(self._task, metrics=describe(metrics))
 
-    def report(self, step: int, figures: Mapping[str, float | None]) -> None:
+    def report(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Adds a line of its own, as for an evaluation."""
         if self.console is not None:
-            self.console.print(f"step {step} of {self.steps}, held out: {describe(figures)}", highlight=False)
+            self.console.print(f"step {step} of {self.steps}, held out: {describe(metrics)}", highlight=False)
 
     def say(self, message: str) -> None:
         """Adds a message."""
@@ -64,12 +64,12 @@ class ProgressLine:
             self._bar.stop()
 
 
-def describe(figures: Mapping[str, float | None]) -> str:
-    """The figures that are shown, in a row.
+def describe(metrics: Mapping[str, float | None]) -> str:
+    """The metrics that are shown, in a row.
 
     Example:
         >>> describe({"psnr": 24.123, "mse": 0.00387, "perplexity": 410.4})
         '24.12 dB, perplexity 410'
     """
-    known = {name: figures.get(name) for name in _SHOWN}
+    known = {name: metrics.get(name) for name in _SHOWN}
     return ", ".join(_SHOWN[name].format(value) for name, value in known.items() if value is not None)

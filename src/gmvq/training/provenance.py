@@ -1,4 +1,4 @@
-"""Where a run's figures come from: versions, hardware and commit, so that no number stands bare."""
+"""Where a run's metrics come from: versions, hardware and commit."""
 
 from __future__ import annotations
 

@@ -12,65 +12,25 @@ and resumed ends with the same bits as one that was not.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Generator, Iterator
-from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, cast
+from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from rich.console import Console
-from torch import nn
 
-from gmvq.distributed import broadcast
 from gmvq.losses import FeatureLoss
 from gmvq.modalities import Data
 from gmvq.models import AdversarialAutoencoder, AdversarialConfig, Autoencoder, AutoencoderConfig
 from gmvq.training import checkpoint as checkpoints
-from gmvq.training.averaging import BestWeights, WeightAverage
-from gmvq.training.checkpoint import Checkpoint
 from gmvq.training.config import Training
-from gmvq.training.interrupts import Interrupted, Interrupts
-from gmvq.training.journal import Journal
-from gmvq.training.monitoring import GRADIENT, Figures, NonFiniteLossError, Window
-from gmvq.training.preparation import (
-    Stopwatch,
-    cpu_threads,
-    describe_run,
-    keep_freed_memory,
-    make_accelerator,
-    make_optimizer,
-    seed_everything,
-)
-from gmvq.training.progress import ProgressLine
+from gmvq.training.loop import Loop, TrainingResult
+from gmvq.training.preparation import cpu_threads
 from gmvq.training.tasks import AbstractTask, AdversarialTask, AutoencoderTask, Drawing, Model
-from gmvq.types import Batch
 
 _OPPOSED = {
     "keep_best": "The best PSNR is that of before the discriminator: what it is there for would be thrown away.",
     "compile": "The adaptive weight looks at gradients in the midst of a forward.",
 }
-CALIBRATION_STEPS = 8
-"""Steps whose items set the scale of the averaged model's likelihood."""
-
-
-class TrainingResult(NamedTuple, Generic[Model]):
-    """What a run ended with.
-
-    Attributes:
-        model: The model with averaged weights, in evaluation mode, as saved in the run's folder.
-        steps: Optimizer steps of the whole run.
-        seconds: Time of all steps, without evaluations and checkpoints, over all starts of the run.
-        items_per_second: Training items a second in that time, of all ranks together.
-        first_step: Steps that were finished before this start; equal to ``steps`` if nothing was left to do.
-    """
-
-    model: Model
-    steps: int
-    seconds: float
-    items_per_second: float
-    first_step: int
 
 
 def train(
@@ -159,7 +119,7 @@ def learn(
         OSError: If the folder cannot be written; the last checkpoint stays valid.
     """
     with cpu_threads(training.threads):
-        return _Trainer(task, training, Path(out), console).run(resume=resume)
+        return Loop(task, training, Path(out), console).run(resume=resume)
 
 
 def averaged_model(out: str | Path) -> Autoencoder:
@@ -179,265 +139,3 @@ def averaged_model(out: str | Path) -> Autoencoder:
         parts = [checkpoints.with_prefix(part, "autoencoder") for part in parts]
     model.load_state_dict({**parts[0], **parts[1]})
     return model.eval()
-
-
-class _Trainer(Generic[Model]):
-    """One start of a run. Between two steps all of its state is in ``_checkpoint()``."""
-
-    def __init__(self, task: AbstractTask[Model, Any], training: Training, out: Path, console: Console | None) -> None:
-        self.task, self.training, self.out = task, training, out
-        self.accelerator = make_accelerator(training, idle_parameters=task.has_idle_parameters)
-        device = self.accelerator.device
-        if device.type == "cpu":
-            keep_freed_memory()
-        self.model = task.model.to(device).train()
-        self.clipped = [list(part.parameters()) for part in task.clipped_apart()]
-        self.averaged = copy.deepcopy(self.model).eval()
-        self.optimizer = make_optimizer(self.model, task.layers(), training, device)
-        self.prepared, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
-        # for one size of image: a step that is compiled for any size is a slower one
-        self.compute = torch.compile(self.prepared, dynamic=False) if training.compile else self.prepared
-        self.average = WeightAverage(self.model, training.averaging_decay)
-        self.best = BestWeights() if training.keep_best else None
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        self.loader = task.loader(training.batch_size, training.seed, rank, ranks)
-        self.is_main = self.accelerator.is_main_process
-        self.measure = task.held_out(training.batch_size) if self.is_main else None
-        self.configuration = describe_run(task.description(), training, ranks)
-        self.window = Window(self.accelerator, task.codebook_sizes, allow_overflow=training.precision == "fp16")
-        self.stopwatch = Stopwatch(device)
-        self.console = console if self.is_main else None
-        self.journal: Journal | None = None
-        self.step, self.saved_step, self.logged = 0, 0, (0, 0.0)
-        self.advised: str | None = None
-
-    def run(self, *, resume: bool) -> TrainingResult[Model]:
-        first_step = self._resume() if resume else self._begin()
-        self.progress = ProgressLine(self.console, self.training.steps, first_step)
-        try:
-            if self.is_main:
-                self.journal = Journal(self.out, first_step, tensorboard=self.training.tensorboard)
-            self.task.begin()
-            with Interrupts() as interrupts:
-                self._loop(interrupts)
-            return self._finish(first_step)
-        except Interrupted:
-            raise
-        except KeyboardInterrupt:  # within a step, whose state is not whole
-            raise Interrupted(self.saved_step, self.training.steps, self.out) from None
-        except NonFiniteLossError as error:
-            raise NonFiniteLossError(error.step, error.terms, self._remedy()) from None
-        finally:
-            self.task.end()
-            self.progress.close()
-            if self.journal is not None:
-                self.journal.close()
-            self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
-
-    def _begin(self) -> int:
-        seed_everything(self.training.seed, self.accelerator.process_index)
-        if self.is_main:
-            kept = checkpoints.set_aside(self.out)
-            if kept is not None:
-                self._say(f"Starting anew; the checkpoint of the unfinished run that was there is now {kept}.")
-        self.accelerator.wait_for_everyone()
-        return 0
-
-    def _resume(self) -> int:
-        checkpoint = checkpoints.read_checkpoint(self.out)
-        checkpoints.check_same(checkpoint.configuration, self.configuration)
-        tensors = checkpoint.tensors
-        self.model.load_state_dict(checkpoints.with_prefix(tensors, "model"))
-        self.average.load(checkpoints.with_prefix(tensors, "average"))
-        if self.best is not None:
-            self.best.load(checkpoints.with_prefix(tensors, "best"))
-        checkpoints.load_optimizer(self.optimizer, tensors)
-        self.window.load(checkpoints.with_prefix(tensors, "window"), checkpoint.step)
-        if checkpoint.scaler is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(checkpoint.scaler)
-        checkpoints.set_random_state(checkpoint.random[self.accelerator.process_index], self.accelerator.device)
-        self.step = self.saved_step = checkpoint.step
-        self.stopwatch.seconds = checkpoint.seconds
-        self.logged = (self.step, checkpoint.seconds)
-        steps = self.training.steps
-        finished = self.step == steps
-        self._say(f"The run in {self.out} is finished." if finished else f"Going on after step {self.step} of {steps}.")
-        return self.step
-
-    def _loop(self, interrupts: Interrupts) -> None:
-        steps, forwards = self.training.steps, self.training.gradient_accumulation
-        prefetched = self.loader.iterate(self.step * forwards, steps * forwards)
-        with closing(cast("Generator[Batch]", prefetched)) as batches:
-            self.stopwatch.start()
-            while self.step < steps:
-                self._step(batches)
-                self._look()
-                if self._is_asked_to_stop(interrupts):
-                    with self.stopwatch.paused():
-                        self._save()
-                    raise Interrupted(self.step, steps, self.out)
-
-    def _step(self, batches: Iterator[Batch]) -> None:
-        self.task.before_step(self.step / self.training.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.training.learning_rate_at(self.step)
-        self.window.add(self._gradient(batches))
-        if self.accelerator.device.type == "cpu" and self.accelerator.num_processes == 1:
-            self.window.check_last()  # costs nothing here; elsewhere it waits for the log or the checkpoint
-        self.stepper.step()
-        self.stepper.zero_grad()
-        self.task.after_step()
-        self.step += 1
-        self.average.update(self.step)
-
-    def _gradient(self, batches: Iterator[Batch]) -> Figures:
-        """Forward and backward of one step."""
-        forwards = self.training.gradient_accumulation
-        values: dict[str, torch.Tensor] = {}
-        codes = []
-        for index in range(forwards):
-            batch = next(batches)
-            inputs = self.task.inputs(batch, self._to_device)
-            last = index == forwards - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.prepared):
-                outcome = self.task.outcome(self.compute(*inputs), batch)
-                self.accelerator.backward(outcome.loss)
-            for name, value in {"loss": outcome.loss.detach(), **outcome.terms}.items():
-                values[name] = values.get(name, 0) + value / forwards
-            codes += [] if outcome.codes is None else [outcome.codes]
-        values[GRADIENT] = self._clip()
-        return Figures(values, tuple(codes))
-
-    def _clip(self) -> torch.Tensor:
-        """Shortens the gradient; its norm before."""
-        self.accelerator.unscale_gradients()
-        norms = []
-        for parameters in self.clipped:
-            if self.training.gradient_clip is not None:
-                norms.append(nn.utils.clip_grad_norm_(parameters, self.training.gradient_clip))
-            else:
-                norms.append(nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
-        return norms[0] if len(norms) == 1 else torch.stack([norm.to(norms[0]) for norm in norms]).norm()
-
-    def _to_device(self, items: torch.Tensor) -> torch.Tensor:
-        device = self.accelerator.device
-        if device.type == "cuda":
-            return items.pin_memory().to(device, non_blocking=True)
-        return items.to(device)
-
-    def _look(self) -> None:
-        """Log, evaluation and checkpoint, where they are due after a step."""
-        training, last = self.training, self.step == self.training.steps
-        self.progress.advance(self.step)
-        if last or self.step % training.log_every == 0:
-            self._log()
-        if last or (training.evaluate_every and self.step % training.evaluate_every == 0):
-            with self.stopwatch.paused():
-                self._evaluate()
-        if last or (training.checkpoint_every and self.step % training.checkpoint_every == 0):
-            with self.stopwatch.paused():
-                self._save()
-
-    def _log(self) -> None:
-        self.window.check()
-        figures = self.task.averaged(self.window.take())
-        seconds, (step, before) = self.stopwatch.read(), self.logged
-        figures["learning_rate"] = self.training.learning_rate_at(self.step - 1)
-        figures["items_per_second"] = (self.step - step) * self._items_per_step / max(seconds - before, 1e-9)
-        figures["seconds"] = seconds
-        self.logged = (self.step, seconds)
-        if self.journal is not None:
-            self.journal.write("train", self.step, figures)
-        self.progress.show(figures)
-        if (advice := self.task.advice(figures)) and advice != self.advised:
-            self.advised = advice
-            self._say(f"step {self.step}: {advice}")
-
-    def _evaluate(self) -> None:
-        if self.measure is None:
-            return
-        self.average.write_to(self.averaged, self.model)
-        figures = self.measure(self.averaged)
-        if self.best is not None and (score := self.task.score(figures)) is not None:
-            self.best.offer(score, self.averaged)
-        if self.journal is not None:
-            self.journal.write("evaluation", self.step, {**figures, "seconds": self.stopwatch.seconds})
-        self.progress.report(self.step, figures)
-
-    def _save(self) -> None:
-        if self.saved_step == self.step:
-            return
-        self.window.check()
-        self._check_weights()
-        checkpoint = self._checkpoint()
-        if self.journal is not None:
-            self.journal.sync()
-            checkpoints.write_checkpoint(self.out, checkpoint)
-        self.accelerator.wait_for_everyone()
-        self.saved_step = self.step
-
-    def _checkpoint(self) -> Checkpoint:
-        tensors = checkpoints.model_tensors(self.model) | checkpoints.optimizer_tensors(self.optimizer)
-        tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors().items()}
-        if self.best is not None:
-            tensors |= {f"best.{name}": tensor for name, tensor in self.best.tensors().items()}
-        tensors |= {f"window.{name}": tensor for name, tensor in self.window.tensors().items()}
-        states = gather_object([checkpoints.random_state(self.accelerator.device)])
-        scaler = None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
-        return Checkpoint(self.step, self.stopwatch.seconds, self.configuration, tensors, states, scaler)
-
-    def _check_weights(self) -> None:
-        """A checkpoint with a weight that is not finite would take the place of one that can be used."""
-        for name, tensor in self.model.state_dict().items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise NonFiniteLossError(self.step, (name,))
-
-    def _finish(self, first_step: int) -> TrainingResult[Model]:
-        self.average.write_to(self.averaged, self.model)
-        if self.best is not None:
-            if self.best.state:
-                self.averaged.load_state_dict(self.best.state)
-            for tensor in self.averaged.state_dict().values():  # the first rank alone has looked at held-out data
-                broadcast(tensor)
-        batches = range(CALIBRATION_STEPS * self.training.gradient_accumulation)
-        self.task.finish(self.averaged, map(self.loader.batch, batches), self._to_device)
-        if self.is_main:
-            self._save_model()
-        self.accelerator.wait_for_everyone()
-        steps, seconds = self.training.steps, self.stopwatch.seconds
-        return TrainingResult(
-            self.averaged, steps, seconds, steps * self._items_per_step / max(seconds, 1e-9), first_step
-        )
-
-    def _save_model(self) -> None:
-        try:
-            self.task.save(self.averaged, self.out)
-        except OSError as error:
-            raise OSError(
-                f"The model could not be written to {self.out} ({error.strerror or error}). The checkpoint of its last "
-                "step is valid: make room there and finish with --resume."
-            ) from error
-
-    @property
-    def _items_per_step(self) -> int:
-        return self.training.batch_size * self.training.gradient_accumulation * self.accelerator.num_processes
-
-    def _is_asked_to_stop(self, interrupts: Interrupts) -> bool:
-        if self.accelerator.num_processes == 1:
-            return interrupts.requested
-        if self.step % self.training.log_every:  # ranks must stop at the same step, and to agree costs a message
-            return False
-        asked = torch.tensor(float(interrupts.requested), device=self.accelerator.device)
-        total = self.accelerator.reduce(asked, "sum")
-        assert isinstance(total, torch.Tensor)
-        return bool(total > 0)
-
-    def _remedy(self) -> str:
-        remedy = "Lower 'learning_rate' or 'gradient_clip'."
-        if not self.saved_step:
-            return f"There is no checkpoint yet. {remedy}"
-        return f"The checkpoint of step {self.saved_step} in {self.out} is still valid. {remedy}"
-
-    def _say(self, message: str) -> None:
-        if self.console is not None:
-            self.console.print(message, highlight=False, markup=False)
