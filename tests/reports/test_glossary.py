@@ -1,13 +1,6 @@
-import pytest
-
 from gmvq.metrics.base import Measure
 from gmvq.modalities import MODALITIES
 from gmvq.reports import glossary
-
-
-@pytest.mark.parametrize(("seconds", "shown"), [(4.26, ("4.3", "s")), (59.4, ("59", "s")), (3599, ("59:59", "min"))])
-def test_duration(seconds, shown):
-    assert glossary.duration(seconds) == shown
 
 
 def test_every_explanation_can_be_shown():

@@ -148,7 +148,7 @@ train(model, data, training, {out!r}, {more})
 """
 
 
-def start(data, out, training, *, kill_at=0, environment=None, more=""):
+def start(data, out, training, *, kill_at=0, environment=None, more="", **process):
     """The run of ``SCRIPT`` in a process of its own."""
     out.mkdir(exist_ok=True)
     images = out.parent / "images.pt"
@@ -158,7 +158,9 @@ def start(data, out, training, *, kill_at=0, environment=None, more=""):
         folder=folder, images=str(images), out=str(out), kill_at=kill_at, training=training, more=more
     )
     environment = {**os.environ, **(environment or {})}
-    return subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, **{"stderr": subprocess.PIPE, "text": True, **process}
+    )
 
 
 SETTINGS = {
@@ -186,6 +188,45 @@ def test_a_killed_process_resumes_bit_for_bit(data, make_model, make_training, t
     train(placed(make_model), data, training, tmp_path / "straight")
     train(make_model("vector-ema", likelihood="mean-squared-error"), data, training, tmp_path / "killed", resume=True)
     assert_same_state(tmp_path / "straight", tmp_path / "killed")
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals of this kind")
+def test_a_closed_terminal_saves_the_step(data, tmp_path):
+    import fcntl
+    import termios
+
+    ours, theirs = os.openpty()
+    settings = {**SETTINGS, "steps": 100_000, "log_every": 10, "checkpoint_every": 0, "evaluate_every": 0}
+    process = start(
+        data,
+        tmp_path / "run",
+        settings,
+        more="console=__import__('rich.console').console.Console(stderr=True)",
+        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    try:
+        shown = b""
+        while b"loss" not in shown:
+            shown += os.read(ours, 1024)
+        os.close(ours)  # the terminal's window
+        assert process.wait(60) != 0
+    finally:
+        process.kill()
+    assert checkpoints.read_checkpoint(tmp_path / "run").step >= 10
+
+
+def test_a_run_under_nohup_goes_on_when_its_terminal_is_closed(data, make_model, make_training, tmp_path):
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        model = make_model()
+        model.decoder.register_forward_hook(lambda *_: signal.raise_signal(signal.SIGHUP))
+        assert train(model, data, make_training(steps=3), tmp_path).steps == 3
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)
 
 
 def run_two(data, out, more=""):
@@ -700,10 +741,18 @@ def test_progress_shows_loss_psnr_and_speed(data, make_model, make_training, tmp
     console = Console(file=StringIO(), force_terminal=terminal, width=160)
     train(make_model(), data, make_training(), tmp_path, console=console)
     shown = console.file.getvalue()
-    assert "step 20 of 20, held out: " in shown
+    assert "step 20 of 20, on a sample of held-out images: PSNR " in shown
     assert " dB, perplexity " in shown
-    assert ("images/s" in shown) == terminal
+    assert "items/s" in shown
     assert ("20/20" in shown) == terminal
+    assert ("step 1 of 20 took " in shown) != terminal
+    for line in (
+        "data        noise: 37 training images, 9 held out",
+        "image       8 × 8 pixels, 1 channel",
+        "device      cpu, 1 thread",
+        "training    20 steps of 8 items",
+    ):
+        assert line in shown
 
 
 def test_is_silent_without_a_console(data, make_model, make_training, tmp_path, capfd):

@@ -144,13 +144,3 @@ def measure(key: str, distances: Sequence[Measure] = ()) -> Measure:
             ".3g",
         )
     return Measure(key, words[:1].upper() + words[1:])
-
-
-def duration(seconds: float) -> tuple[str, str]:
-    """Seconds as number and unit: 48 s, 3:12 min or 2:05 h."""
-    whole = round(seconds)
-    if whole < 60:
-        return (f"{seconds:.1f}" if seconds < 10 else f"{whole}"), "s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d}", "min"
-    return f"{whole // 3600}:{whole % 3600 // 60:02d}", "h"

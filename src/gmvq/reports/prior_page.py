@@ -34,6 +34,7 @@ from gmvq.reports.page import (
     write_page,
 )
 from gmvq.reports.plots import Curve
+from gmvq.training.progress import duration
 
 SHOWN, SHOWN_LARGE = 24, 12
 """Items drawn for the page, when they are small and when they are not."""
@@ -164,7 +165,7 @@ def _cards(record: Record, seconds: float | None) -> list[Card]:
             measure = glossary.measure(key)
             cards.append(Card(measure.name, measure.shown(metrics[key]), measure.unit, hint))
     if seconds:
-        cards.append(Card("Training time", *glossary.duration(seconds), steps_made(record)))
+        cards.append(Card("Training time", *duration(seconds), steps_made(record)))
     return cards
 
 

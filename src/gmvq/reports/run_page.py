@@ -35,6 +35,7 @@ from gmvq.reports.page import (
     training_section,
     write_page,
 )
+from gmvq.training.progress import duration
 
 DISTANCES = 2
 """Metrics of the modality among the headlines."""
@@ -142,7 +143,7 @@ def _cards(record: Record, model: Autoencoder) -> list[Card]:
             cards.append(Card(measure.name, measure.shown(metrics[key]), measure.unit, hint, meters.get(key)))
     seconds = training_seconds(record)
     if seconds is not None:
-        cards.append(Card("Training time", *glossary.duration(seconds), steps_made(record)))
+        cards.append(Card("Training time", *duration(seconds), steps_made(record)))
     return cards
 
 

@@ -118,7 +118,7 @@ class Stage(ABC, Generic[Model]):
         model = self.learn(resume=resume)
         if not is_main():
             return {}
-        self.say("Measuring on held-out data ...")
+        self.say("Measuring on all held-out data ...")
         metrics = self.measure(model)
         write_json(self.out / METRICS, metrics)
         finish = {"fingerprint": hub.fingerprint(model), "place": place_of(self.out), "finished": now()}

@@ -80,7 +80,7 @@ class Loop(Generic[Model]):
         self.configuration = describe_run(task.description(), training, ranks)
         self.window = Window(self.accelerator, task.codebook_sizes, allow_overflow=training.precision == "fp16")
         self.stopwatch = Stopwatch(device)
-        self.console = console if self.is_main else None
+        self.progress = ProgressLine(console if self.is_main else None, training.steps, task.headline)
         self.journal: Journal | None = None
         self.step, self.saved_step, self.logged = 0, 0, (0, 0.0)
         self.advised: str | None = None
@@ -88,10 +88,10 @@ class Loop(Generic[Model]):
     def run(self, *, resume: bool) -> TrainingResult[Model]:
         """Trains to the end, from the first step or from the checkpoint: see :func:`gmvq.training.trainer.learn`."""
         first_step = self._resume() if resume else self._begin()
-        self.progress = ProgressLine(self.console, self.training.steps, first_step)
         try:
             if self.is_main:
                 self.journal = Journal(self.out, first_step, tensorboard=self.training.tensorboard)
+            self.progress.start(first_step, self._summary())
             self.task.begin()
             with Interrupts() as interrupts:
                 self._loop(interrupts)
@@ -109,12 +109,29 @@ class Loop(Generic[Model]):
                 self.journal.close()
             self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
 
+    def _summary(self) -> dict[str, str]:
+        """What to say before the first step."""
+        device, training = self.accelerator.device, self.training
+        named = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        threads, ranks = torch.get_num_threads(), self.accelerator.num_processes
+        if device.type == "cpu":
+            named += f", {threads} thread{'s' if threads > 1 else ''}"
+        if ranks > 1:
+            named += f", {ranks} processes"
+        parameters = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        return {
+            **self.task.summary(),
+            "parameters": f"{parameters:,}",
+            "device": named,
+            "training": f"{training.steps:,} steps of {self._items_per_step:,} items",
+        }
+
     def _begin(self) -> int:
         seed_everything(self.training.seed, self.accelerator.process_index)
         if self.is_main:
             kept = checkpoints.set_aside(self.out)
             if kept is not None:
-                self._say(f"Starting anew; the checkpoint of the unfinished run that was there is now {kept}.")
+                self.progress.say(f"Starting anew; the checkpoint of the unfinished run that was there is now {kept}.")
         self.accelerator.wait_for_everyone()
         return 0
 
@@ -136,7 +153,9 @@ class Loop(Generic[Model]):
         self.logged = (self.step, checkpoint.seconds)
         steps = self.training.steps
         finished = self.step == steps
-        self._say(f"The run in {self.out} is finished." if finished else f"Going on after step {self.step} of {steps}.")
+        self.progress.say(
+            f"The run in {self.out} is finished." if finished else f"Going on after step {self.step} of {steps}."
+        )
         return self.step
 
     def _loop(self, interrupts: Interrupts) -> None:
@@ -203,9 +222,9 @@ class Loop(Generic[Model]):
     def _look(self) -> None:
         """Log, evaluation and checkpoint, where they are due after a step."""
         training, last = self.training, self.step == self.training.steps
-        self.progress.advance(self.step)
         if last or self.step % training.log_every == 0:
             self._log()
+        self.progress.advance(self.step)
         if last or (training.evaluate_every and self.step % training.evaluate_every == 0):
             with self.stopwatch.paused():
                 self._evaluate()
@@ -226,7 +245,7 @@ class Loop(Generic[Model]):
         self.progress.show(metrics)
         if (advice := self.task.advice(metrics)) and advice != self.advised:
             self.advised = advice
-            self._say(f"step {self.step}: {advice}")
+            self.progress.say(f"step {self.step}: {advice}")
 
     def _evaluate(self) -> None:
         if self.measure is None:
@@ -237,7 +256,7 @@ class Loop(Generic[Model]):
             self.best.offer(score, self.averaged)
         if self.journal is not None:
             self.journal.write("evaluation", self.step, {**metrics, "seconds": self.stopwatch.seconds})
-        self.progress.report(self.step, metrics)
+        self.progress.report(self.step, self.task.sample, metrics)
 
     def _save(self) -> None:
         if self.saved_step == self.step:
@@ -312,7 +331,3 @@ class Loop(Generic[Model]):
         if not self.saved_step:
             return f"There is no checkpoint yet. {remedy}"
         return f"The checkpoint of step {self.saved_step} in {self.out} is still valid. {remedy}"
-
-    def _say(self, message: str) -> None:
-        if self.console is not None:
-            self.console.print(message, highlight=False, markup=False)

@@ -1,75 +1,191 @@
-"""The line that shows how a run gets on: a bar in a terminal, now and then a line of text elsewhere."""
+"""What a run says while it trains: a bar in a terminal, now and then a line of text elsewhere.
+
+::
+
+    summary of the run, then
+    terminal:   120/2,000 ━━━━━━            1:20 min  training: loss -1.203, PSNR 18.32 dB, perplexity 50
+    elsewhere:  step 120 of 2,000, training: loss -1.203, PSNR 18.32 dB, ..., about 1:20 min left
+    both:       step 250 of 2,000, on a sample of held-out data: PSNR 18.05 dB, perplexity 48
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
+
+from gmvq.metrics.base import Measure
 
 _SHOWN = {
     "loss": "loss {:.3f}",
-    "psnr": "{:.2f} dB",
     "perplexity": "perplexity {:.0f}",
     "accuracy": "{:.1%} right",
     "held_out_loss": "loss {:.4f}",
-    "bits_per_code": "{:.3f} bits a code",
-    "items_per_second": "{:.0f} images/s",
+    "bits_per_code": "{:.3f} bits per code",
+    "items_per_second": "{:,.0f} items/s",
 }
+FIRST_WAIT, LONGEST_WAIT = 2.0, 30.0
+"""Seconds between the first two lines of text; each wait is twice the last one, at most the longest."""
+REFRESH = 0.25
+"""Seconds between two drawings of the bar at least."""
+LEAST_BAR = 6
+"""Columns of the bar at least."""
 
 
 class ProgressLine:
-    """Shows step, loss, PSNR, perplexity, images per second and time left.
+    """Shows step, metrics and time left of a run; a console that is gone, as a closed terminal, is left alone.
 
     Args:
         console: Where to, as ``Console(stderr=True)``; None for nowhere.
         steps: Steps of the whole run.
-        step: Finished steps.
+        headline: The metric that the run is judged by, None for none.
+        clock: Seconds since any moment.
     """
 
-    def __init__(self, console: Console | None, steps: int, step: int = 0) -> None:
-        self.console = console
-        self.steps = steps
+    def __init__(
+        self,
+        console: Console | None,
+        steps: int,
+        headline: Measure | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.console, self.steps, self.headline, self.clock = console, steps, headline, clock
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        if console is not None and console.is_terminal:
-            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[metrics]}"))
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=console, refresh_per_second=4)
-            self._task = self._bar.add_task("training", total=steps, completed=step, metrics="")
+        self._metrics: Mapping[str, float | None] = {}
+        self._wait, self._drawn = FIRST_WAIT, clock()
+        self._first, self._since = 0, clock()  # where the rate is counted from: the first step is slower than others
+
+    def start(self, step: int, summary: Mapping[str, str]) -> None:
+        """Says what the run is, and begins after ``step`` finished steps.
+
+        Args:
+            step: Finished steps.
+            summary: What to say of it, by name.
+        """
+        self._first, self._since, self._drawn = step, self.clock(), self.clock()
+        width = max(map(len, summary), default=0)
+        for name, text in summary.items():
+            self.say(f"{name:<{width}}  {text}")
+        if self.console is None or not self.console.is_terminal:
+            return
+        narrow = [
+            TextColumn(f"{{task.fields[{name}]}}", table_column=Column(no_wrap=True)) for name in ("step", "left")
+        ]
+        bar = BarColumn(None, table_column=Column(ratio=1, min_width=LEAST_BAR))
+        metrics = TextColumn("{task.fields[metrics]}", markup=False, table_column=Column(no_wrap=True))
+        with self._shielded():
+            self._bar = Progress(
+                narrow[0], bar, narrow[1], metrics, console=self.console, expand=True, auto_refresh=False
+            )
+            self._task = self._bar.add_task("", total=self.steps, completed=step, step="", left="", metrics="")
             self._bar.start()
 
-    def advance(self, step: int) -> None:
-        """Shows that a step is finished."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step)
-
     def show(self, metrics: Mapping[str, float | None]) -> None:
-        """Shows the metrics of the last steps."""
-        if self._bar is not None:
-            self._bar.update(self._task, metrics=describe(metrics))
+        """Takes metrics of the last training steps, to be shown from now on."""
+        self._metrics = metrics
 
-    def report(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Adds a line of its own, as for an evaluation."""
-        if self.console is not None:
-            self.console.print(f"step {step} of {self.steps}, held out: {describe(metrics)}", highlight=False)
+    def advance(self, step: int) -> None:
+        """Shows that a step is finished, if it is time to."""
+        now, last = self.clock(), step == self.steps
+        is_first = step == self._first + 1
+        if self._bar is not None:
+            if is_first or last or now - self._drawn >= REFRESH:
+                self._draw(step, now)
+        elif is_first or last or now - self._drawn >= self._wait:
+            self._write(step, now, is_first=is_first)
+        if is_first:
+            self._since, self._drawn = now, now
+
+    def report(self, step: int, sample: str, metrics: Mapping[str, float | None]) -> None:
+        """Adds a line on an evaluation.
+
+        Args:
+            step: Finished steps.
+            sample: What was measured, as ``a sample of held-out data``.
+            metrics: How.
+        """
+        self.say(f"step {step:,} of {self.steps:,}, on {sample}: {', '.join(self._parts(metrics))}")
 
     def say(self, message: str) -> None:
-        """Adds a message."""
-        if self.console is not None:
-            self.console.print(message, highlight=False, markup=False)
+        """Adds a message; characters that would move the cursor are left out."""
+        with self._shielded():
+            if self.console is not None:
+                plain = "".join(letter for letter in message if letter.isprintable())
+                self.console.print(plain, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Ends the line."""
-        if self._bar is not None:
-            self._bar.stop()
+        """Ends the bar."""
+        with self._shielded():
+            if self._bar is not None:
+                self._bar.stop()
+
+    def _write(self, step: int, now: float, *, is_first: bool) -> None:
+        line = f"step {step:,} of {self.steps:,}"
+        if is_first:
+            line += f" took {spoken(now - self._since)}"
+        if self._metrics:
+            line += f", training: {', '.join(self._parts(self._metrics))}"
+        if step < self.steps and not is_first:
+            line += f", about {self._left(step, now)} left"
+            self._wait = min(2 * self._wait, LONGEST_WAIT)
+        self._drawn = now
+        self.say(line)
+
+    def _draw(self, step: int, now: float) -> None:
+        assert self.console is not None
+        assert self._bar is not None
+        counted, left = f"{step:,}/{self.steps:,}", self._left(step, now) if step > self._first + 1 else ""
+        room = self.console.width - len(counted) - len(left) - LEAST_BAR - 3  # spaces between the columns
+        shown = ""
+        for part in self._parts(self._metrics):
+            longer = f"{shown}, {part}" if shown else f"training: {part}"
+            shown = longer if len(longer) <= room else shown
+        self._drawn = now
+        with self._shielded():
+            self._bar.update(self._task, completed=step, step=counted, left=left, metrics=shown, refresh=True)
+
+    def _left(self, step: int, now: float) -> str:
+        rate = (now - self._since) / max(1, step - self._first - 1)
+        return spoken(rate * (self.steps - step))
+
+    def _parts(self, metrics: Mapping[str, float | None]) -> list[str]:
+        """Metrics as words: the loss, the headline, then the others."""
+        words = {key: form.format(value) for key, form in _SHOWN.items() if (value := metrics.get(key)) is not None}
+        own = self.headline
+        if own is not None and (value := metrics.get(own.key)) is not None:
+            first = [words.pop("loss")] if "loss" in words else []
+            return [*first, f"{own.name} {own.shown(value)} {own.unit}".rstrip(), *words.values()]
+        return list(words.values())
+
+    @contextmanager
+    def _shielded(self) -> Iterator[None]:
+        """What is written in here may fail: a closed terminal, or a reader that left, must not end a run."""
+        try:
+            yield
+        except (OSError, SystemExit):  # rich exits on a broken pipe
+            self.console = self._bar = None
 
 
-def describe(metrics: Mapping[str, float | None]) -> str:
-    """The metrics that are shown, in a row.
+def duration(seconds: float) -> tuple[str, str]:
+    """Seconds as number and unit: 48 s, 3:12 min or 2:05 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return (f"{seconds:.1f}" if seconds < 10 else f"{whole}"), "s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d}", "min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}", "h"
+
+
+def spoken(seconds: float) -> str:
+    """Seconds as words.
 
     Example:
-        >>> describe({"psnr": 24.123, "mse": 0.00387, "perplexity": 410.4})
-        '24.12 dB, perplexity 410'
+        >>> spoken(0.42), spoken(192), spoken(7500)
+        ('0.4 s', '3:12 min', '2:05 h')
     """
-    known = {name: metrics.get(name) for name in _SHOWN}
-    return ", ".join(_SHOWN[name].format(value) for name, value in known.items() if value is not None)
+    return " ".join(duration(seconds))

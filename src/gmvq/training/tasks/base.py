@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gmvq.data import AbstractLoader
+from gmvq.metrics.base import Measure
 
 Model = TypeVar("Model", bound=nn.Module)
 Drawn = TypeVar("Drawn")
@@ -45,10 +46,14 @@ class AbstractTask(ABC, Generic[Model, Drawn]):
     Attributes:
         codebook_sizes: Number of codes at each level of a token whose use is counted, None for none.
         has_idle_parameters: True if some parameters have no part in some steps.
+        headline: The metric that the model is judged by, None for none but the loss.
+        sample: What :meth:`held_out` measures, in words.
     """
 
     codebook_sizes: tuple[int, ...] | None = None
     has_idle_parameters: bool = False
+    headline: Measure | None = None
+    sample: str = "a sample of held-out data"
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -68,6 +73,10 @@ class AbstractTask(ABC, Generic[Model, Drawn]):
     @abstractmethod
     def description(self) -> dict[str, Any]:
         """What of the model and the data a step depends on, as JSON has it."""
+
+    def summary(self) -> dict[str, str]:
+        """What to say of data and model before the first step, by name: items, what an item is, how it is cut."""
+        return {}
 
     def layers(self) -> tuple[nn.Module, ...]:
         """The parts of the model whose weights decay, if any do."""

@@ -16,7 +16,7 @@ from gmvq.data import Items, Loader, held_out_batches
 from gmvq.modalities import Data, fingerprint
 from gmvq.networks import Classifier
 from gmvq.training.tasks.base import AbstractTask, Outcome
-from gmvq.training.tasks.tokenizers import channels_last
+from gmvq.training.tasks.tokenizers import channels_last, summary_of
 from gmvq.types import Batch
 
 
@@ -38,6 +38,10 @@ class ClassifierTask(AbstractTask[Classifier, Batch]):
         super().__init__(classifier)
         channels_last(classifier)
         self.data, self.tint = data, tint
+        self.sample = f"all held-out {data.modality.items}"
+
+    def summary(self) -> dict[str, str]:  # noqa: D102
+        return summary_of(self.data)
 
     def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:  # noqa: D102
         return Loader(self.data.train, batch_size, seed=seed, rank=rank, world_size=ranks)

@@ -17,7 +17,7 @@ from gmvq.modalities import Data, fingerprint
 from gmvq.models import Autoencoder, DiffusionDecoder
 from gmvq.training.monitoring import HeldOut
 from gmvq.training.tasks.base import AbstractTask, Outcome, same_noise
-from gmvq.training.tasks.tokenizers import Drawing, channels_last, drawn
+from gmvq.training.tasks.tokenizers import Drawing, channels_last, drawn, summary_of
 from gmvq.types import Batch
 
 
@@ -36,6 +36,9 @@ class DiffusionTask(AbstractTask[DiffusionDecoder, Batch]):
         channels_last(decoder)
         self.tokenizer = copy.deepcopy(tokenizer).eval().requires_grad_(False)
         self.data, self.drawing = data, drawing
+
+    def summary(self) -> dict[str, str]:  # noqa: D102
+        return summary_of(self.data, self.drawing)
 
     def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:  # noqa: D102
         return drawn(self.data, self.drawing, batch_size, seed, rank, ranks)

@@ -38,7 +38,18 @@ class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
         for codes, labels in (train, held_out):  # here, once: a look in each step would wait for the GPU
             prior.shape.checked(codes)
             prior.shape.checked_labels(labels, len(codes), codes.device)
+        self.sample = "items held back from training"
         self.train, self.rest, self.tokenizer, self.about = train, held_out, tokenizer, about
+
+    def summary(self) -> dict[str, str]:  # noqa: D102
+        shape = self.model.shape
+        sizes = " × ".join(f"{size:,}" for size in shape.codebook_sizes)
+        grid = " × ".join(map(str, shape.grid)) or "1"
+        return {
+            "data": f"codes of {len(self.train.codes):,} items, {len(self.rest.codes):,} held back to select weights",
+            "item": f"{grid} tokens, each one of {sizes} codes"
+            + (f", {shape.classes} classes" if shape.classes else ""),
+        }
 
     def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> CodeLoader:  # noqa: D102
         return CodeLoader(*self.train, batch_size, seed=seed, rank=rank, world_size=ranks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from gmvq.data import Loader
 from gmvq.modalities import Data, fingerprint
 from gmvq.models import AdversarialAutoencoder, AdversarialConfig, Autoencoder
 from gmvq.models.adversarial import DISCRIMINATOR, GENERATOR, GUESSES, LEARNING, OPPOSING
-from gmvq.training.monitoring import HeldOut
+from gmvq.training.monitoring import HELD_OUT_PART, HeldOut
 from gmvq.training.tasks.base import AbstractTask, Outcome
 from gmvq.types import Batch, Reconstruction
 
@@ -45,6 +46,13 @@ class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
         channels_last(model)
         self.data, self.drawing = data, drawing
         self.codebook_sizes = None if model.codebook_size is None else model.level_sizes
+        distortion = model.modality.distortion(quick=True)
+        self.headline = next((each for each in distortion.measures if each.key == distortion.headline), None)
+        large = any(math.prod(size) > HELD_OUT_PART for size in data.held_out.sizes)
+        self.sample = f"{'the central parts of' if large else 'a sample of'} held-out {model.modality.items}"
+
+    def summary(self) -> dict[str, str]:  # noqa: D102
+        return summary_of(self.data, self.drawing)
 
     def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:  # noqa: D102
         return drawn(self.data, self.drawing, batch_size, seed, rank, ranks)
@@ -125,7 +133,11 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
         check_sides(model.config, data, drawing.size)
         channels_last(model)
         self.alone = AutoencoderTask(model.autoencoder, data, drawing)
-        self.codebook_sizes = self.alone.codebook_sizes
+        self.codebook_sizes, self.headline = self.alone.codebook_sizes, self.alone.headline
+        self.sample = self.alone.sample
+
+    def summary(self) -> dict[str, str]:  # noqa: D102
+        return self.alone.summary()
 
     def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:  # noqa: D102
         return self.alone.loader(batch_size, seed, rank, ranks)
@@ -208,6 +220,32 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
 def channels_last(model: nn.Module) -> None:
     """Lets the channels of a place of images lie together: convolutions are up to a tenth faster, quantizers too."""
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def summary_of(data: Data, drawing: Drawing | None = None) -> dict[str, str]:
+    """What a run says of its data before the first step, by name.
+
+    Args:
+        data: The data.
+        drawing: How training items are drawn, None for whole ones.
+    """
+    kind, signal, sizes = data.modality, data.signal, data.train.sizes
+    texts = []
+    if signal.axes:
+        least, most = (tuple(map(extreme, zip(*sizes, strict=True))) for extreme in (min, max))
+        ends = " to ".join(dict.fromkeys(" × ".join(f"{side:,}" for side in size) for size in (least, most)))
+        texts.append(f"{ends} {kind.sample}s")
+    noun = "symbol" if signal.values == "symbols" else "channel"
+    texts.append(f"{signal.channels:,} {noun}{'s' if signal.channels != 1 else ''}")
+    texts += [] if signal.rate is None else [f"{signal.rate:,g} Hz"]
+    if drawing is not None and drawing.size is not None:
+        texts.append(f"windows of {' × '.join([f'{drawing.size:,}'] * signal.axes)} {kind.sample}s")
+    if drawing is not None and drawing.mirror:
+        texts.append("half of them mirrored")
+    return {
+        "data": f"{data.name}: {len(data.train):,} training {kind.items}, {len(data.held_out):,} held out",
+        kind.item: ", ".join(texts),
+    }
 
 
 def drawn(data: Data, drawing: Drawing, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:
