@@ -17,6 +17,7 @@ from gmvq.metrics import CompositeStatistics
 from gmvq.modalities import Image, Series, Vectors
 from gmvq.models.autoencoder import Autoencoder, AutoencoderConfig
 from gmvq.models.modes import evaluating
+from gmvq.quantizers import QUANTIZERS
 from gmvq.reports import exhibits, plots, write_report
 from gmvq.reports.page import flat, read_record
 from gmvq.reports.plots import Curve
@@ -136,6 +137,7 @@ def test_page_of_photographs(tmp_path, quantizer):
     ):
         assert shown in page.text
     assert "Hard codes, 3 photographs." in page.text
+    assert f"This tokenizer ({QUANTIZERS[quantizer].title}) encodes" in page.text
     for name in images.names:
         assert {name, f"{name}, reconstructed"} <= {picture["alt"] for picture in page.images}
 

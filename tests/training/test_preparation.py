@@ -5,8 +5,13 @@ import os
 import pytest
 import torch
 from accelerate.state import PartialState
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from gmvq.quantizers import QUANTIZERS, vector
+from gmvq.quantizers.parts import codebook
 from gmvq.training import Training, preparation, train
+from gmvq.training.loop import Loop
 from gmvq.training.preparation import make_accelerator
 
 HERE = [None, "cpu", *(["cuda", "cuda:0"] if torch.cuda.is_available() else [])]
@@ -41,3 +46,30 @@ def test_a_resumed_run_may_change_its_device(data, make_model, make_training, tm
     with stopping_at(10):
         train(make_model(), data, make_training(), tmp_path)
     train(make_model(), data, make_training(device="cpu"), tmp_path, resume=True)
+
+
+class NoDoubles(TorchDispatchMode):
+    """Refuses float64, which Apple's MPS does not have."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        made = function(*arguments, **(keywords or {}))
+        for tensor in tree_leaves(made):
+            assert not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float64, function
+        return made
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_no_step_needs_float64(data, make_model, make_training, tmp_path, monkeypatch, quantizer):
+    step = Loop._step
+
+    def watched(loop, batches):
+        with NoDoubles():
+            step(loop, batches)
+
+    def coarse(number, device):  # as on MPS
+        return torch.rand(number)
+
+    monkeypatch.setattr(Loop, "_step", watched)
+    for module in (codebook, vector):
+        monkeypatch.setattr(module, "uniform", coarse)
+    train(make_model(quantizer), data, make_training(steps=3), tmp_path)

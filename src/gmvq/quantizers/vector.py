@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gmvq.kernels import code_sums, nearest_code, squared_distances
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.parts.checks import checked_estimator, non_negative
-from gmvq.quantizers.parts.codebook import MovingAverageCodebook, random_rows, snapshot
+from gmvq.quantizers.parts.codebook import MovingAverageCodebook, random_rows, snapshot, uniform
 from gmvq.quantizers.parts.directions import direction
 from gmvq.quantizers.parts.estimators import AbstractEstimator, relaxed_sample
 from gmvq.quantizers.parts.rows import mean_squared_error
@@ -192,7 +192,7 @@ class VectorQuantizer(AbstractQuantizer):
             self._collect(rows.detach(), codes, kept)
         elif self.training and not self.frozen and self.revivals is not None:
             # a repeated forward draws as many numbers as the first, for the sake of all that draw after it
-            torch.rand(self.codebook_size, dtype=torch.float64, device=rows.device)
+            uniform(self.codebook_size, rows.device)
         return Quantized(values, codes, loss, terms)
 
     def _chosen(self, rows: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:

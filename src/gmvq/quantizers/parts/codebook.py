@@ -63,6 +63,11 @@ def _(rows: Tensor, kept: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
     return rows.new_empty(codebook_size, rows.shape[1]), rows.new_empty(codebook_size)
 
 
+def uniform(number: int, device: torch.device) -> Tensor:
+    """Random numbers in [0, 1) ``(number,)``, as fine as the device has them: Apple's MPS has no float64."""
+    return torch.rand(number, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+
+
 @torch.no_grad()
 def random_rows(rows: Tensor, kept: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """Rows drawn with replacement out of all ranks, the same on every rank.
@@ -79,7 +84,7 @@ def random_rows(rows: Tensor, kept: Tensor, number: int) -> tuple[Tensor, Tensor
     counts[rank()] = kept.sum()
     counts = sum_over_ranks(counts)
     total = counts.sum()
-    drawn = (broadcast(torch.rand(number, dtype=torch.float64, device=rows.device)) * total).long()
+    drawn = (broadcast(uniform(number, rows.device)) * total).long()
     # ranks hold consecutive ranges of the drawn numbers
     own = drawn.clamp_max(total - 1) - (counts.cumsum(0) - counts)[rank()]
     here = (own >= 0) & (own < counts[rank()])
