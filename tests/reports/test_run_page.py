@@ -345,3 +345,8 @@ def test_huge_codebooks_show_the_codes_in_use(tmp_path):
 def test_the_page_says_settings_in_words():
     settings = {"a": None, "b": True, "c": {"d": [0.9, 1], "e": []}, "f": 1}
     assert flat(settings) == [("a", "none"), ("b", "yes"), ("c d", "0.9, 1"), ("c e", "none"), ("f", "1")]
+
+
+def test_what_training_found_wrong_comes_first(tmp_path):
+    page = report(write_run(tmp_path, metrics={**METRICS, "warnings": ["<b>Collapsed."]}), autoencoder(), photographs())
+    assert page.text.index("Warning. <b>Collapsed.") < page.text.index("PSNR")

@@ -21,6 +21,7 @@ from gmvq.metrics.base import Measure
 from gmvq.modalities import Exhibit, Passage, Picture, Sound
 from gmvq.reports import glossary, plots
 from gmvq.reports.plots import Curve
+from gmvq.training.journal import read_log
 
 CHARTS = 24
 """Most curves drawn; the others are named."""
@@ -35,12 +36,14 @@ class Record(NamedTuple):
         run: run.json, empty if it cannot be read.
         metrics: Metrics on held-out data, empty if metrics.json cannot be read.
         protocol: How they were measured.
+        warnings: What training found wrong.
         curves: Each logged quantity over training.
     """
 
     run: dict[str, Any]
     metrics: dict[str, float]
     protocol: str
+    warnings: list[str]
     curves: dict[str, Curve]
 
 
@@ -70,7 +73,9 @@ def read_record(run: Path) -> Record:
     items = (nested if isinstance(nested, dict) else measured).items()
     metrics = {key: value for key, value in items if _is_number(value)}
     record = read_object(run / "run.json")
-    return Record(record, metrics, str(protocol or record.get("protocol") or ""), _read_curves(run / "log.jsonl"))
+    said = measured.get("warnings")
+    warnings = list(map(str, said)) if isinstance(said, list) else []
+    return Record(record, metrics, str(protocol or record.get("protocol") or ""), warnings, _curves_of(read_log(run)))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -82,22 +87,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _read_curves(path: Path) -> dict[str, Curve]:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
+def _curves_of(log: list[dict[str, Any]]) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the last line of a killed run is cut
-            continue
-        if not isinstance(entry, dict) or not is_finite(entry.get("step")):
+    for entry in log:
+        if not is_finite(entry.get("step")):
             continue
         held_out = entry.get("kind") == "evaluation"
         for key, value in entry.items():
-            if key in ("step", "epoch") or not is_finite(value):
+            if key in ("step", "tokens") or not is_finite(value):
                 continue
             curve = curves.setdefault(key, Curve([], [], [], []))
             (curve.held_out_steps if held_out else curve.steps).append(entry["step"])
@@ -188,7 +185,7 @@ def _row(measure: Measure, values: list[float | None], codebook_size: int | None
 
 
 def making_section(record: Record, model: list[tuple[str, str]], run: Path) -> dict[str, Any]:
-    """How it was made: protocol, command and tables of settings, the rows of the model first."""
+    """How it was made: warnings, protocol, command and tables of settings, the rows of the model first."""
     saved = read_object(run / "config.json")
     command = record.run.get("command") or ""
     tables = [("Model", model)]
@@ -203,6 +200,7 @@ def making_section(record: Record, model: list[tuple[str, str]], run: Path) -> d
         ("Made with", flat({**others, **part_of(record.run, "versions")})),
     ]
     return {
+        "warnings": record.warnings,
         "protocol": record.protocol,
         "command": shlex.join(map(str, command)) if isinstance(command, list) else str(command),
         "tables": [table for table in tables if table[1]],

@@ -119,7 +119,7 @@ class DecoderStage(Stage[DiffusionDecoder]):
         decoder.set_scale(max(1e-4, _deviation(self.tokenizer, self.data.train)))
         task = DiffusionTask(decoder, self.tokenizer, self.data, Drawing(self.of.size, self.of.mirror, 1))
         learned = learn(task, self.training, self.out, resume=resume, console=self.console)
-        self.seconds = learned.seconds
+        self.seconds, self.warnings = learned.seconds, learned.warnings
         return learned.model
 
     def measure(self, model: DiffusionDecoder) -> dict[str, Any]:

@@ -172,7 +172,7 @@ class PriorStage(Stage[AbstractPrior]):
         about = {"items": len(train.codes), "fingerprint": self.fingerprint[:16]}
         task = PriorTask(prior, learned_from, chosen_by, self.mark, about)
         learned = learn(task, self.training, self.out, resume=resume, console=self.console)
-        self.seconds = learned.seconds
+        self.seconds, self.warnings = learned.seconds, learned.warnings
         return learned.model
 
     def measure(self, model: AbstractPrior) -> dict[str, Any]:

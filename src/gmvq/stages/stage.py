@@ -48,6 +48,7 @@ class Stage(ABC, Generic[Model]):
         form: ``format`` of its record.
         what: Its name in errors.
         part: Class of what it leaves.
+        warnings: What training found wrong, known once :meth:`learn` is done.
     """
 
     form: ClassVar[str]
@@ -57,6 +58,7 @@ class Stage(ABC, Generic[Model]):
     def __init__(self, out: str | Path, console: Console | None = None) -> None:
         self.out = Path(out)
         self.console = Console(file=sys.stderr) if console is None else console
+        self.warnings: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -119,7 +121,7 @@ class Stage(ABC, Generic[Model]):
         if not is_main():
             return {}
         self.say("Measuring on all held-out data ...")
-        metrics = self.measure(model)
+        metrics = {**self.measure(model), "warnings": list(self.warnings)}
         write_json(self.out / METRICS, metrics)
         finish = {"fingerprint": hub.fingerprint(model), "place": place_of(self.out), "finished": now()}
         write_json(self.out / RECORD, {**record, **finish})

@@ -182,6 +182,7 @@ class TokenizerStage(Stage[Autoencoder]):
             resume=resume,
             console=self.console,
         )
+        self.warnings = trained.warnings
         self.times = {"seconds": trained.seconds, "items_per_second": trained.items_per_second}
         return trained.model
 

@@ -64,6 +64,23 @@ class Journal:
             self.writer.close()
 
 
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Lines of the log of a run, in their order; none if there is no log, and without those that a kill has cut."""
+    try:
+        text = (run / FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    found = []
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict):
+            found.append(entry)
+    return found
+
+
 def _truncate(path: Path, step: int) -> None:
     if not path.is_file():
         return

@@ -19,7 +19,7 @@ from gmvq.training.averaging import BestWeights, WeightAverage
 from gmvq.training.checkpoint import Checkpoint
 from gmvq.training.config import Training
 from gmvq.training.interrupts import Interrupted, Interrupts
-from gmvq.training.journal import Journal
+from gmvq.training.journal import Journal, read_log
 from gmvq.training.monitoring import GRADIENT, NonFiniteLossError, StepMetrics, Window
 from gmvq.training.preparation import (
     Stopwatch,
@@ -30,6 +30,7 @@ from gmvq.training.preparation import (
     seed_everything,
 )
 from gmvq.training.progress import ProgressLine
+from gmvq.training.symptoms import symptoms
 from gmvq.training.tasks import AbstractTask, Model
 from gmvq.types import Batch
 
@@ -46,6 +47,7 @@ class TrainingResult(NamedTuple, Generic[Model]):
         seconds: Time of all steps, without evaluations and checkpoints, over all starts of the run.
         items_per_second: Training items a second in that time, of all ranks together.
         first_step: Steps that were finished before this start; equal to ``steps`` if nothing was left to do.
+        warnings: What is wrong with the run, and what to try, in one line each.
     """
 
     model: Model
@@ -53,6 +55,7 @@ class TrainingResult(NamedTuple, Generic[Model]):
     seconds: float
     items_per_second: float
     first_step: int
+    warnings: tuple[str, ...] = ()
 
 
 class Loop(Generic[Model]):
@@ -299,9 +302,11 @@ class Loop(Generic[Model]):
             self._save_model()
         self.accelerator.wait_for_everyone()
         steps, seconds = self.training.steps, self.stopwatch.seconds
-        return TrainingResult(
-            self.averaged, steps, seconds, steps * self._items_per_step / max(seconds, 1e-9), first_step
-        )
+        speed = steps * self._items_per_step / max(seconds, 1e-9)
+        warnings = symptoms(read_log(self.out)) if self.is_main else ()
+        for warning in warnings:
+            self.progress.say(f"Warning: {warning}")
+        return TrainingResult(self.averaged, steps, seconds, speed, first_step, warnings)
 
     def _save_model(self) -> None:
         try:
@@ -327,7 +332,10 @@ class Loop(Generic[Model]):
         return bool(total > 0)
 
     def _remedy(self) -> str:
-        remedy = "Lower 'learning_rate' or 'gradient_clip'."
+        training = self.training
+        remedy = f"Normally all are finite. Lower 'learning_rate' (it is {training.learning_rate:g}) or "
+        clip = training.gradient_clip
+        remedy += "set 'gradient_clip' to 1.0." if clip is None else f"'gradient_clip' (it is {clip:g})."
         if not self.saved_step:
             return f"There is no checkpoint yet. {remedy}"
         return f"The checkpoint of step {self.saved_step} in {self.out} is still valid. {remedy}"

@@ -210,6 +210,7 @@ class HeldOut:
         if statistics is not None:
             use = use_of(statistics)
             metrics |= {name: use[name] for name in ("perplexity", "usage", "used_codes")}
+            metrics["tokens"] = statistics.places[0].total
         return metrics
 
 
