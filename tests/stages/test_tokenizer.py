@@ -1,6 +1,8 @@
+import errno
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -16,6 +18,7 @@ from gmvq.stages import tokenizer as running
 from gmvq.stages.layout import METRICS, RECORD, REPORT, read_json
 from gmvq.stages.tokenizer import LEARNED
 from gmvq.training import Interrupted, NonFiniteLossError
+from gmvq.training.loop import Loop
 
 # what the issue asks of metrics.json
 WANTED = {
@@ -235,3 +238,40 @@ def test_features_are_learned_from_the_data_first(tmp_path, monkeypatch):
     # and is the same as by its folder
     by_folder = replace(recipe, features=str(tmp_path / "run/features"))
     assert recipes.run(by_folder, tmp_path / "other", console=QUIET)["mse"] == again["mse"]
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("run.json", "The record could not be written to"),
+        ("checkpoint/state.safetensors", "The checkpoint of step 3 could not be written to"),
+        ("model.safetensors", "The model could not be written to .* checkpoint of its last step is valid"),
+        ("metrics.json", "What was measured could not be written to .* The model is valid"),
+        ("reconstructions.png", "The sheet of reconstructions could not be written to .* its metrics are valid"),
+        ("report.html", "The report could not be written to .* give the same command again"),
+    ],
+)
+def test_a_full_disk_is_named_and_made_up_for(tmp_path, monkeypatch, file, said):
+    run, out = tiny(), tmp_path / "run"
+    replace_file = Path.replace
+
+    def full(self, target):
+        if Path(target) == out / file:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace_file(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match=rf"^{said}.*") as caught:
+            recipes.run(run, out, console=QUIET)
+    message = str(caught.value)
+    assert str(out / file) in message
+    assert "No space left on device" in message
+    assert "\n" not in message
+    steps = []
+    monkeypatch.setattr(Loop, "_step", lambda loop, batches, step=Loop._step: (steps.append(1), step(loop, batches)))
+    metrics = recipes.run(run, out, console=QUIET, resume=True)
+    assert (out / "report.html").is_file()
+    assert (out / "reconstructions.png").is_file()
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert len(steps) == (3 if file in ("run.json", "checkpoint/state.safetensors") else 0)

@@ -1,4 +1,5 @@
 import copy
+import errno
 import json
 import os
 import platform
@@ -789,9 +790,35 @@ def test_a_log_that_cannot_be_written(tmp_path):
             pass
 
     journal._file = Full()
-    with pytest.raises(OSError, match=r"step 2 .*No space left.*--resume"):
+    with pytest.raises(OSError, match=r"The line of step 2 of .*log\.jsonl .*No space left.*--resume"):
         journal.write("train", 2, {"loss": 1.0})
     journal.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_ends_a_run_with_one_line_on_its_log(data, make_model, make_training, tmp_path):
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"^The line of step 4 of .*log\.jsonl could not .*No space left.*\.$") as caught:
+        train(make_model(), data, make_training(), tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_log_that_does_not_reach_the_disk_stops_before_the_checkpoint(
+    data, make_model, make_training, tmp_path, monkeypatch
+):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"log\.jsonl could not be written .*The last checkpoint is still valid"):
+        train(make_model(), data, make_training(), tmp_path)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_log_in_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"The log could not be written to .*file.*another --out\."):
+        Journal(tmp_path / "file")
 
 
 def test_a_log_is_cut_after_the_checkpoint(tmp_path):

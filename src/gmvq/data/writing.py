@@ -45,6 +45,28 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+@contextmanager
+def naming(what: str, remedy: str) -> Iterator[None]:
+    """Says of an error of writing, in one line, what could not be written and where, and what is to be done.
+
+    Args:
+        what: What is written, as ``The log``.
+        remedy: What is still valid, and what to do, in sentences.
+
+    Raises:
+        OSError: In place of one that was raised inside, with its ``errno``; one that is named already stays as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        where = "" if error.filename is None else f" to {error.filename}"
+        named = OSError(f"{what} could not be written{where} ({error.strerror}). {remedy}")
+        named.errno = error.errno
+        raise named from error
+
+
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
     """Writes JSON atomically; NaN and infinity are refused, since JSON has neither.
 

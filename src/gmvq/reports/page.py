@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import jinja2
 
-from gmvq.data.writing import write_atomically
+from gmvq.data.writing import naming, write_atomically
 from gmvq.metrics.base import Measure
 from gmvq.modalities import Exhibit, Passage, Picture, Sound
 from gmvq.reports import glossary, plots
@@ -248,7 +248,8 @@ def write_page(path: Path, template: str, **context: Any) -> Path:  # noqa: ANN4
     }
     environment.filters["uri"] = _uri
     page = environment.get_template(template).render(**context)
-    write_atomically(path, page.encode())
+    with naming("The report", "The model and its metrics are valid: make room there and give the same command again."):
+        write_atomically(path, page.encode())
     return path
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from gmvq import hub
-from gmvq.data.writing import write_json
+from gmvq.data.writing import naming, write_json
 from gmvq.stages.layout import (
     CHECKPOINT,
     METRICS,
@@ -108,10 +108,12 @@ class Stage(ABC, Generic[Model]):
             ValueError: If the folder holds something else, or settings contradict each other.
             OSError: If data cannot be read or the folder cannot be written.
         """
-        if (done := self.done(overwrite=overwrite)) is not None:
+        done = self.done(overwrite=overwrite)
+        # a full disk may have left a finished stage without its page, which is written without learning again
+        if done is not None and not (report and self._lacks_page()):
             self.say(f"The {self.what} in {self.out} is finished. To train it anew, pass --overwrite.")
             return done
-        resume = resume and (self.out / CHECKPOINT).is_file()
+        resume = (resume or done is not None) and (self.out / CHECKPOINT).is_file()
         head = {"format": self.form, "version": VERSION, "run": self.settings()}
         record = {**head, **circumstances(command), **self.about()}
         if is_main() and not resume:  # a refused checkpoint leaves the folder as it was
@@ -122,9 +124,10 @@ class Stage(ABC, Generic[Model]):
             return {}
         self.say("Measuring on all held-out data ...")
         metrics = {**self.measure(model), "warnings": list(self.warnings)}
-        write_json(self.out / METRICS, metrics)
         finish = {"fingerprint": hub.fingerprint(model), "place": place_of(self.out), "finished": now()}
-        write_json(self.out / RECORD, {**record, **finish})
+        with naming("What was measured", "The model is valid: make room there and finish with --resume."):
+            write_json(self.out / RECORD, {**record, **finish})
+            write_json(self.out / METRICS, metrics)  # last, since by it a stage counts as finished
         if report:
             self.report(model)
         return metrics
@@ -151,8 +154,14 @@ class Stage(ABC, Generic[Model]):
             )
         return finished(self.out, settings)
 
+    def _lacks_page(self) -> bool:
+        """True for a stage that writes a page, which is not there, where the checkpoint of its end is."""
+        writes_page = type(self).report is not Stage.report
+        return writes_page and not (self.out / REPORT).exists() and (self.out / CHECKPOINT).is_file()
+
     def _begin(self, record: dict[str, Any]) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
-        for name in (METRICS, REPORT):  # those of a former one
-            (self.out / name).unlink(missing_ok=True)
-        write_json(self.out / RECORD, {**record, "place": place_of(self.out)})
+        with naming("The record", "Make room there, or choose another --out."):
+            self.out.mkdir(parents=True, exist_ok=True)
+            for name in (METRICS, REPORT):  # those of a former one
+                (self.out / name).unlink(missing_ok=True)
+            write_json(self.out / RECORD, {**record, "place": place_of(self.out)})

@@ -15,6 +15,7 @@ from torch import nn
 
 from gmvq import hub
 from gmvq.data import evenly_spaced
+from gmvq.data.writing import naming
 from gmvq.evaluation import Evaluation, evaluate
 from gmvq.losses import FeatureLoss, vgg16_features
 from gmvq.modalities import Data, fingerprint
@@ -207,7 +208,9 @@ class TokenizerStage(Stage[Autoencoder]):
         items = [self.data.held_out[index][None] for index in evenly_spaced(len(self.data.held_out), SHOWN)]
         real = [model.signal.checked(item)[0] for item in items]
         made = [model.reconstruct(item.to(model.device))[0].cpu() for item in items]
-        model.modality.write(self.out / f"reconstructions{model.modality.suffix}", [*real, *made], columns=len(real))
+        with naming("The sheet of reconstructions", "The model and its metrics are valid: make room there."):
+            name = f"reconstructions{model.modality.suffix}"
+            model.modality.write(self.out / name, [*real, *made], columns=len(real))
 
     def _features(self, named: str) -> FeatureLoss:
         """The distance of features that the run names."""

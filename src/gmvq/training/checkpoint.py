@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
-from gmvq.hub import write_atomically
+from gmvq.data.writing import naming, write_atomically
 
 FORMAT = "gmvq.checkpoint"
 VERSION = 1
@@ -65,14 +65,9 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
     state = {name: value for name, value in checkpoint._asdict().items() if name != "tensors"}
     header = {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    try:
+    with naming(f"The checkpoint of step {checkpoint.step}", f"{_still_there(run)} Make room there."):
         _remove_partial(path)
         write_atomically(path, save_bytes(tensors, header))
-    except OSError as error:
-        raise OSError(
-            f"The checkpoint of step {checkpoint.step} could not be written to {path} ({error.strerror or error}). "
-            f"{_still_there(run)} Make room there."
-        ) from error
     return path
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from gmvq.hub import write_atomically
+from gmvq.data.writing import naming, write_atomically
 
 FILE = "log.jsonl"
+_REMEDY = "The last checkpoint is still valid; make room there and go on with --resume."
 
 
 class Journal:
@@ -31,37 +33,35 @@ class Journal:
 
     def __init__(self, run: Path, step: int = 0, *, tensorboard: bool = False) -> None:
         self.path = run / FILE
-        self.writer = _tensorboard_writer(run, step) if tensorboard else None
-        run.mkdir(parents=True, exist_ok=True)
-        _truncate(self.path, step)
-        self._file: TextIO = self.path.open("a", encoding="utf-8")
+        with naming("The log", "Make room there, or choose another --out."):
+            run.mkdir(parents=True, exist_ok=True)
+            self.writer = _tensorboard_writer(run, step) if tensorboard else None
+            _truncate(self.path, step)
+            self._file: TextIO = self.path.open("a", encoding="utf-8")
 
     def write(self, kind: str, step: int, metrics: dict[str, float | None]) -> None:
         """Adds a line; a metric that is not finite becomes null, since JSON has no such number."""
         known = {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
         entry: dict[str, Any] = {"kind": kind, "step": step, **known}
-        try:
+        with naming(f"The line of step {step} of {self.path}", _REMEDY):
             self._file.write(json.dumps(entry, allow_nan=False) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise OSError(
-                f"The log {self.path} could not be written at step {step} ({error.strerror or error}). "
-                "The last checkpoint is still valid; make room there and go on with --resume."
-            ) from error
-        if self.writer is not None:
-            for name, value in known.items():
-                if value is not None:
-                    self.writer.add_scalar(f"{kind}/{name}", value, step)
+            if self.writer is not None:
+                for name, value in known.items():
+                    if value is not None:
+                        self.writer.add_scalar(f"{kind}/{name}", value, step)
 
     def sync(self) -> None:
         """Waits until all lines are on the disk: a checkpoint must not be newer than its log."""
-        os.fsync(self._file.fileno())
+        with naming(str(self.path), _REMEDY):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Ends the log."""
-        self._file.close()
-        if self.writer is not None:
-            self.writer.close()
+        """Ends the log; what a full disk has kept from being written was said before."""
+        for part in (self._file, self.writer):
+            with suppress(OSError):
+                if part is not None:
+                    part.close()
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

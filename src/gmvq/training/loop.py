@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from rich.console import Console
 from torch import nn
 
+from gmvq.data.writing import naming
 from gmvq.distributed import broadcast
 from gmvq.training import checkpoint as checkpoints
 from gmvq.training.averaging import BestWeights, WeightAverage
@@ -309,13 +310,9 @@ class Loop(Generic[Model]):
         return TrainingResult(self.averaged, steps, seconds, speed, first_step, warnings)
 
     def _save_model(self) -> None:
-        try:
+        remedy = "The checkpoint of its last step is valid: make room there and finish with --resume."
+        with naming("The model", remedy):
             self.task.save(self.averaged, self.out)
-        except OSError as error:
-            raise OSError(
-                f"The model could not be written to {self.out} ({error.strerror or error}). The checkpoint of its last "
-                "step is valid: make room there and finish with --resume."
-            ) from error
 
     @property
     def _items_per_step(self) -> int:
