@@ -107,7 +107,7 @@ def compare() -> Callable[..., None]:
 
 
 def _without_terms(answer: Any, call: dict[str, Any]) -> Any:
-    """What both define alike: the parts of the loss are 0 in their evaluation, and figures in ours."""
+    """The part of an answer that both define: the parts of the loss are 0 in their evaluation, and metrics in ours."""
     if "return_loss_breakdown" not in call:
         return answer
     return answer[0] if isinstance(answer[0], tuple) else answer[:-1]

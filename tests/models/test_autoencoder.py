@@ -220,7 +220,7 @@ class Toy(Image):
 
 
 def of(axes, values="unit", quantizer="gaussian-mixture", **options):
-    return small(quantizer, modality=Toy(3 if values != "symbols" else 11, None, axes, values), **options)
+    return small(quantizer, modality=Toy(3 if values != "symbols" else 11, axes=axes, values=values), **options)
 
 
 def drawn(axes, values, number=4, size=11):

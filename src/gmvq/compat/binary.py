@@ -1,11 +1,11 @@
-r"""vector-quantize-pytorch's ``LFQ``, by our quantizers that keep signs.
+r"""vector-quantize-pytorch's ``LFQ``, by our quantizers of signs.
 
 ::
 
     x --channels last--> latents --way in--> soft limit --> codebooks --rotation--> signs --> ... --> way out
 
-The entropy loss there is :math:`w (E H(q) - \gamma H(q_B))`, which is negative; here it is higher by the constant
-:math:`w \gamma \log K`, with the same gradient, and 0 at its best.
+The original's entropy loss is :math:`w (E H(q) - \gamma H(q_B))`, which is negative. Ours is larger by the constant
+:math:`w \gamma \log K`: it has the same gradient and a minimum of 0.
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ from gmvq.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from gmvq.quantizers.compositions.product import Product
 
 INVERSE_TEMPERATURE = 100.0
-"""The other library's default for each call: a temperature of 0.01."""
+"""The other library's default, a temperature of 0.01."""
 
 RULES = (
-    Rule("frac_per_sample_entropy", (1.0, 1), "All latents count: no N x K numbers are needed here. Leave it out."),
+    Rule(
+        "frac_per_sample_entropy",
+        (1.0, 1),
+        "All latents count, without a matrix N x K. Leave it out.",
+    ),
     Rule("experimental_softplus_entropy_loss", (False,), "The entropy loss is at least 0 without it. Leave it out."),
     Rule("entropy_loss_offset", (5.0, 5), "It belongs to experimental_softplus_entropy_loss. Leave it out."),
     Rule("force_quantization_f32", (True,), "Leave it out: quantization is in float32 or float64."),
@@ -37,7 +41,7 @@ RULES = (
 
 
 class Return(NamedTuple):
-    """What ``LFQ`` returns.
+    """Return value of ``LFQ``.
 
     Attributes:
         quantized: Values in the layout of x.
@@ -69,7 +73,7 @@ class BinaryOptions:
     """Keyword arguments of ``LFQ``, with its defaults.
 
     Raises:
-        ValueError: If an option has no meaning here, or two contradict each other.
+        ValueError: If an option is not supported, or two contradict each other.
     """
 
     dim: int | None = None
@@ -120,7 +124,7 @@ class BinaryOptions:
 
     @property
     def keeps_axis(self) -> bool:
-        """Whether indices have an axis for codebooks."""
+        """True if indices have an axis for codebooks."""
         return self.num_codebooks > 1 if self.keep_num_codebooks_dim is None else self.keep_num_codebooks_dim
 
     def signs(self) -> AbstractQuantizer:
@@ -137,7 +141,7 @@ class BinaryOptions:
         )
 
     def quantizer(self) -> AbstractQuantizer:
-        """The whole of it, on latents ``(*, dim)``."""
+        """The complete quantizer, for latents ``(*, dim)``."""
         bits = self.size.bit_length() - 1
         rotation = FixedRotation(bits) if self.orthogonal_rotation else None
         members = [
@@ -157,7 +161,7 @@ class BinaryOptions:
 
 
 class LFQ(AbstractDropIn):
-    r"""Keeps the sign of each feature, called as in vector-quantize-pytorch.
+    r"""Keeps the sign of each feature, with the interface of vector-quantize-pytorch.
 
     .. math:: \mu_c = s\, \mathrm{sign}(x)
 
@@ -170,7 +174,7 @@ class LFQ(AbstractDropIn):
         indices ``(B, N)``, or with several codebooks ``(B, N, num_codebooks)``, loss ``()``.
 
     Raises:
-        ValueError: If an option has no meaning here.
+        ValueError: If an option is not supported.
 
     References:
         Language Model Beats Diffusion: Tokenizer is Key to Visual Generation (Yu et al., 2023),
@@ -190,7 +194,7 @@ class LFQ(AbstractDropIn):
 
     @property
     def channels_first(self) -> bool:
-        """Whether features are the second axis of every x."""
+        """True if features are the second axis of every x."""
         return self.options.channel_first is True
 
     @property
@@ -209,17 +213,22 @@ class LFQ(AbstractDropIn):
         return self.options.size.bit_length() - 1
 
     def bits_to_codes(self, bits: Tensor) -> Tensor:
-        """Codes of bits before they are put on the sphere, ``(*, L)``: 0 gives ``-codebook_scale``, 1 its opposite."""
+        """Codes of bits, ``(*, L)``, before projection to the sphere: ``codebook_scale`` for 1, its negative for 0."""
         return (2 * bits.to(self.quantizer.training_progress) - 1) * self.options.codebook_scale
 
     @property
     def codebook(self) -> Tensor:
-        """Codes before they are put on the sphere, ``(K, L)``."""
+        """Codes ``(K, L)``, before projection to the sphere."""
         signs = LookupFreeQuantizer(codebook_size=self.options.size, codebook_scale=self.options.codebook_scale)
         return signs.codebook.to(self.quantizer.training_progress)
 
     def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
-        """What forward gives for the indices, in the layout of x, or its code inside the projection; -1 gives 0."""
+        """Values that forward returns for these indices, in the layout of x, or code vectors before ``project_out``.
+
+        Args:
+            indices: Int64 codes; -1 gives 0.
+            project_out: False returns the code vectors inside the projection.
+        """
         linear = self.quantizer if project_out else _without_projection(self.quantizer)
         values = linear.decode(indices)
         are_spatial = indices.ndim >= 3 + self.options.keeps_axis
@@ -237,20 +246,20 @@ class LFQ(AbstractDropIn):
 
         Args:
             x: Latents.
-            inv_temperature: As it is.
-            return_loss_breakdown: Whether to return the loss's parts, too.
-            mask: Booleans ``(B, N)``; a False place has index -1, value 0 and no part in the loss.
+            inv_temperature: The default; others are not supported.
+            return_loss_breakdown: True to return the parts of the loss, too.
+            mask: Booleans ``(B, N)``; a False place has index -1 and value 0, and is left out of the loss.
 
         Returns:
-            Quantized, indices, loss, and perhaps the parts of the loss.
+            Quantized, indices, loss, and the parts of the loss if asked for.
 
         Raises:
-            ValueError: If the temperature is another one.
+            ValueError: If the temperature is not the default.
         """
         if inv_temperature != INVERSE_TEMPERATURE:
             raise ValueError(
                 f"'inv_temperature' must be {INVERSE_TEMPERATURE} here, got {inv_temperature}. Use "
-                "gmvq.LookupFreeQuantizer(temperature=...), which takes schedules, too."
+                "gmvq.LookupFreeQuantizer(temperature=...), which also takes schedules."
             )
         first = x.ndim >= 4 if self.options.channel_first is None else self.options.channel_first and x.ndim > 2
         out = self._quantize(x, first, mask)
@@ -270,7 +279,7 @@ class LFQ(AbstractDropIn):
         return "mask" in names
 
     def _translate(self, translation: Translation) -> None:
-        mask = translation.take("mask")  # powers of 2, which have no place here
+        mask = translation.take("mask")  # powers of 2, which are not stored here
         if mask is not None and len(mask) != self.codebook_dim:
             raise ValueError(
                 f"'mask' must have {self.codebook_dim} bits, got {len(mask)}. Make the module with "
@@ -285,7 +294,7 @@ def binary_options(module: Any, training: bool) -> BinaryOptions:  # noqa: ANN40
 
     Args:
         module: The module.
-        training: False leaves out options that matter in training only.
+        training: False ignores options that only matter in training.
     """
     found = read(module, [each.name for each in fields(BinaryOptions)])
     is_cosine = type(module.project_in).__name__ == "CosineSimLinear"

@@ -1,4 +1,4 @@
-"""From a module of vector-quantize-pytorch to our quantizer."""
+"""Conversion of modules of vector-quantize-pytorch to our quantizers."""
 
 from __future__ import annotations
 
@@ -30,29 +30,28 @@ KINDS: dict[str, tuple[type[AbstractDropIn], Reader]] = {
     "LFQ": (LFQ, binary_options),
     "SimVQ": (SimVQ, linear_options),
 }
-"""Class of the same name, and how to read the options of a module."""
+"""By class name: our class of the same name, and the function that reads a module's options."""
 
 
 def convert(module: nn.Module, training: bool = True) -> AbstractQuantizer | ChannelFirst:
-    """Makes our quantizer out of a module of vector-quantize-pytorch, with the same codes, values and statistics.
+    """Makes our quantizer from a module of vector-quantize-pytorch, with the same codes, values and statistics.
 
-    It is our own quantizer with our own interface, on latents ``(*, dim)``, or ``(B, dim, *spatial)`` where the module
-    takes channels second::
+    The result has our own interface, for latents ``(*, dim)``, or ``(B, dim, *spatial)`` if the module takes channels
+    second::
 
         quantizer = convert(vector_quantize_pytorch.VectorQuantize(dim=256, codebook_size=512, codebook_dim=16))
         values, codes, loss, terms = quantizer(latents)
 
     Args:
         module: A ``VectorQuantize``, ``ResidualVQ``, ``GroupedResidualVQ``, ``FSQ``, ``ResidualFSQ``, ``LFQ`` or
-            ``SimVQ``, known by the name of its class.
-        training: False leaves out options that change nothing in evaluation, instead of refusing those without a
-            meaning here.
+            ``SimVQ``, recognized by the name of its class.
+        training: False ignores options that only matter in training, instead of refusing those that are not supported.
 
     Returns:
-        A quantizer, or a composition of some, that shares no memory with the module.
+        A quantizer or a composition of quantizers, which shares no memory with the module.
 
     Raises:
-        ValueError: If the module is none of these, or has an option without a meaning here.
+        ValueError: If the module is of another class, or has an option that is not supported.
     """
     dropin = dropin_of(module, training)
     quantizer = ChannelFirst(dropin.quantizer) if dropin.channels_first else dropin.quantizer
@@ -60,14 +59,14 @@ def convert(module: nn.Module, training: bool = True) -> AbstractQuantizer | Cha
 
 
 def dropin_of(module: nn.Module, training: bool = True) -> AbstractDropIn:
-    """The class of the same name, with the options and the state of a module of vector-quantize-pytorch.
+    """Makes our class of the same name, with the options and the state of a module of vector-quantize-pytorch.
 
     Args:
         module: The module.
         training: As for :func:`convert`.
 
     Raises:
-        ValueError: If the module is of no class known here, or has an option without a meaning here.
+        ValueError: If the module is of another class, or has an option that is not supported.
     """
     dropin = _empty(module, training)
     state = module.state_dict()
@@ -77,7 +76,7 @@ def dropin_of(module: nn.Module, training: bool = True) -> AbstractDropIn:
         dropin.to(device=floats[0].device)
         if floats[0].dtype == torch.float64:
             dropin.double()
-            dropin.load_state_dict(state)  # what was rounded on the way
+            dropin.load_state_dict(state)  # again, for what was rounded to float32 above
     return dropin.train(module.training)
 
 
@@ -90,13 +89,13 @@ def _empty(module: Any, training: bool) -> AbstractDropIn:  # noqa: ANN401
         if name in names:
             return kind(**_arguments(reader(module, training)))
     raise ValueError(
-        f"'module' must be one of GroupedResidualVQ, {', '.join(KINDS)}, got {type(module).__name__}. Build the "
-        "quantizer from gmvq's own and copy its codes."
+        f"'module' must be one of GroupedResidualVQ, {', '.join(KINDS)}, got {type(module).__name__}. Build a "
+        "quantizer of gmvq and copy the codes into it."
     )
 
 
 def _arguments(options: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Keyword arguments that give these options again; what is handed to levels stands beside the others."""
+    """Keyword arguments that make the same options, those for the levels among the others."""
     found = {each.name: getattr(options, each.name) for each in fields(options)}
     for handed in ("vector", "scalar"):
         found |= found.pop(handed, None) or {}

@@ -1,4 +1,4 @@
-"""What all drop-in classes share: layout, masks, freezing for one call, and loading the other library's state.
+"""The base class of the drop-in classes: layout, masks, freezing for one call, and loading of foreign states.
 
 ::
 
@@ -21,12 +21,12 @@ from gmvq.types import Quantized
 
 
 class AbstractDropIn(nn.Module, ABC):
-    """Calls one of our quantizers as another library calls its own.
+    """A quantizer of gmvq with the interface of another library.
 
-    ``load_state_dict`` takes the other library's state dict as well as ours; ``state_dict`` gives ours.
+    ``load_state_dict`` takes the other library's state dict as well as ours; ``state_dict`` returns ours.
 
     Attributes:
-        quantizer: The quantizer that does the work, on latents ``(*, dim)``.
+        quantizer: The quantizer behind the interface, for latents ``(*, dim)``.
     """
 
     quantizer: AbstractQuantizer
@@ -43,20 +43,20 @@ class AbstractDropIn(nn.Module, ABC):
     @property
     @abstractmethod
     def channels_first(self) -> bool:
-        """Whether features are the second axis of every x."""
+        """True if features are the second axis of every x."""
 
     def update(self) -> None:
-        """Folds the last forward's statistics into the codebooks; the next forward in training does it by itself."""
+        """Updates the codebooks from the last forward's statistics; the next forward in training does so, too."""
         self.quantizer.update()
 
     def _quantize(self, x: Tensor, channels_first: bool, mask: Tensor | None = None) -> Quantized:
-        """Quantizes ``x`` in its own layout; values come back in it, codes with channels last."""
+        """Quantizes ``x``; values are returned in its layout, codes with channels last."""
         values, codes, loss, terms = self.quantizer(x.movedim(1, -1) if channels_first else x, mask=mask)
         return Quantized(values.movedim(-1, 1) if channels_first else values, codes, loss, terms)
 
     @contextmanager
     def _frozen(self, members: list[AbstractQuantizer], frozen: bool | None) -> Iterator[None]:
-        """Freezes, or unfreezes, members for one call; None leaves them as they are."""
+        """Freezes or unfreezes members for one call; None leaves them as they are."""
         if frozen is None:
             yield
             return
@@ -68,18 +68,18 @@ class AbstractDropIn(nn.Module, ABC):
         finally:
             for member, was_frozen, required in before:
                 if was_frozen:
-                    member.update()  # what this call has collected: a frozen codebook folds nothing in
+                    member.update()  # with this call's statistics, which a frozen codebook would drop
                 member.freeze() if was_frozen else member.unfreeze()
                 for parameter, requires_grad in zip(member.parameters(), required, strict=True):
                     parameter.requires_grad_(requires_grad)
 
     @abstractmethod
     def _is_theirs(self, names: list[str]) -> bool:
-        """Whether names of a state dict, without the module's prefix, are the other library's."""
+        """True if these names of a state dict, without the module's prefix, are the other library's."""
 
     @abstractmethod
     def _translate(self, translation: Translation) -> None:
-        """Puts their tensors in the places of ours."""
+        """Assigns the other library's tensors to ours."""
 
 
 def _translated(module: AbstractDropIn, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
@@ -91,5 +91,5 @@ def _translated(module: AbstractDropIn, state_dict: dict[str, Any], prefix: str,
 
 
 def mean_term(terms: dict[str, Tensor], name: str) -> Tensor:
-    """Mean over members of a term, whose names end in it, ``()``."""
+    """Mean of a term over the members, whose names for it end in ``name``: ``()``."""
     return torch.stack([term for key, term in terms.items() if key.rpartition(".")[2] == name]).mean()

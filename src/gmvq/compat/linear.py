@@ -36,7 +36,7 @@ class LinearOptions:
     frozen_codebook_dim: int | None = None
 
     def quantizer(self) -> LinearQuantizer:
-        """The whole of it, on latents ``(*, dim)``."""
+        """The complete quantizer, for latents ``(*, dim)``."""
         quantizer = LinearQuantizer(
             self.dim,
             self.codebook_size,
@@ -53,7 +53,7 @@ class LinearOptions:
 
 
 class SimVQ(AbstractDropIn):
-    r"""Quantizes latents to learned maps of fixed codes, called as in vector-quantize-pytorch.
+    r"""Quantizes latents to learned maps of fixed codes, with the interface of vector-quantize-pytorch.
 
     .. math:: c = \arg\min_k |z - \mathrm{transform}(a_k)|^2
 
@@ -86,7 +86,7 @@ class SimVQ(AbstractDropIn):
 
     @property
     def channels_first(self) -> bool:
-        """Whether features are the second axis of every x."""
+        """True if features are the second axis of every x."""
         return self.options.channel_first
 
     @property
@@ -96,7 +96,7 @@ class SimVQ(AbstractDropIn):
 
     @property
     def commitment_weight(self) -> float:
-        """What the loss weighs."""
+        """Weight of the loss."""
         return self.options.commitment_weight
 
     @property
@@ -105,12 +105,12 @@ class SimVQ(AbstractDropIn):
         return self.quantizer.code_vectors
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
-        """What forward gives for the indices, in the layout of x; -1 gives 0."""
+        """Values that forward returns for these indices, in the layout of x; 0 for -1."""
         values = self.quantizer.decode(indices)
         return values.movedim(-1, 1) if self.options.channel_first else values
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantizes x: quantized, indices, and the loss, in evaluation too."""
+        """Quantizes x; returns values, indices and the loss, which is not 0 in evaluation."""
         out = self._quantize(x, self.options.channel_first and x.ndim > 2)
         return out.values, out.codes, out.loss
 

@@ -1,7 +1,7 @@
-"""Options of another library: which of them mean something here, and what to do about the others.
+"""Rules for the options of another library: which values are supported, and what to do about the others.
 
-A rule names an option, the values that have a meaning here, and a remedy for all others. Options that matter in
-training only may be left out (``training=False``) by someone who wants the codes of a trained module and no more.
+A rule names an option, the supported values, and a remedy for all others. ``training=False`` ignores options that only
+matter in training, for users who want the codes of a trained module and no more.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Rule:
-    """What an option may be here.
+    """The supported values of an option.
 
     Attributes:
         name: The option.
-        accepted: Values with a meaning here; the first is the other library's default.
-        remedy: What to do instead of any other value.
-        training_only: Whether the option changes nothing in evaluation.
+        accepted: Supported values; the first is the other library's default.
+        remedy: What to do instead of using another value.
+        training_only: True if the option changes nothing in evaluation.
     """
 
     name: str
@@ -32,11 +32,11 @@ def check(options: object, rules: Sequence[Rule]) -> None:
     """Checks options against rules.
 
     Raises:
-        ValueError: If an option has a value without a meaning here.
+        ValueError: If an option has a value that is not supported.
     """
     for rule in rules:
         value = getattr(options, rule.name)
-        # by type too: 1 is no True, and a tensor does not compare to one truth value
+        # types are compared, too: 1 is not True, and comparing a tensor gives no single truth value
         if not any(value is good or (type(value) is type(good) and value == good) for good in rule.accepted):
             raise ValueError(
                 f"'{rule.name}' must be {' or '.join(map(repr, rule.accepted))} here, got {value!r}. {rule.remedy}"
@@ -44,26 +44,26 @@ def check(options: object, rules: Sequence[Rule]) -> None:
 
 
 def read(module: object, names: Sequence[str]) -> dict[str, Any]:
-    """Those attributes of a module that it has, by name."""
+    """Attributes of a module by name, without those that it does not have."""
     return {name: getattr(module, name) for name in names if hasattr(module, name)}
 
 
 def defaults(rules: Sequence[Rule]) -> dict[str, Any]:
-    """Accepted values of all options that matter in training only."""
+    """Accepted values of all options that only matter in training."""
     return {rule.name: rule.accepted[0] for rule in rules if rule.training_only}
 
 
 def has_bias(module: Any) -> bool:  # noqa: ANN401
-    """Whether the linear map on a module's way in has a bias; True where there is none."""
+    """True if a module's ``project_in`` has a bias, or is not linear."""
     return getattr(module.project_in, "bias", True) is not None
 
 
 def refuse(unsupported: dict[str, Any], remedies: dict[str, str]) -> None:
-    """Refuses arguments of a call that the other library has and that mean nothing here, unless they are at rest.
+    """Refuses arguments of the other library's forward that are not supported, unless they are None or False.
 
     Raises:
-        TypeError: If there is no such argument there either.
-        ValueError: If one is neither None nor False.
+        TypeError: If the other library has no such argument either.
+        ValueError: If an argument is neither None nor False.
     """
     for name, value in unsupported.items():
         if name not in remedies:

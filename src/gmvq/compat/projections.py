@@ -1,9 +1,9 @@
-r"""Maps that other libraries put around their codebooks, as ways in and out of our :class:`~gmvq.Projected`.
+r"""Maps that vector-quantize-pytorch puts around its codebooks, as projections of our :class:`~gmvq.Projected`.
 
 .. math:: z = \mathrm{in}(x), \qquad v = \mathrm{out}(\mathrm{quantize}(z))
 
-Theirs are two linear maps that know nothing of each other, perhaps with a normalization, a soft limit, a rotation or a
-scale. So the codes of decoded codes need not be the codes, as they are for our own projection.
+They are two independent linear maps, with an optional normalization, soft limit, rotation or scale. So encoding the
+values of codes need not return the same codes, as it does with our own projection.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class SoftClamp(nn.Module):
     r"""Limits features smoothly, :math:`l \tanh(x / l)`.
 
     Args:
-        limit: l, one number or one for each feature.
+        limit: l, a number or one number per feature.
     """
 
     limit: Tensor
@@ -40,8 +40,8 @@ class Scale(nn.Module):
     """Divides or multiplies each feature by a number.
 
     Args:
-        scale: One number for each feature, ``(L,)``.
-        divides: Whether to divide.
+        scale: A number per feature, ``(L,)``.
+        divides: True to divide, False to multiply.
     """
 
     scale: Tensor
@@ -75,12 +75,12 @@ class FixedRotation(nn.Module):
         return rows @ self.rotation.to(rows.dtype)
 
     def around(self, quantizer: AbstractQuantizer) -> Projected:
-        """A quantizer that sees rotated latents, and whose values are turned back."""
+        """Wraps a quantizer: it gets rotated latents, and its values are rotated back."""
         return Projected(quantizer, quantizer.dim, project_in=self, project_out=_Back(self))
 
 
 class _Back(nn.Module):
-    """The inverse of a rotation, of which it holds no copy."""
+    """The inverse of a rotation, whose matrix it shares."""
 
     def __init__(self, forth: FixedRotation) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class CosineLinear(nn.Module):
     Args:
         dim: Features of x.
         code_dim: Number of directions L.
-        scale: s.
+        scale: Factor s of the cosines.
     """
 
     def __init__(self, dim: int, code_dim: int, scale: float) -> None:
@@ -118,15 +118,15 @@ def projected(
     way_in: nn.Module | None = None,
     then: nn.Module | None = None,
 ) -> AbstractQuantizer:
-    """Puts the other library's ways in and out around a quantizer, which stays as it is where there are none.
+    """Wraps a quantizer in the other library's projections; without any, returns the quantizer itself.
 
     Args:
         inner: Quantizer of any dimension.
-        dim: Features of a latent outside.
-        linear: Whether to have linear maps; by default where the dimensions differ.
-        bias: Whether these have a bias.
-        way_in: Instead of the linear map on the way in.
-        then: What follows on the way in.
+        dim: Features of a latent outside the projection.
+        linear: Whether to use linear maps; by default, if the dimensions differ.
+        bias: Whether the linear maps have a bias.
+        way_in: Module that replaces the linear map into the codebook's space.
+        then: Module that follows it, before the codebook.
     """
     linear = inner.dim != dim if linear is None else linear
     if not linear and then is None:
@@ -139,7 +139,7 @@ def projected(
 
 
 def inside(quantizer: AbstractQuantizer) -> AbstractQuantizer:
-    """The quantizer inside of what :func:`projected` gave."""
+    """The quantizer inside the projection that :func:`projected` made."""
     return quantizer.quantizer if isinstance(quantizer, Projected) else quantizer
 
 
@@ -147,14 +147,14 @@ def put_projection(translation: Translation, quantizer: AbstractQuantizer, name:
     """Loads the other library's ``project_in`` and ``project_out``.
 
     Args:
-        translation: Where to take them from.
-        quantizer: What :func:`projected` gave.
-        name: What stands before their names.
+        translation: The state to take them from.
+        quantizer: Return value of :func:`projected`.
+        name: Prefix of their names.
     """
     if not isinstance(quantizer, Projected):
         return
     ways = quantizer.project_in if isinstance(quantizer.project_in, nn.Sequential) else nn.Sequential()
-    # alone, theirs has no number
+    # a single layer has no number in its name there
     numbered = translation.has(f"{name}project_in.0.weight")
     for place, way in enumerate(way for way in ways if list(way.parameters())):
         translation.layer(way, f"{name}project_in.{place}" if numbered else f"{name}project_in")

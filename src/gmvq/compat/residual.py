@@ -4,8 +4,8 @@ r"""vector-quantize-pytorch's ``ResidualVQ`` and ``GroupedResidualVQ``, by our :
 
     x --groups--> way in --level 1--> rest --level 2--> ... --sum--> way out --> quantized, indices, losses
 
-Each level has a loss of its own there, and here too by its value; the gradient of their sum is that of our quantizer's
-one loss, and each entry has an equal share of it.
+There, each level has its own loss. Here, each entry of the losses has the value of that loss, and an equal share of
+the gradient of our quantizer's one loss.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from gmvq.quantizers.compositions.residual import Residual
 from gmvq.quantizers.vector import VectorQuantizer
 
 REMEDIES = {
-    "sample_codebook_temp": "Codes are the nearest, in training too: use gmvq.StochasticQuantizer to draw them.",
-    "beam_size": "Give beam_size where you make the module: it holds for every call in evaluation.",
-    "rand_quantize_dropout_fixed_seed": "All ranks draw the same levels. Use torch.manual_seed to repeat them.",
+    "sample_codebook_temp": "Codes are the nearest ones, in training too: use gmvq.StochasticQuantizer to draw them.",
+    "beam_size": "Give beam_size to the constructor: it applies to every call in evaluation.",
+    "rand_quantize_dropout_fixed_seed": "All ranks draw the same number of levels. Use torch.manual_seed to repeat it.",
 }
 
 
 def residual_arguments(options: dict[str, Any]) -> ResidualOptions:
-    """Options of ``ResidualVQ`` out of its keyword arguments."""
+    """Options of ``ResidualVQ`` from its keyword arguments."""
     own = {each.name for each in fields(ResidualOptions)} - {"vector"}
     vector = {name: value for name, value in options.items() if name not in own}
     return ResidualOptions(**{name: options[name] for name in options if name in own}, vector=vector)
 
 
 class ResidualVQ(AbstractDropIn):
-    r"""Quantizes latents level after level, called as in vector-quantize-pytorch.
+    r"""Quantizes latents level after level, with the interface of vector-quantize-pytorch.
 
     .. math:: v = \sum_i v_i, \qquad v_i = \mathrm{quantize}_i\big(x - \textstyle\sum_{j<i} v_j\big)
 
     Args:
         **options: Keyword arguments of the other library's class, with its defaults: ``dim``, ``num_quantizers``,
             ``codebook_size``, ...; see :class:`~gmvq.compat.residual_options.ResidualOptions`, and
-            :class:`~gmvq.compat.vector_options.VectorOptions` for what it hands to each level.
+            :class:`~gmvq.compat.vector_options.VectorOptions` for those of each level.
 
     Shape:
         x ``(B, N, dim)``, ``(B, dim)``, or with ``accept_image_fmap`` ``(B, dim, H, W)`` -> quantized as x, indices
         ``(B, N, levels)``, losses ``(levels,)``.
 
     Raises:
-        ValueError: If an option has no meaning here.
+        ValueError: If an option is not supported.
 
     References:
         SoundStream: An End-to-End Neural Audio Codec (Zeghidour et al., 2021), https://arxiv.org/abs/2107.03312
@@ -74,7 +74,7 @@ class ResidualVQ(AbstractDropIn):
 
     @property
     def channels_first(self) -> bool:
-        """Whether features are the second axis of every x."""
+        """True if features are the second axis of every x."""
         return self.options.channels_first
 
     @property
@@ -99,7 +99,7 @@ class ResidualVQ(AbstractDropIn):
 
     @property
     def shared_codebook(self) -> bool:
-        """Whether all levels have one codebook."""
+        """True if all levels share one codebook."""
         return self.options.shared_codebook
 
     @property
@@ -111,12 +111,12 @@ class ResidualVQ(AbstractDropIn):
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """Code vectors of each level inside the projection: ``(B, *, levels)`` -> ``(levels, B, *, L)``.
 
-        An index of -1, or a level that is missing at the end, gives 0.
+        An index of -1, or a missing last level, gives 0.
         """
         return codes_of_levels(self.quantizer, indices)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """What forward gives for the indices, in the layout of x; fewer levels give a coarser output."""
+        """Values that forward returns for these indices, in the layout of x; fewer levels give a coarser output."""
         values = self.quantizer.decode(indices)
         return values.movedim(-1, 1) if self.options.channels_first else values
 
@@ -135,16 +135,16 @@ class ResidualVQ(AbstractDropIn):
             x: Latents.
             mask: Booleans ``(B, N)``; a False place has indices -1 and value 0, or x with
                 ``return_zeros_for_masked_padding=False``.
-            indices: Not taken.
-            return_all_codes: Whether to return the code vectors of each level, too.
-            freeze_codebook: True stops the codebooks' learning for this call.
-            **unsupported: Other arguments of theirs, which must be None or False.
+            indices: Not supported.
+            return_all_codes: True to return the code vectors of each level, too.
+            freeze_codebook: True freezes the codebooks for this call.
+            **unsupported: Other arguments of the original, which must be None or False.
 
         Returns:
-            Quantized, indices, losses (0 in evaluation), and perhaps code vectors ``(levels, B, N, L)``.
+            Quantized, indices, losses (0 in evaluation), and code vectors ``(levels, B, N, L)`` if asked for.
 
         Raises:
-            ValueError: If ``indices`` or an argument without a meaning here are given.
+            ValueError: If ``indices`` or an argument that is not supported are given.
         """
         refuse(unsupported, REMEDIES)
         if indices is not None:
@@ -174,7 +174,7 @@ class ResidualVQ(AbstractDropIn):
 
 
 class GroupedResidualVQ(AbstractDropIn):
-    r"""Quantizes groups of features, each level after level, called as in vector-quantize-pytorch.
+    r"""Quantizes groups of features, each level after level, with the interface of vector-quantize-pytorch.
 
     .. math:: v = (v_1(x_1), \dots, v_g(x_g))
 
@@ -187,7 +187,7 @@ class GroupedResidualVQ(AbstractDropIn):
         x ``(B, N, dim)`` -> quantized ``(B, N, dim)``, indices ``(groups, B, N, levels)``, losses ``(groups, levels)``.
 
     Raises:
-        ValueError: If an option has no meaning here, or the groups do not divide ``dim``.
+        ValueError: If an option is not supported, or the groups do not divide ``dim``.
 
     References:
         HiFi-Codec: Group-residual Vector Quantization for High Fidelity Audio Codec (Yang et al., 2023),
@@ -210,7 +210,7 @@ class GroupedResidualVQ(AbstractDropIn):
 
     @property
     def channels_first(self) -> bool:
-        """Whether features are the second axis of every x."""
+        """True if features are the second axis of every x."""
         return self.options.channels_first
 
     @property
@@ -234,7 +234,7 @@ class GroupedResidualVQ(AbstractDropIn):
         return torch.stack([codes_of_levels(group, part) for group, part in zip(self._of_groups, indices, strict=True)])
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """What forward gives for the indices, in the layout of x; fewer levels give a coarser output."""
+        """Values that forward returns for these indices, in the layout of x; fewer levels give a coarser output."""
         values = self.quantizer.decode(torch.stack([*indices], -2))
         return values.movedim(-1, 1) if self.options.channels_first else values
 
@@ -251,21 +251,22 @@ class GroupedResidualVQ(AbstractDropIn):
 
         Args:
             x: Latents.
-            indices: Not taken.
-            return_all_codes: Whether to return the code vectors of each level, too.
-            freeze_codebook: True stops the codebooks' learning for this call.
+            indices: Not supported.
+            return_all_codes: True to return the code vectors of each level, too.
+            freeze_codebook: True freezes the codebooks for this call.
             mask: Booleans ``(B, N)``; a False place has indices -1 and value 0.
-            **unsupported: Other arguments of theirs, which must be None or False.
+            **unsupported: Other arguments of the original, which must be None or False.
 
         Returns:
-            Quantized, indices, losses (0 in evaluation), and perhaps for each group code vectors ``(levels, B, N, L)``.
+            Quantized, indices, losses (0 in evaluation), and the code vectors ``(levels, B, N, L)`` of each group if
+            asked for.
 
         Raises:
-            ValueError: If ``indices`` or an argument without a meaning here are given.
+            ValueError: If ``indices`` or an argument that is not supported are given.
         """
         refuse(unsupported, REMEDIES)
         if indices is not None:
-            raise ValueError("'indices' must be None here, got a value. Take the cross-entropy of codes outside.")
+            raise ValueError("'indices' must be None here, got a value. Compute the cross-entropy of codes outside.")
         members = [member for group in self._of_groups for member in levels_of(group)]
         channels_first = self.options.channels_first and x.ndim > 2
         with self._frozen(members, True if freeze_codebook else None):
@@ -286,7 +287,7 @@ class GroupedResidualVQ(AbstractDropIn):
             {name.removeprefix(f"{group}."): term for name, term in terms.items() if name.startswith(f"{group}.")}
             for group in range(self.groups)
         ]
-        # our loss is the mean over groups: an equal share for each entry adds up to their sum
+        # our loss is the mean over groups: equal shares for all entries add up to their sum
         return torch.stack(
             [losses_of_levels(loss, own, self.num_quantizers, self.options.commitment_weight) for own in of_groups]
         )
@@ -306,20 +307,20 @@ def levels_of(quantizer: AbstractQuantizer) -> list[AbstractQuantizer]:
 
 
 def codes_of_levels(quantizer: AbstractQuantizer, indices: Tensor) -> Tensor:
-    """Code vectors of all levels, ``(*, levels or fewer)`` -> ``(levels, *, L)``, 0 where there is no index."""
+    """Code vectors of all levels, ``(*, at most levels)`` -> ``(levels, *, L)``; 0 for a missing index."""
     members = levels_of(quantizer)
     codes = [member.decode(level) for member, level in zip(members, indices.unbind(-1), strict=False)]
     return torch.stack(codes + [torch.zeros_like(codes[0])] * (len(members) - len(codes)))
 
 
 def losses_of_levels(loss: Tensor, terms: dict[str, Tensor], levels: int, weight: float) -> Tensor:
-    """The other library's loss of each level: its weighted commitment, with an equal share of our gradient."""
+    """The other library's loss of each level: the weighted commitment, with an equal share of our gradient."""
     values = weight * torch.stack([terms[f"{level}.commitment"] for level in range(levels)])
     return values + (loss - loss.detach()) / levels
 
 
 def put_residual(translation: Translation, quantizer: AbstractQuantizer, name: str = "") -> None:
-    """Loads a ``ResidualVQ``, whose names have something before them."""
+    """Loads the state of a ``ResidualVQ``, whose names begin with ``name``."""
     put_projection(translation, quantizer, name)
     inner = inside(quantizer)
     if isinstance(inner, Residual) and inner.all_levels_started is not None:

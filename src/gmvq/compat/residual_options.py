@@ -1,4 +1,4 @@
-"""Options of vector-quantize-pytorch's ``ResidualVQ``, and the composition of ours that they ask for."""
+"""Options of vector-quantize-pytorch's ``ResidualVQ``, and the composition of our quantizers that they describe."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ RULES = (
     Rule(
         "beam_score_quantizer_weights",
         (None,),
-        "Beams go by the error of their sum. Leave it out.",
+        "Beams are ranked by the error of their sum. Leave it out.",
         training_only=False,
     ),
-    Rule("quant_grad_frac", (0.0, 0, 1.0, 1), "The gradient of the sum is that of the members, once. Leave it out."),
+    Rule("quant_grad_frac", (0.0, 0, 1.0, 1), "The gradient of the sum reaches the members once. Leave it out."),
 )
 
 
 @dataclass(frozen=True)
 class ResidualOptions:
-    """Keyword arguments of ``ResidualVQ``, with its defaults; ``vector`` holds those that it hands to each level.
+    """Keyword arguments of ``ResidualVQ``, with its defaults; ``vector`` holds those for each level.
 
     Raises:
-        ValueError: If an option has no meaning here, or two contradict each other.
+        ValueError: If an option is not supported, or two contradict each other.
     """
 
     dim: int
@@ -56,7 +56,9 @@ class ResidualOptions:
     def __post_init__(self) -> None:
         check(self, RULES)
         if self.num_quantizers is None and isinstance(self.codebook_size, int):
-            raise ValueError("'num_quantizers' must say how many levels there are. Give for example num_quantizers=4.")
+            raise ValueError(
+                "'num_quantizers' must be the number of levels, got None. Give for example num_quantizers=4."
+            )
         sizes = self.codebook_sizes
         if self.num_quantizers not in (None, len(sizes)):
             raise ValueError(
@@ -64,8 +66,8 @@ class ResidualOptions:
                 "Leave it out."
             )
         if self.shared_codebook and len(set(sizes)) > 1:
-            raise ValueError(f"'shared_codebook' needs one size for all levels, got {sizes}. Give one integer.")
-        self.level(sizes[0])  # its own checks
+            raise ValueError(f"'codebook_size' must be one integer with 'shared_codebook', got {sizes}. Give one size.")
+        self.level(sizes[0])  # checks the options of the levels
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -81,13 +83,13 @@ class ResidualOptions:
 
     @property
     def channels_first(self) -> bool:
-        """Whether features are the second axis of what comes in."""
+        """True if features are the second axis of the input."""
         last = self.vector.get("channel_last", True) and not self.vector.get("accept_3d_fmap", False)
         return self.accept_image_fmap or not last
 
     @property
     def commitment_weight(self) -> float:
-        """What latents pay for their distance from the codes of each level."""
+        """Weight of the latents' distance from the codes of each level."""
         level = self.level(self.codebook_sizes[0])
         return 0.0 if level.directional_reparam else level.commitment_weight
 
@@ -96,7 +98,7 @@ class ResidualOptions:
         return VectorOptions(self.code_dim, codebook_size, **self.vector)
 
     def quantizer(self) -> AbstractQuantizer:
-        """The whole of it, on latents ``(*, dim)``."""
+        """The complete quantizer, for latents ``(*, dim)``."""
         levels = [self.level(size) for size in self.codebook_sizes]
         drops = self.quantize_dropout and len(levels) > 1
         residual = Residual(
@@ -116,10 +118,10 @@ def residual_options(module: Any, training: bool) -> ResidualOptions:  # noqa: A
 
     Args:
         module: The module.
-        training: False leaves out options that matter in training only.
+        training: False ignores options that only matter in training.
     """
     found = read(module, [each.name for each in fields(ResidualOptions)])
-    # what it sets itself where levels share a codebook: one update after all levels
+    # the module sets these itself if levels share a codebook: one update after all levels
     known = {"manual_ema_update": False, "manual_in_place_optimizer_update": False} if module.shared_codebook else {}
     first = vector_options(module.layers[0], training, **known)
     own = {"dim", "codebook_size", "codebook_dim", "heads", "accept_image_fmap", "return_zeros_for_masked_padding"}

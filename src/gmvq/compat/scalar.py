@@ -29,7 +29,7 @@ from gmvq.quantizers.compositions.residual import Residual
 from gmvq.quantizers.scalar import SLACK, FiniteScalarQuantizer, Grid
 
 RULES = (
-    Rule("scale", (None,), "It has no effect in the other library either. Leave it out.", training_only=False),
+    Rule("scale", (None,), "It has no effect in the original either. Leave it out.", training_only=False),
     Rule("allowed_dtypes", ((torch.float32, torch.float64),), "Leave it out: quantization is in float32 or float64."),
     Rule("force_quantization_f32", (True,), "Leave it out: quantization is in float32 or float64."),
 )
@@ -42,7 +42,9 @@ RESIDUAL_RULES = (
 )
 
 
-REMEDIES = {"rand_quantize_dropout_fixed_seed": "All ranks draw the same levels. Use torch.manual_seed to repeat them."}
+REMEDIES = {
+    "rand_quantize_dropout_fixed_seed": "All ranks draw the same number of levels. Use torch.manual_seed to repeat it."
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class ScalarOptions:
     """Keyword arguments of ``FSQ``, in its order and with its defaults.
 
     Raises:
-        ValueError: If an option has no meaning here.
+        ValueError: If an option is not supported.
     """
 
     levels: Sequence[int]
@@ -75,7 +77,7 @@ class ScalarOptions:
 
     @property
     def keeps_axis(self) -> bool:
-        """Whether indices have an axis for codebooks."""
+        """True if indices have an axis for codebooks."""
         return self.num_codebooks > 1 if self.keep_num_codebooks_dim is None else self.keep_num_codebooks_dim
 
     def grid(self) -> FiniteScalarQuantizer:
@@ -88,7 +90,7 @@ class ScalarOptions:
         )
 
     def quantizer(self) -> AbstractQuantizer:
-        """The whole of it, on latents ``(*, dim)``."""
+        """The complete quantizer, for latents ``(*, dim)``."""
         rotation = FixedRotation(len(self.levels)) if self.orthogonal_rotation else None
         grids = [self.grid() if rotation is None else rotation.around(self.grid()) for _ in range(self.num_codebooks)]
         inner = Product(grids) if self.keeps_axis else grids[0]
@@ -96,7 +98,7 @@ class ScalarOptions:
 
 
 class FSQ(AbstractDropIn):
-    r"""Rounds each feature to one of a few levels, called as in vector-quantize-pytorch.
+    r"""Rounds each feature to one of a few levels, with the interface of vector-quantize-pytorch.
 
     .. math:: \hat z_j = \mathrm{round}(h_j \tanh(z_j + s_j) - o_j) / \lfloor L_j / 2 \rfloor
 
@@ -110,7 +112,7 @@ class FSQ(AbstractDropIn):
         indices ``(B, N)``, or with several codebooks ``(B, N, num_codebooks)``.
 
     Raises:
-        ValueError: If an option has no meaning here.
+        ValueError: If an option is not supported.
 
     References:
         Finite Scalar Quantization: VQ-VAE Made Simple (Mentzer et al., 2023), https://arxiv.org/abs/2309.15505
@@ -128,7 +130,7 @@ class FSQ(AbstractDropIn):
 
     @property
     def channels_first(self) -> bool:
-        """Whether features are the second axis of every x."""
+        """True if features are the second axis of every x."""
         return self.options.channel_first
 
     @property
@@ -157,21 +159,21 @@ class FSQ(AbstractDropIn):
         return self.options.grid().codebook.to(self.quantizer.training_progress)
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
-        """What forward gives for the indices, in the layout of x; -1 gives 0."""
+        """Values that forward returns for these indices, in the layout of x; 0 for -1."""
         values = self.quantizer.decode(indices)
         are_spatial = indices.ndim >= 3 + self.options.keeps_axis
         return values.movedim(-1, 1) if are_spatial or self.options.channel_first else values
 
     def bound(self, z: Tensor, eps: float = SLACK, hard_clamp: bool = False) -> Tensor:
-        """Rounds features as a codebook that is not symmetric, ``(*, L)`` -> ``(*, L)``.
+        """Rounds features to the values of a codebook that is not symmetric, ``(*, L)`` -> ``(*, L)``.
 
         Args:
             z: Latents inside the projection.
-            eps: As it is.
-            hard_clamp: Cut latents off at -1 and 1, instead of tanh.
+            eps: The default; others are not supported.
+            hard_clamp: True cuts latents off at -1 and 1, in place of tanh.
 
         Raises:
-            ValueError: If ``eps`` is another one.
+            ValueError: If ``eps`` is not the default.
         """
         if eps != SLACK:
             raise ValueError(f"'eps' must be {SLACK} here, got {eps}. Leave it out.")
@@ -179,11 +181,11 @@ class FSQ(AbstractDropIn):
         return grid.to(z.device).eval()(z).values
 
     def quantize(self, z: Tensor) -> Tensor:
-        """Rounds features as a codebook does, without noise, ``(*, L)`` -> ``(*, L)``."""
+        """Rounds features to the values of a codebook, without noise, ``(*, L)`` -> ``(*, L)``."""
         return self.options.grid().to(z.device).eval()(z).values
 
     def codes_to_indices(self, codes: Tensor) -> Tensor:
-        """Indices of values as a codebook has them, ``(*, L)`` -> int64 ``(*)``."""
+        """Indices of values of a codebook, ``(*, L)`` -> int64 ``(*)``."""
         sizes = torch.tensor(list(self.options.levels), device=codes.device)
         places = (codes + 1) * (sizes - 1) / 2 if self.options.preserve_symmetry else codes * (sizes // 2) + sizes // 2
         return self._numbers.codes(places.round().long().reshape(-1, len(sizes))).reshape(codes.shape[:-1])
@@ -197,12 +199,12 @@ class FSQ(AbstractDropIn):
         return next(module for module in self.quantizer.modules() if isinstance(module, Grid))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Quantizes z: quantized in its layout, and indices, None with ``return_indices=False``."""
+        """Quantizes z; returns values in its layout, and indices or None with ``return_indices=False``."""
         out = self._quantize(z, (self.options.channel_first and z.ndim > 2) or z.ndim >= 4)
         return out.values, out.codes if self.options.return_indices else None
 
     def _is_theirs(self, names: list[str]) -> bool:
-        return not any(name.startswith("quantizer.") for name in names)  # theirs may have no name at all
+        return not any(name.startswith("quantizer.") for name in names)  # the original may have an empty state
 
     def _translate(self, translation: Translation) -> None:
         put_projection(translation, self.quantizer)
@@ -211,10 +213,10 @@ class FSQ(AbstractDropIn):
 
 @dataclass(frozen=True)
 class ResidualScalarOptions:
-    """Keyword arguments of ``ResidualFSQ``, with its defaults; ``scalar`` holds those that it hands to each level.
+    """Keyword arguments of ``ResidualFSQ``, with its defaults; ``scalar`` holds those for each level.
 
     Raises:
-        ValueError: If an option has no meaning here, or two contradict each other.
+        ValueError: If an option is not supported, or two contradict each other.
     """
 
     levels: Sequence[int]
@@ -238,10 +240,10 @@ class ResidualScalarOptions:
             )
 
     def quantizer(self) -> AbstractQuantizer:
-        """The whole of it, on latents ``(*, dim)``."""
+        """The complete quantizer, for latents ``(*, dim)``."""
         sizes = torch.tensor(self.levels)
         clamp = self.soft_clamp_input_value
-        if self.bound_hard_clamp:  # what a clamp would cut off
+        if self.bound_hard_clamp:  # the values that a clamp would cut off
             clamp = 1 + 1 / (sizes - 1)
         drops = self.quantize_dropout and self.num_quantizers > 1
         residual = Residual(
@@ -263,20 +265,20 @@ class ResidualScalarOptions:
 
 
 class ResidualFSQ(AbstractDropIn):
-    r"""Rounds features to ever finer levels, called as in vector-quantize-pytorch.
+    r"""Rounds features to ever finer levels, with the interface of vector-quantize-pytorch.
 
     .. math:: v = \sum_i v_i, \qquad v_i = s_i\, \mathrm{grid}\big((x - \textstyle\sum_{j<i} v_j) / s_i\big)
 
     Args:
         **options: Keyword arguments of the other library's class, with its defaults: ``levels``, ``num_quantizers``,
-            ``dim``, ...; see :class:`ResidualScalarOptions`, and :class:`ScalarOptions` for what it hands to levels.
+            ``dim``, ...; see :class:`ResidualScalarOptions`, and :class:`ScalarOptions` for those of each level.
 
     Shape:
         x ``(B, N, dim)`` -> quantized ``(B, N, dim)``, indices ``(B, N, levels)``; with ``is_channel_first`` x and
         quantized ``(B, dim, *spatial)``, indices ``(B, levels, *spatial)``.
 
     Raises:
-        ValueError: If an option has no meaning here.
+        ValueError: If an option is not supported.
 
     References:
         Finite Scalar Quantization: VQ-VAE Made Simple (Mentzer et al., 2023), https://arxiv.org/abs/2309.15505
@@ -298,7 +300,7 @@ class ResidualFSQ(AbstractDropIn):
 
     @property
     def channels_first(self) -> bool:
-        """Whether features are the second axis of every x."""
+        """True if features are the second axis of every x."""
         return self.options.is_channel_first
 
     @property
@@ -318,9 +320,9 @@ class ResidualFSQ(AbstractDropIn):
         return codebook.to(self.quantizer.training_progress).expand(self.num_quantizers, -1, -1)
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
-        """Values of each level inside the projection: indices as forward gives them -> ``(levels, B, *, L)``.
+        """Values of each level inside the projection: indices as forward returns them -> ``(levels, B, *, L)``.
 
-        An index of -1, or a level that is missing at the end, gives 0.
+        An index of -1, or a missing last level, gives 0.
         """
         members = self._levels
         levels = self._levels_last(indices).unbind(-1)
@@ -328,7 +330,7 @@ class ResidualFSQ(AbstractDropIn):
         return torch.stack(codes + [torch.zeros_like(codes[0])] * (len(members) - len(codes)))
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """What forward gives for the indices, in the layout of x; fewer levels give a coarser output."""
+        """Values that forward returns for these indices, in the layout of x; fewer levels give a coarser output."""
         values = self.quantizer.decode(self._levels_last(indices))
         return values.movedim(-1, 1) if self.options.is_channel_first else values
 
@@ -338,7 +340,7 @@ class ResidualFSQ(AbstractDropIn):
         return_all_codes: bool = False,
         rand_quantize_dropout_fixed_seed: None = None,
     ) -> tuple[Tensor, ...]:
-        """Quantizes x: quantized, indices, and perhaps the values of each level ``(levels, B, *, L)``."""
+        """Quantizes x; returns values, indices, and the values of each level ``(levels, B, *, L)`` if asked for."""
         refuse({"rand_quantize_dropout_fixed_seed": rand_quantize_dropout_fixed_seed}, REMEDIES)
         out = self._quantize(x, self.options.is_channel_first and x.ndim > 2)
         indices = out.codes.movedim(-1, 1) if self.options.is_channel_first else out.codes
@@ -353,7 +355,7 @@ class ResidualFSQ(AbstractDropIn):
         return indices.movedim(1, -1) if self.options.is_channel_first else indices
 
     def _is_theirs(self, names: list[str]) -> bool:
-        return not any(name.startswith("quantizer.") for name in names)  # theirs may have no name at all
+        return not any(name.startswith("quantizer.") for name in names)  # the original may have an empty state
 
     def _translate(self, translation: Translation) -> None:
         put_projection(translation, self.quantizer)
@@ -390,7 +392,7 @@ def residual_scalar_options(module: Any, training: bool) -> ResidualScalarOption
 
 
 def put_rotation(translation: Translation, quantizer: AbstractQuantizer, name: str = "") -> None:
-    """Loads the other library's fixed rotation, the same for all codebooks."""
+    """Loads the other library's fixed rotation, which all codebooks share."""
     for module in quantizer.modules():
         if isinstance(module, FixedRotation):
             translation.put(module.rotation, translation.take(f"{name}orthogonal_rot"))

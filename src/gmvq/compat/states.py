@@ -1,11 +1,11 @@
-"""State dicts of other libraries, in our names.
+"""Translation of other libraries' state dicts to our names.
 
 ::
 
     their state dict --take(name)--> tensor --put(our tensor, value)--> our state dict
 
-Names of ours are found by the tensor itself, so that a translation says *which* buffer gets a value and not where a
-composition has put it. What no translation gives keeps the value that the module has.
+Our names are found by the tensor itself, so that a translation says *which* buffer gets a value and not what a
+composition has named it. Tensors that a translation does not set keep the value that the module has.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from gmvq.quantizers.vector import VectorQuantizer
 
 
 class Translation:
-    """Takes tensors out of another library's state dict and puts them under our names.
+    """Takes tensors from another library's state dict and puts them under our names.
 
     Args:
-        module: Our module that loads the state.
+        module: Our module, which loads the state.
         state: The state dict, changed in place by :meth:`finish`.
-        prefix: Where the module's names begin.
+        prefix: Prefix of the module's names.
     """
 
     def __init__(self, module: nn.Module, state: dict[str, Any], prefix: str = "") -> None:
@@ -39,16 +39,16 @@ class Translation:
         self._missing: set[int] = set()
 
     def has(self, name: str) -> bool:
-        """Whether their state has a name."""
+        """True if the other library's state has a name."""
         return self._prefix + name in self._state
 
     def take(self, name: str) -> Tensor | None:
-        """Their tensor of a name, or None."""
+        """The other library's tensor of a name, or None."""
         self._taken.add(self._prefix + name)
         return self._state.get(self._prefix + name)
 
     def put(self, ours: Tensor | None, value: Tensor | None) -> None:
-        """Gives one of our parameters or buffers a value; without one the loading reports it as missing."""
+        """Sets one of our parameters or buffers; loading reports it as missing where the value is None."""
         if ours is not None and value is not None:
             self._values[id(ours)] = value
         elif ours is not None:
@@ -65,7 +65,7 @@ class Translation:
             self._state[self._prefix + name] = self._values.get(id(tensor), tensor.detach())
 
     def layer(self, ours: nn.Module, name: str) -> None:
-        """Loads a layer with a weight and perhaps a bias."""
+        """Loads a layer that has a weight and may have a bias."""
         for part, parameter in ours.named_parameters():
             self.put(parameter, self.take(f"{name}.{part}"))
 
@@ -73,7 +73,7 @@ class Translation:
         """Loads one of the heads of their ``Codebook``: codes, counts, sums, whether it has started, affine moments.
 
         Raises:
-            ValueError: If theirs has another number of heads.
+            ValueError: If the state has another number of heads.
         """
         embed = self._head(f"{name}embed", head, heads)
         self.put(ours.learned, embed)
@@ -90,7 +90,7 @@ class Translation:
             self._affine(ours.affine, name, head, heads)
 
     def flag(self, name: str) -> Tensor | None:
-        """Their boolean of a name, which older versions have as a float of shape (1,), or None."""
+        """The other library's boolean of a name, a float of shape (1,) in its older versions, or None."""
         value = self.take(name)
         return None if value is None else value.bool().reshape(())
 
@@ -99,7 +99,7 @@ class Translation:
             self.take(name + flag)
         theirs = {part: self._head(name + part, head, heads) for part in ("batch_mean", "batch_variance")}
         theirs |= {part: self._head(name + part, head, heads) for part in ("codebook_mean", "codebook_variance")}
-        # before its first batch the other library has no moments of latents, and memory as it found it for the codes'
+        # before its first batch the other library has no moments of latents, and uninitialized memory for the codes'
         if theirs["batch_mean"] is None:
             return
         for part, values in theirs.items():
@@ -128,16 +128,16 @@ def below(
     optional: Sequence[str] = (),
     meanings: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
-    """The part of a state dict whose names begin with a prefix, without it.
+    """The part of a state dict whose names begin with a prefix; the names come without the prefix.
 
-    A name that no translation reads may change which code is meant, so it is refused.
+    Other names are refused, since they may change which code is meant.
 
     Args:
         state: The state dict.
-        prefix: Where the names begin.
+        prefix: Prefix of the names.
         needed: Names that must be there.
         optional: Names that may be there.
-        meanings: First parts of other names -> what they are known to mean, and what to do about them.
+        meanings: By the first part of other names: what they mean, and what to do about them.
 
     Raises:
         ValueError: If a needed name is missing, or there is a name beside the needed and the optional ones.
@@ -164,7 +164,7 @@ def below(
 def started_codebook(
     member: VectorQuantizer, codes: Tensor, counts: Tensor | None = None, sums: Tensor | None = None
 ) -> VectorQuantizer:
-    """Starts a quantizer at codes ``(K, L)``, with counts ``(K,)`` and sums ``(K, L)`` if there are."""
+    """Starts a quantizer at codes ``(K, L)``, with counts ``(K,)`` and sums ``(K, L)`` if given."""
     member.moving.place(codes, member.moving.counts if counts is None else counts)
     if sums is not None:
         member.moving.sums.copy_(sums)

@@ -1,6 +1,6 @@
-r"""Coming from taming-transformers: the quantizers of VQGAN checkpoints, made ours.
+r"""A loader for the quantizers of VQGAN checkpoints, those of taming-transformers and of LlamaGen.
 
-The names, as its ``taming/modules/vqvae/quantize.py`` has them, in a checkpoint below ``quantize.``:
+Names of ``taming/modules/vqvae/quantize.py``, which begin with ``quantize.`` in a checkpoint:
 
 - ``embedding.weight`` ``(K, L)``: ``VectorQuantizer`` and ``VectorQuantizer2``, whose codes learn by gradient;
 - ``embedding.weight``, ``embedding.cluster_size``, ``embedding.embed_avg``: ``EMAVectorQuantizer``, whose codes are
@@ -17,8 +17,8 @@ taming's ``VectorQuantizer`` weighs the wrong part of the loss by beta, and ``Ve
 
 .. math:: |z - \mathrm{sg}[\mu_c]|^2 + \beta\, |\mathrm{sg}[z] - \mu_c|^2
 
-Here the codes' part always weighs 1, which an optimizer that divides by the size of the gradient, as Adam does, cannot
-tell from beta; the latents' part weighs as there.
+Here the codes' part always has the weight 1: to an optimizer that divides by the size of the gradient, as Adam does,
+that is the same as beta. The latents' part has the weight that it has there.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from gmvq.quantizers.vector import VectorQuantizer
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 BLOCK_ELEMENTS = 1 << 22
-"""Number of logits held at a time where no gradient keeps them."""
+"""Number of logits in memory at a time where no gradient is needed."""
 
 AVERAGES = ("embedding.cluster_size", "embedding.embed_avg")
 
@@ -55,19 +55,19 @@ MEANINGS = {
 
 
 class GumbelQuantizer(AbstractQuantizer):
-    r"""Draws a code out of a softmax of learned logits of the latent: the quantizer of the discrete VAE.
+    r"""Draws a code from a softmax of learned logits of the latent: the quantizer of the discrete VAE.
 
     .. math:: q(c \mid x) = \mathrm{softmax}_c(x \cdot w_c + b_c), \qquad
               \mathcal{L} = w\, \mathrm{KL}\big(q(c \mid x) \,\|\, \mathrm{uniform}\big)
 
     In training the code is drawn, with the gradient of a relaxed draw; in evaluation it is the most likely one. The
-    logits know nothing of the codes, so a decoded code may have another code.
+    logits do not depend on the code vectors, so encoding a code's vector may return another code.
 
     Args:
         dim: Features of a latent and of a code.
         codebook_size: Number of codes K.
-        divergence_weight: w, for each nat.
-        temperature: Of the relaxed draw: a number above 0 or a schedule.
+        divergence_weight: w, per nat.
+        temperature: Temperature of the relaxed draw: a number above 0 or a schedule.
 
     Shape:
         latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*)``, loss ``()``.
@@ -109,7 +109,7 @@ class GumbelQuantizer(AbstractQuantizer):
     def _posterior_rows(self, rows: Tensor) -> Posterior:
         log_posterior = self._log_posterior(rows)
         probabilities = log_posterior.exp()
-        return Posterior(probabilities, -(probabilities * log_posterior).sum(-1), None)  # the logits are no density
+        return Posterior(probabilities, -(probabilities * log_posterior).sum(-1), None)  # the logits are not a density
 
     def _logits(self, rows: Tensor) -> Tensor:
         return F.linear(rows, self.logits.weight.to(rows.dtype), self.logits.bias.to(rows.dtype))
@@ -128,7 +128,7 @@ class GumbelQuantizer(AbstractQuantizer):
             values, codes, _ = relaxed_sample(log_posterior, codebook, temperature, hard=True)
         else:
             codes = log_posterior.argmax(-1)
-            # not straight through: the latent is not where its code is
+            # not straight-through: the latent is not near its code
             values = with_gradient_of(codebook[codes], log_posterior.exp() @ codebook)
         return Quantized(values, codes, self.divergence_weight * divergence, {"divergence": divergence.detach()})
 
@@ -166,25 +166,25 @@ def from_state_dict(
     kl_weight: float = 5e-4,
     channels_first: bool = True,
 ) -> AbstractQuantizer | ChannelFirst:
-    """Makes our quantizer out of the state of a VQGAN's.
+    """Makes our quantizer from the state of a VQGAN's quantizer.
 
     Args:
         state_dict: State of the quantizer, or of a checkpoint that contains it.
-        prefix: Where the quantizer's names begin: ``"quantize."`` in a checkpoint.
-        beta: Its ``beta``; for moving averages the weight of the latents' part.
-        legacy: Its ``legacy``: whether beta weighs the codes' part of the loss.
-        cosine: Whether the quantizer scaled latents and codes to length 1, ``codebook_l2_norm`` of LlamaGen, whose
-            checkpoints need it; by default, for all others, it did not.
-        decay: Of moving averages.
-        kl_weight: Its ``kl_weight``, of a ``GumbelQuantize``.
+        prefix: Prefix of the quantizer's names: ``"quantize."`` in a checkpoint.
+        beta: The original's ``beta``; for moving averages the weight of the latents' part.
+        legacy: The original's ``legacy``: True if beta is the weight of the codes' part of the loss.
+        cosine: True if the original scales latents and codes to length 1, as LlamaGen with ``codebook_l2_norm``, for
+            whose checkpoints it must be given; by default, for all others, False.
+        decay: Decay of the moving averages.
+        kl_weight: The original's ``kl_weight``, of a ``GumbelQuantize``.
         channels_first: Whether features are the second axis, as in images ``(B, C, H, W)``.
 
     Returns:
         A quantizer for latents ``(B, dim, *spatial)``, or ``(*, dim)``.
 
     Raises:
-        ValueError: If the state is not one of these, has other names below the prefix, or has codes of other features
-            than its latents; if it is LlamaGen's and ``cosine`` is not given.
+        ValueError: If the state lacks a name, has other names below the prefix, has codes and latents with different
+            numbers of features, or is LlamaGen's and ``cosine`` is not given.
 
     References:
         Taming Transformers for High-Resolution Image Synthesis (Esser et al., 2020), https://arxiv.org/abs/2012.09841
@@ -219,7 +219,7 @@ def _gumbel(state: Mapping[str, Tensor], kl_weight: float) -> GumbelQuantizer:
     if codes.shape != weight.shape:
         raise ValueError(
             f"'embed.weight' must have the features of the latents, {weight.shape[1]}, for {len(weight)} codes, got "
-            f"shape {tuple(codes.shape)}. Put a linear layer after the quantizer."
+            f"shape {tuple(codes.shape)}. Add a linear layer after the quantizer."
         )
     quantizer = GumbelQuantizer(codes.shape[1], len(codes), divergence_weight=kl_weight)
     with torch.no_grad():

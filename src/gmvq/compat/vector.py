@@ -4,7 +4,7 @@ r"""vector-quantize-pytorch's ``VectorQuantize``, by our :class:`~gmvq.VectorQua
 
     x --channels last--> latents --way in--> heads --nearest codes--> --way out--> values, indices, loss
 
-The loss has the other library's value; its gradient is that of our quantizer:
+The loss has the value of the other library's; its gradient is that of our quantizer:
 
 .. math:: \mathcal{L} = w\, |z - \mathrm{sg}[\mu_c]|^2, \quad \text{and for codes that learn by gradient also }
           |\mathrm{sg}[z] - \mu_c|^2
@@ -30,11 +30,11 @@ from gmvq.types import Quantized
 
 REMEDIES = {
     "topk": "Use gmvq.Residual(..., beam_size=...) for beam search.",
-    "sample_codebook_temp": "Codes are the nearest, in training too: use gmvq.StochasticQuantizer to draw them.",
+    "sample_codebook_temp": "Codes are the nearest ones, in training too: use gmvq.StochasticQuantizer to draw them.",
     "codebook_transform_fn": "Use gmvq.SimVQ(transform=...), or gmvq.ImplicitResidual.",
-    "ema_update_weight": "Use a mask for latents that do not count.",
+    "ema_update_weight": "Use a mask to leave latents out of the averages.",
     "accum_ema_update": "Set .quantizer.updates_itself = False and call .update() after the last of several forwards.",
-    "ema_update": "Use freeze_codebook=True for a call that moves no code.",
+    "ema_update": "Use freeze_codebook=True for a call that does not move the codes.",
 }
 
 
@@ -45,7 +45,7 @@ class LossBreakdown(NamedTuple):
         commitment: Mean squared distance of latents from their codes.
         codebook_diversity: Divergence of the mean assignment from an even one, in nats.
         orthogonal_reg: Mean squared cosine of two codes.
-        inplace_optimize: 0: the codebook's own step has no loss here.
+        inplace_optimize: Always 0: the codebook's own step has no loss here.
     """
 
     commitment: Tensor
@@ -55,7 +55,7 @@ class LossBreakdown(NamedTuple):
 
 
 class VectorQuantize(AbstractDropIn):
-    r"""Quantizes latents to the nearest codes, called as in vector-quantize-pytorch.
+    r"""Quantizes latents to the nearest codes, with the interface of vector-quantize-pytorch.
 
     .. math:: c = \arg\min_k |z - \mu_k|^2, \qquad v = \mu_c
 
@@ -69,7 +69,7 @@ class VectorQuantize(AbstractDropIn):
         ``(B, N, heads)``, loss ``()``.
 
     Raises:
-        ValueError: If an option has no meaning here.
+        ValueError: If an option is not supported.
 
     References:
         Neural Discrete Representation Learning (van den Oord et al., 2017), https://arxiv.org/abs/1711.00937
@@ -88,7 +88,7 @@ class VectorQuantize(AbstractDropIn):
 
     @property
     def channels_first(self) -> bool:
-        """Whether features are the second axis of every x."""
+        """True if features are the second axis of every x."""
         return self.options.channels_first
 
     @property
@@ -103,22 +103,22 @@ class VectorQuantize(AbstractDropIn):
 
     @property
     def commitment_weight(self) -> float:
-        """What latents pay for their distance from their codes; no part of the loss with ``directional_reparam``."""
+        """Weight of the latents' distance from their codes; not in the loss with ``directional_reparam``."""
         return self.options.commitment_weight
 
     @property
     def use_cosine_sim(self) -> bool:
-        """Whether directions are compared."""
+        """True if latents and codes are compared by direction."""
         return self.options.use_cosine_sim
 
     @property
     def separate_codebook_per_head(self) -> bool:
-        """Whether each head has a codebook of its own."""
+        """True if each head has its own codebook."""
         return self.options.separate_codebook_per_head
 
     @property
     def members(self) -> list[VectorQuantizer]:
-        """The codebooks: one, or one for each head."""
+        """The codebooks: one, or one per head."""
         inner = inside(self.quantizer)
         members = inner.members if isinstance(inner, Product) else [inner]
         return [member for member in members if isinstance(member, VectorQuantizer)]
@@ -139,12 +139,12 @@ class VectorQuantize(AbstractDropIn):
                     member.learned.copy_(vectors)
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
-        """Code vectors inside the projection, heads side by side, in the layout of x; -1 gives 0."""
+        """Code vectors inside the projection, heads side by side, in the layout of x; 0 for -1."""
         codes = inside(self.quantizer).decode(indices)
         return codes.movedim(-1, 1) if self.options.channels_first else codes
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """What forward gives for the indices, in the layout of x; -1 gives 0."""
+        """Values that forward returns for these indices, in the layout of x; 0 for -1."""
         values = self.quantizer.decode(indices)
         return values.movedim(-1, 1) if self.options.channels_first else values
 
@@ -162,19 +162,19 @@ class VectorQuantize(AbstractDropIn):
 
         Args:
             x: Latents.
-            indices: Not taken.
+            indices: Not supported.
             mask: Booleans ``(B, N)``; a False place has index -1 and value 0, or x with
                 ``return_zeros_for_masked_padding=False``.
-            lens: Instead of a mask, lengths ``(B,)``.
-            freeze_codebook: True stops the codebook's learning for this call, False lets a frozen one learn.
-            return_loss_breakdown: Whether to return the loss's parts, too.
-            **unsupported: Other arguments of theirs, which must be None or False.
+            lens: Lengths ``(B,)``, in place of a mask.
+            freeze_codebook: True freezes the codebook for this call, False lets a frozen one learn.
+            return_loss_breakdown: True to return the parts of the loss, too.
+            **unsupported: Other arguments of the original, which must be None or False.
 
         Returns:
-            Quantized, indices, loss (0 in evaluation), and perhaps :class:`LossBreakdown`.
+            Quantized, indices, loss (0 in evaluation), and :class:`LossBreakdown` if asked for.
 
         Raises:
-            ValueError: If ``indices`` or an argument without a meaning here are given.
+            ValueError: If ``indices`` or an argument that is not supported are given.
         """
         refuse(unsupported, REMEDIES)
         if indices is not None:
@@ -197,7 +197,7 @@ class VectorQuantize(AbstractDropIn):
         if lens is None:
             return mask
         if mask is not None:
-            raise ValueError("'mask' and 'lens' say the same, got both. Leave one out.")
+            raise ValueError("'lens' must be None where 'mask' is given, got both. Leave one out.")
         return mask_of_lengths(lens, x.movedim(1, -1).shape if channels_first else x.shape)
 
     def _loss(self, out: Quantized) -> Tensor:

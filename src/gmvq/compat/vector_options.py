@@ -1,4 +1,4 @@
-"""Options of vector-quantize-pytorch's ``VectorQuantize``, and the quantizer of ours that they ask for."""
+"""Options of vector-quantize-pytorch's ``VectorQuantize``, and our quantizer that they describe."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class VectorOptions:
     """Keyword arguments of ``VectorQuantize``, in its order and with its defaults.
 
     Raises:
-        ValueError: If an option has no meaning here, or two contradict each other.
+        ValueError: If an option is not supported, or two contradict each other.
     """
 
     dim: int
@@ -103,12 +103,12 @@ class VectorOptions:
             )
         if self.sync_update_v > 0 and (self.rotates or not self.learns):
             raise ValueError(
-                "'sync_update_v' must be 0 but for a straight-through gradient, of which learning codes get a share, "
-                f"got {self.sync_update_v}. Set rotation_trick=False, learnable_codebook=True and ema_update=False."
+                "'sync_update_v' must be 0 unless learning codes get a share of a straight-through gradient, got "
+                f" {self.sync_update_v}. Set rotation_trick=False, learnable_codebook=True and ema_update=False."
             )
         if self.in_place_codebook_optimizer is not None and not self.learns:
             raise ValueError(
-                "'in_place_codebook_optimizer' must be None but for codes that learn by gradient, got one. Set "
+                "'in_place_codebook_optimizer' must be None unless codes learn by gradient, got one. Set "
                 "learnable_codebook=True and ema_update=False."
             )
         if self.directional_reparam and self.rotation_trick:
@@ -134,27 +134,27 @@ class VectorOptions:
 
     @property
     def averages(self) -> bool:
-        """Whether codes are moving averages."""
+        """True if codes are moving averages."""
         return not self.directional_reparam if self.ema_update is None else self.ema_update
 
     @property
     def learns(self) -> bool:
-        """Whether codes learn by gradient."""
+        """True if codes learn by gradient."""
         return self.directional_reparam if self.learnable_codebook is None else self.learnable_codebook
 
     @property
     def rotates(self) -> bool:
-        """Whether the gradient goes by the rotation trick."""
+        """True if the gradient is that of the rotation trick."""
         default = not self.directional_reparam and self.dim > 1
         return default if self.rotation_trick is None else self.rotation_trick
 
     @property
     def channels_first(self) -> bool:
-        """Whether features are the second axis of what comes in."""
+        """True if features are the second axis of the input."""
         return not self.channel_last or self.accept_image_fmap or self.accept_3d_fmap
 
     def estimator(self) -> AbstractEstimator:
-        """How the gradient passes the choice of a code."""
+        """Estimator of the gradient through the choice of a code."""
         if not self.route_gradients_to_input:
             return NoGradient()
         if self.directional_reparam:
@@ -162,7 +162,7 @@ class VectorOptions:
         return Rotation() if self.rotates else StraightThrough(self.sync_update_v)
 
     def parts(self) -> list[Part]:
-        """What goes beside the codebook."""
+        """Parts of the codebook: affine map, steps in place, regularizers."""
         parts: list[Part] = []
         if self.affine_param:
             parts.append(Affine(self.affine_param_batch_decay, self.affine_param_codebook_decay))
@@ -193,14 +193,14 @@ class VectorOptions:
         return member
 
     def quantizer(self) -> AbstractQuantizer:
-        """The whole of it, on latents ``(*, dim)``."""
+        """The complete quantizer, for latents ``(*, dim)``."""
         if self.heads == 1:
             inner: AbstractQuantizer = self.member()
         elif self.separate_codebook_per_head:
             inner = Product([self.member() for _ in range(self.heads)])
         else:
             inner = Product(self.member(), heads=self.heads)
-        # the other library normalizes only where it projects
+        # the other library normalizes only if it projects
         normalizes = self.layernorm_after_project_in and inner.dim != self.dim
         return projected(inner, self.dim, then=nn.LayerNorm(inner.dim) if normalizes else None)
 
@@ -210,13 +210,13 @@ def vector_options(module: Any, training: bool, **known: Any) -> VectorOptions: 
 
     Args:
         module: The module.
-        training: False leaves out options that matter in training only.
-        **known: Options that the caller knows better.
+        training: False ignores options that only matter in training.
+        **known: Options that replace those of the module.
     """
     codebook = module._codebook
     names = [field.name for field in fields(VectorOptions)]
     found: dict[str, Any] = read(codebook, names) | read(module, names)
-    for name in ("sync_codebook", "sync_kmeans"):  # how its process was set up, not what a user asked for
+    for name in ("sync_codebook", "sync_kmeans"):  # these describe its process and are not a choice of the user
         found.pop(name, None)
     drawing: Mapping[str, Any] = getattr(codebook.gumbel_sample, "keywords", {})
     found |= {
@@ -242,7 +242,7 @@ _EVALUATION: dict[str, Any] = {
     "in_place_codebook_optimizer": None,
     "route_gradients_to_input": True,
 }
-"""Options that matter in training only, at values that are accepted."""
+"""Accepted values of the options that only matter in training."""
 
 
 def _learning_rate(optimizer: Callable[..., Optimizer] | Optimizer) -> float:
@@ -265,7 +265,7 @@ def _learning_rate(optimizer: Callable[..., Optimizer] | Optimizer) -> float:
 
 @torch.no_grad()
 def _place_uniformly(member: VectorQuantizer) -> None:
-    """Puts the codes where the other library starts: uniform, of standard deviation sqrt(2 / (K L))."""
+    """Draws the codes as the other library does: uniform, of standard deviation sqrt(2 / (K L))."""
     codes = member.moving.codes if member.learned is None else member.learned
     bound = math.sqrt(6 / codes.numel())
     codes.uniform_(-bound, bound)

@@ -1,14 +1,13 @@
-"""Coming from vector-quantize-pytorch: its classes by name, its state dicts, and its modules made ours.
+"""Drop-in classes for vector-quantize-pytorch, loading of its state dicts, and conversion of its modules.
 
 ::
 
     from gmvq.compat.vector_quantize_pytorch import VectorQuantize   # the one line that changes
     quantizer = convert(module)                                      # or: our own quantizer with the same weights
 
-The classes take the other library's keyword arguments, keep its defaults, are called as its own and return what its
-own return. ``load_state_dict`` takes its state dicts; ``state_dict`` gives ours. In evaluation codes and values are the
-same to rounding; where training differs, and why, is in ``docs/coming-from-vector-quantize-pytorch.md``. The package
-itself is not needed.
+The classes have the keyword arguments, defaults, calls and return values of the original. ``load_state_dict`` takes its
+state dicts; ``state_dict`` returns ours. In evaluation codes and values are equal up to rounding;
+``docs/coming-from-vector-quantize-pytorch.md`` says where training differs, and why. The package need not be installed.
 
 Tested against version 1.32.0.
 """

@@ -1,18 +1,18 @@
-r"""Coming from vqtorch: its layers' state dicts, made our quantizers.
+r"""A loader for the state dicts of vqtorch's layers.
 
-The names, as its files have them:
+Names in them:
 
-- ``codebook.weight`` ``(K, L)``: the codes, of ``VectorQuant``; of ``GroupVectorQuant`` and ``ResidualVectorQuant`` all
-  codebooks one after another, or one with ``share``;
+- ``codebook.weight`` ``(K, L)``: the codes of ``VectorQuant``; of ``GroupVectorQuant`` and ``ResidualVectorQuant`` all
+  codebooks one after another, or a single one with ``share``;
 - ``affine_transform.scale``, ``.bias`` ``(groups, L)``: a learned affine map of the codes, whose effect depends on a
-  rate that the state does not have, :math:`\mu = (1 + r a) c + r b`;
-- ``affine_transform.running_{ze,c}_{mean,var}`` ``(1, L)``: the same map from running moments instead,
+  rate that is not in the state, :math:`\mu = (1 + r a) c + r b`;
+- ``affine_transform.running_{ze,c}_{mean,var}`` ``(1, L)``: in place of it, a map from running moments,
   :math:`\mu = m_z + \sqrt{v_z / v_c}\, (c - m_c)`;
-- ``data_initialized``, ``_counts``: progress of its start and of its replacement of codes, not needed here.
+- ``data_initialized``, ``_counts``: progress of initialization and of the replacement of codes, not needed here.
 
-The affine map is folded into the codes: they stand where it had taken them, and learn on from there. Its loss weighs
-the latents' part by 1 - beta and the codes' by beta; ours by 1 - beta and by 1, which is the same to an optimizer that
-divides by the size of the gradient, as Adam does.
+The affine map is applied to the codes once, and they learn on from there. vqtorch's loss has the weights 1 - beta for
+the latents' part and beta for the codes'; ours has 1 - beta and 1, which is the same to an optimizer that divides by
+the size of the gradient, as Adam does.
 """
 
 from __future__ import annotations
@@ -57,25 +57,26 @@ def from_state_dict(
     cosine: bool = False,
     channels_first: bool = True,
 ) -> AbstractQuantizer | ChannelFirst:
-    r"""Makes our quantizer out of the state of a vqtorch layer.
+    r"""Makes our quantizer from the state of a vqtorch layer.
 
     Args:
         state_dict: State of the layer, or of a model that contains it.
-        prefix: Where the layer's names begin, for example ``"quantizer."``.
-        groups: Number of codes of a latent, ``groups`` of ``GroupVectorQuant`` and ``ResidualVectorQuant``.
-        share: Whether groups share one codebook.
-        residual: Whether it is a ``ResidualVectorQuant``.
-        affine_lr: The layer's ``affine_lr``, needed where its affine map is learned.
+        prefix: Prefix of the layer's names, for example ``"quantizer."``.
+        groups: Number of codes of a latent: ``groups`` of ``GroupVectorQuant`` and ``ResidualVectorQuant``.
+        share: True if groups share one codebook.
+        residual: True for a ``ResidualVectorQuant``.
+        affine_lr: The layer's ``affine_lr``, which a learned affine map needs.
         beta: Share of the codes' part in the loss.
-        cosine: Whether the layer had ``norm="l2"`` and ``cb_norm="l2c"``, which scale latents and codes to length 1.
+        cosine: True for a layer with ``norm="l2"`` and ``cb_norm="l2c"``, which scale latents and codes to length 1.
         channels_first: Whether features are the second axis, as in its default ``dim=1``.
 
     Returns:
-        A quantizer for latents ``(B, dim, *spatial)``, or ``(*, dim)``. Codes of several groups are each counted from
-        0, where theirs go on from one codebook to the next.
+        A quantizer for latents ``(B, dim, *spatial)``, or ``(*, dim)``. The codes of each group are numbered from 0,
+        where vqtorch numbers those of all groups one after another.
 
     Raises:
-        ValueError: If the state is not one of these, or has a normalization layer or other names below the prefix.
+        ValueError: If the state has no codes, has a normalization layer or other unknown names below the prefix, or an
+            argument does not fit it.
 
     References:
         Straightening Out the Straight-Through Estimator (Huh et al., 2023), https://arxiv.org/abs/2305.08842
@@ -116,7 +117,7 @@ def _composed(members: list[VectorQuantizer], groups: int, residual: bool) -> Ab
 
 
 def _mapped(codes: Tensor, state: Mapping[str, Tensor], affine_lr: float | None) -> Tensor:
-    """Codes ``(K, L)`` after the layer's affine map."""
+    """Codes ``(K, L)`` with the layer's affine map applied."""
     names = {name.removeprefix("affine_transform."): name for name in state if name.startswith("affine_transform.")}
     if "running_ze_mean" in names:
         parts = ("running_ze_mean", "running_ze_var", "running_c_mean", "running_c_var")
@@ -127,11 +128,11 @@ def _mapped(codes: Tensor, state: Mapping[str, Tensor], affine_lr: float | None)
         if affine_lr is None:
             raise ValueError(
                 "'affine_lr' must be that of the layer, whose learned affine map depends on it, got None. Pass "
-                "affine_lr=..., the number that VectorQuant was made with."
+                "affine_lr=..., the value that was given to VectorQuant."
             )
         scale = 1 + affine_lr * state[names["scale"]].float()
         bias = affine_lr * state[names["bias"]].float()
     else:
         return codes
-    parts = codes.unflatten(0, (len(scale), -1))  # a map for each of so many runs of codes
+    parts = codes.unflatten(0, (len(scale), -1))  # each part of the codebook has its own map
     return torch.addcmul(bias[:, None], scale[:, None], parts).flatten(0, 1)
