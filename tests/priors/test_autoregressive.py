@@ -44,7 +44,7 @@ def test_a_known_code_need_not_be_asked_for():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_learns_classes_and_neighbours(shape):
+def test_it_learns_classes_and_neighbors(shape):
     torch.manual_seed(0)
     config = AutoregressiveConfig(width=32, depth=2, heads=2, dropout=0.0, label_dropout=0.2)
     prior = AutoregressivePrior(shape, config)
@@ -62,9 +62,9 @@ def test_it_learns_classes_and_neighbours(shape):
         right = (drawn - labels.reshape(-1, *[1] * len(shape.axes))).flatten(1)
         assert ((right == 0) | (right == 1)).float().mean() > 0.95
     with torch.no_grad():
-        told, untold = prior.log_prob(codes, labels).mean(), prior.log_prob(codes).mean()
+        informed, uninformed = prior.log_prob(codes, labels).mean(), prior.log_prob(codes).mean()
         wrong = prior.log_prob(codes, (labels + 1) % 3).mean()
-    assert told > untold > wrong
+    assert informed > uninformed > wrong
 
 
 def test_gradients_reach_all_weights():

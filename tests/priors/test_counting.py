@@ -36,7 +36,7 @@ def test_contexts_by_hand():
 def test_neighbours_are_to_the_left_and_above():
     prior = NGram(CodeShape((3, 3), (10,)))
     grid = torch.arange(9).reshape(1, 3, 3)
-    left, above = (part.reshape(3, 3).tolist() for part in prior._neighbours(prior.sequence(grid)))
+    left, above = (part.reshape(3, 3).tolist() for part in prior._neighbors(prior.sequence(grid)))
     assert left == [[10, 0, 1], [10, 3, 4], [10, 6, 7]]
     assert above == [[10, 10, 10], [0, 1, 2], [3, 4, 5]]
 
@@ -44,7 +44,7 @@ def test_neighbours_are_to_the_left_and_above():
 def test_levels_look_at_the_level_before_and_to_the_left():
     prior = NGram(CodeShape((1, 2), (10, 10)))
     codes = torch.tensor([[[[1, 2], [3, 4]]]])
-    first, second = (part.tolist() for part in prior._neighbours(prior.sequence(codes)))
+    first, second = (part.tolist() for part in prior._neighbors(prior.sequence(codes)))
     assert first == [[10, 1, 1, 3]]
     assert second == [[10, 10, 10, 2]]
 

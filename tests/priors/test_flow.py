@@ -160,7 +160,7 @@ def test_what_cannot_be_placed_gets_a_reason():
             prior.sample(1, sampling=Sampling(**change))
     nowhere = LatentFlowPrior(SHAPE, LatentFlowConfig(**SIZE))
     for use in (lambda: nowhere.sample(1), lambda: nowhere(torch.zeros(1, 2, 2, dtype=torch.int64))):
-        with pytest.raises(ValueError, match="needs the codebook first"):
+        with pytest.raises(ValueError, match="must have a codebook, got none"):
             use()
     with pytest.raises(ValueError, match="'codes' must lie in"):
         prior(torch.full((1, 2, 2), -1))

@@ -151,7 +151,7 @@ def test_samples_are_distributed_as_their_likelihood_says(prior):
     radix = torch.cat([sizes.flip(0).cumprod(0).flip(0)[1:], torch.ones(1, dtype=torch.int64)])
     counts = torch.bincount((drawn * radix).sum(1), minlength=len(codes)) / number
     probabilities = prior.log_prob(codes).double().exp()
-    # the total variation distance of so many draws from their own distribution
+    # the expected total variation distance between ``number`` draws and their own distribution
     expected = (2 * probabilities * (1 - probabilities) / (math.pi * number)).sqrt().sum() / 2
     assert (counts - probabilities).abs().sum() / 2 < 1.5 * expected + 0.01
 
@@ -312,7 +312,7 @@ def test_wrong_labels_get_a_reason(prior):
         prior.sample(-1)
     with pytest.raises(ValueError, match="'number' must be an integer of at least 0"):
         prior.sample(2.5)
-    with pytest.raises(ValueError, match="'codes' must be of at least one image"):
+    with pytest.raises(ValueError, match="'codes' must be of at least one item"):
         prior.bits_per_code(codes[:0])
 
 

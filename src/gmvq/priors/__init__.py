@@ -1,4 +1,4 @@
-"""What is known of codes before the image: likelihoods, new codes, completions."""
+"""Distributions of codes: likelihoods, new codes, completions."""
 
 from gmvq.priors.autoregressive import AutoregressiveConfig, AutoregressivePrior
 from gmvq.priors.base import AbstractPrior, AbstractSequentialPrior, CodeShape, NoLikelihoodError, Reader

@@ -1,4 +1,4 @@
-r"""A transformer that says each code given those before it, and the levels of a place by a small one of its own.
+r"""A transformer that predicts each code from those before it, with a small second one for the levels of a place.
 
 .. math:: p(c) = \prod_{t=1}^{T} \prod_{l=1}^{n} p(c_{tl} \mid c_{<t}, c_{t,<l}, y)
 
@@ -7,9 +7,9 @@ r"""A transformer that says each code given those before it, and the levels of a
     y, c_1, ..., c_{t-1}  --embed, place t--> transformer over places --> h_t
     h_t, c_{t1}, ..., c_{t,l-1} ------------> transformer over levels --> logits of c_{tl}     (one level: a linear map)
 
-The first input is the class, or a vector that stands for none. What a place gets is the sum of its codes' vectors and
-of learned vectors of the row and the column that come next; so any order can be drawn, and attention sees distances by
-rotary positions along that order.
+The first input is the vector of the class, or a learned one for no class. The input after a place is the sum of the
+vectors of its codes and of learned vectors of the next place's row and column; so codes can be drawn in any order, and
+attention gets distances along that order by rotary positions.
 
 References:
     rows of pixels: Conditional Image Generation with PixelCNN Decoders (van den Oord et al., 2016),
@@ -41,14 +41,14 @@ class AutoregressiveConfig:
     Args:
         width: Features of the transformer.
         depth: Layers over places.
-        level_depth: Layers over the levels of a place, where there are several.
-        heads: Heads of the attention.
-        dropout: Share of the features that each part of a layer loses in training.
-        label_dropout: Share of the images that are learned without their class, so that guidance has both.
-        order: The order of the places.
+        level_depth: Layers over the levels of a place, if there are several.
+        heads: Number of attention heads.
+        dropout: Share of features set to 0 in each part of a layer, in training.
+        label_dropout: Share of the items that are learned without their class, as guidance needs.
+        order: Order of the places.
 
     Raises:
-        ValueError: If there is no such order.
+        ValueError: If the order is unknown.
     """
 
     width: int = 256
@@ -64,11 +64,11 @@ class AutoregressiveConfig:
 
 
 class AutoregressivePrior(AbstractSequentialPrior):
-    """Codes one after the other, by a transformer with a cache.
+    """Draws codes one after another, by a transformer with a cache.
 
     Args:
-        shape: What codes it is of.
-        config: Its size.
+        shape: Shape of the codes.
+        config: Its size; the defaults of its class, if None.
 
     Shape:
         codes ``(B, *grid[, levels])`` -> log-likelihood ``(B,)`` in nats.
@@ -106,16 +106,16 @@ class AutoregressivePrior(AbstractSequentialPrior):
         initialize(self.axes, self.embeddings, self.heads)
 
     def forward(self, codes: Integers, labels: Integers | None = None) -> Tensor:
-        """Mean negative log-likelihood of a code in nats, to learn from; in training, classes are dropped at random.
+        """Loss: mean negative log-likelihood of a code in nats. In training, classes are dropped at random.
 
         Args:
             codes: Int64 ``(B, *grid[, levels])``.
-            labels: Class of each image ``(B,)``; None for none.
+            labels: Class of each item ``(B,)``; None for no class.
 
         Returns:
-            Nats for each code, ``()``.
+            Nats per code, ``()``.
         """
-        # on a GPU to look would wait for it in each step; the trainer's codes were looked at before
+        # checking values would wait for a GPU in each step; the trainer has checked its codes before
         return -self._log_probs(*self._inputs(codes, labels, ranges=self.device.type == "cpu")).mean()
 
     def log_prob(self, codes: Integers, labels: Integers | None = None) -> Tensor:  # noqa: D102
@@ -129,7 +129,7 @@ class AutoregressivePrior(AbstractSequentialPrior):
         return _CachedReader(self, batch, labels)
 
     def first_input(self, batch: int, labels: Tensor | None) -> Tensor:
-        """What the transformer reads before the first place, ``(B, width)``."""
+        """Input of the transformer before the first place, ``(B, width)``."""
         return self.classes(labels, batch)
 
     def place_vectors(self) -> Tensor:
@@ -137,7 +137,7 @@ class AutoregressivePrior(AbstractSequentialPrior):
         return grid_vectors(self.axes)[self.order]
 
     def summed(self, places: Tensor) -> Tensor:
-        """The sum of the vectors of the codes of places, ``(..., levels)`` -> ``(..., width)``."""
+        """Sums the vectors of the codes of each place, ``(..., levels)`` -> ``(..., width)``."""
         return torch.stack([embed(places[..., level]) for level, embed in enumerate(self.embeddings)]).sum(0)
 
     def _inputs(self, codes: Integers, labels: Integers | None, *, ranges: bool = True) -> tuple[Tensor, Tensor | None]:
@@ -157,7 +157,7 @@ class AutoregressivePrior(AbstractSequentialPrior):
         return [head(deep[:, :, level]) for level, head in enumerate(self.heads)]
 
     def _log_probs(self, places: Tensor, labels: Tensor | None) -> Tensor:
-        """Nats of each code, ``(B, T, levels)``."""
+        """Log-probability of each code in nats, ``(B, T, levels)``."""
         parts = [
             -F.cross_entropy(logits.float().flatten(0, 1), places[..., level].flatten(), reduction="none")
             for level, logits in enumerate(self._logits(places, labels))
@@ -189,7 +189,7 @@ class _CachedReader(Reader):
 
     def add(self, codes: Tensor) -> None:
         if self.level_cache is not None and self.level_cache.length == len(self.codes):
-            self.logits()  # the next level needs what this one has seen
+            self.logits()  # fills the cache, which the next level needs
         self.codes.append(codes)
         if len(self.codes) < self.prior.shape.levels:
             return

@@ -1,6 +1,6 @@
-r"""What is known of codes before the image: p(codes), and draws from it.
+r"""Distributions of the codes of an item: p(codes), and draws from it.
 
-Codes of an image stand on a grid, one or several at each place. Read in an order, with the levels of a place next to
+The codes of an item are on a grid, one or several at each place. Read in an order, with the levels of a place next to
 each other, they are a sequence of S codes:
 
 .. math:: \log p(c) = \sum_{s=1}^{S} \log p(c_s \mid c_1, \dots, c_{s-1}, y)
@@ -9,7 +9,7 @@ each other, they are a sequence of S codes:
 
     codes (B, *grid[, levels]) <--order--> sequence (B, S) --Reader: probabilities, add--> nats, new codes, bits
 
-A prior knows nothing of images. Log-likelihoods are in nats for each image.
+A prior gets codes only, never items. Log-likelihoods are in nats per item.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from gmvq.priors.orders import OrderName, places_in_order
 from gmvq.priors.sampling import Sampling, inverted
 
 Integers = Tensor | np.ndarray | Sequence[Any]
-"""Codes or labels, as their users have them."""
+"""Types of codes and labels that are accepted: a tensor, an array or lists."""
 
 
 @dataclass(frozen=True)
 class CodeShape:
-    """What codes a prior is of.
+    """Shape of the codes of an item.
 
     Args:
-        grid: Places along each axis; none, for vectors with one place, or at most 2.
-        codebook_sizes: Number of codes K at each level of a place; one level has no axis of its own.
-        classes: Number of classes that codes may be conditioned on, 0 for none.
+        grid: Places along each axis, at most 2 axes; no axes for vectors, which have one place.
+        codebook_sizes: Number of codes K of each level of a place; a single level has no axis.
+        classes: Number of classes that codes can be conditioned on, 0 for none.
 
     Raises:
         ValueError: If there are more axes, or a number is not an integer of at least 1 (0 for classes).
@@ -62,38 +62,38 @@ class CodeShape:
 
     @property
     def levels(self) -> int:
-        """Codes of each place."""
+        """Number of codes of a place."""
         return len(self.codebook_sizes)
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """Places along each axis, where one place without axes counts as one axis of one place."""
+        """Places along each axis; a grid without axes has one axis of one place here."""
         return self.grid or (1,)
 
     @property
     def places(self) -> int:
-        """Places of the grid, T; 1 for a grid without axes."""
+        """Number of places T; 1 for a grid without axes."""
         return math.prod(self.grid)
 
     @property
     def length(self) -> int:
-        """Codes of an image, S."""
+        """Number of codes S of an item."""
         return self.places * self.levels
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """Axes of the codes of one image."""
+        """Shape of the codes of one item."""
         return (*self.grid, self.levels) if self.levels > 1 else self.grid
 
     def checked(self, codes: Integers, *, ranges: bool = True) -> Tensor:
-        """Codes as int64 ``(B, *axes)``.
+        """Checks codes and returns them as int64 ``(B, *axes)``.
 
         Args:
             codes: Integers of any type, as a tensor, an array or lists.
-            ranges: Look at the codes themselves, too, for which a GPU must wait.
+            ranges: True to check the values, too, which waits for a GPU.
 
         Raises:
-            ValueError: If they are not integers of these axes, or outside their codebooks.
+            ValueError: If they are not integers of this shape, or outside their codebooks.
         """
         codes = as_tensor("codes", codes)
         if not _holds_integers(codes) or codes.ndim != len(self.axes) + 1 or tuple(codes.shape[1:]) != self.axes:
@@ -108,23 +108,23 @@ class CodeShape:
             if bool((by_level < 0).any()) or bool((by_level >= sizes).any()):
                 raise ValueError(
                     f"'codes' must lie in [0, {', '.join(map(str, self.codebook_sizes))}), got {int(codes.min())} to "
-                    f"{int(codes.max())}. Masked codes have no likelihood: leave such images out."
+                    f"{int(codes.max())}. Masked codes have no likelihood: leave such items out."
                 )
         return codes
 
     def checked_labels(
         self, labels: Integers | None, batch: int, device: torch.device, *, ranges: bool = True
     ) -> Tensor | None:
-        """Labels as int64 ``(B,)`` on a device, or None.
+        """Checks labels and returns them as int64 ``(B,)`` on a device; None stays None.
 
         Args:
             labels: Integers of any type, as a tensor, an array or a list.
-            batch: How many they must be.
-            device: Where to.
-            ranges: Look at the labels themselves, too, for which a GPU must wait.
+            batch: Number of items B.
+            device: Device of the result.
+            ranges: True to check the values, too, which waits for a GPU.
 
         Raises:
-            ValueError: If there are labels without classes, they are not one integer for each image, or out of range.
+            ValueError: If there are labels without classes, or they are not one integer per item or out of range.
         """
         if labels is None:
             return None
@@ -133,20 +133,21 @@ class CodeShape:
         labels = as_tensor("labels", labels)
         if labels.shape != (batch,) or not (_holds_integers(labels) or batch == 0):
             raise ValueError(
-                f"'labels' must be {batch} integers, got {labels.dtype} {tuple(labels.shape)}. Give one for each image."
+                f"'labels' must be {batch} integers, got {labels.dtype} {tuple(labels.shape)}. Give one per item."
             )
         if ranges and batch and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             raise ValueError(
-                f"'labels' must lie in [0, {self.classes}), got {int(labels.min())} to {int(labels.max())}. Check them."
+                f"'labels' must lie in [0, {self.classes}), got {int(labels.min())} to {int(labels.max())}. Use "
+                "classes that the prior has learned."
             )
         return labels.long().to(device)
 
 
 def as_tensor(name: str, values: Integers) -> Tensor:
-    """A tensor as it is, an array or lists as a new tensor.
+    """Returns a tensor unchanged, and an array or lists as a new tensor.
 
     Raises:
-        ValueError: If they are no numbers, or lists of different lengths.
+        ValueError: If the values are not numbers, or the lists differ in length.
     """
     if isinstance(values, Tensor):
         return values
@@ -164,30 +165,30 @@ def _holds_integers(values: Tensor) -> bool:
 
 
 class NoLikelihoodError(TypeError):
-    """The prior draws codes and does not say how likely given ones are."""
+    """The prior draws codes but has no likelihood of given codes."""
 
 
 class Reader(ABC):
-    """Codes of some images, one after the other: what is likely next, given those that came before."""
+    """Reads the codes of a batch one after another, and predicts each from those before it."""
 
     @abstractmethod
     def logits(self) -> Tensor:
-        """Unnormalized log-probabilities of the next code of each image ``(B, K)``."""
+        """Unnormalized log-probabilities of the next code of each item, ``(B, K)``."""
 
     @abstractmethod
     def add(self, codes: Tensor) -> None:
-        """Takes the next code of each image in, int64 ``(B,)``."""
+        """Reads the next code of each item, int64 ``(B,)``."""
 
 
 class AbstractPrior(nn.Module, ABC):
-    """A distribution of the codes of an image.
+    """A distribution of the codes of an item.
 
     Args:
-        shape: What codes it is of.
+        shape: Shape of the codes.
 
     Attributes:
         citations: Keys of its sources in the bibliography.
-        has_likelihood: True if :meth:`log_prob` gives one.
+        has_likelihood: True if :meth:`log_prob` is defined.
     """
 
     citations: ClassVar[tuple[str, ...]] = ()
@@ -203,14 +204,14 @@ class AbstractPrior(nn.Module, ABC):
 
         Args:
             codes: Int64 ``(B, *grid[, levels])``.
-            labels: Class of each image ``(B,)``; None for a distribution over all classes.
+            labels: Class of each item ``(B,)``; None for the distribution over all classes.
 
         Returns:
-            Nats for each image, ``(B,)``.
+            Nats per item, ``(B,)``.
 
         Raises:
             ValueError: If codes or labels do not fit.
-            NoLikelihoodError: If the prior has none.
+            NoLikelihoodError: If the prior has no likelihood.
         """
 
     def sample(
@@ -219,16 +220,16 @@ class AbstractPrior(nn.Module, ABC):
         """Draws codes.
 
         Args:
-            number: Images B.
-            labels: Class of each ``(B,)``; None for none.
-            sampling: How; as the model says, by default.
-            first: Number of the first image: its random numbers are those that it has in any batch.
+            number: Number of items B.
+            labels: Class of each item ``(B,)``; None for no class.
+            sampling: Temperature, guidance, seed and so on; by default, draws from the model's distribution.
+            first: Index of the first item: item i has the same random numbers in any batch.
 
         Returns:
             Int64 ``(B, *grid[, levels])``.
 
         Raises:
-            ValueError: If labels do not fit, or guidance is asked for without them.
+            ValueError: If labels do not fit, or guidance is given without them.
         """
         at_least("number", number, 0, "Say how many to draw.")
         unknown = torch.full((number, *self.shape.axes), -1, device=self.device)
@@ -238,23 +239,23 @@ class AbstractPrior(nn.Module, ABC):
     def complete(
         self, known: Integers, labels: Integers | None = None, sampling: Sampling | None = None, *, first: int = 0
     ) -> Tensor:
-        """Draws the codes that are not known.
+        """Draws the unknown codes.
 
         Args:
-            known: Int64 ``(B, *grid[, levels])`` with -1 where a code is to be drawn.
-            labels: Class of each image ``(B,)``; None for none.
-            sampling: How; as the model says, by default.
-            first: Number of the first image, for its random numbers.
+            known: Int64 ``(B, *grid[, levels])`` with -1 for codes to draw.
+            labels: Class of each item ``(B,)``; None for no class.
+            sampling: Temperature, guidance, seed and so on; by default, draws from the model's distribution.
+            first: Index of the first item, for its random numbers.
 
         Returns:
-            Int64 ``(B, *grid[, levels])``, the known codes as they were.
+            Int64 ``(B, *grid[, levels])``, with the known codes unchanged.
 
         Raises:
-            ValueError: If known codes or labels do not fit, or guidance is asked for without labels.
+            ValueError: If known codes or labels do not fit, or guidance is given without labels.
         """
 
     def quick_log_prob(self, codes: Integers, labels: Integers | None = None) -> Tensor:
-        """:meth:`log_prob`, or a bound of it from below where that takes many passes: nats for each image ``(B,)``."""
+        """:meth:`log_prob`, or a lower bound of it where that takes many passes: nats per item ``(B,)``."""
         return self.log_prob(codes, labels)
 
     @torch.no_grad()
@@ -262,18 +263,18 @@ class AbstractPrior(nn.Module, ABC):
         """Mean length of a code in bits, by :meth:`quick_log_prob`.
 
         Args:
-            codes: Int64 ``(N, *grid[, levels])``, of at least one image, on any device.
-            labels: Class of each image ``(N,)``; None for none.
-            batch_size: Images at a time.
+            codes: Int64 ``(N, *grid[, levels])``, of at least one item, on any device.
+            labels: Class of each item ``(N,)``; None for no class.
+            batch_size: Items at a time.
 
         Raises:
-            ValueError: If codes or labels do not fit, or there is no code.
+            ValueError: If codes or labels do not fit, or there are no codes.
         """
         at_least("batch_size", batch_size, 1, "Use 64.")
         codes = as_tensor("codes", codes)
         labels = self.shape.checked_labels(labels, len(codes), codes.device)
         if not len(codes):
-            raise ValueError("'codes' must be of at least one image, got none. Give held-out codes.")
+            raise ValueError("'codes' must be of at least one item, got none. Give held-out codes.")
         nats = 0.0
         for start in range(0, len(codes), batch_size):
             part = slice(start, start + batch_size)
@@ -284,29 +285,29 @@ class AbstractPrior(nn.Module, ABC):
     def _to_complete(
         self, known: Integers, labels: Integers | None, sampling: Sampling
     ) -> tuple[Tensor, Tensor | None]:
-        """Checked codes with -1 where one is to be drawn, and checked labels, where the prior is."""
+        """Checked codes, with -1 for codes to draw, and checked labels, both on the prior's device."""
         known = as_tensor("known", known)
         drawn = known < 0
         checked = self.shape.checked(known.masked_fill(drawn, 0)).masked_fill(drawn, -1)
         labels = self.shape.checked_labels(labels, len(known), self.device)
         if labels is None and sampling.needs_both:
-            raise ValueError(f"'guidance' must be 1 without labels, got {sampling.guidance}. Give labels.")
+            raise ValueError(f"'guidance' must be 1 without labels, got {sampling.guidance}. Give labels, too.")
         return checked.to(self.device), labels
 
     @property
     def device(self) -> torch.device:
-        """Where the prior's numbers are."""
+        """Device of the prior."""
         tensor = next(iter(self.parameters()), None)
         tensor = next(iter(self.buffers())) if tensor is None else tensor
         return tensor.device
 
 
 class AbstractSequentialPrior(AbstractPrior):
-    """A prior that says each code given those before it, in an order.
+    """A prior that predicts each code from those before it in an order.
 
     Args:
-        shape: What codes it is of.
-        order: The order of the places.
+        shape: Shape of the codes.
+        order: Order of the places.
     """
 
     order: Tensor
@@ -323,26 +324,26 @@ class AbstractSequentialPrior(AbstractPrior):
         return codes.reshape(len(codes), self.shape.places, self.shape.levels)[:, self.order].flatten(1)
 
     def codes_of(self, sequence: Tensor) -> Tensor:
-        """What :meth:`sequence` was made of: ``(B, S)`` -> ``(B, *grid[, levels])``."""
+        """Inverts :meth:`sequence`: ``(B, S)`` -> ``(B, *grid[, levels])``."""
         by_place = sequence.reshape(len(sequence), self.shape.places, self.shape.levels)
         return by_place[:, self.inverse].reshape(len(sequence), *self.shape.axes)
 
     def reader(self, batch: int, labels: Integers | None = None) -> Reader:
-        """A reader of some images that has seen nothing yet.
+        """Makes a reader of a batch, at its first code.
 
         Args:
-            batch: Images B.
-            labels: Class of each ``(B,)``; None for none.
+            batch: Number of items B.
+            labels: Class of each item ``(B,)``; None for no class.
 
         Raises:
             ValueError: If labels do not fit.
         """
-        at_least("batch", batch, 0, "Say how many images are read.")
+        at_least("batch", batch, 0, "Give the number of items.")
         return self._reader(batch, self.shape.checked_labels(labels, batch, self.device))
 
     @abstractmethod
     def _reader(self, batch: int, labels: Tensor | None) -> Reader:
-        """A reader, of checked labels where the prior is."""
+        """Makes a reader; labels are checked and on the prior's device."""
 
     @torch.no_grad()
     def next_probabilities(self, known: Integers, labels: Integers | None = None) -> Tensor:
@@ -350,10 +351,10 @@ class AbstractSequentialPrior(AbstractPrior):
 
         Args:
             known: Int64 ``(B, s)``, the first s codes as :meth:`sequence` orders them, s below S.
-            labels: Class of each image ``(B,)``; None for none.
+            labels: Class of each item ``(B,)``; None for no class.
 
         Returns:
-            Probabilities ``(B, K)``, K that of the next code's level.
+            Probabilities ``(B, K)``, with K of the next code's level.
 
         Raises:
             ValueError: If there is no next code, or labels do not fit.
@@ -384,10 +385,10 @@ class AbstractSequentialPrior(AbstractPrior):
     def complete_in_order(
         self, known: Integers, labels: Integers | None = None, sampling: Sampling | None = None, *, first: int = 0
     ) -> Tensor:
-        """Draws the codes that are not known one by one, each given all that come before it in the order.
+        """Draws the unknown codes one by one, each given all before it in the order.
 
-        What it draws is distributed as :meth:`log_prob` says, where nothing is known. Arguments, result and errors are
-        those of :meth:`complete`.
+        If no code is known, draws have the distribution of :meth:`log_prob`. Arguments, result and errors are those of
+        :meth:`complete`.
         """
         sampling = Sampling() if sampling is None else sampling
         known, labels = self._to_complete(known, labels, sampling)

@@ -1,4 +1,4 @@
-"""Priors by name, and their configuration as JSON has it."""
+"""Priors by name, and their configuration for JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Kind(NamedTuple):
     Attributes:
         prior: Its class.
         config: The dataclass of its size; None for a prior that counts.
-        title: What it is, in a line.
+        title: One line for help and tables.
     """
 
     prior: type[AbstractPrior]
@@ -40,15 +40,15 @@ PRIORS: dict[str, Kind] = {
 
 
 def make_prior(name: str, shape: CodeShape, options: Mapping[str, Any] | None = None) -> AbstractPrior:
-    """The prior of a name.
+    """Makes a prior by its name.
 
     Args:
-        name: A name of :data:`PRIORS`.
-        shape: What codes it is of.
-        options: Fields of its configuration, beside their defaults; none for one that counts.
+        name: A name in :data:`PRIORS`.
+        shape: Shape of the codes.
+        options: Fields of its configuration that differ from the defaults; empty for a prior that counts.
 
     Raises:
-        ValueError: If there is none of that name, or it has no such option.
+        ValueError: If the name or an option is unknown, or an option is out of range.
     """
     kind = PRIORS[one_of("prior", name, PRIORS)]
     if kind.config is None:
@@ -65,17 +65,17 @@ def make_prior(name: str, shape: CodeShape, options: Mapping[str, Any] | None = 
 
 
 def described(prior: AbstractPrior) -> dict[str, Any]:
-    """What a prior is made of, ready for JSON; :func:`make_prior` makes it again."""
+    """Describes a prior for JSON, from which :func:`from_description` makes it again."""
     name = next(name for name, kind in PRIORS.items() if type(prior) is kind.prior)
     config = getattr(prior, "config", None)
     return {"prior": name, "shape": asdict(prior.shape), "options": {} if config is None else asdict(config)}
 
 
 def from_description(description: Mapping[str, Any]) -> AbstractPrior:
-    """The prior that :func:`described` told of, with new weights.
+    """Makes the prior that :func:`described` has described, with new weights.
 
     Raises:
-        ValueError: If there is no such prior.
-        KeyError: If something is missing.
+        ValueError: If the name or an option is unknown, or an option is out of range.
+        KeyError: If an entry is missing.
     """
     return make_prior(description["prior"], CodeShape(**description["shape"]), description["options"])

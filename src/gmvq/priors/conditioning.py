@@ -1,4 +1,4 @@
-"""What a transformer is told beside the codes: the class of the image, or that it has none, and the places."""
+"""Inputs of a transformer beside the codes: vectors of classes and of places."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gmvq.networks.transformer import initialize
 
 
 class ClassVectors(nn.Module):
-    """A learned vector for each class, and one for none.
+    """Learned vectors of classes, with one for no class.
 
     Args:
         classes: Number of classes, 0 for none.
         width: Features.
-        dropout: Share of the images that are learned without their class, so that guidance has both.
+        dropout: Share of the items that are learned without their class, as guidance needs.
 
     Shape:
         labels ``(B,)`` or None -> ``(B, width)``.
@@ -30,11 +30,11 @@ class ClassVectors(nn.Module):
         super().__init__()
         fraction("label_dropout", dropout, "Use 0.1.")
         self.classes, self.dropout = classes, dropout
-        self.vectors = nn.Embedding(classes + 1, width)  # the last one: no class
+        self.vectors = nn.Embedding(classes + 1, width)  # the last one is for no class
         initialize(self.vectors)
 
     def forward(self, labels: Tensor | None, batch: int) -> Tensor:
-        """Vectors of the classes of a batch of images; in training, some are dropped at random."""
+        """Returns the vectors of the classes of a batch; in training, some classes are dropped at random."""
         device = self.vectors.weight.device
         if labels is None:
             labels = torch.full((batch,), self.classes, device=device)
@@ -44,10 +44,10 @@ class ClassVectors(nn.Module):
 
 
 def grid_vectors(axes: Iterable[Tensor]) -> Tensor:
-    """Vectors of the places of a grid in raster order ``(T, width)``: those of its row and its column added up.
+    """Vectors of the places of a grid in raster order ``(T, width)``: the sum of the row's and the column's vector.
 
     Args:
-        axes: Vectors along each axis, one or two, ``(places, width)``.
+        axes: Vectors along each of one or two axes, ``(places, width)``.
     """
     first, *second = axes
     return (first[:, None] + second[0]).flatten(0, 1) if second else first

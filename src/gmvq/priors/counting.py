@@ -1,7 +1,7 @@
-r"""Priors that count: what a learned one must beat, and what a codec has without a network.
+r"""Priors that count codes: baselines for learned priors, and models for a codec without a network.
 
-:class:`Frequencies` knows how often each code occurs. :class:`NGram` knows that, given the codes of some neighbours,
-longer contexts interpolated with shorter ones by the method of Witten and Bell:
+:class:`Frequencies` counts how often each code occurs. :class:`NGram` counts how often it occurs after the codes of
+neighbors, and interpolates longer contexts with shorter ones by the method of Witten and Bell:
 
 .. math:: p_n(c \mid h_n) = \frac{N(h_n, c) + T(h_n)\, p_{n-1}(c \mid h_{n-1})}{N(h_n) + T(h_n)}
 
@@ -19,17 +19,17 @@ from torch import Tensor
 from gmvq.priors.base import AbstractSequentialPrior, CodeShape, Integers, Reader
 
 PSEUDO_COUNT = 0.5
-"""What each code is counted before it was seen: Krichevsky and Trofimov's estimator."""
+"""Count of each code before any is seen: Krichevsky and Trofimov's estimator."""
 
 LARGEST_KEY = 2**62
-"""Contexts are numbered in 63 bits."""
+"""Largest number of a context: 63 bits, with a margin."""
 
 
 class Frequencies(AbstractSequentialPrior):
-    """Each code as often as it was seen at its level, whatever stands around it.
+    """Predicts each code by how often it was seen at its level, whatever its neighbors.
 
     Args:
-        shape: What codes it is of. Classes are not told apart.
+        shape: Shape of the codes. Classes are ignored.
 
     References:
         The Performance of Universal Encoding (Krichevsky and Trofimov, 1981), https://doi.org/10.1109/TIT.1981.1056331
@@ -50,7 +50,7 @@ class Frequencies(AbstractSequentialPrior):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Integers]) -> None:
-        """Counts codes ``(B, *grid[, levels])``, beside what was counted before."""
+        """Adds the counts of codes ``(B, *grid[, levels])`` to those so far."""
         for codes in batches:
             by_level = self.shape.checked(codes).to(self.device).reshape(-1, self.shape.levels)
             for level, size in enumerate(self.shape.codebook_sizes):
@@ -63,7 +63,7 @@ class Frequencies(AbstractSequentialPrior):
         return torch.stack(parts).sum((0, 2)).float()
 
     def log_probabilities(self, level: int) -> Tensor:
-        """Logarithms of the probabilities of all codes of a level, float64 ``(K,)``."""
+        """Log-probabilities of all codes of a level in nats, float64 ``(K,)``."""
         counts = self.counts[level, : self.shape.codebook_sizes[level]].double() + PSEUDO_COUNT
         return (counts / counts.sum()).log()
 
@@ -83,13 +83,13 @@ class _FrequencyReader(Reader):
 
 
 class NGram(AbstractSequentialPrior):
-    """Each code given those of its neighbours that are known: of the place to the left, and of that above.
+    """Predicts each code from two neighbors: the codes of the places to the left and above.
 
-    On a sequence they are the last one and the last but one; at a later level of a place, the level before it and the
-    same level to the left. What no image has to the left or above counts as a code of its own.
+    In a sequence they are the last code and the one before it; at a later level of a place, the level before it and the
+    same level to the left. Neighbors outside the grid count as one more code.
 
     Args:
-        shape: What codes it is of. Classes are not told apart.
+        shape: Shape of the codes. Classes are ignored.
 
     Raises:
         ValueError: If the codebook is too large to number contexts by.
@@ -99,25 +99,25 @@ class NGram(AbstractSequentialPrior):
     """
 
     citations: ClassVar[tuple[str, ...]] = ("ngram_witten1991",)
-    NEIGHBOURS: ClassVar[int] = 2
+    NEIGHBORS: ClassVar[int] = 2
 
     def __init__(self, shape: CodeShape) -> None:
         super().__init__(shape)
         base = max(shape.codebook_sizes) + 1
-        if base ** (self.NEIGHBOURS + 1) * shape.levels >= LARGEST_KEY:
+        if base ** (self.NEIGHBORS + 1) * shape.levels >= LARGEST_KEY:
             raise ValueError(
-                f"'codebook_sizes' must be below 2**20 for contexts of {self.NEIGHBOURS} codes, got "
+                f"'codebook_sizes' must be below 2**20 for contexts of {self.NEIGHBORS} codes, got "
                 f"{shape.codebook_sizes}. Use Frequencies."
             )
         self.base = base
         self.frequencies = Frequencies(shape)
-        for order in range(1, self.NEIGHBOURS + 1):
+        for order in range(1, self.NEIGHBORS + 1):
             self.register_buffer(f"keys_{order}", torch.zeros(0, dtype=torch.int64))
             self.register_buffer(f"counts_{order}", torch.zeros(0, dtype=torch.int64))
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Integers]) -> None:
-        """Counts codes ``(B, *grid[, levels])``, beside what was counted before."""
+        """Adds the counts of codes ``(B, *grid[, levels])`` to those so far."""
         for codes in batches:
             self.frequencies.fit([codes])
             sequence = self.sequence(self.shape.checked(codes)).to(self.device)
@@ -142,7 +142,7 @@ class NGram(AbstractSequentialPrior):
         return _NGramReader(self, batch)
 
     def table(self, order: int) -> tuple[Tensor, Tensor]:
-        """What was seen of contexts of a number of codes: keys in ascending order, and how often each."""
+        """Counts after contexts of ``order`` codes: keys in ascending order, and the count of each."""
         return getattr(self, f"keys_{order}"), getattr(self, f"counts_{order}")
 
     def _count(self, order: int, keys: Tensor) -> None:
@@ -161,17 +161,17 @@ class NGram(AbstractSequentialPrior):
         return torch.nn.functional.pad(found, (0, self.base - 1 - len(found)), value=-torch.inf)
 
     def _contexts(self, sequence: Tensor) -> list[Tensor]:
-        """Numbers of the contexts of all codes, of one neighbour, of two ...: each int64 ``(B, S)``."""
-        neighbours = self._neighbours(sequence)
+        """Numbers of the contexts of all codes, with one neighbor, with two ...: each int64 ``(B, S)``."""
+        neighbors = self._neighbors(sequence)
         contexts = self._levels(sequence.shape[1]).expand_as(sequence)
         found = []
-        for neighbour in neighbours:
-            contexts = contexts * self.base + neighbour
+        for neighbor in neighbors:
+            contexts = contexts * self.base + neighbor
             found.append(contexts)
         return found
 
-    def _neighbours(self, sequence: Tensor) -> list[Tensor]:
-        """The codes that stand before each code, the nearest first: each ``(B, S)``, K where there is none."""
+    def _neighbors(self, sequence: Tensor) -> list[Tensor]:
+        """The neighbors of each code, the nearest first: each ``(B, S)``, K outside the grid."""
         places, levels, none = self.shape.places, self.shape.levels, self.base - 1
         by_place = sequence.reshape(len(sequence), places, levels)
         row = self.shape.grid[-1] if len(self.shape.grid) == 2 else 1
@@ -194,7 +194,7 @@ class NGram(AbstractSequentialPrior):
         return torch.where(known[places] == keys, counts[places], 0)
 
     def _totals(self, order: int, contexts: Tensor) -> tuple[Tensor, Tensor]:
-        """How often contexts occurred, and how many codes followed them; both of their shape."""
+        """How often contexts occurred, and how many different codes followed them; both of the contexts' shape."""
         known, counts = self.table(order)
         begin, end = (torch.searchsorted(known, (contexts + more) * self.base) for more in (0, 1))
         sums = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
@@ -206,7 +206,7 @@ class NGram(AbstractSequentialPrior):
         prefix: str,
         *rest: Any,  # noqa: ANN401
     ) -> None:
-        for order in range(1, self.NEIGHBOURS + 1):  # tables are as long as what was seen
+        for order in range(1, self.NEIGHBORS + 1):  # the length of the tables depends on the data
             for name in (f"keys_{order}", f"counts_{order}"):
                 if f"{prefix}{name}" in state_dict:
                     setattr(self, name, torch.zeros_like(state_dict[f"{prefix}{name}"], device=self.device))
@@ -214,7 +214,7 @@ class NGram(AbstractSequentialPrior):
 
 
 class _NGramReader(Reader):
-    """The whole sequence is kept with codes of 0 where none is known yet; no context looks there."""
+    """Keeps the whole sequence, with 0 for codes to come, which no context contains."""
 
     def __init__(self, prior: NGram, batch: int) -> None:
         self.prior, self.step = prior, 0

@@ -1,19 +1,19 @@
 r"""Flows from noise to codes: all places move at once, from t = 0 to t = 1.
 
-**Between codes** (:class:`CodeFlowPrior`). At time t each code is that of the image with probability t, and any code
-otherwise. A transformer that sees all of them and t says what the image's codes are, by cross entropy; drawing, each
-code jumps to one that it says, at the rate :math:`1 / (1 - t)`. So what was drawn can be drawn anew, which a masked
-prior's codes cannot.
+**Between codes** (:class:`CodeFlowPrior`). At time t each code is that of the item with probability t, and a uniformly
+random one otherwise. A transformer that sees all of them and t learns to predict the item's codes, by cross entropy. In
+a draw, each code jumps to a predicted one at the rate :math:`1 / (1 - t)`. So a drawn code can change again, which a
+masked prior's cannot.
 
-**Between latents** (:class:`LatentFlowPrior`). The codebook is the means of a mixture, so codes have places in space:
+**Between latents** (:class:`LatentFlowPrior`). The codes are the means of a mixture, so they have positions in space:
 
 .. math:: z_t = (1 - t)\, \epsilon + t\, z, \quad z \sim p(z \mid c) \text{ in the cell of } c, \qquad
           \min_v \mathbb{E} \big| v(z_t, t) - (z - \epsilon) \big|^2
 
-and drawing follows :math:`dz = v\, dt` from noise to a latent, whose code is the nearest one.
+and a draw follows :math:`dz = v\, dt` from noise to a latent, whose nearest code is the result.
 
-To complete codes, those that are known stand at their place from the first, and are marked: in training, half of the
-images show a part of their codes so. Neither says here how likely given codes are.
+In a completion, known codes have their final value from the start, and are marked: in training, a part of the codes of
+half of the items is shown like this. These flows have no likelihood here.
 
 References:
     Discrete Flow Matching (Gat et al., 2024), https://arxiv.org/abs/2407.15595;
@@ -40,9 +40,9 @@ from gmvq.priors.conditioning import ClassVectors, grid_vectors
 from gmvq.priors.sampling import Sampling
 
 STEPS = 50
-"""Steps in which images are drawn, unless the sampling says."""
+"""Number of steps of a draw, by default."""
 SHORTENED = 4
-"""How often the noise of a latent that has left its cell is halved before it is left out."""
+"""Number of times that the noise of a latent outside its cell is halved, before it is set to 0."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class FlowConfig:
 
     Args:
         width: Features of the transformer.
-        depth: Layers.
-        heads: Heads of the attention.
-        dropout: Share of the features that each part of a layer loses in training.
-        label_dropout: Share of the images that are learned without their class, so that guidance has both.
-        known_share: Share of the images that show a part of their codes in training, so that codes can be completed.
+        depth: Number of layers.
+        heads: Number of attention heads.
+        dropout: Share of features set to 0 in each part of a layer, in training.
+        label_dropout: Share of the items that are learned without their class, as guidance needs.
+        known_share: Share of the items of which a part of the codes is known in training, as completion needs.
 
     Raises:
         ValueError: If ``known_share`` is not in [0, 1].
@@ -80,7 +80,7 @@ class LatentFlowConfig(FlowConfig):
         codebook_dim: Features L of a code.
 
     Raises:
-        ValueError: If a number is not at least 1.
+        ValueError: If a number is out of range.
     """
 
     codebook_dim: int = 4
@@ -91,11 +91,11 @@ class LatentFlowConfig(FlowConfig):
 
 
 class AbstractFlowPrior(AbstractPrior):
-    """A transformer that looks at all places, a time and a class.
+    """A transformer that sees all places, a time and a class.
 
     Args:
-        shape: What codes it is of.
-        config: Its size.
+        shape: Shape of the codes.
+        config: Its size; the defaults of its class, if None.
     """
 
     has_likelihood: ClassVar[bool] = False
@@ -115,7 +115,7 @@ class AbstractFlowPrior(AbstractPrior):
         nn.init.normal_(self.known, std=0.02)
 
     def log_prob(self, codes: Integers, labels: Integers | None = None) -> Tensor:
-        """Raises an error: a flow does not say how likely given codes are.
+        """Raises an error, since a flow has no likelihood here.
 
         Raises:
             NoLikelihoodError: Always.
@@ -123,13 +123,13 @@ class AbstractFlowPrior(AbstractPrior):
         raise NoLikelihoodError(f"{type(self).__name__} has no likelihood of codes. Use AutoregressivePrior.")
 
     def forward(self, codes: Integers, labels: Integers | None = None) -> Tensor:
-        """What to learn from, ``()``.
+        """Computes the loss, ``()``. In training, classes are dropped at random.
 
         Args:
             codes: Int64 ``(B, *grid[, levels])``.
-            labels: Class of each image ``(B,)``; None for none.
+            labels: Class of each item ``(B,)``; None for no class.
         """
-        # on a GPU to look would wait for it in each step; the trainer's codes were looked at before
+        # checking values would wait for a GPU in each step; the trainer has checked its codes before
         looks = self.device.type == "cpu"
         rows = self.shape.checked(codes, ranges=looks).to(self.device).reshape(-1, self.shape.length)
         labels = self.shape.checked_labels(labels, len(codes), self.device, ranges=looks)
@@ -149,33 +149,33 @@ class AbstractFlowPrior(AbstractPrior):
 
     @abstractmethod
     def _loss(self, codes: Tensor, times: Tensor, labels: Tensor | None, known: Tensor) -> Tensor:
-        """The loss of codes ``(B, S)`` at times ``(B,)``, of those that are not ``known`` ``(B, S)``."""
+        """The loss of codes ``(B, S)`` at times ``(B,)``, over those that are not ``known`` ``(B, S)``."""
 
     @abstractmethod
     def _drawn(self, known: Tensor, labels: Tensor | None, sampling: Sampling, first: int) -> Tensor:
         """Draws the codes ``(B, S)`` that are -1."""
 
     def _answers(self, features: Tensor, times: Tensor, labels: Tensor | None, known: Tensor) -> Tensor:
-        """What the transformer says of features of all codes ``(B, S, width)``, the same shape."""
+        """Maps features of all codes ``(B, S, width)`` to the same shape, by the transformer."""
         *grid, levels = self.axes
         places = (grid_vectors(grid)[:, None] + levels).flatten(0, 1)
         features = features + places + known[..., None] * self.known
-        told = self.times(waves(times).to(self.known.dtype))
-        head = torch.stack([self.classes(labels, len(features)), told], dim=1)
+        time = self.times(waves(times).to(self.known.dtype))
+        head = torch.stack([self.classes(labels, len(features)), time], dim=1)
         return self.transformer(torch.cat([head, features], dim=1))[:, 2:]
 
 
 class CodeFlowPrior(AbstractFlowPrior):
-    r"""A flow between codes, from codes drawn evenly.
+    r"""A flow between codes, from uniformly random ones.
 
     .. math:: p(c_t = k) = t\, [k = c] + (1 - t) / K
 
     Args:
-        shape: What codes it is of.
-        config: Its size.
+        shape: Shape of the codes.
+        config: Its size; the defaults of its class, if None.
 
     Shape:
-        codes ``(B, *grid[, levels])`` -> a cross entropy in nats for each code, ``()``.
+        codes ``(B, *grid[, levels])`` -> a cross entropy in nats per code, ``()``.
 
     References:
         Discrete Flow Matching (Gat et al., 2024), https://arxiv.org/abs/2407.15595
@@ -198,7 +198,7 @@ class CodeFlowPrior(AbstractFlowPrior):
         initialize(self.embeddings, self.heads)
 
     def _logits(self, codes: Tensor, times: Tensor, labels: Tensor | None, known: Tensor) -> list[Tensor]:
-        """Logits of the image's codes, for each level ``(B, T, K)``."""
+        """Logits of the item's codes, for each level ``(B, T, K)``."""
         by_place = codes.unflatten(1, (-1, self.shape.levels))
         parts = [embed(by_place[..., level]) for level, embed in enumerate(self.embeddings)]
         answers = self._answers(torch.stack(parts, dim=2).flatten(1, 2), times, labels, known)
@@ -224,7 +224,7 @@ class CodeFlowPrior(AbstractFlowPrior):
         codes = torch.where(given, known, (numbers[:, 0] * sizes).long().minimum(sizes - 1))
         for step in range(steps):
             said = self._said(codes, step / steps, labels, sampling, numbers[:, 2 * step + 1], given)
-            # within a step of length h a code jumps with probability h / (1 - t): all of them in the last one
+            # in a step of length h a code jumps with probability h / (1 - t), which is 1 in the last step
             jumps = (numbers[:, 2 * step + 2] < 1 / (steps - step)) & ~given
             codes = torch.where(jumps, said, codes)
         return codes
@@ -232,7 +232,7 @@ class CodeFlowPrior(AbstractFlowPrior):
     def _said(
         self, codes: Tensor, time: float, labels: Tensor | None, sampling: Sampling, uniforms: Tensor, known: Tensor
     ) -> Tensor:
-        """A draw of the image's codes ``(B, S)``, given those at a time."""
+        """Draws the item's codes ``(B, S)`` from their prediction at a time."""
         times = torch.full((len(codes),), time, device=codes.device)
         answers = [self._logits(codes, times, each, known) for each in sampling.conditions(labels)]
         return sampling.drawn(answers, uniforms)[0]
@@ -241,14 +241,14 @@ class CodeFlowPrior(AbstractFlowPrior):
 class LatentFlowPrior(AbstractFlowPrior):
     r"""A flow between latents, from a normal distribution, whose codes are the nearest ones.
 
-    It needs the codebook, of one level: :meth:`place` it before learning. In learning, latents lie about their code
-    with the mixture's deviation, but no farther than it is the nearest: so each stands for its code.
+    It needs the codebook, of one level: call :meth:`place` before training. In training, latents are spread around
+    their code with the mixture's deviation, but never beyond its cell: the code of each remains the nearest.
 
-    A temperature scales the noise that the flow begins with; ``top_k`` and ``top_p`` have no meaning here.
+    The temperature scales the noise at the start of the flow; ``top_k`` and ``top_p`` are not supported.
 
     Args:
-        shape: What codes it is of, with one level.
-        config: Its size.
+        shape: Shape of the codes, with one level.
+        config: Its size; the defaults of its class, if None.
 
     Shape:
         codes ``(B, *grid)`` -> a squared error of the velocity, ``()``, in units of the latents' standard deviation.
@@ -284,24 +284,27 @@ class LatentFlowPrior(AbstractFlowPrior):
         initialize(self.project_in, self.project_out)
         self.register_buffer("codes", torch.zeros(shape.codebook_sizes[0], codebook_dim))
         self.register_buffer("mean", torch.zeros(codebook_dim))
-        self.register_buffer("scale", torch.zeros(codebook_dim))  # of no codebook yet
+        self.register_buffer("scale", torch.zeros(codebook_dim))  # 0: no codebook yet
         self.register_buffer("deviation", torch.zeros(()))
 
     @torch.no_grad()
     def place(self, codebook: Tensor, deviation: float = 0.0, counts: Tensor | None = None) -> None:
-        """Tells where the codes are.
+        """Sets the positions of the codes.
 
         Args:
             codebook: Code vectors ``(K, L)``, inside the quantizer's projection.
-            deviation: sigma, of the latents about their code: learning sees codes blurred by it.
-            counts: How often each code occurs ``(K,)``; all alike by default.
+            deviation: sigma, the standard deviation of latents around their code in training.
+            counts: How often each code occurs ``(K,)``; equally often by default.
 
         Raises:
-            ValueError: If the codebook has another shape, is not finite, ``deviation`` is below 0, or counts are not
-                one for each code, at least 0 and not all of them 0.
+            ValueError: If the codebook has another shape or is not finite, ``deviation`` is below 0, or counts are not
+                one number of at least 0 per code with a sum above 0.
         """
         if codebook.shape != self.codes.shape or not bool(codebook.isfinite().all()):
-            raise ValueError(f"'codebook' must be finite, {tuple(self.codes.shape)}, got {tuple(codebook.shape)}.")
+            raise ValueError(
+                f"'codebook' must be finite, of shape {tuple(self.codes.shape)}, got {tuple(codebook.shape)}. Give the "
+                "tokenizer's, inside its projection."
+            )
         if not 0 <= deviation < math.inf:
             raise ValueError(f"'deviation' must be a finite number of at least 0, got {deviation}. Use 0.0.")
         if counts is not None and (counts.shape != codebook.shape[:1] or bool((counts < 0).any()) or not counts.any()):
@@ -321,7 +324,7 @@ class LatentFlowPrior(AbstractFlowPrior):
         return self.project_out(self._answers(features, times, labels, known)).float()
 
     def latents_of(self, codes: Tensor) -> Tensor:
-        """Latents about their codes, which are the nearest: ``(*)`` -> ``(*, L)``; noise of the global generator."""
+        """Draws latents in the cells of codes: ``(*)`` -> ``(*, L)``; uses torch's global generator."""
         means = self.codes.float()[codes]
         noise = self.deviation * torch.randn(means.shape, device=means.device)
         for _ in range(SHORTENED):
@@ -330,7 +333,7 @@ class LatentFlowPrior(AbstractFlowPrior):
         return torch.where((self.code_of(means + noise) == codes)[..., None], means + noise, means)
 
     def code_of(self, latents: Tensor) -> Tensor:
-        """The codes that are nearest: ``(*, L)`` -> int64 ``(*)``."""
+        """Nearest codes of latents: ``(*, L)`` -> int64 ``(*)``."""
         rows = latents.float().reshape(-1, self.codebook_dim)
         return nearest_code(rows, self.codes.float()).reshape(latents.shape[:-1])
 
@@ -347,7 +350,7 @@ class LatentFlowPrior(AbstractFlowPrior):
     def _drawn(self, known: Tensor, labels: Tensor | None, sampling: Sampling, first: int) -> Tensor:
         self._check_placed()
         if sampling.top_k is not None or sampling.top_p < 1:
-            raise ValueError("'top_k' and 'top_p' must be left out for a flow of latents, which has no probabilities.")
+            raise ValueError("'top_k' and 'top_p' must be left out for a flow of latents. Use temperature.")
         steps, (batch, length) = sampling.steps_or(STEPS), known.shape
         uniforms = sampling.uniforms(first, batch, length * self.codebook_dim, self.device).clamp(1e-12, 1 - 1e-12)
         noise = torch.special.ndtri(uniforms).float().unflatten(1, (length, self.codebook_dim))
@@ -360,12 +363,12 @@ class LatentFlowPrior(AbstractFlowPrior):
         return torch.where(given, known, self.code_of(latents * self.scale + self.mean))
 
     def _guided(self, latents: Tensor, time: float, labels: Tensor | None, sampling: Sampling, known: Tensor) -> Tensor:
-        """The velocity of all latents at a time; those that are known stay."""
+        """Velocity of all latents at a time; 0 for those that are known."""
         times = torch.full((len(latents),), time, device=latents.device)
         answers = [self._velocity(latents, times, each, known) for each in sampling.conditions(labels)]
         velocity = sampling.guided(*answers) if len(answers) == 2 else answers[0]
         return velocity.masked_fill(known[..., None], 0.0)
 
     def _check_placed(self) -> None:
-        if self.device.type == "cpu" and not bool(self.scale.any()):  # on a GPU to look would wait for it
-            raise ValueError("A flow of latents needs the codebook first. Call place(codebook).")
+        if self.device.type == "cpu" and not bool(self.scale.any()):  # a look would wait for a GPU
+            raise ValueError("A flow of latents must have a codebook, got none. Call place(codebook) first.")

@@ -1,17 +1,17 @@
-r"""A transformer that sees some codes and says the others, all at once: drawn in a few steps, completed anywhere.
+r"""A transformer that predicts all hidden codes at once from the others: draws in a few steps, completes any part.
 
-Learning hides n of the S codes. With n uniform in 1, ..., S and any n of them, the weighted sum
+Training hides n of the S codes. With n uniform in 1, ..., S and any n codes equally likely, the weighted sum
 
 .. math::
     -\log p(c) \le \mathbb{E}_n \Big[ \tfrac{S}{n} \sum_{s \text{ hidden}} -\log p(c_s \mid \text{the shown}, y) \Big]
 
 is the bound of autoregression in a random order, and of absorbing diffusion (``weighting="bound"``). MaskGIT hides
-:math:`\cos(\pi u / 2)` of the codes with u uniform and takes the mean over the hidden ones (``weighting="mean"``),
-which bounds nothing and makes better pictures in few steps.
+the share :math:`\cos(\pi u / 2)` of the codes with u uniform and takes the mean over the hidden ones
+(``weighting="mean"``), which is not a bound but gives better samples in few steps.
 
-Drawing goes the other way: all codes are hidden; in each step every hidden code is drawn, and those drawn with most
-confidence stay. With one code in each step, in a given order, this is autoregression, whose likelihood is exact:
-that is what :meth:`MaskedPrior.log_prob` says.
+Drawing begins with all codes hidden; in each step every hidden code is drawn, and those drawn with the most confidence
+are kept. With one code per step, in a given order, this is autoregression, whose likelihood is exact:
+:meth:`MaskedPrior.log_prob`.
 
 References:
     MaskGIT: Masked Generative Image Transformer (Chang et al., 2022), https://arxiv.org/abs/2202.04200;
@@ -43,19 +43,19 @@ from gmvq.priors.sampling import Sampling
 
 @dataclass(frozen=True)
 class MaskedConfig:
-    """Size of a masked prior, and how it learns.
+    """Size of a masked prior, and its loss.
 
     Args:
         width: Features of the transformer.
-        depth: Layers.
-        heads: Heads of the attention.
-        dropout: Share of the features that each part of a layer loses in training.
-        label_dropout: Share of the images that are learned without their class, so that guidance has both.
-        weighting: ``mean`` over the hidden codes, MaskGIT's, or ``bound``: that of absorbing diffusion.
-        order: The order of the places where codes are drawn one by one.
+        depth: Number of layers.
+        heads: Number of attention heads.
+        dropout: Share of features set to 0 in each part of a layer, in training.
+        label_dropout: Share of the items that are learned without their class, as guidance needs.
+        weighting: Loss: ``mean`` over the hidden codes as in MaskGIT, or ``bound`` as in absorbing diffusion.
+        order: Order of the places if codes are drawn one by one.
 
     Raises:
-        ValueError: If there is no such weighting or order.
+        ValueError: If the weighting or the order is unknown.
     """
 
     width: int = 256
@@ -73,14 +73,14 @@ class MaskedConfig:
 
 @dataclass(frozen=True)
 class Unmasking:
-    r"""In how many steps codes are drawn, and which of them stay.
+    r"""Number of steps of a draw, and which codes each step keeps.
 
-    After step i of n, :math:`\cos(\pi i / 2 n)` of the codes that were hidden at first are hidden still. Those that
-    were drawn with the largest :math:`\log p + \rho\, (1 - i / n)\, g` stay, with g from a Gumbel distribution.
+    After step i of n, the share :math:`\cos(\pi i / 2 n)` of the codes that were hidden at first is still hidden. Kept
+    are the codes with the largest :math:`\log p + \rho\, (1 - i / n)\, g`, with g from a Gumbel distribution.
 
     Args:
-        steps: n; at most the number of hidden codes counts.
-        choice_temperature: rho: 0 keeps the most confident ones, infinity any.
+        steps: n; no more steps are taken than codes are hidden.
+        choice_temperature: rho; 0 keeps the most confident codes, infinity any.
 
     Raises:
         ValueError: If a number is out of range.
@@ -95,24 +95,24 @@ class Unmasking:
             raise ValueError(f"'choice_temperature' must be at least 0, got {self.choice_temperature!r}. Use 4.5.")
 
     def hidden_after(self, step: int, hidden: Tensor) -> Tensor:
-        """How many of ``hidden`` codes ``(B,)`` are so after a step, counted from 1: fewer each time, 0 in the end."""
+        """Number of ``hidden`` codes ``(B,)`` still hidden after a step, counted from 1: fewer each time, at last 0."""
         share = torch.cos(math.pi / 2 * (step / self.steps_of(hidden)).clamp_max(1))
         return (hidden * share + 1e-6).floor().long().minimum(hidden - step).clamp_min(0)
 
     def steps_of(self, hidden: Tensor) -> Tensor:
-        """Steps of images with so many hidden codes: no more than there are codes."""
+        """Steps of items with ``hidden`` codes each ``(B,)``: at most one per code."""
         return hidden.clamp(1, self.steps)
 
 
 class MaskedPrior(AbstractSequentialPrior):
-    """Codes a few at a time, by a transformer that looks at all that are known.
+    """Draws a few codes at a time, by a transformer that sees all known ones.
 
     Args:
-        shape: What codes it is of.
-        config: Its size.
+        shape: Shape of the codes.
+        config: Its size; the defaults of its class, if None.
 
     Shape:
-        codes ``(B, *grid[, levels])`` -> log-likelihood ``(B,)`` in nats, of codes drawn one by one in order.
+        codes ``(B, *grid[, levels])`` -> log-likelihood ``(B,)`` in nats, for codes drawn one by one in order.
 
     References:
         MaskGIT: Masked Generative Image Transformer (Chang et al., 2022), https://arxiv.org/abs/2202.04200;
@@ -123,7 +123,7 @@ class MaskedPrior(AbstractSequentialPrior):
     Example:
         >>> prior = MaskedPrior(CodeShape((4, 4), (16,)), MaskedConfig(width=32, depth=1, heads=2)).eval()
         >>> known = torch.zeros(1, 4, 4, dtype=torch.int64)
-        >>> known[:, 2:] = -1  # the lower half is to be drawn
+        >>> known[:, 2:] = -1  # draw the lower half
         >>> prior.complete(known).shape
         torch.Size([1, 4, 4])
     """
@@ -135,7 +135,7 @@ class MaskedPrior(AbstractSequentialPrior):
         super().__init__(shape, config.order)
         self.config = config
         width, sizes = config.width, shape.codebook_sizes
-        self.embeddings = nn.ModuleList(nn.Embedding(size + 1, width) for size in sizes)  # the last one: hidden
+        self.embeddings = nn.ModuleList(nn.Embedding(size + 1, width) for size in sizes)  # the last: hidden
         self.classes = ClassVectors(shape.classes, width, config.label_dropout)
         self.axes = nn.ParameterList(nn.Parameter(torch.empty(side, width)) for side in (*shape.sides, shape.levels))
         self.transformer = Transformer(
@@ -145,16 +145,16 @@ class MaskedPrior(AbstractSequentialPrior):
         initialize(self.axes, self.embeddings, self.heads)
 
     def forward(self, codes: Integers, labels: Integers | None = None) -> Tensor:
-        """What to learn from, in nats for each code: a random share is hidden, classes are dropped in training.
+        """Loss in nats per code: hides a random share of the codes. In training, classes are dropped at random.
 
         Args:
             codes: Int64 ``(B, *grid[, levels])``.
-            labels: Class of each image ``(B,)``; None for none.
+            labels: Class of each item ``(B,)``; None for no class.
 
         Returns:
-            Nats for each code, ``()``; with ``weighting="bound"`` their expectation is at least -log p / S.
+            Nats per code, ``()``; with ``weighting="bound"`` the expectation is at least -log p / S.
         """
-        # on a GPU to look would wait for it in each step; the trainer's codes were looked at before
+        # checking values would wait for a GPU in each step; the trainer has checked its codes before
         sequence, labels = self._inputs(codes, labels, ranges=self.device.type == "cpu")
         batch, length = sequence.shape
         even = even_times(batch, sequence.device)
@@ -162,19 +162,19 @@ class MaskedPrior(AbstractSequentialPrior):
         number = ((share * length).long() + 1).clamp_max(length)[:, None]
         hidden = torch.rand(sequence.shape, device=sequence.device).argsort(1).argsort(1) < number
         nats = -self._log_probs(sequence, hidden, labels) * hidden
-        if self.config.weighting == "bound":  # each of n hidden codes may be the next: S / n times the weight
+        if self.config.weighting == "bound":  # each of n hidden codes may be the next, so the weight is S / n
             return (nats / number).sum(1).mean()
         return nats.sum() / hidden.sum().clamp_min(1)
 
     def log_prob(self, codes: Integers, labels: Integers | None = None) -> Tensor:
-        """Log-likelihood in nats of codes drawn one by one in order: S passes through the network.
+        """Log-likelihood in nats, for codes drawn one by one in order: S passes through the network.
 
         Args:
             codes: Int64 ``(B, *grid[, levels])``.
-            labels: Class of each image ``(B,)``; None for none.
+            labels: Class of each item ``(B,)``; None for no class.
 
         Returns:
-            Nats for each image, ``(B,)``.
+            Nats per item, ``(B,)``.
 
         Raises:
             ValueError: If codes or labels do not fit.
@@ -189,22 +189,22 @@ class MaskedPrior(AbstractSequentialPrior):
 
     @torch.no_grad()
     def bound(self, codes: Integers, labels: Integers | None = None, samples: int = 16, seed: int = 0) -> Tensor:
-        """A bound of the log-likelihood from below over random orders, in nats: an estimate of ``samples`` passes.
+        """Estimates a lower bound of the log-likelihood over random orders in nats, by ``samples`` passes.
 
         Args:
             codes: Int64 ``(B, *grid[, levels])``.
-            labels: Class of each image ``(B,)``; None for none.
-            samples: Numbers of hidden codes and sets of them that are looked at.
-            seed: Of these.
+            labels: Class of each item ``(B,)``; None for no class.
+            samples: Number of random sets of hidden codes per item.
+            seed: Seed of the sets.
 
         Returns:
-            Nats for each image, ``(B,)``.
+            Nats per item, ``(B,)``.
         """
         sequence, labels = self._inputs(codes, labels)
         generator = torch.Generator(sequence.device).manual_seed(seed)
         length, total = self.shape.length, torch.zeros(len(sequence), device=sequence.device)
         for _ in range(samples):
-            # number n of hidden codes uniform in 1, ..., S: each of them is the next of S with the same weight, S / n
+            # the number n of hidden codes is uniform in 1, ..., S: each hidden code has the same weight, S / n
             number = torch.randint(1, length + 1, (len(sequence), 1), generator=generator, device=sequence.device)
             ranks = torch.rand(sequence.shape, generator=generator, device=sequence.device).argsort(1).argsort(1)
             hidden = ranks < number
@@ -225,20 +225,20 @@ class MaskedPrior(AbstractSequentialPrior):
         first: int = 0,
         unmasking: Unmasking | None = None,
     ) -> Tensor:
-        """Draws the codes that are not known, in a few steps.
+        """Draws the unknown codes in a few steps.
 
         Args:
-            known: Int64 ``(B, *grid[, levels])`` with -1 where a code is to be drawn.
-            labels: Class of each image ``(B,)``; None for none.
-            sampling: How to draw; as the model says, by default.
-            first: Number of the first image, for its random numbers.
-            unmasking: In how many steps, and which codes stay; by default as many as ``sampling`` says.
+            known: Int64 ``(B, *grid[, levels])`` with -1 for codes to draw.
+            labels: Class of each item ``(B,)``; None for no class.
+            sampling: Temperature, guidance, seed and so on; by default, draws from the model's distribution.
+            first: Index of the first item, for its random numbers.
+            unmasking: Number of steps and which codes are kept; by default with the steps of ``sampling``.
 
         Returns:
-            Int64 ``(B, *grid[, levels])``, the known codes as they were.
+            Int64 ``(B, *grid[, levels])``, with the known codes unchanged.
 
         Raises:
-            ValueError: If known codes or labels do not fit, or guidance is asked for without labels.
+            ValueError: If known codes or labels do not fit, or guidance is given without labels.
         """
         sampling = Sampling() if sampling is None else sampling
         unmasking = Unmasking(sampling.steps_or(Unmasking.steps)) if unmasking is None else unmasking
@@ -247,7 +247,7 @@ class MaskedPrior(AbstractSequentialPrior):
         hidden = sequence < 0
         sequence = sequence.clamp_min(0)
         hidden_at_first = hidden.sum(1)
-        own_steps = unmasking.steps_of(hidden_at_first)  # of each image, so that none depends on the others
+        own_steps = unmasking.steps_of(hidden_at_first)  # by item, so that a draw does not depend on the batch
         numbers = sampling.uniforms(first, len(sequence), 2 * unmasking.steps * self.shape.length, self.device)
         numbers = numbers.unflatten(1, (unmasking.steps, 2, self.shape.length))
         for step in range(1, int(own_steps.max()) + 1 if len(sequence) else 1):
@@ -267,7 +267,7 @@ class MaskedPrior(AbstractSequentialPrior):
         return _MaskedReader(self, batch, labels)
 
     def logits(self, sequence: Tensor, hidden: Tensor, labels: Tensor | None) -> list[Tensor]:
-        """Logits of all codes of each level ``(B, T, K)``, given those not hidden; both ``(B, S)`` in order."""
+        """Logits of all codes of each level ``(B, T, K)``, given those not hidden; codes and mask are ``(B, S)``."""
         levels = self.shape.levels
         shown = sequence.unflatten(1, (-1, levels))
         masked = hidden.unflatten(1, (-1, levels))
@@ -290,7 +290,7 @@ class MaskedPrior(AbstractSequentialPrior):
         return sequence, self.shape.checked_labels(labels, len(codes), self.device, ranges=ranges)
 
     def _log_probs(self, sequence: Tensor, hidden: Tensor, labels: Tensor | None) -> Tensor:
-        """Nats of each code given those that are not hidden, ``(B, S)``."""
+        """Log-probability of each code in nats, given those that are not hidden, ``(B, S)``."""
         by_place = sequence.unflatten(1, (-1, self.shape.levels))
         parts = [
             -F.cross_entropy(logits.float().flatten(0, 1), by_place[..., level].flatten(), reduction="none")
@@ -301,13 +301,13 @@ class MaskedPrior(AbstractSequentialPrior):
     def _drawn(
         self, sequence: Tensor, hidden: Tensor, labels: Tensor | None, sampling: Sampling, uniforms: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """A draw of all codes, and its log-probability before temperature and cuts, both ``(B, S)``."""
+        """Draws all codes; returns them and their log-probabilities before temperature and cuts, both ``(B, S)``."""
         answers = [self.logits(sequence, hidden, each) for each in sampling.conditions(labels)]
         return sampling.drawn(answers, uniforms)
 
 
 class _MaskedReader(Reader):
-    """Hides all codes that have not come yet."""
+    """Hides all codes that are still to come."""
 
     def __init__(self, prior: MaskedPrior, batch: int, labels: Tensor | None) -> None:
         self.prior, self.labels, self.step = prior, labels, 0

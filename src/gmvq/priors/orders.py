@@ -1,4 +1,4 @@
-"""The order in which the places of a grid are drawn, one after the other."""
+"""Orders in which the places of a grid are drawn."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ ORDERS: tuple[str, ...] = get_args(OrderName)
 
 
 def places_in_order(name: OrderName, grid: tuple[int, ...]) -> Tensor:
-    """Places of a grid, as indices in reading order, in the order in which they are drawn, int64 ``(T,)``.
+    """Places of a grid in the order in which they are drawn, as indices in reading order, int64 ``(T,)``.
 
     Args:
         name: ``raster`` (reading order), ``columns`` (the last axis slowest), ``snake`` (reading order with every other
-            row backwards), ``spiral`` (from the middle outwards) or ``coarse`` (every other place of every other row
-            first, and so on: coarse to fine). On a sequence the first three are from its start to its end.
-        grid: Number of places along each axis, at most 2 axes; without any there is one place.
+            row reversed), ``spiral`` (from the middle outward) or ``coarse`` (coarse to fine: every other place of
+            every other row first). On a sequence, the first three go from its start to its end.
+        grid: Number of places along each axis, at most 2 axes; without axes there is one place.
 
     Raises:
-        ValueError: If there is no such order, or the grid is none.
+        ValueError: If the order is unknown, or the grid has other axes.
 
     Example:
         >>> places_in_order("columns", (2, 3))
@@ -48,7 +48,7 @@ def places_in_order(name: OrderName, grid: tuple[int, ...]) -> Tensor:
 
 
 def _spiral(indices: Tensor) -> Tensor:
-    """Peels the grid, outermost places first, and gives them backwards."""
+    """Peels off the outermost places until none is left, and reverses their order."""
     parts = []
     while indices.numel():
         parts.append(indices[0])
@@ -57,7 +57,7 @@ def _spiral(indices: Tensor) -> Tensor:
 
 
 def _coarse(indices: Tensor) -> Tensor:
-    """Places by the largest power of two that divides both their coordinates, the largest first."""
+    """Sorts places by the largest power of two that divides both coordinates, the largest first."""
     rows, columns = torch.meshgrid(*map(torch.arange, indices.shape), indexing="ij")
     steps = torch.zeros_like(indices)
     step = 2
