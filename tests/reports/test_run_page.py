@@ -14,7 +14,7 @@ from PIL import Image as PillowImage
 
 from gmvq.data import ArrayItems, ListItems
 from gmvq.metrics import CompositeStatistics
-from gmvq.modalities import Image, Series, Vectors
+from gmvq.modalities import Audio, Image, Series, Text, Vectors
 from gmvq.models.autoencoder import Autoencoder, AutoencoderConfig
 from gmvq.models.modes import evaluating
 from gmvq.quantizers import QUANTIZERS
@@ -35,7 +35,7 @@ class Page(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.tags, self.images, self.identifiers, self.links, self.texts = [], [], [], [], []
+        self.tags, self.images, self.identifiers, self.links, self.texts, self.labels = [], [], [], [], [], []
         self.feed(html)
         self.text = re.sub(r"\s+", " ", " ".join(self.texts))
 
@@ -44,6 +44,7 @@ class Page(HTMLParser):
         self.tags.append(tag)
         if tag == "img":
             self.images.append(attributes)
+        self.labels.append(attributes.get("aria-label", ""))
         if "id" in attributes:
             self.identifiers.append(attributes["id"])
         if tag == "a":
@@ -176,17 +177,25 @@ def test_small_images_of_any_channels(tmp_path, channels, size):
     [
         (Series(names=("x", "y")), ListItems([torch.randn(2, 40), torch.randn(2, 25)], 1, ["long", "short"])),
         (Vectors(names=("a", "b", "c")), ArrayItems(torch.randn(20, 3), 0)),
+        (
+            Audio(rate=8000, channels=1),
+            ListItems([torch.randn(1, 4000).clamp(-1, 1) / 3, torch.zeros(1, 900)], 1, ["a.wav", "b.wav"]),
+        ),
+        (
+            Text(vocabulary=("ß",)),
+            ListItems([Text(vocabulary=("ß",)).encode(text) for text in ("Fuß &<b>", "and more")], 1, ["1", "2"]),
+        ),
     ],
-    ids=["series", "vectors"],
+    ids=["series", "vectors", "audio", "text"],
 )
 @pytest.mark.parametrize("quantizer", ["gaussian-mixture", "residual", "none"])
 def test_page_of_other_modalities(tmp_path, modality, items, quantizer):
     model = autoencoder(quantizer, modality=modality, downsampling=modality.downsampling)
     page = report(write_run(tmp_path, metrics={"mse": 0.5}, name="made"), model, items)
     assert f"Held-out {modality.items} and what the" in page.text
-    texts = [picture["alt"] for picture in page.images]
+    texts = [*(picture["alt"] for picture in page.images), *page.labels]
     for name in (items.names[0], f"{items.names[0]}, reconstructed"):
-        assert any(text.startswith(f"{name}:") for text in texts)
+        assert any(text.startswith(name) for text in texts)
     assert not re.findall("image|pixel|photograph", page.text.replace("Hard codes, 3 photographs.", ""))
 
 

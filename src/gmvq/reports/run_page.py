@@ -78,6 +78,7 @@ def write_report(
         items=model.modality.items,
         shown=[each.exhibit for each in shown],
         wide=is_wide([each.exhibit for each in shown]),
+        strips=model.signal.axes == 1,
         **exhibits.map_section(shown),
         usage=usage,
         **training_section(record.curves, size, model.modality.measures),

@@ -46,8 +46,8 @@ class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
         channels_last(model)
         self.data, self.drawing = data, drawing
         self.codebook_sizes = None if model.codebook_size is None else model.level_sizes
-        distortion = model.modality.distortion(quick=True)
-        self.headline = next((each for each in distortion.measures if each.key == distortion.headline), None)
+        headline = model.modality.distortion(quick=True).headline
+        self.headline = next((each for each in model.modality.measures if each.key == headline), None)
         large = any(math.prod(size) > HELD_OUT_PART for size in data.held_out.sizes)
         self.sample = f"{'the central parts of' if large else 'a sample of'} held-out {model.modality.items}"
 
