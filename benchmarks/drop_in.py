@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 import gmvq
 from gmvq.data import Loader, held_out_batches
-from gmvq.OLD import photographs
-from gmvq.hub import write_json
+from gmvq.data.writing import write_json
 from gmvq.metrics import CodebookStatistics
+from gmvq.modalities import Image
 from gmvq.training.provenance import commit, hardware, versions
 
 
@@ -61,10 +61,11 @@ LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
 def measure(name: str, dim: int, codebook_size: int, steps: int, seed: int) -> dict[str, float | int | str]:
     """Trains one network and measures it on the held-out photographs."""
     torch.manual_seed(seed)
-    data = photographs()
+    data = Image().load("bundled:photographs")
     network, quantizer = Network(dim), LAYERS[name](dim, codebook_size)
     optimizer = torch.optim.Adam([*network.parameters(), *quantizer.parameters()], lr=1e-3)
-    loader = Loader(data.train, 32, size=32, mirror=True, seed=seed, windows_per_item=100)
+    window = data.modality.window
+    loader = Loader(data.train, 32, window=window, size=32, mirror=True, seed=seed, windows_per_item=100)
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         latents = network.encoder(images).movedim(1, -1)
@@ -75,9 +76,10 @@ def measure(name: str, dim: int, codebook_size: int, steps: int, seed: int) -> d
 
     start = time.perf_counter()
     for batch in loader.iterate(0, steps):
-        decoded, _, loss = forward(batch.images)
+        images = data.signal.checked(batch.items)
+        decoded, _, loss = forward(images)
         optimizer.zero_grad()
-        (F.mse_loss(decoded, batch.images) + loss).backward()
+        (F.mse_loss(decoded, images) + loss).backward()
         optimizer.step()
     seconds = time.perf_counter() - start
 
@@ -86,9 +88,10 @@ def measure(name: str, dim: int, codebook_size: int, steps: int, seed: int) -> d
     learned, use, errors = CodebookStatistics(codebook_size), CodebookStatistics(codebook_size), []
     with torch.no_grad():
         for batch in loader.iterate(steps, steps + 80):
-            learned.update(forward(batch.images)[1])
+            learned.update(forward(data.signal.checked(batch.items))[1])
         for batch in held_out_batches(data.held_out, 1):
-            images = batch.images[..., : batch.images.shape[-2] // 4 * 4, : batch.images.shape[-1] // 4 * 4]
+            images = data.signal.checked(batch.items)
+            images = images[..., : images.shape[-2] // 4 * 4, : images.shape[-1] // 4 * 4]
             decoded, codes, _ = forward(images)
             use.update(codes)
             errors.append(F.mse_loss(decoded.clamp(0, 1), images).item())

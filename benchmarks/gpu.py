@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gmvq.hub import write_json
+from gmvq.data.writing import write_json
 from gmvq.kernels import mixture_step, nearest_code, reference
 from gmvq.training.provenance import commit, hardware, versions
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gmvq.data.writing import write_json
 from gmvq.experiments.speed.clock import interleaved, ratio
-from gmvq.hub import write_json
 from gmvq.priors import AutoregressiveConfig, AutoregressivePrior, CodeShape, Sampling
 from gmvq.priors.sampling import inverted
 from gmvq.training.preparation import cpu_threads

@@ -34,8 +34,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gmvq.data import Data, Images, photographs
-from gmvq.hub import write_json
+from gmvq.data import Items
+from gmvq.data.writing import write_json
+from gmvq.modalities import Data, Image
 from gmvq.quantizers import DiVeQ, GaussianMixtureQuantizer, GumbelSoftmax, Rotation, StraightThrough
 from gmvq.quantizers.parts.estimators import AbstractEstimator
 from gmvq.training.provenance import commit, hardware, versions
@@ -128,7 +129,7 @@ class Estimator(NamedTuple):
     trains_codes: bool = True
 
 
-def draw_patches(images: Images, number: int) -> Tensor:
+def draw_patches(images: Items, number: int) -> Tensor:
     """Gray patches at random places of random images, ``(number, PIXELS)`` in [0, 1]."""
     found = []
     for index in torch.randint(len(images), (number,)).tolist():
@@ -363,7 +364,7 @@ def rounded(value: float | None) -> float | None:
 
 def study(settings: Settings) -> dict[str, Any]:
     """Trains, compares and averages."""
-    data, rows, trained = photographs(), [], []
+    data, rows, trained = Image().load("bundled:photographs"), [], []
     for codebook_size, trained_by in itertools.product(settings.codebook_sizes, TRAININGS):
         states = [trained_state(data, codebook_size, trained_by, seed, settings) for seed in range(settings.states)]
         slopes = [smoothed_slope(state, settings.slope_draws) for state in states]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gmvq.data import photographs
+from gmvq.modalities import Image
 
 PATH = Path(__file__).parents[2] / "benchmarks/leaderboard/gradients.py"
 ENTROPY = 1.0
@@ -36,7 +36,7 @@ def settings(script):
 
 @pytest.fixture(scope="module", params=["enumeration", "straight-through"])
 def state(request, script, settings):
-    return script.trained_state(photographs(), 8, request.param, 0, settings)
+    return script.trained_state(Image().load("bundled:photographs"), 8, request.param, 0, settings)
 
 
 @pytest.fixture(scope="module")
