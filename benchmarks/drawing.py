@@ -18,50 +18,48 @@ from typing import Any
 
 import torch
 
-from gmvq.priors import AbstractPrior
-from gmvq import stages
 from gmvq import hub, recipes
-from gmvq.commands.sheets import read_mask, write_sheet
-from gmvq.modalities import Data
+from gmvq.commands.masks import read_mask
+from gmvq.data.writing import write_json
 from gmvq.generation import Generator, interpolate, swap
-from gmvq.hub import write_json
-from gmvq.priors import PRIORS, Sampling
-from gmvq.stages import PriorRun, fit_prior, judging
+from gmvq.modalities import Data
+from gmvq.priors import PRIORS, AbstractPrior, Sampling
+from gmvq.stages import PriorRun, classifier_of, load_data
+from gmvq.stages.judge import CLASSIFIER, judge
+from gmvq.stages.layout import finished
+from gmvq.stages.prior import PriorStage
 from gmvq.stages.tiling import tiled
 from gmvq.training.preparation import cpu_threads
 from gmvq.training.provenance import commit, hardware, versions
 
 ROWS = 6
-"""Items of each class in a sheet of samples."""
+"""Images of each class in a sheet of samples."""
 EDITED = 6
 """Held-out images in a sheet of completions, interpolations or swaps."""
 
 
-def fitted(name: str, folder: Path, prior: PriorRun, tokenizer: str) -> dict[str, Any]:
-    """The figures of a prior over the tokenizer in a folder; the same one is not trained again."""
-    out = folder / f"prior-{name}"
-    found = recipes.finished(out, prior, tokenizer)
-    return fit_prior(folder, prior, out) if found is None else found
+def fitted(folder: Path, prior: PriorRun, out: Path, data: Data) -> dict[str, Any]:
+    """The metrics of a prior over the tokenizer in a folder; the same one is not trained again."""
+    stage = PriorStage(folder, prior, out, data=data)
+    return stage.carry_out(overwrite=finished(out, stage.settings()) is None, report=False)
 
 
 def write_edits(pictures: Path, generator: Generator, data: Data, sampling: Sampling) -> None:
     """Completions of lower halves, interpolations and swaps of held-out images."""
     labels = data.held_out.labels
     places = list(range(EDITED)) if labels is None else [int((labels == each).int().argmax()) for each in range(EDITED)]
-    chosen = torch.stack([data.held_out[place] for place in places]).float() / 255
+    chosen = data.signal.checked(torch.stack([data.held_out[place] for place in places]))
     mask = read_mask("lower", generator.size)
     rows = [chosen, torch.where(mask, 0.5, chosen)]
-    rows += [generator.complete(chosen, mask, sampling=sampling, first=len(chosen) * draw).images for draw in range(4)]
-    write_sheet(pictures / "completions.png", torch.stack(rows, dim=1).flatten(0, 1), len(rows))
+    rows += [generator.complete(chosen, mask, sampling=sampling, first=len(chosen) * draw).items for draw in range(4)]
+    write = data.modality.write
+    write(pictures / "completions.png", list(torch.stack(rows, dim=1).flatten(0, 1)), columns=len(rows))
     others = chosen.roll(-1, dims=0)
     between = interpolate(generator.tokenizer, chosen, others, 8).transpose(0, 1)
-    write_sheet(
-        pictures / "interpolations.png",
-        torch.cat([chosen[:, None], between, others[:, None]], dim=1).flatten(0, 1),
-        between.shape[1] + 2,
-    )
-    swapped = swap(generator.tokenizer, chosen, others, mask).images
-    write_sheet(pictures / "swaps.png", torch.stack([chosen, others, swapped]).flatten(0, 1), EDITED)
+    way = torch.cat([chosen[:, None], between, others[:, None]], dim=1)
+    write(pictures / "interpolations.png", list(way.flatten(0, 1)), columns=way.shape[1])
+    swapped = swap(generator.tokenizer, chosen, others, mask).items
+    write(pictures / "swaps.png", [*chosen, *others, *swapped], columns=EDITED)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,29 +85,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     training = replace(PriorRun().training, steps=arguments.steps)
     rows = []
     with cpu_threads(arguments.threads):
-        fitted_run = stages.fitted(run, stages.load_data(run.data))
-        tokenized = recipes.finished(folder, fitted_run) or recipes.run(run, folder, resume=True, report=False)
-        config = stages.read_run(folder).data
+        whole = load_data(run.data)
+        tokenized = recipes.run(run, folder, data=whole, resume=True, report=False)
         tokenizer = hub.load(folder)
-        data = tiled(stages.load_data(config), config.crop, tokenizer)
-        judge = stages.classifier_of(data, folder / judging.CLASSIFIER, arguments.judge_steps)
+        data = tiled(whole, run.data.size, tokenizer.downsampling)
+        classifier = classifier_of(data, folder / CLASSIFIER, arguments.judge_steps)
         for name in arguments.priors:
             counts = PriorRun(name).counts
             learned = PriorRun(name) if counts else PriorRun(name, size, training)
-            figures = fitted(name, folder, learned, hub.fingerprint(tokenizer))
-            generator = Generator(tokenizer, hub.load(folder / f"prior-{name}", AbstractPrior))
+            out = folder / f"prior-{name}"
+            metrics = fitted(folder, learned, out, whole)
+            generator = Generator(tokenizer, hub.load(out, AbstractPrior))
             for guidance in [1.0] if counts else arguments.guidance:
                 sampling = Sampling(guidance=guidance)
-                verdict = judging.judge(generator, data, judge, arguments.number, sampling)
-                bits = {key: figures[key] for key in ("bits_per_code", "bits_per_dim")}
-                rows.append({"prior": name, "guidance": guidance, **bits, **verdict.figures})
-                shown = {key: value if value is None else round(value, 4) for key, value in verdict.figures.items()}
+                verdict = judge(generator, data, classifier, arguments.number, sampling).metrics
+                bits = {key: metrics[key] for key in ("bits_per_code", "bits_per_dim")}
+                rows.append({"prior": name, "guidance": guidance, **bits, **verdict})
+                shown = {key: value if value is None else round(value, 4) for key, value in verdict.items()}
                 print(f"{name}, guidance {guidance:g}: {bits} {shown}", flush=True)
             if arguments.pictures is not None and not counts:
                 classes = generator.prior.shape.classes
                 labels = torch.arange(classes).repeat(ROWS)
                 drawn = generator.sample(len(labels), labels, Sampling(guidance=arguments.guidance[-1]))
-                write_sheet(arguments.pictures / f"{name}.png", drawn.images, classes)
+                data.modality.write(arguments.pictures / f"{name}.png", list(drawn.items), columns=classes)
             if arguments.pictures is not None and name == "autoregressive":
                 write_edits(arguments.pictures, generator, data, Sampling(guidance=1.0))
         where = {"versions": versions(), "hardware": hardware(), "commit": commit()}

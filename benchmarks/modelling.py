@@ -17,10 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gmvq import hub, recipes
+from gmvq import recipes
+from gmvq.data.writing import write_json
 from gmvq.experiments import CONTENDERS, PROTOCOLS
-from gmvq.hub import write_json
-from gmvq.recipes import PriorRun, fit_prior
+from gmvq.stages import PriorRun, load_data
+from gmvq.stages.layout import finished
+from gmvq.stages.prior import PriorStage
 from gmvq.training.preparation import cpu_threads
 from gmvq.training.provenance import commit, hardware, versions
 
@@ -30,19 +32,14 @@ TOKENIZERS = ("vector-ema-4", "gaussian-mixture", "finite-scalar", "residual")
 
 def measured(name: str, data: Path, folder: Path, steps: int | None, prior: PriorRun, seed: int) -> dict[str, Any]:
     """Figures of one tokenizer and of the prior over its codes; what the folder has is not trained again."""
-    template = PROTOCOLS[PROTOCOL].run
-    template = replace(template, data=replace(template.data, source=str(data)))
+    template = PROTOCOLS[PROTOCOL].at(str(data)).run
     if steps is not None:
         template = replace(template, training=replace(template.training, steps=steps, warmup_steps=min(100, steps)))
-    data_set = recipes.load_data(template.data)
-    run = recipes.fitted(CONTENDERS[name].run(template, seed), data_set)
-    tokenizer = recipes.finished(folder, run)
-    if tokenizer is None:
-        tokenizer = recipes.run(run, folder, data=data_set, resume=True, report=False)
-    mark = hub.fingerprint(hub.load(folder))
-    fitted = recipes.finished(folder / recipes.FOLDER, prior, mark)
-    if fitted is None:
-        fitted = fit_prior(folder, prior, data=data_set)
+    data_set = load_data(template.data)
+    run = CONTENDERS[name].run(template, seed)
+    tokenizer = recipes.run(run, folder, data=data_set, resume=True, report=False)
+    stage = PriorStage(folder, prior, data=data_set)
+    fitted = stage.carry_out(overwrite=finished(stage.out, stage.settings()) is None, report=False)
     levels = fitted["levels"]
     tokens = {key: levels * fitted[f"{key}_per_code"] for key in ("bits", "n_gram_bits", "frequencies_bits")}
     return {

@@ -27,37 +27,32 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
-from gmvq import stages
 from gmvq import hub, recipes
-from gmvq.commands.sheets import write_sheet
-from gmvq.modalities import Data
-from gmvq.data import Items, evenly_spaced
-from gmvq.hub import write_json
+from gmvq.data import central, evenly_spaced
+from gmvq.data.writing import write_json
 from gmvq.metrics import ImageDistortion, Realism, high_frequency_energy, measure_realism
-from gmvq.models import AdversarialConfig, Autoencoder
+from gmvq.modalities import Data
+from gmvq.models import AdversarialConfig, Autoencoder, DiffusionDecoder
 from gmvq.networks import Classifier
-from gmvq.recipes import DECODER, DecoderRun, fit_decoder
+from gmvq.stages import DecoderRun, learned_classifier, load_data
+from gmvq.stages.decoder import DecoderStage
+from gmvq.stages.layout import finished
 from gmvq.stages.tiling import cut
 from gmvq.training.preparation import cpu_threads
 from gmvq.training.provenance import commit, hardware, versions
 
 Drawn = Callable[[Tensor, int], Tensor]
-"""Items as they come through a tokenizer, given images and the number of the first of them."""
+"""Images as they come through a tokenizer, given images and the number of the first of them."""
 SIDE = 32
 SHOWN = 128
 """Side of what is shown of each held-out photograph."""
 CURVES = ("psnr", "mse", "discriminator", "discriminator_accuracy", "adversarial_weight")
 
 
-def tiles(images: Items, most: int) -> Tensor:
-    """Tiles in [0, 1] ``(N, C, SIDE, SIDE)`` of images, evenly fewer if there are more."""
-    found = cut(images, SIDE)
-    return found.subset(evenly_spaced(len(found), most)).images.float() / 255
-
-
-def judge_of(data: Data, folder: Path, steps: int, console: Console, seed: int = 0) -> Classifier:
-    """A network that tells which training photograph a tile is of, whatever its tint."""
-    return stages.learned_classifier(data, folder, steps, console, seed)
+def tiles(data: Data, most: int) -> Tensor:
+    """Tiles in [0, 1] ``(N, C, SIDE, SIDE)`` of held-out images, evenly fewer if there are more."""
+    found = cut(data.held_out, SIDE, data.modality)
+    return data.signal.checked(found.subset(evenly_spaced(len(found), most)).array)
 
 
 def spoiled(real: Tensor) -> dict[str, Tensor]:
@@ -121,16 +116,15 @@ def measured(
     folders = {name: arguments.runs / f"{name}-{seed}" for name in runs}
     ways: dict[str, Drawn] = {}
     for name, run in runs.items():
-        if recipes.finished(folders[name], stages.fitted(run, data)) is None:
-            recipes.run(run, folders[name], data=data, resume=True, report=False, console=console)
+        recipes.run(run, folders[name], data=data, resume=True, report=False, console=console)
         ways[name] = through(hub.load(folders[name]))
     if seed == 0:
         ways["diffusion decoder"] = by_diffusion(folders["plain"], data, arguments, console)
         if arguments.pictures is not None:
-            shown = middles(data.held_out)
+            shown = middles(data)
             with torch.no_grad():
                 sheet = torch.cat([shown, *(made(shown, 0) for made in ways.values())])
-            write_sheet(arguments.pictures / "sharpening.png", sheet, len(shown))
+            data.modality.write(arguments.pictures / "sharpening.png", list(sheet), columns=len(shown))
     rows = []
     for name, made in ways.items():
         found = figures(made, real, judge)
@@ -140,27 +134,22 @@ def measured(
 
 
 def by_diffusion(folder: Path, data: Data, arguments: argparse.Namespace, console: Console) -> Drawn:
-    """Items through the codes of the tokenizer in a folder, and a diffusion decoder that is fitted to it there."""
-    tokenizer, place = hub.load(folder), folder / DECODER
+    """Images through the codes of the tokenizer in a folder, and a diffusion decoder that is fitted to it there."""
     run = DecoderRun({"width": arguments.width}, replace(DecoderRun().training, steps=arguments.decoder_steps))
-    if recipes.finished(place, run, hub.fingerprint(tokenizer)) is None:
-        fit_decoder(folder, run, data=data, console=console)
-    decoder = hub.load_decoder(place).decoder
+    stage = DecoderStage(folder, run, console=console, data=data)
+    stage.carry_out(overwrite=finished(stage.out, stage.settings()) is None)
+    tokenizer, decoder = hub.load(folder), hub.load(stage.out, DiffusionDecoder)
     return lambda part, first: decoder.decode(tokenizer, tokenizer.encode(part), first=first)
 
 
-def middles(images: Items) -> Tensor:
-    """The middle of each image that is large enough, ``(N, C, SHOWN, SHOWN)`` in [0, 1]."""
-    found = []
-    for index, (height, width) in enumerate(images.sizes):
-        top, left = (height - SHOWN) // 2, (width - SHOWN) // 2
-        if min(top, left) >= 0:
-            found.append(images[index][:, top : top + SHOWN, left : left + SHOWN])
-    return torch.stack(found).float() / 255
+def middles(data: Data) -> Tensor:
+    """The middle of each held-out image that is large enough, ``(N, C, SHOWN, SHOWN)`` in [0, 1]."""
+    large = [index for index, size in enumerate(data.held_out.sizes) if min(size) >= SHOWN]
+    return data.signal.checked(torch.stack([central(data.held_out[index], 2, SHOWN) for index in large]))
 
 
 def through(tokenizer: Autoencoder) -> Drawn:
-    """Items through a tokenizer's codes."""
+    """Images through a tokenizer's codes."""
     return lambda part, _: tokenizer.reconstruct(part)
 
 
@@ -179,11 +168,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/sharpening.json"))
     arguments = parser.parse_args(argv)
     console = Console(stderr=True)
-    data = stages.load_data(recipes.photos().data)
+    data = load_data(recipes.photos().data)
     with cpu_threads(arguments.threads):
-        judge = judge_of(data, arguments.runs / "judge", arguments.judge_steps, console)
-        judge_of(data, arguments.runs / "features", arguments.judge_steps, console, seed=1)
-        real = tiles(data.held_out, arguments.tiles)
+        # networks that tell which training photograph a tile is of, whatever its tint
+        judge = learned_classifier(data, arguments.runs / "judge", arguments.judge_steps, console)
+        learned_classifier(data, arguments.runs / "features", arguments.judge_steps, console, seed=1)
+        real = tiles(data, arguments.tiles)
         sees = {name: said(judge, real, images).frechet for name, images in spoiled(real).items()}
         print("judge", {name: round(distance, 4) for name, distance in sees.items()}, flush=True)
         rows, courses = [], {}

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gmvq.data import ArrayImages, Data, read_image
+from gmvq.data import ArrayItems
+from gmvq.modalities import Data, Image
+from gmvq.modalities.image import read_image
+from gmvq.stages.prior import PriorStage
+from gmvq.stages.tokenizer import TokenizerStage
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -20,8 +24,9 @@ def test_priors_over_several_tokenizers_are_compared(tmp_path, monkeypatch, caps
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (60, 1, 28, 28), dtype=torch.uint8, generator=generator)
     labels = torch.arange(60) % 3
-    data = Data("noise", ArrayImages(images[:48], labels[:48]), ArrayImages(images[48:], labels[48:]), 1)
-    monkeypatch.setattr(modelling.recipes, "load_data", lambda config: data)
+    sides = ArrayItems(images[:48], 2, labels[:48]), ArrayItems(images[48:], 2, labels[48:])
+    data = Data("noise", *sides, Image(channels=1))
+    monkeypatch.setattr(modelling, "load_data", lambda config: data)
     out = tmp_path / "modelling.json"
     small = ["--steps", "2", "--prior-steps", "3", "--width", "16", "--depth", "1", "--runs", str(tmp_path / "runs")]
     words = ["--data", str(tmp_path), "--tokenizers", "finite-scalar", "residual", *small, "--out", str(out)]
@@ -33,8 +38,8 @@ def test_priors_over_several_tokenizers_are_compared(tmp_path, monkeypatch, caps
         assert row["bits_per_dim"] > row["bits_per_token"] * 49 / 784
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr("gmvq.recipes.run", None)  # nothing is trained again
-        patch.setattr(modelling, "fit_prior", None)
+        for stage in (TokenizerStage, PriorStage):
+            patch.setattr(stage, "learn", None)  # nothing is trained again
         modelling.main(words)
     assert json.loads(out.read_text())["rows"] == written["rows"]
     assert "residual: " in capsys.readouterr().out
@@ -47,19 +52,20 @@ def test_priors_over_several_tokenizers_are_compared(tmp_path, monkeypatch, caps
 
 def test_tiles_are_parts_of_their_images():
     images = torch.arange(2 * 3 * 70 * 40).reshape(2, 3, 70, 40).remainder(251).byte()
-    found = sharpening.tiles(ArrayImages(images), 9)
+    data = Data("numbers", ArrayItems(images, 2), ArrayItems(images, 2), Image(channels=3))
+    found = sharpening.tiles(data, 9)
     assert found.shape == (4, 3, 32, 32)
     assert torch.equal(found[1], images[0, :, 32:64, :32].float() / 255)
-    assert torch.equal(sharpening.tiles(ArrayImages(images), 2), found[::2])
+    assert torch.equal(sharpening.tiles(data, 2), found[::2])
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
 def test_ways_to_sharpness_are_compared(tmp_path, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (6, 3, 128, 96), dtype=torch.uint8, generator=generator)
-    data = Data("noise", ArrayImages(images[:4, :, :96]), ArrayImages(images[4:]), 3)
+    data = Data("noise", ArrayItems(images[:4, :, :96], 2), ArrayItems(images[4:], 2), Image(channels=3))
     monkeypatch.setattr(sharpening, "SHOWN", 64)
-    monkeypatch.setattr(sharpening.recipes, "load_data", lambda config: data)
+    monkeypatch.setattr(sharpening, "load_data", lambda config: data)
     out = tmp_path / "sharpening.json"
     small = ["--steps", "10", "--decoder-steps", "2", "--judge-steps", "2", "--width", "8", "--seeds", "2"]
     sharpening.main([*small, "--runs", str(tmp_path / "runs"), "--out", str(out), "--pictures", str(tmp_path)])
