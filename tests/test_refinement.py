@@ -3,6 +3,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -214,7 +215,8 @@ def test_codes_of_several_scales_get_a_reason():
         refine(model, images, model.encode(images), 1)
 
 
-def test_the_script_adds_runs_to_its_table(tmp_path, capsys):
+@pytest.mark.parametrize("quantizer", ["vector", "residual"])  # a code for a token, and several
+def test_the_script_adds_runs_to_its_table(tmp_path, capsys, quantizer):
     path = Path(__file__).parents[1] / "benchmarks/leaderboard/refinement.py"
     spec = importlib.util.spec_from_file_location("refinement_script", path)
     script = importlib.util.module_from_spec(spec)
@@ -222,8 +224,9 @@ def test_the_script_adds_runs_to_its_table(tmp_path, capsys):
     digits = recipes.digits()
     for seed in (0, 1):
         training = replace(digits.training, steps=2, seed=seed)
-        model, data = replace(digits.model, width=8), replace(digits.data, evaluated=2)
-        run = replace(digits, name="digits-4x4/vector", data=data, model=model, training=training)
+        model = replace(digits.model, width=8, quantizer=quantizer)
+        data = replace(digits.data, evaluated=2)
+        run = replace(digits, name=f"digits-4x4/{quantizer}", data=data, model=model, training=training)
         recipes.run(run, tmp_path / f"{seed}", report=False)
     table = tmp_path / "table.json"
     (tmp_path / "diverged").mkdir()
@@ -233,7 +236,7 @@ def test_the_script_adds_runs_to_its_table(tmp_path, capsys):
     first = json.loads(table.read_text())
     assert [(row["seed"], row["steps"], row["decoder_passes"]) for row in first["rows"]] == [(0, 0, 0), (0, 2, 6)]
     encoded, refined = first["rows"]
-    assert (encoded["protocol"], encoded["contender"], encoded["images"]) == ("digits-4x4", "vector", 7)
+    assert (encoded["protocol"], encoded["contender"], encoded["images"]) == ("digits-4x4", quantizer, 7)
     assert refined["mse"] < encoded["mse"]
     assert refined["psnr"] > encoded["psnr"]
     measured = evaluate(gmvq.load(tmp_path / "0"), load_data(digits.data).held_out, limit=7).metrics
@@ -244,8 +247,9 @@ def test_the_script_adds_runs_to_its_table(tmp_path, capsys):
     rows = json.loads(table.read_text())["rows"]
     assert [(row["seed"], row["steps"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert str(tmp_path) not in table.read_text()
+    np.save(tmp_path / "other.npy", np.arange(20 * 64, dtype=np.uint8).reshape(20, 8, 8))
     with pytest.raises(ValueError, match="'--data' must be what"):
-        script.main([str(tmp_path / "0"), *options, "--data", "bundled:photographs"])
+        script.main([str(tmp_path / "0"), *options, "--data", str(tmp_path / "other.npy")])
     table.write_text("{}")
     with pytest.raises(ValueError, match="'--out' must be a table"):
         script.main([str(tmp_path / "0"), *options, "--steps", "1"])

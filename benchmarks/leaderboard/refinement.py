@@ -1,6 +1,6 @@
 """How far a few steps of semi-amortized inference lower the error of models that are trained already, and at what cost.
 
-The encoder's codes of each held-out image are refined by the decoder's gradient (gmvq.models.refinement). MSE and PSNR
+The encoder's codes of each held-out image are refined by the decoder's gradient (gmvq.refinement). MSE and PSNR
 are means over images of each image's figure, of float reconstructions in [0, 1] from hard codes; usage and perplexity
 are those of all tokens of these images. 0 steps are the encoder's codes. A decoder pass takes a batch through the
 decoder once, forward or backward. Milliseconds are those of encoding and refining, without the last decoding, in
@@ -23,11 +23,15 @@ import torch
 from torch import Tensor
 
 from gmvq import hub
-from gmvq.data import Data, batches_by_size, fingerprint
-from gmvq.metrics import CodebookStatistics, ImageDistortion
+from gmvq.data import held_out_batches
+from gmvq.data.writing import write_json
+from gmvq.evaluation import levels_counted, use_of
+from gmvq.metrics import CompositeStatistics, ImageDistortion, countable
+from gmvq.modalities import Data, fingerprint
 from gmvq.models import Autoencoder
-from gmvq.models.refinement import refine
-from gmvq.recipes import RECORD, DataConfig, Run, load_data, read_json, read_run
+from gmvq.refinement import refine
+from gmvq.stages import DataConfig, Run, load_data, read_run
+from gmvq.stages.layout import RECORD, read_json
 from gmvq.training.provenance import commit, hardware, versions
 
 FORMAT = "gmvq.refinement"
@@ -60,20 +64,21 @@ def measured(model: Autoencoder, batches: list[Tensor], steps: int) -> dict[str,
     """
     if model.codebook_size is None:
         raise ValueError("'RUN' must be of a model with codes, got a VAE. Leave its folder out.")
-    distortion, statistics = ImageDistortion(structure=False), CodebookStatistics(model.codebook_size)
+    distortion, statistics = ImageDistortion(structure=False), CompositeStatistics(countable(model.level_sizes))
     coded(model, batches[0], steps)  # the first call pays for set-up
     fastest, passes = float("inf"), 0
     for images in batches:
         codes, seconds, passes = coded(model, images, steps)
         fastest = min(fastest, seconds / len(images))
         distortion.update(model.decode(codes, (images.shape[2], images.shape[3])), images)
-        statistics.update(codes)
+        statistics.update(levels_counted(model, codes))
+    use = use_of(statistics)
     return {
         "steps": steps,
         "mse": distortion.mse,
         "psnr": distortion.psnr,
-        "usage": statistics.usage,
-        "perplexity": statistics.perplexity,
+        "usage": use["usage"],
+        "perplexity": use["perplexity"],
         "milliseconds_per_image": fastest * 1e3,
         "decoder_passes": passes,
         "images": distortion.images,
@@ -111,8 +116,7 @@ def rows_of(folder: Path, data: Data, run: Run, arguments: argparse.Namespace) -
         )
     model = hub.load(folder)
     images = data.held_out.subset(range(min(arguments.images, len(data.held_out))))
-    indices = batches_by_size(images, arguments.batch_size)
-    batches = [torch.stack([images[index] for index in batch]).float() / 255 for batch in indices]
+    batches = [data.signal.checked(batch.items) for batch in held_out_batches(images, arguments.batch_size)]
     key = {"protocol": protocol, "contender": contender, "seed": run.training.seed}
     rows = []
     for steps in sorted({0, *arguments.steps}):
@@ -145,7 +149,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     sentence = " ".join((__doc__ or "").split("\n\n")[1].split())
     where = {"hardware": hardware(), "versions": versions(), "commit": commit()}
     protocol = {"sentence": sentence}
-    hub.write_json(path, {"format": FORMAT, "version": VERSION, "protocol": protocol, "rows": merged, **where})
+    write_json(path, {"format": FORMAT, "version": VERSION, "protocol": protocol, "rows": merged, **where})
 
 
 def main(argv: list[str] | None = None) -> None:
