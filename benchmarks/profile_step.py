@@ -3,7 +3,7 @@
 GM-VQ as it is by default, VQ-VAE with moving averages, and the same network around vector-quantize-pytorch's
 VectorQuantize with the settings of the latter take turns, some steps each; figures are medians over rounds. A part's
 time is that of its forward and its backward: the backward pass is run part by part, which changes no number. The
-quantizer's includes its statistics, the optimizer's the average of the weights. Items a second are those of whole
+quantizer's includes its statistics, the optimizer's the average of the weights. Images a second are those of whole
 steps, without that division.
 
     python benchmarks/profile_step.py --data ../shared/data/cifar10 --out benchmarks/results/profile.json
@@ -22,14 +22,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gmvq import stages
 from gmvq import recipes
-from gmvq.modalities import Data
 from gmvq.data import Loader
-from gmvq.hub import write_json
+from gmvq.data.writing import write_json
+from gmvq.modalities import Data
 from gmvq.models import Autoencoder
 from gmvq.quantizers import AbstractBottleneck
-from gmvq.recipes import Run
+from gmvq.stages import Run, fitted, load_data
 from gmvq.training.averaging import WeightAverage
 from gmvq.training.preparation import cpu_threads, keep_freed_memory, make_optimizer
 from gmvq.training.provenance import commit, hardware, versions
@@ -54,8 +53,8 @@ class Peer(nn.Module):
             threshold_ema_dead_code=1, rotation_trick=False,
         )  # fmt: skip
 
-    def forward(self, latents: Tensor) -> Quantized:
-        """Latents ``(B, h, w, dim)`` through its layer, which takes sequences."""
+    def forward(self, latents: Tensor, lengths: Tensor | None = None) -> Quantized:
+        """Latents ``(B, h, w, dim)`` through its layer, which takes sequences; images have no lengths."""
         values, codes, loss = self.quantizer(latents.flatten(1, -2))
         return Quantized(values.reshape(latents.shape), codes.reshape(latents.shape[:-1]), loss.sum(), {})
 
@@ -88,7 +87,10 @@ class Subject:
         self.model = Autoencoder(recipe.model).train()
         self.model.to(memory_format=torch.channels_last)  # as in training
         self.put(self.model.bottleneck)
-        self.loader = Loader(data.train, self.training.batch_size, size=recipe.data.crop, mirror=recipe.data.flip)
+        self.loader = Loader(
+            data.train, self.training.batch_size, window=data.modality.window, size=recipe.data.size,
+            mirror=recipe.data.mirror,
+        )  # fmt: skip
         self.batches: Iterator[Any] = self.loader.iterate()
         self.steps = 0
 
@@ -102,15 +104,16 @@ class Subject:
 
     def step(self) -> None:
         """One whole step."""
-        self.model(self._images()).loss.backward()
+        self.model(self._items()).loss.backward()
         self._learn()
 
     def step_by_parts(self) -> dict[str, float]:
         """The same step, with the seconds of each part."""
         clock = Clock()
-        model, images = self.model, self._images()
+        model, items = self.model, self._items()
         clock.add("loader")
-        latents = model.latents(images)
+        images = model.prepared(items)
+        latents = model.latents_of(images)
         clock.add("encoder")
         leaves = latents.detach().requires_grad_()
         quantized = model.bottleneck(leaves)
@@ -130,9 +133,9 @@ class Subject:
         self._learn(clock.add)
         return clock.seconds
 
-    def _images(self) -> Tensor:
+    def _items(self) -> Tensor:
         self.model.bottleneck.set_progress(min(1.0, self.steps / self.training.steps))
-        return next(self.batches).images
+        return next(self.batches).items
 
     def _learn(self, done: Callable[[str], None] = lambda part: None) -> None:
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
@@ -219,8 +222,8 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()  # as in training
     recipe = recipes.cifar10(arguments.data)
-    data = stages.load_data(recipe.data)
-    recipe = stages.fitted(recipe, data)
+    data = load_data(recipe.data)
+    recipe = fitted(recipe, data)
     with cpu_threads(arguments.threads):
         subjects = {name: subject(name, recipe, data) for name in arguments.subjects}
         found = measure(subjects, arguments.rounds, arguments.steps)

@@ -131,7 +131,7 @@ def profile_text(result: dict[str, Any] | None) -> str:
     header = ["", *parts.values(), "Step (ms)", "Images a second", "over vector-quantize-pytorch's"]
     rows = [
         [names[name], *(f"{100 * figures['shares'][part]:.1f} %" for part in parts),
-         f"{figures['step_milliseconds']:.0f}", f"{figures['images_per_second']:.0f}",
+         f"{figures['step_milliseconds']:.0f}", f"{figures['items_per_second']:.0f}",
          f"{result['ratio'][name]:.2f}" if name in result["ratio"] else "-"]
         for name, figures in result["subjects"].items()
     ]  # fmt: skip

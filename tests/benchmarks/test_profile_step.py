@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gmvq import recipes
+from gmvq.stages import load_data
 
 PATH = Path(__file__).parents[2] / "benchmarks/profile_step.py"
 
@@ -22,7 +23,7 @@ def script():
 @pytest.fixture(scope="module")
 def run():
     recipe = recipes.changed(recipes.digits(), width=8, blocks=1, batch_size=8, codebook_size=16)
-    return recipe, recipes.load_data(recipe.data)
+    return recipe, load_data(recipe.data)
 
 
 @pytest.mark.parametrize("name", ["gaussian-mixture", "vector-ema", "vector-quantize-pytorch"])
