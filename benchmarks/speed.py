@@ -16,17 +16,16 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from profile_step import Subject
 
-from gmvq import recipes
-from gmvq.data import Data
+from gmvq.data.writing import write_json
 from gmvq.experiments import CONTENDERS, GROUPS, PROTOCOLS, Protocol
 from gmvq.experiments.speed.clock import interleaved, ratio
-from gmvq.hub import write_json
+from gmvq.modalities import Data
+from gmvq.stages import fitted, load_data
 from gmvq.training.preparation import cpu_threads, keep_freed_memory
 from gmvq.training.provenance import commit, hardware, versions
 
@@ -40,7 +39,7 @@ FOLDERS = {"cifar10": "cifar10", "fashion-mnist": "fashion_mnist", "celeba64": "
 
 def subjects_of(protocol: Protocol, names: Sequence[str], data: Data) -> dict[str, Subject]:
     """The contenders in training under a protocol."""
-    runs = {name: recipes.fitted(CONTENDERS[name].run(protocol.run, 0), data) for name in names}
+    runs = {name: fitted(CONTENDERS[name].run(protocol.run, 0), data) for name in names}
     return {name: Subject(run, data) for name, run in runs.items()}
 
 
@@ -62,7 +61,7 @@ def rows_of(protocol: Protocol, speeds: dict[str, list[float]]) -> list[dict[str
         {
             "protocol": protocol.name,
             "contender": name,
-            "images_per_second": statistics.median(own),
+            "items_per_second": statistics.median(own),
             "relative": ratio(own, speeds[PLAIN]),
             "rounds": [round(speed, 1) for speed in own],
         }
@@ -79,7 +78,7 @@ def data_of(protocol: Protocol, folder: Path) -> Data:
     name = next((place for start, place in FOLDERS.items() if protocol.name.startswith(f"{start}-")), None)
     if name is None:
         raise ValueError(f"'protocols' must be of {', '.join(FOLDERS)}, got {protocol.name!r}. Leave it out.")
-    data = recipes.load_data(replace(protocol.run.data, source=str(folder / name)))
+    data = load_data(protocol.at(str(folder / name)).run.data)
     protocol.check_data(data)
     return data
 
@@ -110,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for subject in subjects.values():
                 subject.batches.close()
             for row in found:
-                words = f"{row['images_per_second']:.0f} images a second, {row['relative']:.2f} of {PLAIN}"
+                words = f"{row['items_per_second']:.0f} images a second, {row['relative']:.2f} of {PLAIN}"
                 print(f"{name}, {row['contender']}: {words}", flush=True)
             rows += found
         where = {"hardware": hardware(), "versions": versions(), "commit": commit()}

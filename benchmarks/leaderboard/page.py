@@ -26,7 +26,6 @@ from svg import Drawing
 from tables import between_marks
 
 from gmvq.experiments import CONTENDERS, GROUPS, PROTOCOLS, STUDIES, Entry, Study, Table, printing, read_table
-from gmvq.experiments.table import by_error
 
 ROOT, SCRIPTS = Path(__file__).resolve().parents[2], Path(__file__).resolve().parent
 PAGE, GUIDE, README, IMAGES = "docs/experiment.md", "docs/which-quantizer.md", "README.md", "images/experiment"
@@ -44,8 +43,13 @@ BIAS = 1e-4
 """An estimator with no more than this at any point is the exact gradient up to rounding, and is not drawn."""
 SHOWN = {**printing.COLUMNS, "perplexity": printing.COLUMNS["perplexity"]._replace(form=".0f")}
 OF_PROTOCOLS = ("mse", "psnr", "ssim", "lpips", "usage", "perplexity", "bits_per_pixel", "elbo_bits_per_dim",
-                "iwae_bits_per_dim", "images_per_second", "mse_soft")  # fmt: skip
+                "iwae_bits_per_dim", "items_per_second", "mse_soft")  # fmt: skip
 OF_STUDIES = ("mse", "mse_train", "psnr", "usage", "perplexity", "posterior_entropy")
+
+
+def by_error(entries: Iterable[Entry]) -> list[Entry]:
+    """Entries with the least error first, and those without one last."""
+    return sorted(entries, key=lambda entry: (math.inf if (mse := entry.mean("mse")) is None else mse, entry.contender))
 
 
 class Experiment(NamedTuple):
@@ -63,7 +67,7 @@ class Experiment(NamedTuple):
         speeds = {row["contender"]: row for row in (self.speed or {"rows": []})["rows"] if row["protocol"] == protocol}
         found = []
         for entry in by_error(self.tables[protocol].entries(protocol, names)):
-            own = {key: speeds.get(entry.contender, {}).get(key) for key in ("images_per_second", "relative")}
+            own = {key: speeds.get(entry.contender, {}).get(key) for key in ("items_per_second", "relative")}
             rows = (row._replace(metrics=row.metrics and {**row.metrics, **own}) for row in entry.rows)
             found.append(entry._replace(rows=tuple(rows)))
         return found

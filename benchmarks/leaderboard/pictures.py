@@ -17,11 +17,14 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from gmvq import hub, recipes
+from gmvq import hub
 from gmvq.data import evenly_spaced
+from gmvq.data.writing import write_atomically
 from gmvq.experiments import CONTENDERS, PROTOCOLS
 from gmvq.experiments.running import folder_of
-from gmvq.training.figures import pixels
+from gmvq.modalities.image.pictures import to_bytes
+from gmvq.stages import fitted, load_data
+from gmvq.stages.layout import METRICS
 
 ROOT = Path(__file__).parents[2]
 SHOWN = ("gaussian-mixture", "vector-ema-4-light", "vector-affine", "finite-scalar", "vector")
@@ -38,7 +41,7 @@ def reconstructions(runs: Mapping[str, Path], images: Sequence[Tensor], most_byt
     Beside each row stand its title and the mean squared error of the images in it.
 
     Args:
-        runs: The run's folder by the title of its row.
+        runs: The run's folder by the title of its row, at least one.
         images: Images ``(C, H, W)`` of one size, uint8.
         most_bytes: Largest size; the quality is lowered until it fits.
 
@@ -46,10 +49,11 @@ def reconstructions(runs: Mapping[str, Path], images: Sequence[Tensor], most_byt
         ValueError: If it does not fit at the lowest quality.
         OSError: If a run cannot be read.
     """
-    originals = torch.stack(list(images)).float() / 255
+    models = {title: hub.load(folder) for title, folder in runs.items()}
+    originals = next(iter(models.values())).signal.checked(torch.stack(list(images)))
     rows = [("original", "", originals)]
-    for title, folder in runs.items():
-        decoded = hub.load(folder).reconstruct(originals).clamp(0, 1)
+    for title, model in models.items():
+        decoded = model.reconstruct(originals).clamp(0, 1)
         rows.append((title, f"MSE {1e3 * float((decoded - originals).square().mean()):.2f}e-3", decoded))
     sheet = _sheet(rows)
     for quality in (92, 85, 75, 65, 50, 35):
@@ -74,7 +78,8 @@ def _sheet(rows: Sequence[tuple[str, str, Tensor]]) -> Image.Image:
         top = MARGIN + row * (height + _GAP)
         _label(draw, title, note, top + height // 2)
         for column, image in enumerate(images):
-            shown = Image.fromarray(pixels(image)).convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+            pixels = to_bytes(image).movedim(0, -1).squeeze(-1).numpy()
+            shown = Image.fromarray(pixels).convert("RGB").resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(shown, (MARGIN + LABELS + column * (width + _GAP), top))
     return sheet
 
@@ -105,18 +110,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs/images/experiment")
     options = parser.parse_args()
     protocol = PROTOCOLS[options.protocol].at(str(options.data))
-    data = recipes.load_data(protocol.run.data)
+    data = load_data(protocol.run.data)
     protocol.check_data(data)
     folders = {}
     for contender in (CONTENDERS[name] for name in options.contenders):
-        folder = folder_of(options.runs, protocol, contender, recipes.fitted(contender.run(protocol.run, 0), data))
-        if (folder / recipes.METRICS).is_file():
+        folder = folder_of(options.runs, protocol, contender, fitted(contender.run(protocol.run, 0), data))
+        if (folder / METRICS).is_file():
             folders[contender.title] = folder
     if not folders:
         parser.error(f"--runs must hold a finished run of {', '.join(options.contenders)}, got none in {options.runs}")
     images = [data.held_out[index] for index in evenly_spaced(len(data.held_out), IMAGES)]
     path = options.out / f"reconstructions-{options.protocol}.jpg"
-    hub.write_atomically(path, reconstructions(folders, images))
+    write_atomically(path, reconstructions(folders, images))
     print(path)
 
 

@@ -36,7 +36,7 @@ EMA = CONTENDERS["vector-ema"].title
 
 def row(protocol, name, seed, mse, diverged=None, **changes):
     metrics = {"mse": mse, "mse_soft": mse / 2, "mse_train": 0.9 * mse, "psnr": 20.0, "ssim": 0.5, "lpips": None,
-               "usage": 1.0, "perplexity": 400.0, "bits_per_pixel": 0.625, "images_per_second": 100.0,
+               "usage": 1.0, "perplexity": 400.0, "bits_per_pixel": 0.625, "items_per_second": 100.0,
                "posterior_entropy": 1.3} | changes  # fmt: skip
     course = {"step": [10, 20], "mse": [0.1, mse], "perplexity": [9, 99], "posterior_entropy": [1.5, None]}
     provenance = {"commit": "0123456789abcdef", "versions": {"torch": "2"}, "hardware": "a processor", "jobs": 2}
@@ -173,7 +173,7 @@ def test_a_table_is_sorted_and_says_what_is_missing(tmp_path):
         "protocol": {"rounds": 7, "steps": 3},
         "hardware": "another processor",
         "rows": [
-            {"protocol": protocol, "contender": "gaussian-mixture", "images_per_second": speed, "relative": 0.75}
+            {"protocol": protocol, "contender": "gaussian-mixture", "items_per_second": speed, "relative": 0.75}
             for protocol, speed in ((SHORT[0], 75.0), (SHORT[1], 9.0))
         ],
     }
@@ -183,7 +183,7 @@ def test_a_table_is_sorted_and_says_what_is_missing(tmp_path):
     assert lines == ["Contender", "---", "**GM-VQ**", EMA]
     assert dict(zip(cells(said, "Contender"), cells(said, EMA), strict=True)) == {
         "Contender": EMA, "MSE (1e-3)": "5.500 ± 0.010", "PSNR (dB)": "20.00", "SSIM": "0.5000", "Usage (%)": "100.0",
-        "Perplexity": "400 ± 0", "Bits / pixel": "0.625", "Training (images / s)": "",
+        "Perplexity": "400 ± 0", "Bits / pixel": "0.625", "Training (items / s)": "",
         "Soft decoding, MSE (1e-3)": "2.750", "Seeds": "3",
     }  # fmt: skip
     assert cells(said, "**GM-VQ**")[7] == "75"  # of speed.py, and not of the rows
@@ -205,7 +205,7 @@ def test_the_guide_has_errors_usage_and_relative_speed(tmp_path):
         SHORT[1]: table(SHORT[1], {"vector": 6.0, "gaussian-mixture": 4.0, "residual": 1.0}),
     }
     rows = [
-        {"protocol": protocol, "contender": "gaussian-mixture", "images_per_second": 1.0, "relative": ratio}
+        {"protocol": protocol, "contender": "gaussian-mixture", "items_per_second": 1.0, "relative": ratio}
         for protocol, ratio in zip(SHORT, (0.8, 0.2), strict=False)
     ]
     found = page.Experiment(tables, speed={"protocol": {"rounds": 1, "steps": 1}, "hardware": "", "rows": rows})

@@ -9,6 +9,7 @@ import pytest
 
 from gmvq import recipes
 from gmvq.experiments import CONTENDERS, PROTOCOLS
+from gmvq.stages import load_data
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -23,7 +24,7 @@ def protocol():
 
 
 def test_contenders_take_turns(protocol):
-    data = recipes.load_data(protocol.run.data)
+    data = load_data(protocol.run.data)
     names = ["gaussian-mixture", "vector", "finite-scalar"]
     subjects = speed.subjects_of(protocol, names, data)
     found = speed.take_turns(subjects, rounds=3, steps=2)
@@ -36,7 +37,7 @@ def test_contenders_take_turns(protocol):
 
 def test_ratios_are_of_the_same_round(protocol):
     rows = speed.rows_of(protocol, {"vector": [100.0, 10.0, 50.0], "simvq": [50.0, 5.0, 100.0]})
-    assert [(row["contender"], row["images_per_second"], row["relative"]) for row in rows] == [
+    assert [(row["contender"], row["items_per_second"], row["relative"]) for row in rows] == [
         ("vector", 50.0, 1.0),
         ("simvq", 50.0, 0.5),
     ]
@@ -44,7 +45,7 @@ def test_ratios_are_of_the_same_round(protocol):
 
 def test_it_writes_its_rows(protocol, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(speed.PROTOCOLS, "tiny", protocol)
-    monkeypatch.setattr(speed, "data_of", lambda protocol, folder: recipes.load_data(protocol.run.data))
+    monkeypatch.setattr(speed, "data_of", lambda protocol, folder: load_data(protocol.run.data))
     out = tmp_path / "speed.json"
     words = ["--data", str(tmp_path), "--protocols", "tiny", "--rounds", "1", "--steps", "1", "--out", str(out)]
     speed.main([*words, "--contenders", "vector", "gaussian-mixture"])
