@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import random
 import re
 import subprocess
 import sys
@@ -12,19 +11,14 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from gmvq import hub
 from gmvq.experiments import CONTENDERS, GROUPS, PROTOCOLS, STUDIES, Row, Table
-from gmvq.models import Autoencoder, AutoencoderConfig
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "benchmarks/leaderboard"
 sys.path.insert(0, str(SCRIPTS))
 
 import page  # noqa: E402
-import pictures  # noqa: E402
 import plots  # noqa: E402
 
 SHORT = ("cifar10-8x8-k1024-short", "fashion-mnist-7x7-k1024-short", "celeba64-16x16-k1024-short")
@@ -324,28 +318,6 @@ def test_what_was_published_stands_beside_what_was_measured(tmp_path):
     assert said.count("It needs a GPU; `gmvq compare --protocol") == 2
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_names_cover_neither_each_other_nor_points(seed):
-    draw = random.Random(seed)
-    crowd = [(400 + draw.gauss(0, 40), 60 + draw.gauss(0, 25)) for _ in range(22)]
-    points = np.array([(min(max(x, 5), 595), min(max(y, 5), 295)) for x, y in crowd])
-    sizes, bar = [(draw.uniform(30, 110), 11.0) for _ in points], np.array([[300.0, 55, 500, 57]])
-    boxes = plots.place_names(points, sizes, np.array([0.0, 0, 600, 300]), bar)
-    np.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], sizes)
-    assert (boxes[:, :2] >= 0).all()
-    assert (boxes[:, 2:] <= [600, 300]).all()
-    for one, other in itertools.combinations([*boxes, bar[0]], 2):
-        assert not ((one[:2] < other[2:]) & (other[:2] < one[2:])).all()
-    inside = (boxes[:, None, :2] < points) & (points < boxes[:, None, 2:])
-    assert not inside.all(-1).any()
-
-
-def test_a_line_through_a_box_is_told_from_one_that_passes_it():
-    point, box = np.array([[0.0, 0.0]]), np.array([[10.0, -1, 12, 1]])
-    others = np.array([[4.0, -1, 6, 1], [4, 1, 6, 2], [11, -1, 12, 1], [-6, -1, -4, 1], [np.nan] * 4])
-    assert plots._crosses(point, box, others).tolist() == [True, False, False, False, False]
-
-
 def test_the_least_and_the_most_stand_on_the_plot_of_contenders(tmp_path):
     one = page.contenders_drawing(experiment({SHORT[0]: {**ERRORS, "vector": 70.0}}), "short")
     figure = one.draw(one.data)
@@ -414,23 +386,3 @@ def test_refined_codes_are_set_against_the_encoders():
         ["VQ-VAE as published", "0", "5.000", ""],
         ["VQ-VAE as published", "4", "4.000", "-20.0%"],
     ]
-
-
-def test_reconstructions_stand_below_the_originals(tmp_path):
-    torch.manual_seed(0)
-    model = Autoencoder(AutoencoderConfig(width=8, blocks=1, codebook_size=16, downsampling=2)).eval()
-    folder = hub.save(model, tmp_path / "run")
-    images = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8)
-    (tmp_path / "a.jpg").write_bytes(pictures.reconstructions({"GM-VQ": folder, "of many words": folder}, images))
-    with Image.open(tmp_path / "a.jpg") as sheet:
-        assert sheet.format == "JPEG"
-        sheet = sheet.convert("RGB")
-    side, step = 96, 100
-    assert sheet.height == 2 * 12 + 3 * step - 4
-    left = pictures.MARGIN + pictures.LABELS
-    original = torch.tensor(np.asarray(sheet.crop((left, 12, left + side, 12 + side)))) / 255
-    shown = original.movedim(-1, 0).reshape(3, 16, 6, 16, 6).mean((2, 4))
-    torch.testing.assert_close(shown, images[0].float() / 255, atol=0.06, rtol=0)  # JPEG's loss
-    assert len(pictures.reconstructions({"GM-VQ": folder}, images, most_bytes=40_000)) <= 40_000
-    with pytest.raises(ValueError, match="must fit 100 bytes"):
-        pictures.reconstructions({"GM-VQ": folder}, images, most_bytes=100)
