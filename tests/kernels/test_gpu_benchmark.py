@@ -1,4 +1,4 @@
-"""The script that measures a GPU runs, on a machine without one: its figures are not looked at."""
+"""The script that measures a GPU runs on a machine without one; the tests do not check what it measures."""
 
 import importlib.util
 import sys

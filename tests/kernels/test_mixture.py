@@ -327,7 +327,11 @@ def test_what_is_not_asked_for_costs_nothing():
         ((torch.zeros(4, 3).half(), torch.zeros(2, 3).half()), {}, "one precision"),
         ((torch.zeros(4, 3), torch.zeros(2, 3)), {"weights": torch.ones(3)}, "'weights' must be"),
         ((torch.zeros(4, 3), torch.zeros(2, 3)), {"biases": torch.ones(2, 1)}, "'biases' must be"),
-        ((torch.zeros(4, 3), torch.zeros(2, 3)), {"seed": torch.tensor(1)}, "'seed' needs"),
+        (
+            (torch.zeros(4, 3), torch.zeros(2, 3)),
+            {"seed": torch.tensor(1)},
+            "'temperature' must be given",
+        ),
         ((torch.zeros(4, 3), torch.zeros(2, 3)), {"floor": -1.0}, "'floor' must be"),
         ((torch.zeros(4, 3), torch.zeros(2, 3)), {"temperature": 1.0}, "'temperature' must be"),
         ((torch.zeros(4, 3), torch.zeros(2, 3)), {"temperature": torch.ones(4, 1)}, "'temperature' must be"),

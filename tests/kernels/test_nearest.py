@@ -156,7 +156,7 @@ def test_codes_that_offsets_rule_out_are_never_taken():
 @pytest.mark.parametrize(("n", "k", "dim"), [(401, 777, 300), (13, 5000, 7), (1, 64, 16)])
 def test_codes_of_a_row_depend_neither_on_the_batch_nor_on_the_threads(n, k, dim, path):
     latents, codebook = random(n, dim), random(k, dim, seed=1)
-    # so many near ties that any other order of sums would take another code of some
+    # with this many near ties, sums in another order would change some codes
     latents, codebook = latents.round(decimals=1), codebook.round(decimals=1)
     codes = nearest_code(latents, codebook)
     if path == "compiled":  # the matrix product of the torch path may sum in another order
@@ -188,7 +188,7 @@ def test_strides_and_empty_inputs():
         ({"latents": torch.zeros(3, 4, dtype=torch.int64)}, "'latents' must be floats"),
         ({"codebook": torch.zeros(2, 3, 4)}, "'codebook' must be floats of shape .K, L."),
         ({"codebook": torch.zeros(5, 3)}, "'latents' must have the 3 features"),
-        ({"codebook": torch.zeros(0, 4)}, "'codebook' must have a code"),
+        ({"codebook": torch.zeros(0, 4)}, "'codebook' must have at least one code"),
         ({"codebook": torch.zeros(5, 4, device="meta")}, "'codebook' must lie on the latents' device"),
         ({"feature_weights": torch.ones(5)}, "'feature_weights' must be floats of shape .L,. = .4,."),
         ({"offsets": torch.ones(4)}, "'offsets' must be floats of shape .K,. = .5,."),

@@ -1,6 +1,6 @@
-"""The arithmetic that every quantizer pays: N latents against K codes.
+"""The arithmetic of all quantizers: N latents against K codes.
 
-:mod:`gmvq.kernels.reference` is the definition of right in plain PyTorch.
+:mod:`gmvq.kernels.reference` defines the right results, in plain PyTorch.
 """
 
 from gmvq.kernels.codes import code_sums

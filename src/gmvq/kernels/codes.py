@@ -1,9 +1,9 @@
-r"""Codebook statistics: what the rows of each code sum to.
+r"""Codebook statistics: sums of the rows of each code.
 
 .. math:: n_c = \sum_{n: c_n = c} w_n, \qquad s_c = \sum_{n: c_n = c} w_n z_n
 
-float32 on the CPU is summed by ``codes.cpp``, in the order of rows and by all threads; on a GPU with Triton by
-:mod:`gmvq.kernels.triton_nearest`; everything else by torch's ``index_add_``.
+``codes.cpp`` sums float32 on the CPU, in the order of rows and with all threads; :mod:`gmvq.kernels.triton_nearest`
+sums on a GPU with Triton; torch's ``index_add_`` sums in all other cases.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def code_sums(latents: Tensor, codes: Tensor, weights: Tensor, codebook_size: in
 
     Args:
         latents: Rows ``(N, L)``.
-        codes: Code of each row ``(N,)``, int64; rows of weight 0 may hold -1.
+        codes: Code of each row ``(N,)``, int64; -1 is allowed in rows of weight 0.
         weights: Weight of each row ``(N,)``, at least 0, or booleans.
         codebook_size: Number of codes K.
 
@@ -70,7 +70,7 @@ def _check(latents: Tensor, codes: Tensor, weights: Tensor, codebook_size: int) 
 @torch.library.custom_op("gmvq::code_sums", mutates_args=())
 def _code_sums(latents: Tensor, codes: Tensor, weights: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
     if latents.device.type == "cuda" and has_triton():
-        from gmvq.kernels import triton_nearest  # Triton is imported where a GPU is
+        from gmvq.kernels import triton_nearest  # Triton is only imported where there is a GPU
 
         return triton_nearest.code_sums(latents, codes, weights, codebook_size)
     kernels = library() if latents.device.type == "cpu" and latents.dtype == torch.float32 else None
@@ -82,7 +82,7 @@ def _code_sums(latents: Tensor, codes: Tensor, weights: Tensor, codebook_size: i
     sizes = (len(latents), codebook_size, latents.shape[1])
     failed = _function(kernels)(*pointers, *sizes, torch.get_num_threads())
     if failed == 1:
-        raise MemoryError(f"No memory to sort {len(latents)} rows by their code.")
+        raise MemoryError(f"There is no memory to sort {len(latents)} rows by their code. Use a smaller batch.")
     if failed:
         raise IndexError(f"'codes' must lie below K = {codebook_size}, got {int(codes.max())}. Raise 'codebook_size'.")
     return counts, sums

@@ -1,12 +1,12 @@
-"""The C++ kernels: built once with the user's own compiler, kept in a cache, loaded by ctypes.
+"""The C++ kernels: built once with the user's compiler, stored in a cache, loaded with ctypes.
 
 The sources are plain C++17 beside this file: functions on raw pointers, without torch's or Python's headers, so that a
-build takes seconds and serves every version of torch. Where nothing can be built, callers compute the same in torch.
+build takes seconds and works with every version of torch. If no build is possible, callers compute the same in torch.
 
 ========================  ============================================================================================
 ``GMVQ_KERNELS=torch``    turns the compiled kernels off
-``GMVQ_CACHE``            where builds are kept; by default ``$XDG_CACHE_HOME/gmvq`` or ``~/.cache/gmvq``
-``CXX``                   the compiler, with options if need be; by default the first of ``c++``, ``g++``, ``clang++``
+``GMVQ_CACHE``            folder of the builds; by default ``$XDG_CACHE_HOME/gmvq`` or ``~/.cache/gmvq``
+``CXX``                   the compiler, with options if needed; by default the first of ``c++``, ``g++``, ``clang++``
 ========================  ============================================================================================
 """
 
@@ -34,23 +34,22 @@ LOGGER = logging.getLogger("gmvq")
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_SECONDS = 300.0
-"""After so long a compiler is given up."""
+"""Seconds after which a compiler is stopped."""
 
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 _NATIVE = "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
 _OPENMP = ("-Xclang", "-fopenmp") if sys.platform == "darwin" else ("-fopenmp",)
 _ATTEMPTS = ((*_FLAGS, _NATIVE, *_OPENMP), (*_FLAGS, _NATIVE), _FLAGS)
-"""Options to try, best first: not every compiler has OpenMP, or one whose runtime is torch's; then one thread works."""
-# Not -fopenmp here: it would load a second OpenMP runtime, whose threads would fight with torch's for the cores. What
-# the kernels call of it is found in torch's own, which is there before.
+"""Options to try, best first: a compiler may lack OpenMP, or have one with another runtime; then one thread is used."""
+# Linking without -fopenmp: it would load a second OpenMP runtime, whose threads would compete with torch's for the
+# cores. The functions that the kernels call are found in torch's runtime, which is loaded before.
 _LINK = ("-shared", "-undefined", "dynamic_lookup") if sys.platform == "darwin" else ("-shared",)
 
 
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, built at the first call of all processes; None where they are off or cannot be built.
+    """The compiled kernels, built once for all processes; None if they are off or cannot be built.
 
-    The answer never changes within a process but by ``GMVQ_KERNELS``: equal inputs give equal bits, whatever came
-    before.
+    Within a process the answer only changes with ``GMVQ_KERNELS``: equal inputs always give equal bits.
     """
     return None if os.environ.get("GMVQ_KERNELS") == "torch" else _library()
 
@@ -68,7 +67,7 @@ def _library() -> ctypes.CDLL | None:
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         LOGGER.warning(
             "gmvq computes nearest codes and mixture steps on the CPU in torch, up to several times slower than "
-            "compiled: %s Install g++ or clang++, name it in the environment variable CXX, or set GMVQ_KERNELS=torch "
+            "compiled: %s Install g++ or clang++, set the environment variable CXX to one, or set GMVQ_KERNELS=torch "
             "to accept it.",
             error,
         )
@@ -76,15 +75,15 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _compiler() -> list[str]:
-    """The user's C++ compiler as the first words of a command.
+    """Command of the user's C++ compiler.
 
     Raises:
-        RuntimeError: If there is none.
+        RuntimeError: If there is no compiler.
     """
     try:
         named = shlex.split(os.environ.get("CXX", ""))
     except ValueError as error:
-        raise RuntimeError(f"CXX is no command: {error}.") from error
+        raise RuntimeError(f"CXX is not a command: {error}.") from error
     for command in [named] if named else [[name] for name in COMPILERS]:
         if shutil.which(command[0]):
             return command
@@ -92,7 +91,7 @@ def _compiler() -> list[str]:
 
 
 def _kept_or_built(compiler: Sequence[str]) -> ctypes.CDLL:
-    """The library of an earlier process, or a new one.
+    """Loads the library of an earlier process, or builds one.
 
     Raises:
         OSError: If there is no folder for temporary files.
@@ -112,22 +111,22 @@ def _kept_or_built(compiler: Sequence[str]) -> ctypes.CDLL:
             except RuntimeError as error:
                 failure = failure or str(error)
                 continue
-            # once loaded, a library needs its file no more; a cache may forbid to run what it holds
+            # a loaded library no longer needs its file; a cache may forbid execution of its files
             loaded = _loaded(_keep(built, key)) or _loaded(built)
             if loaded is not None:
                 if "-fopenmp" not in flags:
                     LOGGER.warning(
-                        "gmvq's C++ kernels use one thread: what %s makes of OpenMP does not fit torch's. Name g++ in "
-                        "the environment variable CXX for all threads.",
+                        "gmvq's C++ kernels use one thread: OpenMP as compiled by %s does not work with torch's. Set "
+                        "the environment variable CXX to g++ to use all threads.",
                         shlex.join(compiler),
                     )
                 return loaded
-        failure = failure or f"what {shlex.join(compiler)} built with {shlex.join(flags)} does not load."
+        failure = failure or f"the library that {shlex.join(compiler)} built with {shlex.join(flags)} does not load."
     raise RuntimeError(failure)
 
 
 def _key(compiler: Sequence[str]) -> str:
-    """Hash of all that a build depends on: sources, options, compiler and processor."""
+    """Hash of everything that a build depends on: sources, options, compiler and processor."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=BUILD_SECONDS, check=False).stdout
     sources = [path.read_bytes() for path in sorted((*SOURCES.glob("*.cpp"), *SOURCES.glob("*.hpp")))]
     options = repr((compiler, _ATTEMPTS, _LINK, platform.machine())).encode()
@@ -135,7 +134,7 @@ def _key(compiler: Sequence[str]) -> str:
 
 
 def _processor() -> bytes:
-    """What the compiler's "native" stands for: a home may be shared by machines of several kinds."""
+    """Description of the processor, which the option "native" depends on: machines may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:
@@ -149,17 +148,17 @@ def _hash(*parts: bytes) -> str:
 
 
 def cache_folder() -> Path:
-    """Where builds are kept.
+    """Folder of the builds.
 
     Raises:
-        RuntimeError: If the user has no home.
+        RuntimeError: If the user has no home folder.
     """
     own, general = os.environ.get("GMVQ_CACHE"), os.environ.get("XDG_CACHE_HOME")
     return (Path(own) if own else (Path(general) if general else Path.home() / ".cache") / "gmvq") / "kernels"
 
 
 def _kept(key: str) -> list[Path]:
-    """Earlier builds, each a whole file: one that is torn would crash whom it is loaded by, and is thrown away."""
+    """Earlier builds that are complete; incomplete files, which would crash the process, are deleted."""
     whole = []
     try:
         folder = cache_folder()
@@ -173,12 +172,12 @@ def _kept(key: str) -> list[Path]:
             else:
                 path.unlink()
     except (OSError, RuntimeError):
-        pass  # whom it cannot read, it builds for
+        pass  # a cache that cannot be read is as good as an empty one
     return whole
 
 
 def _is_own(path: Path) -> bool:
-    """True unless somebody else may have put there what would run as this user."""
+    """True if only this user can have written there: its files are executed."""
     if not hasattr(os, "getuid") or not path.exists():
         return True
     status = path.stat()
@@ -186,21 +185,21 @@ def _is_own(path: Path) -> bool:
 
 
 def _keep(built: Path, key: str) -> Path:
-    """Copies a build to the cache; where that takes no files, leaves it where it is."""
+    """Copies a build to the cache; if that fails, leaves it where it is."""
     try:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)  # what lies there runs as this user: nobody else may put it there
+        folder.chmod(0o700)  # files in it are executed as this user, so only this user may write there
         kept = folder / f"{key}-{_hash(built.read_bytes())}.so"
         with tempfile.TemporaryDirectory(dir=folder, prefix="new-", ignore_cleanup_errors=True) as scratch:
-            # of several processes that build at once, each puts a whole file in the place
+            # several processes may build at once: each replaces the file as a whole
             copy = Path(shutil.copy(built, scratch))
             copy.chmod(0o700)
             os.replace(copy, kept)
     except (OSError, RuntimeError) as error:
         LOGGER.warning(
-            "gmvq could not keep its C++ kernels, so that each process builds them again: %s. Name a folder that you "
-            "can write to in the environment variable GMVQ_CACHE.",
+            "gmvq could not store its C++ kernels, so that each process builds them again: %s. Set the environment "
+            "variable GMVQ_CACHE to a folder that you can write to.",
             error,
         )
         return built
@@ -215,7 +214,7 @@ def _loaded(path: Path) -> ctypes.CDLL | None:
 
 
 def _built(compiler: Sequence[str], flags: Sequence[str], scratch: Path) -> Path:
-    """One shared library of all sources, each compiled by a process of its own.
+    """Builds one shared library from all sources, each compiled in its own process.
 
     Raises:
         RuntimeError: If the compiler fails.
@@ -236,7 +235,7 @@ def _started(command: Sequence[str]) -> subprocess.Popen[str]:
 
 
 def _error_of(process: subprocess.Popen[str]) -> str:
-    """What a command that failed has said, the first lines; nothing if it worked."""
+    """The first lines of output of a command that failed; empty if it succeeded."""
     with process:
         try:
             said = process.communicate(timeout=BUILD_SECONDS)[0]

@@ -1,7 +1,7 @@
 """The mixture step as one operator of torch, with its backward pass as another.
 
-``torch.compile`` and ``torch.export`` see ``gmvq::mixture_step``; which implementation runs is decided at the call, by
-the device of the latents.
+``torch.compile`` and ``torch.export`` see ``gmvq::mixture_step``; the device of the latents selects the implementation
+when it is called.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from gmvq.kernels.mixture_types import MixtureStep, Needs, Problem, Results, Ups
 from gmvq.kernels.tracing import can_look_at, is_transformed
 
 PASSED_ON = ("energy", "log_energy", "entropy", "log_density", "aggregated", "relaxed", "relaxed_energy")
-"""Results that pass a gradient on."""
+"""Results that have a gradient."""
 
 NORMALIZERS = ("peak", "normalizer", "relaxed_peak", "relaxed_normalizer")
 
 Four = (Tensor, Tensor, Tensor, Tensor)
-ResultTensors = tuple[(*Four, *Four, *Four, Tensor, Tensor)]  # type: ignore[valid-type]  # as an operator's schema reads it
+ResultTensors = tuple[(*Four, *Four, *Four, Tensor, Tensor)]  # type: ignore[valid-type]  # for the operator's schema
 
 SAVED = ("energy", "log_energy", "entropy", "relaxed", "relaxed_energy", *NORMALIZERS)
 """Results that the backward pass reads."""
@@ -49,25 +49,25 @@ def mixture_step(
         q_n = \mathrm{softmax}_c(j_{nc}), \quad y_n = \mathrm{softmax}_c((j_{nc} + g_{nc}) / \tau)
 
     The backward pass computes q and y again, with the same noise g, instead of storing them. A row that is not finite
-    has NaN in all of its own results and gradients, and no part in what rows share.
+    has NaN in its own results and gradients, and is left out of sums over rows.
 
     Args:
         latents: z, ``(N, L)``, float32 or float64.
         codebook: mu, ``(K, L)``.
-        values: What y mixes, ``(K, V)``; by default the codebook.
+        values: Vectors that y mixes, ``(K, V)``; by default the codebook.
         precisions: p, above 0, ``(K,)``; by default 1.
         biases: b, in nats ``(K,)``; by default 0.
-        prices: What a code costs in ``priced``, in nats ``(K,)``; by default 0.
+        prices: Cost of each code in ``priced``, in nats ``(K,)``; by default 0.
         weights: Weight of each row in ``aggregated``, without gradient, ``(N,)``; by default 1.
-        temperature: tau ``()``, above 0, without gradient. Without it there is no relaxed sample.
-        seed: Of the noise ``()``, int64, at least 0, as :func:`gmvq.kernels.random_seed` draws it.
-        floor: Least energy in nats that ``log_energy`` takes a logarithm of; above 0 asks for it.
+        temperature: tau ``()``, above 0, without gradient; None for no relaxed sample.
+        seed: Seed of the noise ``()``, int64, at least 0, as :func:`gmvq.kernels.random_seed` draws it.
+        floor: Lower bound of energies in ``log_energy``, in nats; 0 leaves ``log_energy`` out.
 
     Returns:
-        Results with gradients to latents, codebook, values, precisions and biases; no second ones.
+        Results with gradients to latents, codebook, values, precisions and biases, but no second derivatives.
 
     Raises:
-        ValueError: If shapes, precisions or the other arguments do not agree.
+        ValueError: If shapes, dtypes or arguments do not fit together.
 
     References:
         Gaussian Mixture Vector Quantization with Aggregated Categorical Posterior (Yan et al., 2024),
@@ -90,14 +90,14 @@ def mixture_step(
     if temperature is not None and seed is None:
         seed = random_seed(latents.device)
     arguments = (latents, codebook, values, *of_codes, of_rows, temperature, seed, floor)
-    if is_transformed():  # an operator takes neither tangents nor batches of batches
+    if is_transformed():  # custom operators support neither forward-mode differentiation nor vmap
         return reference.mixture_step(*arguments)  # pyright: ignore[reportCallIssue]
     results = Results(*_forward(*arguments))
     return MixtureStep(*(getattr(results, name) for name in MixtureStep._fields))
 
 
 def random_seed(device: torch.device) -> Tensor:
-    """A seed ``()`` from torch's own generator, so that ``torch.manual_seed`` fixes the noise, too."""
+    """Draws a seed ``()`` from torch's generator, so that ``torch.manual_seed`` fixes the noise."""
     return torch.randint(2**62, (), device=device)
 
 
@@ -105,12 +105,12 @@ def _check(latents: Tensor, codebook: Tensor, values: Tensor, floor: float) -> N
     if latents.dim() != 2 or codebook.dim() != 2 or latents.shape[1] != codebook.shape[1] or len(codebook) == 0:
         raise ValueError(
             f"'latents' must be (N, L) and 'codebook' (K, L) with K > 0, got {tuple(latents.shape)} and "
-            f"{tuple(codebook.shape)}. Flatten what comes before the features."
+            f"{tuple(codebook.shape)}. Flatten the axes before the features."
         )
     if values.dim() != 2 or len(values) != len(codebook):
         raise ValueError(
             f"'values' must be (K, V) with a row for each of {len(codebook)} codes, got {tuple(values.shape)}. "
-            "Leave it out for the codebook itself."
+            "Leave it out to use the codebook."
         )
     dtypes = {latents.dtype, codebook.dtype, values.dtype}
     if len(dtypes) > 1 or latents.dtype not in (torch.float32, torch.float64):
@@ -126,7 +126,7 @@ def _check(latents: Tensor, codebook: Tensor, values: Tensor, floor: float) -> N
 
 def _check_draws(latents: Tensor, temperature: Tensor | None, seed: Tensor | None) -> None:
     if seed is not None and temperature is None:
-        raise ValueError("'seed' needs a 'temperature': without one nothing is drawn, got None. Give both.")
+        raise ValueError("'temperature' must be given with a 'seed', got None: without it nothing is drawn. Give both.")
     for name, part in (("temperature", temperature), ("seed", seed)):
         if part is None:
             continue
@@ -143,7 +143,7 @@ def _vector(name: str, part: Tensor | None, latents: Tensor, length: int, defaul
         return latents.new_full((length,), default)
     if part.shape != (length,):
         raise ValueError(
-            f"'{name}' must be of shape ({length},), one for each {'latent' if name == 'weights' else 'code'}, got "
+            f"'{name}' must be of shape ({length},), one per {'latent' if name == 'weights' else 'code'}, got "
             f"{tuple(part.shape)}. Expand it."
         )
     _check_device(name, part, latents)
@@ -197,7 +197,7 @@ def _(
     seed: Tensor | None,
     floor: float,
 ) -> tuple[Tensor, ...]:
-    # a shape and not a length: it may be a symbol, for any number of rows
+    # a shape in place of a length: when tracing it may be a symbol
     rows = latents.shape[0]
     drawn = 0 if seed is None else rows
     codes = (latents.new_empty(count, dtype=torch.int64) for count in (rows, rows, drawn))
@@ -226,7 +226,7 @@ def _backward(
     nothing = dict.fromkeys(Results._fields, latents.new_empty(0))
     results = Results(**{**nothing, **dict(zip(SAVED, saved, strict=True))})
     above = Upstream(*(part.contiguous() for part in upstream))
-    if problem.draws:  # the others of these rows: 0 times NaN
+    if problem.draws:  # in rows that are not finite; their other gradients are 0 times NaN
         finite = problem.half_squares.isfinite()[:, None]
         above = above._replace(relaxed=torch.where(finite, above.relaxed, 0.0))
     with torch.autocast(latents.device.type, enabled=False):
@@ -265,7 +265,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _of_upstream(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-    # read once: activation checkpointing unpacks them at each reading
+    # read once, since activation checkpointing unpacks them at each read
     latents, codebook, values, precisions, biases, weights, temperature, seed, *saved = ctx.saved_tensors
     above = Results(*gradients)
     needs = [ctx.needs_input_grad[place] for place in range(5)]

@@ -1,7 +1,7 @@
-"""A mixture step in blocks of rows: torch's matrix products, and one sweep of the block for what lies between them.
+"""A mixture step in blocks of rows: torch's matrix products, with one sweep over the block between them.
 
-The sweep is C++ (``mixture.cpp``) for float32 on a CPU, where a compiler is at hand, and torch operations otherwise.
-Both write over the blocks of products, so that the memory is that of two blocks, whatever the number of rows is.
+The sweep is in C++ (``mixture.cpp``) for float32 on a CPU with a compiler, and in torch operations otherwise. Both
+overwrite the blocks of products, so that two blocks of memory suffice for any number of rows.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from gmvq.kernels.compiled import library
 from gmvq.kernels.mixture_types import CodeSums, Gradients, Needs, Problem, Results, Upstream
 
 BLOCK_ELEMENTS = 1 << 20
-"""Elements of a block, rows x codes: 4 MiB in float32, which the caches of today's CPUs hold."""
+"""Elements of a block, rows x codes: 4 MiB in float32, which fits into the caches of today's CPUs."""
 
 LEAST_ROWS = 32
-"""Rows of a block at least: with fewer, a matrix product reads the codebook for little."""
+"""Least number of rows of a block: with fewer, a matrix product mostly reads the codebook."""
 
 
 def forward(problem: Problem, prices: Tensor) -> Results:
-    """The results, in memory O(N + K) and two blocks."""
+    """Computes the results in memory O(N + K) and two blocks."""
     sweeps, results, sums = _sweeps(problem), Results.empty(problem), _sums(problem)
-    # where features are few, products with codes along the second axis of all factors take down to a tenth of the time
+    # with few features, products with codes along the second axis of all factors take as little as a tenth of the time
     values = problem.values.T.contiguous()
     for start, stop, products, relaxed in _blocks(problem):
         block, own = problem.block(start, stop), results.block(start, stop)
@@ -40,7 +40,7 @@ def forward(problem: Problem, prices: Tensor) -> Results:
 
 
 def backward(problem: Problem, results: Results, upstream: Upstream, needs: Needs) -> Gradients:
-    """The gradients that are needed, in memory O(N + K) and two blocks: what lies in the blocks is computed again."""
+    """Computes the needed gradients in memory O(N + K) and two blocks, whose contents are computed again."""
     sweeps, latents = _sweeps(problem), torch.zeros_like(problem.latents)
     # (L, K) and (V, K), as in the forward pass
     of_codes, of_values = torch.zeros_like(problem.columns), torch.zeros_like(problem.values.T.contiguous())
@@ -83,7 +83,7 @@ def _sweeps(problem: Problem) -> ModuleType:
 
 
 def _blocks(problem: Problem) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
-    """First row, last row + 1, room for products ``(n, K)``, and for the relaxed sample where there is one."""
+    """For each block: first row, last row + 1, memory for products ``(n, K)``, and for a relaxed sample if drawn."""
     rows, codes = len(problem.latents), len(problem.codebook)
     size = min(rows, max(LEAST_ROWS, BLOCK_ELEMENTS // codes))
     products = problem.latents.new_empty(size, codes)
@@ -94,6 +94,6 @@ def _blocks(problem: Problem) -> Iterator[tuple[int, int, Tensor, Tensor | None]
 
 
 def _sums(problem: Problem) -> Tensor:
-    """Room for sums over rows, ``(threads, K)``: each thread has its own."""
+    """Memory for sums over rows, ``(threads, K)``: one row per thread."""
     threads = torch.get_num_threads() if problem.latents.device.type == "cpu" else 1
     return problem.latents.new_zeros(threads, len(problem.codebook))

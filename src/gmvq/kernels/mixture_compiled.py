@@ -1,4 +1,4 @@
-"""The sweeps of a block of a mixture step, in C++: for float32 on a CPU. Functions as of :mod:`mixture_plain`."""
+"""The sweeps of a block of a mixture step, in C++ for float32 on a CPU: the functions of :mod:`mixture_plain`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _POINTERS = (
 
 
 MOST_FEATURES = 8
-"""Features up to which the sweep makes the products itself: a matrix product would take longer to write them."""
+"""Number of features up to which the sweep computes the products itself: writing them to memory would take longer."""
 
 
 class _Block(ctypes.Structure):
-    """``GmvqMixtureBlock`` of ``mixture.cpp``."""
+    """Mirrors ``GmvqMixtureBlock`` of ``mixture.cpp``."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "codes", "first_row", "seed", "features")),
@@ -38,7 +38,7 @@ class _Block(ctypes.Structure):
 
 
 def makes_products(block: Problem) -> bool:
-    """True if the sweep does not read the products but makes them."""
+    """True if the sweep computes the products and does not read them."""
     return block.latents.shape[1] <= MOST_FEATURES
 
 
@@ -87,7 +87,7 @@ def _call(
     }
     if makes_products(block):
         pointers |= {"latents": block.latents, "columns": block.columns}
-    # the blocks of tensors with one row for each row of latents are slices, the rest was made contiguous before
+    # tensors with a row per latent are sliced to the block's rows; the others were made contiguous before
     assert all(part is None or part.is_contiguous() for part in pointers.values())
     arguments = _Block(
         rows=len(block.latents),

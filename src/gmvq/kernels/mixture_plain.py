@@ -11,7 +11,7 @@ from gmvq.kernels.mixture_types import CodeSums, Problem, Results, Upstream
 from gmvq.kernels.noise import exponential
 
 FAINTEST = -60.0
-"""Logarithm of the least probability above 0."""
+"""Logarithm of the smallest probability above 0."""
 
 
 class _Joint(NamedTuple):
@@ -21,22 +21,22 @@ class _Joint(NamedTuple):
 
 
 def makes_products(block: Problem) -> bool:
-    """False: the products are read."""
+    """False, since the sweep reads the products."""
     return False
 
 
 def forward(
     block: Problem, prices: Tensor, products: Tensor, relaxed: Tensor | None, results: Results, aggregated: Tensor
 ) -> Tensor:
-    """Fills the results but for the values; leaves in ``relaxed`` what mixes them.
+    """Writes all results except ``relaxed``, and the unnormalized y to ``relaxed``.
 
     Args:
-        block: The rows.
-        prices: Of the codes ``(K,)``.
-        products: z.mu ``(N, K)``, written over.
-        relaxed: Room for y but for a factor of each row ``(N, K)``; None without draws.
-        results: Of these rows, to write to.
-        aggregated: Sums over rows ``(threads, K)``, to add to.
+        block: The problem of these rows.
+        prices: Prices of the codes ``(K,)``.
+        products: z.mu ``(N, K)``, overwritten.
+        relaxed: Memory for y up to a factor per row ``(N, K)``; None without draws.
+        results: Results of these rows, written.
+        aggregated: Sums over rows ``(threads, K)``, added to.
 
     Returns:
         The sum of each row of ``relaxed`` ``(N,)``, NaN for a row that is not finite; empty without draws.
@@ -70,15 +70,15 @@ def forward(
 def backward(
     block: Problem, results: Results, upstream: Upstream, products: Tensor, relaxed: Tensor | None, sums: CodeSums
 ) -> Tensor:
-    """Writes D = p de over the products, and y over ``relaxed``.
+    """Overwrites the products with D = p de, and ``relaxed`` with y.
 
     Args:
-        block: The rows.
-        results: Of these rows.
+        block: The problem of these rows.
+        results: Results of these rows.
         upstream: Gradients of these rows' results.
-        products: z.mu ``(N, K)``.
-        relaxed: Gradients of y through the values ``(N, K)``; None without draws.
-        sums: To add to.
+        products: z.mu ``(N, K)``, overwritten.
+        relaxed: Gradients of y through the values ``(N, K)``, overwritten; None without draws.
+        sums: Sums over rows, added to.
 
     Returns:
         Sums of D over codes ``(N,)``, NaN for a row that is not finite.
@@ -128,7 +128,7 @@ def _perturbed(block: Problem, log_joint: Tensor) -> Tensor:
 
 
 def _normalized(logarithms: Tensor, peak: Tensor, normalizer: Tensor) -> Tensor:
-    """Log-softmax over codes; writes its peak and its normalizer relative to that."""
+    """Log-softmax over codes; writes its peak, and its normalizer relative to the peak."""
     peak.copy_(logarithms.amax(-1))
     relative = logarithms - peak[:, None]
     normalizer.copy_(relative.logsumexp(-1))
@@ -136,7 +136,7 @@ def _normalized(logarithms: Tensor, peak: Tensor, normalizer: Tensor) -> Tensor:
 
 
 def _exponential(logarithms: Tensor) -> Tensor:
-    # products of what is fainter are denormal numbers, which cost a CPU ten times the time
+    # products of smaller numbers are denormal, with which a CPU takes ten times as long
     return logarithms.clamp_min(FAINTEST).exp_().masked_fill_(logarithms < FAINTEST, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""What the implementations of a mixture step hand each other: inputs, results and gradients of N rows and K codes."""
+"""Types of a mixture step that all implementations share: inputs, results and gradients of N rows and K codes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 class MixtureStep(NamedTuple):
-    """What a step of a Gaussian mixture gives for N rows, K codes and values of V features.
+    """Results of a mixture step for N rows, K codes and values of V features.
 
     Attributes:
         codes: Most likely code of each row ``(N,)``.
-        priced: The same under the given prices ``(N,)``.
+        priced: Most likely code of each row under the given prices ``(N,)``.
         drawn: A code drawn from the posterior ``(N,)``; empty without a temperature.
         energy: E_q[e] in nats ``(N,)``.
         log_energy: E_q[log max(e, floor)] ``(N,)``; 0 without a floor.
-        entropy: Of q, in nats ``(N,)``.
+        entropy: Entropy of q in nats ``(N,)``.
         log_density: Logarithm of the sum of exp(j) over codes ``(N,)``.
         aggregated: Weighted sum of q over rows ``(K,)``.
         relaxed: Sum of y_c v_c ``(N, V)``; empty without a temperature.
@@ -39,22 +39,22 @@ class MixtureStep(NamedTuple):
 class Problem(NamedTuple):
     """A mixture step, or a block of its rows.
 
-    Latents and codebook are centred on the codebook's mean, and rows that are not finite are 0.
+    Latents and codebook are centered on the codebook's mean, and rows that are not finite are 0.
 
     Attributes:
         latents: z, ``(N, L)``.
         codebook: mu, ``(K, L)``.
-        columns: The same as ``(L, K)``.
-        values: What y mixes, ``(K, V)``.
+        columns: mu, ``(L, K)``.
+        values: Vectors that y mixes, ``(K, V)``.
         precisions: p, ``(K,)``.
         biases: b, ``(K,)``.
         weights: Weight of each row in the aggregate, ``(N,)``.
-        half_squares: |z|^2 / 2; not finite where the row is not, ``(N,)``.
+        half_squares: |z|^2 / 2, ``(N,)``; not finite if the row is not.
         half_norms: p |mu|^2 / 2, ``(K,)``.
-        temperature: tau ``()``; None draws nothing.
-        seed: ``()``, int64; None draws nothing.
-        floor: Least energy in nats that a logarithm is taken of; above 0 asks for these logarithms.
-        first_row: Number of the first row, by which its noise is drawn.
+        temperature: tau ``()``; None for no relaxed sample.
+        seed: Seed of the noise ``()``, int64; None for no relaxed sample.
+        floor: Lower bound of energies in ``log_energy``, in nats; 0 leaves ``log_energy`` out.
+        first_row: Index of the first row, which its noise depends on.
     """
 
     latents: Tensor
@@ -84,7 +84,7 @@ class Problem(NamedTuple):
         seed: Tensor | None,
         floor: float,
     ) -> Problem:
-        """Centres what :func:`gmvq.kernels.mixture_step` is given."""
+        """Centers the arguments of :func:`gmvq.kernels.mixture_step`."""
         center = codebook.mean(0)
         latents, codebook = latents - center, (codebook - center).contiguous()
         half_squares = latents.square().sum(-1) / 2
@@ -105,11 +105,11 @@ class Problem(NamedTuple):
 
     @property
     def draws(self) -> bool:
-        """Whether there is a relaxed sample."""
+        """True if there is a relaxed sample."""
         return self.seed is not None
 
     def block(self, start: int, stop: int) -> Problem:
-        """The problem of the rows from ``start`` to ``stop``."""
+        """The problem of the rows from ``start`` to before ``stop``."""
         rows = slice(start, stop)
         return self._replace(
             latents=self.latents[rows],
@@ -120,14 +120,14 @@ class Problem(NamedTuple):
 
 
 def _of_rows(parts: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
-    """Views of what has a place for each row: all but the sums over them."""
+    """Views of the rows of all tensors that have one entry per row."""
     return {name: part[start:stop] for name, part in parts.items() if name != "aggregated"}
 
 
 class Results(NamedTuple):
-    """As :class:`MixtureStep`, and what the backward pass needs beside.
+    """Results as in :class:`MixtureStep`, and normalizers for the backward pass.
 
-    Where energies are large, the sum of a peak and of what is relative to it has no digits left for the latter.
+    Peaks and normalizers are separate, since with large energies their sum has no digits left for the normalizer.
 
     Attributes:
         peak: Largest j ``(N,)``.
@@ -153,7 +153,7 @@ class Results(NamedTuple):
 
     @classmethod
     def empty(cls, problem: Problem) -> Results:
-        """Room for the results; the aggregate begins at 0."""
+        """Allocates the results; the aggregate starts at 0."""
         rows, new = len(problem.latents), problem.latents.new_empty
         drawn = rows if problem.draws else 0
         return cls(
@@ -174,12 +174,12 @@ class Results(NamedTuple):
         )
 
     def block(self, start: int, stop: int) -> Results:
-        """The rows from ``start`` to ``stop``, as views."""
+        """Views of the rows from ``start`` to before ``stop``."""
         return self._replace(**_of_rows(self._asdict(), start, stop))
 
 
 class Upstream(NamedTuple):
-    """Gradients of the results that pass one on, each of its result's shape."""
+    """Gradients of the results that have one, each of its result's shape."""
 
     energy: Tensor
     log_energy: Tensor
@@ -190,12 +190,12 @@ class Upstream(NamedTuple):
     relaxed_energy: Tensor
 
     def block(self, start: int, stop: int) -> Upstream:
-        """The rows from ``start`` to ``stop``, as views."""
+        """Views of the rows from ``start`` to before ``stop``."""
         return self._replace(**_of_rows(self._asdict(), start, stop))
 
 
 class Needs(NamedTuple):
-    """Which inputs need a gradient."""
+    """True for each input that needs a gradient."""
 
     latents: bool
     codebook: bool
@@ -205,7 +205,7 @@ class Needs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of the inputs that have one; None where not asked for."""
+    """Gradients of the inputs; None for those that need none."""
 
     latents: Tensor | None
     codebook: Tensor | None
@@ -215,12 +215,12 @@ class Gradients(NamedTuple):
 
 
 class CodeSums(NamedTuple):
-    """Sums over the rows of a block, ``(threads, K)``, to add to.
+    """Sums over the rows of a block, ``(threads, K)``.
 
     Attributes:
-        scaled: Of D, the gradient of the energies times p.
-        biases: Of the gradient of the log joint; None if it is not asked for.
-        precisions: Of the gradient of the energies times the energies; None if it is not asked for.
+        scaled: Sum of D, the gradient of the energies times p.
+        biases: Sum of the gradient of the log joint; None if not needed.
+        precisions: Sum of the gradient of the energies times the energies; None if not needed.
     """
 
     scaled: Tensor

@@ -3,11 +3,11 @@ r"""Nearest code: one operator for all devices, in memory O(N + K L).
 .. math:: c_n = \arg\max_c \big(o_c - \tfrac{1}{2} |z_n - \mu_c|_w^2\big)
               = \arg\max_c \big((z_n - m) \cdot w (\mu_c - m) + o_c - \tfrac{1}{2} |\mu_c - m|_w^2\big)
 
-with weights w of features and offsets o of codes. Around the codes' mean m rounding grows with the spread of the
-codebook and not with its place.
+with weights w of features and offsets o of codes. Centered on the codes' mean m, rounding errors grow with the spread
+of the codebook and not with its distance from the origin.
 
 ==========================  ==========================================================================================
-float32 on the CPU          ``nearest.cpp``, which compares scores where they arise; without a compiler, blocks in torch
+float32 on the CPU          ``nearest.cpp``, which compares scores in registers; without a compiler, blocks in torch
 other types on the CPU      blocks in torch, float16 and bfloat16 in float32
 CUDA                        :mod:`gmvq.kernels.triton_nearest`; without Triton, and in float64, blocks in torch
 ==========================  ==========================================================================================
@@ -24,7 +24,7 @@ from torch import Tensor
 from gmvq.kernels.compiled import has_triton, library
 
 BLOCK_ELEMENTS = 1 << 20
-"""Number of scores held at a time in torch: 4 MiB in float32, which stays in the cache."""
+"""Number of scores in memory at a time in torch: 4 MiB in float32, which stays in the cache."""
 
 
 def nearest_code(
@@ -45,11 +45,10 @@ def nearest_code(
     Args:
         latents: Rows ``(N, L)``.
         codebook: Codes ``(K, L)``.
-        top: Give so many codes of each latent, the nearest first; equals come in any order.
-        cosine: Compare directions instead of points.
+        top: Number of codes per latent to return, the nearest first, ties in any order; None for the nearest alone.
+        cosine: True to compare directions in place of points.
         feature_weights: w, at least 0, ``(L,)``; 1 by default.
-        offsets: o, what is added to the score of each code ``(K,)``, as the logarithms of a mixture's weights; 0 by
-            default.
+        offsets: o, added to the score of each code ``(K,)``, such as the log-weights of a mixture; 0 by default.
 
     Returns:
         Indices ``(N,)``, or ``(N, top)``, int64.
@@ -71,8 +70,8 @@ def nearest_code(
         )
     if cosine and offsets is not None:
         raise ValueError(
-            "'offsets' are added to negative half squared distances and have no meaning for directions, got both "
-            "'offsets' and 'cosine'. Leave one out."
+            "'offsets' must be None where 'cosine' is True, since they are added to negative half squared distances, "
+            "got both. Leave one out."
         )
     inputs = (latents, codebook, feature_weights, offsets)
     return _nearest_code(*(None if tensor is None else tensor.detach() for tensor in inputs), cosine, top or 0)
@@ -91,13 +90,13 @@ def _check(latents: Tensor, codebook: Tensor, feature_weights: Tensor | None, of
             "Move features to the last axis."
         )
     if len(codebook) == 0:
-        raise ValueError("'codebook' must have a code at least, got none. Give a codebook of shape (K, L) with K > 0.")
+        raise ValueError("'codebook' must have at least one code, got none. Give one of shape (K, L) with K > 0.")
     for name, tensor, size in (("feature_weights", feature_weights, "L"), ("offsets", offsets, "K")):
         number = codebook.shape[1] if size == "L" else codebook.shape[0]
         if tensor is not None and (tensor.shape != (number,) or not tensor.is_floating_point()):
             raise ValueError(
                 f"'{name}' must be floats of shape ({size},) = ({number},), got {tensor.dtype} {tuple(tensor.shape)}. "
-                f"Give one for each {'feature' if size == 'L' else 'code'}."
+                f"Give one per {'feature' if size == 'L' else 'code'}."
             )
     for name, tensor in (("codebook", codebook), ("feature_weights", feature_weights), ("offsets", offsets)):
         if tensor is not None and tensor.device != latents.device:
@@ -124,7 +123,7 @@ def _nearest_code(
     with torch.autocast(device, enabled=False):
         origin, codes, starts = _prepared(codebook, feature_weights, offsets, cosine)
         if triton:
-            from gmvq.kernels import triton_nearest  # Triton is imported where a GPU is
+            from gmvq.kernels import triton_nearest  # Triton is only imported where there is a GPU
 
             return triton_nearest.nearest_code(latents - origin, codes, starts)
         size = max(1, BLOCK_ELEMENTS // len(codebook))
@@ -164,14 +163,14 @@ def _compiled(
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in inputs]
     sizes = (len(latents), len(codebook), latents.shape[1])
     if not _function(kernels)(*pointers, codes.data_ptr(), *sizes, cosine, torch.get_num_threads()):
-        raise MemoryError(f"No memory for a second copy of the codebook, of shape {tuple(codebook.shape)}.")
+        raise MemoryError(f"There is no memory for a second copy of the codebook, of shape {tuple(codebook.shape)}.")
     return codes
 
 
 def _prepared(
     codebook: Tensor, feature_weights: Tensor | None, offsets: Tensor | None, cosine: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Origin ``(L,)``, codes ``(K, L)`` and starts ``(K,)``: (latents - origin) . codes + starts is the score."""
+    """Origin ``(L,)``, codes ``(K, L)`` and starts ``(K,)`` of the score (latents - origin) . codes + starts."""
     origin = torch.zeros_like(codebook[0]) if cosine else codebook.mean(0)
     centred = codebook - origin
     codes = centred if feature_weights is None else centred * feature_weights
@@ -185,6 +184,6 @@ def _prepared(
 def _block(rows: Tensor, origin: Tensor, codes: Tensor, starts: Tensor, top: int) -> Tensor:
     scores = torch.addmm(starts, rows - origin, codes.T)
     found = scores.topk(top).indices if top else scores.argmax(-1)
-    # among scores that are NaN none is best: the first codes stand for all
+    # if all scores are NaN, the first codes are returned
     finite = rows.isfinite().all(-1)
     return torch.where(finite[:, None], found, torch.arange(top, device=rows.device)) if top else found * finite

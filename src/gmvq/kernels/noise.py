@@ -1,7 +1,7 @@
 r"""Counter-based noise: a pure function of seed, row and column, the same in every block, pass and implementation.
 
-A backward pass draws again what its forward pass drew, instead of storing it. Philox-4x32 gives four words of 32 bits
-for each counter; 64 neighbouring columns share 16 counters, so that lanes of a vector take neighbouring counters:
+A backward pass draws the noise of its forward pass again, instead of storing it. Philox-4x32 returns four words of 32
+bits per counter; 64 neighboring columns share 16 counters, so that the lanes of a vector have neighboring counters:
 
 .. math::
     (x_0, x_1, x_2, x_3) = \mathrm{Philox}_{seed}(16 \lfloor c / 64 \rfloor + c \bmod 16,\ n), \qquad
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 ROUNDS = 7
-"""The fewest rounds with which Philox-4x32 passes BigCrush (Salmon et al., 2011, table 2)."""
+"""The smallest number of rounds with which Philox-4x32 passes BigCrush (Salmon et al., 2011, table 2)."""
 
 LANES = 16
 WORDS = 4
@@ -27,7 +27,7 @@ LOW = 0xFFFFFFFF
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor], rounds: int = ROUNDS) -> Tensor:
-    """Philox-4x32 on words of 32 bits held in int64.
+    """Computes Philox-4x32, with words of 32 bits stored in int64.
 
     Args:
         counter: Four words that broadcast to one shape ``(*)``.
@@ -40,7 +40,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     first, second, third, fourth = counter
     low_key, high_key = key
     for _ in range(rounds):
-        # products of two words fill 64 bits: the sign is wrong, the bits are right
+        # products of two words fill all 64 bits: the sign is wrong, the bits are right
         even, odd = first * MULTIPLIERS[0], third * MULTIPLIERS[1]
         first, second, third, fourth = (
             ((odd >> 32) & LOW) ^ second ^ low_key,
@@ -53,12 +53,12 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 def random_words(seed: Tensor, rows: Tensor, columns: int) -> Tensor:
-    """Random words of the elements of a matrix.
+    """Draws a random word for each element of a matrix.
 
     Args:
-        seed: ``()``, int64, at least 0.
-        rows: Numbers of the rows ``(N,)``, int64, at least 0.
-        columns: Number of columns K, counted from 0.
+        seed: Seed ``()``, int64, at least 0.
+        rows: Indices of the rows ``(N,)``, int64, at least 0.
+        columns: Number of columns K.
 
     Returns:
         Words in [0, 2^32), ``(N, K)``, int64.
@@ -77,14 +77,14 @@ def exponential(seed: Tensor, rows: Tensor, columns: int, dtype: torch.dtype) ->
     .. math:: E = -\log u, \qquad u = 2^{-23} \lfloor x / 2^9 \rfloor + 2^{-24} \in (0, 1)
 
     Args:
-        seed: ``()``, int64, at least 0.
-        rows: Numbers of the rows ``(N,)``, int64, at least 0.
+        seed: Seed ``()``, int64, at least 0.
+        rows: Indices of the rows ``(N,)``, int64, at least 0.
         columns: Number of columns K.
-        dtype: Of the result; u is exact in float32 and better.
+        dtype: Type of the result; u is exact in float32 and float64.
 
     Returns:
         Draws above 0, ``(N, K)``.
     """
-    # 23 bits and a half: both ends stay off 0 and 1
+    # 23 bits and a half step, which excludes 0 and 1
     uniform = (random_words(seed, rows, columns) >> 9).to(dtype) * 2.0**-23 + 2.0**-24
     return -uniform.log()

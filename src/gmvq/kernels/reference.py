@@ -1,9 +1,9 @@
-r"""Plain PyTorch: the definition of right for every faster implementation.
+r"""The definition of right results for all faster implementations, in plain PyTorch.
 
 .. math:: d_{nc} = \sum_l w_l (z_{nl} - \mu_{cl})^2 = |z_n|^2 - 2 z_n \cdot \mu_c + |\mu_c|^2
 
-The expanded form costs one matrix product. Rows are centred on the codebook's mean first: rounding then grows with the
-spread of the codebook and not with its offset.
+The expanded form costs one matrix product. Rows are centered on the codebook's mean first, so that rounding errors grow
+with the spread of the codebook and not with its distance from the origin.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from gmvq.kernels.mixture_types import MixtureStep
 from gmvq.kernels.noise import exponential
 
 BLOCK_ELEMENTS = 1 << 22
-"""Number of distances held at a time where only the best code is asked for (16 MiB in float32)."""
+"""Number of distances in memory at a time if only the best code is needed (16 MiB in float32)."""
 
 
 def in_blocks(rows: Tensor, codebook_size: int, elements: int | None = None) -> tuple[Tensor, ...]:
-    """Rows ``(N, *)`` in parts with ``elements`` distances to all K codes, :data:`BLOCK_ELEMENTS` by default."""
-    # an exported graph is for any number of rows, and cannot count its blocks; torch 2.6 cannot tell it from compiling
+    """Splits rows ``(N, *)`` into parts with ``elements`` distances to K codes, by default :data:`BLOCK_ELEMENTS`."""
+    # an exported graph takes any number of rows, so blocks cannot be counted; torch 2.6 cannot tell it from compiling
     if getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)():
         return (rows,)
     return rows.split(max(1, (BLOCK_ELEMENTS if elements is None else elements) // codebook_size))
@@ -43,7 +43,7 @@ def squared_distances(latents: Tensor, codebook: Tensor) -> Tensor:
 
 
 def weighted_squared_distances(latents: Tensor, codebook: Tensor, weights: Tensor) -> Tensor:
-    r"""Squared distances whose features weigh differently for each latent, in memory O(N K).
+    r"""Squared distances with weights of the features for each latent, in memory O(N K).
 
     .. math:: d_{nc} = \sum_l w_{nl} (z_{nl} - \mu_{cl})^2
 
@@ -77,7 +77,7 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     center = codebook.mean(0)
     latents, codebook = latents - center, codebook - center
     half_norms = codebook.square().sum(-1) / 2
-    # |z|^2 is the same for all codes of a row, so the order needs only |mu|^2 / 2 - z.mu
+    # |z|^2 is the same for all codes of a row, so |mu|^2 / 2 - z.mu has the same order
     blocks = in_blocks(latents, len(codebook))
     return torch.cat([torch.addmm(half_norms, block, codebook.T, alpha=-1).argmin(-1) for block in blocks])
 
@@ -88,7 +88,7 @@ def code_sums(latents: Tensor, codes: Tensor, weights: Tensor, codebook_size: in
 
     Args:
         latents: Rows ``(N, L)``.
-        codes: Code of each row ``(N,)``; rows of weight 0 may hold -1.
+        codes: Code of each row ``(N,)``; -1 is allowed in rows of weight 0.
         weights: Weight of each row ``(N,)``, at least 0.
         codebook_size: Number of codes K.
 
@@ -120,19 +120,19 @@ def mixture_step(
         e_{nc} = p_c |z_n - \mu_c|^2 / 2, \quad j_{nc} = b_c - e_{nc}, \quad
         q_n = \mathrm{softmax}_c(j_{nc}), \quad y_n = \mathrm{softmax}_c((j_{nc} + g_{nc}) / \tau)
 
-    A row that is not finite has NaN in all of its own results, and no part in what rows share.
+    A row that is not finite has NaN in its own results, and is left out of sums over rows.
 
     Args:
         latents: z, ``(N, L)``.
         codebook: mu, ``(K, L)``.
-        values: What y mixes, ``(K, V)``.
+        values: Vectors that y mixes, ``(K, V)``.
         precisions: p, above 0, ``(K,)``.
         biases: b, ``(K,)``.
-        prices: What a code costs in ``priced``, in nats ``(K,)``.
+        prices: Cost of each code in ``priced``, in nats ``(K,)``.
         weights: Weight of each row in ``aggregated``, ``(N,)``.
-        temperature: tau ``()``, above 0; None draws nothing.
-        seed: ``()``, int64, at least 0.
-        floor: Least energy in nats that ``log_energy`` takes a logarithm of; above 0 asks for it.
+        temperature: tau ``()``, above 0; None for no relaxed sample.
+        seed: Seed of the noise ``()``, int64, at least 0.
+        floor: Lower bound of energies in ``log_energy``, in nats; 0 leaves ``log_energy`` out.
     """
     finite = latents.isfinite().all(-1)
     latents = torch.where(finite[:, None], latents, 0.0)

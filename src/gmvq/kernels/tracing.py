@@ -1,4 +1,4 @@
-"""Whether tensors are what they seem."""
+"""Checks whether values of tensors can be read, and whether torch transforms them."""
 
 from gmvq.checks import can_look_at, is_transformed
 

@@ -1,6 +1,6 @@
-"""What Triton kernels call: loads, products, roundings and sums of tiles; and the kernel that makes operands."""
+"""Functions for Triton kernels: loads, products, rounding and sums of tiles; and the kernel that makes operands."""
 
-# Triton reads its functions' source in a language of its own: without types, constants in capitals.
+# Triton compiles these functions from their source, in its own language: no types, constants in capitals.
 # ruff: noqa: ANN001, ANN201, N803
 # pyright: reportPossiblyUnboundVariable=false, reportCallIssue=false, reportArgumentType=false
 # pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportAssignmentType=false
@@ -18,9 +18,9 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def dot(left, right, PRECISION: tl.constexpr):
-    """Matrix product in float32."""
+    """Multiplies matrices in float32."""
     if _INTERPRETED:
-        # NumPy has no bfloat16: the interpreter would multiply its bits
+        # NumPy has no bfloat16: the interpreter would multiply the bits
         found = tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision=PRECISION)
     else:
         found = tl.dot(left, right, input_precision=PRECISION)
@@ -29,7 +29,7 @@ def dot(left, right, PRECISION: tl.constexpr):
 
 @triton.jit
 def add_dot(left, right, total, PRECISION: tl.constexpr):
-    """Matrix product in float32, added to ``total``."""
+    """Multiplies matrices in float32, and adds the product to ``total``."""
     if _INTERPRETED:
         found = tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision=PRECISION)
     else:
@@ -39,9 +39,9 @@ def add_dot(left, right, total, PRECISION: tl.constexpr):
 
 @triton.jit
 def rounded(x, BITS: tl.constexpr):
-    """Rounds float32 by so many bits, ties away from 0; still float32.
+    """Rounds off the last ``BITS`` bits of float32, ties away from 0; the type remains float32.
 
-    Matrix units would cut tf32 off; and a value that is rounded here has the same value in products and in sums.
+    Matrix units would truncate to tf32; and a value that is rounded here is the same in products and in sums.
     """
     if BITS > 0:
         bits = x.to(tl.int32, bitcast=True)
@@ -51,27 +51,27 @@ def rounded(x, BITS: tl.constexpr):
 
 @triton.jit
 def rows_of(data, start, COUNT: tl.constexpr, FEATURES: tl.constexpr):
-    """The rows from ``start``, ``(COUNT, FEATURES)``, without a mask: all is padded."""
+    """Loads the rows from ``start``, ``(COUNT, FEATURES)``, without a mask, since all operands are padded."""
     places = tl.arange(0, COUNT)[:, None] * FEATURES + tl.arange(0, FEATURES)[None, :]
     return tl.load(data + tl.cast(start, tl.int64) * FEATURES + places)
 
 
 @triton.jit
 def pairs_of(data, row, start, codes, BN: tl.constexpr, BK: tl.constexpr):
-    """Places ``(BN, BK)`` in a block ``(rows, codes)``."""
+    """Pointers to a tile ``(BN, BK)`` of a block ``(rows, codes)``."""
     row = tl.cast(row, tl.int64) + tl.arange(0, BN)
     return data + row[:, None] * codes + start + tl.arange(0, BK)[None, :]
 
 
 @triton.jit
 def raw_energies(products, halves, p, norms):
-    """Energies p |z - mu|^2 / 2 of a tile, in bits; rounding may leave them below 0."""
+    """Energies p |z - mu|^2 / 2 of a tile, in bits; rounding may make them negative."""
     return halves[:, None] * p[None, :] + norms[None, :] - products * p[None, :]
 
 
 @triton.jit
 def sum_in_lanes(x, BN: tl.constexpr, BK: tl.constexpr, FUSED: tl.constexpr):
-    """Sums ``(BN, lanes)`` of the columns that one thread holds: of a product of the matrix units, or as loaded."""
+    """Sums ``(BN, lanes)`` of the columns of one thread, in the layout of a matrix product or of a load."""
     if FUSED:
         found = tl.sum(tl.reshape(tl.sum(tl.reshape(x, (BN, BK // 8, 8)), 1), (BN, 4, 2)), 2)
     else:
@@ -81,7 +81,7 @@ def sum_in_lanes(x, BN: tl.constexpr, BK: tl.constexpr, FUSED: tl.constexpr):
 
 @triton.jit
 def sum_in_rows(x, BN: tl.constexpr, BK: tl.constexpr):
-    """Sums ``(BN / 16, 8, BK)`` of the rows that one thread of the matrix units holds."""
+    """Sums ``(BN / 16, 8, BK)`` of the rows of one thread, in the layout of a matrix product."""
     return tl.sum(tl.reshape(x, (BN // 16, 2, 8, BK)), 1)
 
 

@@ -1,13 +1,13 @@
-"""The mixture step on a GPU: what to launch on which blocks of rows, in which precision and tiles.
+"""The mixture step on a GPU: which kernels are launched on which blocks of rows, in which precision and tiles.
 
-Matrix units take products in tf32 or bfloat16, inside the kernels. Exact float32 they have not, nor room for more than
-256 features, and torch's own product is the fastest there is: then a block of rows has its products written first, and
-the kernels read them.
+In tf32 and bfloat16, the kernels multiply by the matrix units themselves. For exact float32, which matrix units lack,
+and for more than 256 features, which do not fit, torch's product is the fastest: then the products of a block of rows
+are written first, and the kernels read them.
 
-The products of the backward pass are torch's own in any precision, on D and y of a block. (Accumulators of them in the
-kernels, as attention has them, would leave no registers for the noise, and two sweeps would have to draw it.)
+The products of the backward pass are torch's in any precision, from D and y of a block. (Accumulating them in the
+kernels, as attention does, would leave no registers for the noise, and two sweeps would have to draw it.)
 
-Nothing is summed by atomic additions: the same inputs give the same bits.
+Sums use no atomic additions, so that the same inputs give the same bits.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _PAIR_TILES = (Tile(64, 64, 4, 1), Tile(128, 64, 8, 1), Tile(64, 64, 4, 2))
 _GIVEN_TILES = (Tile(32, 64, 4, 2), Tile(64, 64, 4, 2))
 
 _CODES_OF_A_TILE = 64
-"""In all tiles of pairs: each has sums of its own."""
+"""The number of codes of all tiles of pairs, since each tile has its own sums."""
 
 _TERMS = 13
 
 
 def forward(problem: Problem, prices: Tensor) -> Results:
-    """The results, in memory O(N + K), and two blocks where products are given.
+    """Computes the results in memory O(N + K), and two blocks if products are written first.
 
     Args:
-        problem: In float32, on a GPU, or anywhere in the interpreter.
-        prices: What a code costs in ``priced``, in nats ``(K,)``.
+        problem: The problem in float32, on a GPU, or on any device in the interpreter.
+        prices: Cost of each code in ``priced``, in nats ``(K,)``.
     """
     results, operands = Results.empty(problem), Operands.of(problem)
     finite, fused = problem.half_squares.isfinite()[:, None], operands.fused
@@ -63,9 +63,9 @@ class _Above(NamedTuple):
     """Padded upstream gradients, and the terms of the rows.
 
     Attributes:
-        shared: Of the aggregate ``(K',)``.
-        relaxed: Of the relaxed sample ``(N', V')``, as products take it.
-        terms: What :func:`row_kernel` writes ``(13, N')``.
+        shared: Gradient of the aggregate ``(K',)``.
+        relaxed: Gradient of the relaxed sample ``(N', V')``, rounded for products.
+        terms: Output of :func:`row_kernel` ``(13, N')``.
     """
 
     shared: Tensor
@@ -74,13 +74,13 @@ class _Above(NamedTuple):
 
 
 def backward(problem: Problem, results: Results, upstream: Upstream, needs: Needs) -> Gradients:
-    """The gradients that are needed, in memory O(N + K) and two blocks, or four where products are given.
+    """Computes the needed gradients in memory O(N + K) and two blocks, or four if products are written first.
 
     Args:
-        problem: As the forward pass had it.
-        results: What the forward pass saved.
-        upstream: Gradients of the results; those of rows that are not finite must be 0 in ``relaxed``.
-        needs: Which gradients to give.
+        problem: The problem of the forward pass.
+        results: Results of the forward pass.
+        upstream: Gradients of the results; ``relaxed`` must be 0 in rows that are not finite.
+        needs: Gradients to compute.
     """
     operands = Operands.of(problem)
     latents, codebook, values = operands.latents.data, operands.codebook.data, operands.values
@@ -134,7 +134,7 @@ def _sweep_codes(
     results: Results,
     posterior: Tensor,
 ) -> None:
-    """Writes the results of a block's rows, and the normalizers."""
+    """Writes the results and the normalizers of a block's rows."""
     fused, count = operands.fused, block.stop - block.start
     tuned(
         forward_kernel,
@@ -172,7 +172,7 @@ def _sweep_codes(
 def _sweep_rows(
     problem: Problem, operands: Operands, weights: Tensor, products: Tensor, block: slice, posterior: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Sums of a block's posteriors ``(parts, K')`` and, where products are given and y is drawn, y ``(n, K')``."""
+    """Sums of a block's posteriors ``(parts, K')`` and, if products are written first and y is drawn, y ``(n, K')``."""
     fused, count = operands.fused, block.stop - block.start
     parts, size = row_parts(count, operands.codes, posterior.device)
     relaxation = operands.values.new_empty(products.shape) if problem.draws and not fused else None
@@ -249,7 +249,7 @@ def _sum_up_rows(
 def _pairs(
     problem: Problem, operands: Operands, above: _Above, products: Tensor, block: slice, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """D and y of a block of n rows ``(n, K')``, D summed over codes ``(n)``, and D, dj, de e over rows ``(3, K')``."""
+    """D and y of a block of n rows ``(n, K')``, sums of D over codes ``(n)``, of D, dj, de e over rows ``(3, K')``."""
     fused, count, codes = operands.fused, block.stop - block.start, operands.codes
     with_values = needs.values and problem.draws
     tangents = products if fused or not problem.draws else product(above.relaxed[block], operands.values.T)

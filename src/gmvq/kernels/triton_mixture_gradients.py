@@ -1,10 +1,10 @@
-"""Kernels of the backward pass of the mixture step, which compute again what the forward pass did not store.
+"""Kernels of the backward pass of the mixture step, which compute posteriors and noise again.
 
-One sums up what the gradients need of each row, with a sweep over the codes for the gradient of the aggregate. The
-other writes D, the gradient of the energies times the precisions, and y for a block of rows.
+One computes the terms of each row that gradients need, with a sweep over the codes for the gradient of the aggregate.
+The other writes D, the gradient of the energies times the precisions, and y for a block of rows.
 """
 
-# Triton reads its functions' source in a language of its own: without types, constants in capitals.
+# Triton compiles these functions from their source, in its own language: no types, constants in capitals.
 # ruff: noqa: ANN001, ANN201, ANN202, N803, N806
 # pyright: reportPossiblyUnboundVariable=false, reportCallIssue=false, reportArgumentType=false
 # pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportAssignmentType=false
@@ -32,10 +32,10 @@ def row_kernel(
     L: tl.constexpr, PADDED_V: tl.constexpr, SAMPLED: tl.constexpr, FUSED: tl.constexpr, PRECISION: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """What the gradients need of each row: the terms ``(13, N')`` that :func:`_gradients` names."""
+    """Writes the terms of each row that gradients need, ``(13, N')``, as :func:`_gradients` lists them."""
     row = tl.program_id(0) * BN
     rows = tl.cast(first + row, tl.int64) + tl.arange(0, BN)
-    # rows that pad or are not finite: nothing that they hold is read
+    # the contents of rows of padding and of rows that are not finite are not read
     good = tl.load(half_squares + rows, mask=rows < N, other=float("inf")) < float("inf")
     peak = tl.load(peaks + rows, mask=good, other=1e30) * _LOG2E
     normal = tl.load(normalizers + rows, mask=good, other=0.0) * _LOG2E
@@ -88,8 +88,8 @@ def _gradients(
 
     ``terms`` points at the terms of the tile's rows, ``stride`` elements apart: peak and normalizer of q; gradient and
     value of the energy; gradients of log-energy and entropy; weight; a constant; peak and normalizer of y; gradient and
-    value of the relaxed energy; mean of the gradients t. Energies are centred before anything is multiplied with them:
-    they may be large, and what is left of them small.
+    value of the relaxed energy; mean of the gradients t. Energies are centered before they are multiplied: they may be
+    large, and their differences small.
     """
     ge, energy = tl.load(terms + 2 * stride)[:, None], tl.load(terms + 3 * stride)[:, None]
     gh, r, rest = tl.load(terms + 5 * stride), tl.load(terms + 6 * stride), tl.load(terms + 7 * stride)
@@ -125,10 +125,10 @@ def pair_kernel(
     VALUES: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr, ROUNDED_BITS: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """D and y ``(count, K')`` of the rows from ``first``, and their sums.
+    """Writes D and y ``(count, K')`` of the rows from ``first``, and their sums.
 
-    Sums of D over each tile of codes ``(K' / BK, count)``; over each part of the rows, of D, dj and de e
-    ``(parts, 3, K')``.
+    The sums are those of D over each tile of codes ``(K' / BK, count)``, and those of D, dj and de e over each part of
+    the rows ``(parts, 3, K')``.
     """
     start, part = tl.program_id(0) * BK, tl.program_id(1)
     codes = start + tl.arange(0, BK)
@@ -160,7 +160,7 @@ def pair_kernel(
             t, noise = 0.0, 0.0
         raw = raw_energies(found, tl.load(halves + rows), p, norms)
         de, dj, y, e = _gradients(raw, b, a, t, noise, terms + rows, stride, rate, floor, FLOORED, SAMPLED)
-        # rounded before it is summed: what is left of products and sums is their difference
+        # rounded before it is summed, since gradients are small differences of products and sums
         d = rounded(de * p[None, :], ROUNDED_BITS)
         tl.store(pairs_of(scaled, row, start, padded_codes, BN, BK), d.to(scaled.dtype.element_ty))
         if VALUES:

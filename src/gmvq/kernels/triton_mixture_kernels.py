@@ -1,15 +1,15 @@
-r"""Kernels of the mixture step: a sweep over the codes for each tile of rows, and one over the rows for each of codes.
+r"""Kernels of the mixture step: a sweep over the codes per tile of rows, and one over the rows per tile of codes.
 
 The first is attention with the codebook for keys: softmaxes with a running maximum, and the relaxed sample for output.
-Lanes of columns, one for each thread of a row, keep maxima and sums of their own, because those of a row would be
-handed between threads for each tile. The second draws the posterior again from the normalizers, to sum it over rows.
+Each lane of columns, one per thread of a row, has its own maxima and sums, because those of whole rows would have to be
+passed between threads in each tile. The second computes the posterior again from the normalizers, to sum it over rows.
 
-Exponentials and logarithms are to base 2, which is what the GPU has: energies in bits, results in nats.
+Exponentials and logarithms are to base 2, as the GPU computes them: energies are in bits, results in nats.
 
 Source: the sweep with a running maximum is FlashAttention's (Dao et al., 2022), https://arxiv.org/abs/2205.14135
 """
 
-# Triton reads its functions' source in a language of its own: without types, constants in capitals.
+# Triton compiles these functions from their source, in its own language: no types, constants in capitals.
 # ruff: noqa: ANN001, ANN201, ANN202, N803
 # pyright: reportPossiblyUnboundVariable=false, reportCallIssue=false, reportArgumentType=false
 # pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportAssignmentType=false
@@ -45,11 +45,11 @@ def _better(left, left_code, right, right_code):
 
 @triton.jit
 def _best(x, top, code, start, BN: tl.constexpr, BK: tl.constexpr, FUSED: tl.constexpr):
-    """The highest of each lane so far, and its code: the lowest of equals."""
+    """Updates the maximum of each lane and its code; of ties, the lowest code."""
     if FUSED:
         highest, place = tl.max(tl.reshape(x, (BN, BK // 8, 8)), 1, return_indices=True)
         found = start + place * 8 + tl.arange(0, 8)[None, :]
-        # a thread of the matrix units has two neighbouring columns
+        # in the layout of a matrix product a thread has two neighboring columns
         highest, found = tl.reduce((tl.reshape(highest, (BN, 4, 2)), tl.reshape(found, (BN, 4, 2))), 2, _better)
     else:
         highest, place = tl.max(tl.reshape(x, (BN, BK // 4, 4)), 2, return_indices=True)
@@ -60,13 +60,13 @@ def _best(x, top, code, start, BN: tl.constexpr, BK: tl.constexpr, FUSED: tl.con
 
 @triton.jit
 def _winner(top, code, last):
-    """The code of the best lane, the lowest of equals, and never one that pads."""
+    """The code of the best lane; of ties the lowest, and never padding."""
     return tl.min(tl.where(top == tl.max(top, 1)[:, None], tl.minimum(code, last), last), 1).to(tl.int64)
 
 
 @triton.jit
 def _spread(x, BN: tl.constexpr, BK: tl.constexpr, FUSED: tl.constexpr):
-    """Lanes ``(BN, lanes)`` to their columns ``(BN, BK)``."""
+    """Repeats lanes ``(BN, lanes)`` over their columns ``(BN, BK)``."""
     if FUSED:
         found = tl.broadcast_to(x[:, None, :, None], (BN, BK // 8, 4, 2))
     else:
@@ -76,14 +76,14 @@ def _spread(x, BN: tl.constexpr, BK: tl.constexpr, FUSED: tl.constexpr):
 
 @triton.jit
 def _save(peak, normal, peaks, normalizers, posterior, stride, finite, inside):
-    """Writes a peak and its normalizer: in nats for the backward pass, in bits as that will read them for the sums."""
+    """Writes a peak and its normalizer: in nats for the backward pass, and in bits, rounded alike, for the sums."""
     nats = peak * _LN2
     read = nats * _LOG2E
-    # what the peak loses on the way: the normalizer has the digits for it
+    # the rounding error of the peak, for which the normalizer has the digits
     normal += peak - read
     tl.store(peaks, tl.where(finite, nats, float("nan")), mask=inside)
     tl.store(normalizers, tl.where(finite, normal * _LN2, float("nan")), mask=inside)
-    # with which a row that pads or is not finite has no part in anything
+    # these values leave padding and rows that are not finite out of all sums
     tl.store(posterior, tl.where(finite & inside, read, 1e30))
     tl.store(posterior + stride, tl.where(finite & inside, normal, 0.0))
 
@@ -97,7 +97,7 @@ def forward_kernel(
     L: tl.constexpr, PADDED_V: tl.constexpr, FLOORED: tl.constexpr, SAMPLED: tl.constexpr, FUSED: tl.constexpr,
     PRECISION: tl.constexpr, ROUNDED_BITS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """All results of a tile of rows but ``aggregated``, and what the posterior is drawn from again ``(4, N')``."""
+    """Writes all results of a tile of rows except ``aggregated``, and normalizers for the posterior ``(4, N')``."""
     row = tl.program_id(0) * BN
     rows = tl.cast(first + row, tl.int64) + tl.arange(0, BN)
     half = tl.load(halves + rows)
@@ -124,7 +124,7 @@ def forward_kernel(
         price = tl.load(prices + start + tl.arange(0, BK))
         price_top, price_code = _best(j - price[None, :], price_top, price_code, start, BN, BK, FUSED)
         new, code = _best(j, top, code, start, BN, BK, FUSED)
-        # sums so far are relative to the highest so far, which may have risen
+        # sums so far are relative to the running maximum, which may have changed
         fade = tl.exp2(top - new)
         d = j - _spread(new, BN, BK, FUSED)
         w = tl.exp2(d)
@@ -147,7 +147,7 @@ def forward_kernel(
             mass_e = fade_row * mass_e + tl.sum(y * e, 1)
             high = peak
     inside = rows < N
-    # NaN is not below infinity either
+    # false for NaN, too
     finite = tl.load(half_squares + rows, mask=inside, other=0.0) < float("inf")
     best = tl.max(top, 1)
     fade = tl.exp2(top - best[:, None])
@@ -184,7 +184,7 @@ def posterior_kernel(
     L: tl.constexpr, SAMPLED: tl.constexpr, FUSED: tl.constexpr, PRECISION: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Weighted sums of q over each part of the rows ``(parts, K')``; y ``(count, K')`` where products are given."""
+    """Writes weighted sums of q over each part of the rows ``(parts, K')``; y ``(count, K')`` if products are given."""
     start, part = tl.program_id(0) * BK, tl.program_id(1)
     column = columns + start + tl.arange(0, BK)
     p, norms, b = tl.load(column), tl.load(column + padded_codes), tl.load(column + 2 * padded_codes)

@@ -1,17 +1,17 @@
 r"""Nearest code and sums by code in Triton, in memory O(N + K L).
 
-A tile of rows stays where the matrix units read it while the codes stream past. What is left is to keep the best of K
-scores of each row, which costs the other units more than half of the time of the product if the winner's index goes
-with each comparison. So codes compete in groups of four neighbours: the loop keeps the best group of each lane, by
-one maximum for each score and a comparison for each group, and the winner in the group is found at the end, by four
-scores of each row in float32. A code's columns are loaded so that the four meet in one thread, and lanes keep their
-order, so that ties still go to the lowest index.
+A tile of rows stays in the memory of the matrix units while the codes stream past. Selecting the best of K scores of
+each row costs the other units more than half of the time of the product if every comparison moves the winner's index,
+too. So codes compete in groups of four neighbors: the loop keeps the best group of each lane, with one maximum per
+score and one comparison per group, and the winner of the group is found at the end, from four scores of each row in
+float32. Codes are loaded so that the four are in one thread, and lanes keep their order, so that ties still go to the
+lowest index.
 
-Sums are deterministic: rows sorted by code, then one program for each code and part of its rows, added in a fixed
-order. Atomic sums would save the sort, but give other bits in each run, and a codebook of moving averages other codes.
+Sums are deterministic: rows are sorted by code, then one program sums each part of a code's rows, and parts are added
+in a fixed order. Atomic sums need no sort, but would give other bits in each run, and other codes with moving averages.
 """
 
-# Triton reads its functions' source in a language of its own: without types, constants in capitals.
+# Triton compiles these functions from their source, in its own language: no types, constants in capitals.
 # ruff: noqa: ANN001, ANN202, N803, N806
 # pyright: reportPossiblyUnboundVariable=false, reportCallIssue=false, reportArgumentType=false
 # pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportAssignmentType=false
@@ -42,11 +42,11 @@ _GROUP = tl.constexpr(4)
 _TILES = (Tile(128, 128, 8, 2), Tile(256, 64, 8, 3), Tile(128, 64, 8, 1), Tile(128, 256, 8, 2), Tile(128, 64, 4, 3))
 _EXACT_TILES = (Tile(64, 64, 4, 2), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2))
 _EXACT_FEATURES = 32
-"""At a time where float32 is exact: without matrix units, a thread holds in registers what it multiplies."""
+"""Features at a time in exact float32: without matrix units, a thread holds its operands in registers."""
 _PROGRAMS = 4096
 
 ROWS_OF_A_PART = 1024
-"""Mean number of rows, and more, that one program sums where a codebook is too small to keep a GPU busy."""
+"""Least mean number of rows that one program sums if a codebook is too small to keep a GPU busy."""
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def _nearest_kernel(
     inside, places = (rows < N)[:, None], latents + rows[:, None] * features
     width = tl.arange(0, WIDTH)[None, :]
     z = tl.load(places + width, mask=inside & (width < features), other=0.0).to(codes.dtype.element_ty)
-    # column i of lane l holds code 4 l + i: a maximum over i stays in a thread, and lanes are in the order of codes
+    # column i of lane l is code 4 l + i: a maximum over i stays in one thread, and lanes are in the order of codes
     columns = tl.arange(0, BK) % LANES * _GROUP + tl.arange(0, BK) // LANES
     best = tl.full((BN, LANES), -float("inf"), tl.float32)
     group = tl.zeros((BN, LANES), tl.int32)
@@ -94,7 +94,7 @@ def _choose(
     places, inside, codes, offsets, found, group, features, last,
     L: tl.constexpr, WIDTH: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """The best code of each row's group; code 0 of a row that is not finite."""
+    """Selects the best code of each row's group; code 0 for a row that is not finite."""
     PART: tl.constexpr = 64 if WIDTH > 64 else WIDTH
     best, code = tl.full((BN,), -float("inf"), tl.float32), tl.zeros((BN,), tl.int32)
     extent = tl.zeros((BN,), tl.float32)
@@ -114,13 +114,13 @@ def _choose(
 
 
 def nearest_code(latents: Tensor, codes: Tensor, offsets: Tensor) -> Tensor:
-    """The code of the highest score, z . m + offset; the lowest of equals, and code 0 for a row that is not finite.
+    """Code of the highest score z . m + offset; of ties the lowest, and code 0 for a row that is not finite.
 
     Args:
-        latents: Rows ``(N, L)``, float32, bfloat16 or float16. The matrix units take float32 as
-            ``torch.get_float32_matmul_precision()`` says: "highest" exactly, "high" as tf32, "medium" as bfloat16.
+        latents: Rows ``(N, L)``, float32, bfloat16 or float16. Products of float32 follow
+            ``torch.get_float32_matmul_precision()``: exact for "highest", tf32 for "high", bfloat16 for "medium".
         codes: Codes ``(K, L)``, of the same type.
-        offsets: What is added to the scores of each code ``(K,)``.
+        offsets: Offset of the scores of each code ``(K,)``.
 
     Returns:
         Indices ``(N,)``, int64.
@@ -183,18 +183,18 @@ def _sums_kernel(
 
 
 def code_sums(latents: Tensor, codes: Tensor, weights: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
-    """As :func:`gmvq.kernels.code_sums`, of the same bits in each run; 16-bit latents are summed in float32.
+    """Computes :func:`gmvq.kernels.code_sums`, with the same bits in each run; sums 16-bit latents in float32.
 
     Args:
         latents: Rows ``(N, L)``.
-        codes: Code of each row ``(N,)``, below K; rows of weight 0 may hold -1.
+        codes: Code of each row ``(N,)``, below K; -1 is allowed in rows of weight 0.
         weights: Weight of each row ``(N,)``, at least 0, or booleans.
         codebook_size: Number of codes K.
     """
     exact = torch.promote_types(latents.dtype, torch.float32)
     sorted_codes, order = codes.to(torch.int32).sort(stable=True)
     bounds = torch.searchsorted(sorted_codes, torch.arange(codebook_size + 1, device=codes.device, dtype=torch.int32))
-    # a part for each program of a small codebook, whose codes have many rows; none waits for the number of rows
+    # in a small codebook, codes have many rows, which are split over programs; without waiting for their number
     parts = max(1, min(_PROGRAMS // codebook_size, len(latents) // ROWS_OF_A_PART, 32))
     features = latents.shape[1]
     width = min(padded_features(features), MAX_FEATURES)

@@ -1,10 +1,10 @@
-r"""The noise of :mod:`gmvq.kernels.noise` in Triton: the same words bit for bit, drawn where they are used.
+r"""The noise of :mod:`gmvq.kernels.noise` in Triton: the same words bit for bit, computed where they are used.
 
-Four words of one counter belong to columns 16 apart. Those are where a thread of the matrix units has its own part of a
-tile, so that each counter is hashed once, by the thread that needs all four of its words.
+The four words of a counter belong to columns 16 apart. These are in one thread in the layout of a matrix product, so
+that each counter is hashed once, by the thread that needs all four of its words.
 """
 
-# Triton reads its functions' source in a language of its own: without types, constants in capitals.
+# Triton compiles these functions from their source, in its own language: no types, constants in capitals.
 # ruff: noqa: ANN001, ANN201, ANN202, N803
 # pyright: reportPossiblyUnboundVariable=false, reportCallIssue=false, reportArgumentType=false
 # pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportAssignmentType=false
@@ -18,14 +18,14 @@ import triton.language as tl
 from torch import Tensor
 
 INTERPRETED = not isinstance(tl.sigmoid, triton.JITFunction)
-"""Whether TRITON_INTERPRET was set when this module was imported: kernels run in NumPy, on any device."""
+"""True if TRITON_INTERPRET was set when this module was imported: kernels run in NumPy, on any device."""
 
 _FAST_LOGARITHM = tl.constexpr(not INTERPRETED and torch.version.hip is None)
 
 
 @triton.jit
 def _multiply(word, factor: tl.constexpr):
-    # one wide product gives both halves
+    # one 64-bit product has both halves
     product = word.to(tl.uint64) * factor
     return (product >> 32).to(tl.uint32), product.to(tl.uint32)
 
@@ -39,7 +39,7 @@ def random_words(seed, rows, start, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     rows = tl.reshape(rows, (ROWS, 1, 1, 1))
     first, second, third = counters.to(tl.uint32), rows.to(tl.uint32), (rows >> 32).to(tl.uint32)
     fourth = third * 0
-    # rows and columns broadcast as late as they meet: the first two rounds cost next to nothing
+    # rows and columns are broadcast as late as possible, so that the first two rounds cost next to nothing
     for _ in tl.static_range(7):
         even_high, even_low = _multiply(first, 0xD2511F53)
         odd_high, odd_low = _multiply(third, 0xCD9E8D57)
@@ -53,7 +53,7 @@ def random_words(seed, rows, start, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def log2(x):
-    """Logarithm to base 2 of a positive normal float32, to 2^-22 absolutely where it is near 0."""
+    """Logarithm to base 2 of a positive normal float32, with an absolute error of 2^-22 near 0."""
     if _FAST_LOGARITHM:
         found = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
     else:
@@ -63,12 +63,12 @@ def log2(x):
 
 @triton.jit
 def gumbel_in_bits(seed, rows, start, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Gumbel draws ``(ROWS, COLUMNS)`` over the logarithm of 2: -log2(-log(u)) of the words of :func:`random_words`."""
+    """Gumbel draws ``(ROWS, COLUMNS)`` divided by the logarithm of 2: -log2(-log(u)), from :func:`random_words`."""
     words = random_words(seed, rows, start, ROWS, COLUMNS)
-    # 23 bits after the point of [1, 2), less 1, and half a step: exact
+    # 23 bits after the point of a number in [1, 2), minus 1 and plus half a step, which is exact
     uniform = ((words >> 9) | 0x3F800000).to(tl.float32, bitcast=True) - 0.999999940395355224609375
     rest = 1.0 - uniform
-    # large draws come from u near 1, where the fast logarithm has no digits left: -log2(1 - x) by its series
+    # large draws have u near 1, where the fast logarithm loses all digits: -log2(1 - x) from its series
     series = 0.36067376022224085 + rest * 0.28853900817779266
     series = rest * (1.4426950408889634 + rest * (0.7213475204444817 + rest * (0.48089834696298783 + rest * series)))
     return 0.5287663729448977 - log2(tl.where(rest < 0.0625, series, -log2(uniform)))
@@ -83,13 +83,13 @@ def _words_kernel(seed, out, first_row, COLUMNS: tl.constexpr, ROWS: tl.constexp
 
 
 def words(seed: Tensor, rows: int, columns: int, first_row: int = 0) -> Tensor:
-    """As :func:`gmvq.kernels.noise.random_words` of ``rows`` rows from ``first_row``, for comparison.
+    """Computes :func:`gmvq.kernels.noise.random_words` of ``rows`` rows from ``first_row``, for comparison.
 
     Args:
-        seed: ``()``, int64, at least 0.
+        seed: Seed ``()``, int64, at least 0.
         rows: Number of rows, a multiple of 16.
         columns: Number of columns, a multiple of 64.
-        first_row: Number of the first row.
+        first_row: Index of the first row.
     """
     out = seed.new_empty(rows, columns)
     _words_kernel[(rows // 16, columns // 64)](seed, out, first_row, columns, 16)

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: how products are taken, padded operands, and the choice of tiles."""
+"""Precision of products, padded operands and choice of tiles, for all Triton kernels."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from gmvq.kernels.triton_device import operand_kernel
 from gmvq.kernels.triton_noise import INTERPRETED
 
 ROWS, CODES = (16, 64) if INTERPRETED else (128, 256)
-"""Rows and codes are padded to multiples of these, which every tile divides."""
+"""Numbers of rows and codes are padded to multiples of these, which every tile divides."""
 
 MAX_FEATURES = 256
-"""Features that a tile holds at once."""
+"""Features of a tile at a time."""
 
 
 class Units(NamedTuple):
-    """How products are taken.
+    """Units that compute products.
 
     Attributes:
-        dtype: Of the operands.
-        precision: Of float32 operands: ``"tf32"``, or ``"ieee"`` for all of their bits.
+        dtype: Type of the operands.
+        precision: Precision of float32 operands: ``"tf32"``, or ``"ieee"`` for all bits.
     """
 
     dtype: torch.dtype
@@ -34,19 +34,19 @@ class Units(NamedTuple):
 
     @property
     def rounded_bits(self) -> int:
-        """Bits of a float32 that the matrix units do not read."""
+        """Last bits of a float32 that the matrix units ignore."""
         if self.dtype == torch.float32:
             return 13 if self.precision == "tf32" else 0
         return 16 if self.dtype == torch.bfloat16 else 0
 
     @property
     def exact(self) -> bool:
-        """Whether products are in float32 throughout, for which there are no matrix units."""
+        """True if products are in exact float32, for which there are no matrix units."""
         return self.dtype == torch.float32 and self.precision == "ieee"
 
 
 def matrix_units(dtype: torch.dtype) -> Units:
-    """The units for inputs of a precision: for float32 by ``torch.get_float32_matmul_precision()``."""
+    """Selects the units for a type; for float32 by ``torch.get_float32_matmul_precision()``."""
     if dtype in (torch.bfloat16, torch.float16):
         return Units(dtype, "ieee")
     precision = torch.get_float32_matmul_precision()
@@ -54,7 +54,7 @@ def matrix_units(dtype: torch.dtype) -> Units:
 
 
 class Operand(NamedTuple):
-    """Rows as products take them.
+    """Rows in the layout of products.
 
     Attributes:
         data: Rounded, padded with zeros ``(rows, features)``.
@@ -66,12 +66,12 @@ class Operand(NamedTuple):
 
 
 def quotient(count: int, size: int) -> int:
-    """Of a division, rounded up: parts of a size that a count has."""
+    """Number of parts of a size in a count: the quotient, rounded up."""
     return -(-count // size)
 
 
 def padded_features(features: int) -> int:
-    """Features of tiles: a power of two that the matrix units take, or a multiple of :data:`MAX_FEATURES`."""
+    """Features of tiles: a power of two that matrix units support, or a multiple of :data:`MAX_FEATURES`."""
     if features > MAX_FEATURES:
         return quotient(features, MAX_FEATURES) * MAX_FEATURES
     return max(16, 1 << (features - 1).bit_length())
@@ -95,7 +95,7 @@ def padded(vector: Tensor, length: int, value: float = 0.0) -> Tensor:
 
 
 class Tile(NamedTuple):
-    """Rows and codes that a program holds at once, its warps, and the tiles in flight."""
+    """Rows and codes of a program at a time, its warps, and the number of pipeline stages."""
 
     rows: int
     codes: int
@@ -110,25 +110,25 @@ def tuned(
     shared: Callable[[Tile], int],
     device: torch.device,
 ) -> Callable[..., None]:
-    """A launcher of a kernel with the fastest of some tiles, found at the first call for each value of its ``keys``.
+    """Makes a launcher of a kernel, which finds the fastest tile at the first call for each value of its ``keys``.
 
-    The first tile that fits, untried, where ``torch.use_deterministic_algorithms`` asks for the same bits in every
-    process; one of 16 rows and 64 codes in the interpreter.
+    With ``torch.use_deterministic_algorithms``, it takes the first tile that fits without a trial, for the same bits in
+    every process; in the interpreter, a tile of 16 rows and 64 codes.
 
     Args:
-        kernel: What to launch.
-        tiles: What to try.
+        kernel: Kernel to launch.
+        tiles: Tiles to try.
         keys: Names of the arguments that the choice depends on.
-        shared: Bytes of shared memory that a tile takes.
-        device: Where it runs.
+        shared: Bytes of shared memory that a tile needs.
+        device: Device of the kernel.
 
     Returns:
-        Takes a function from the tile's ``BN`` and ``BK`` to the grid, and then the kernel's arguments.
+        A function of the grid, which is a function of the tile's ``BN`` and ``BK``, and of the kernel's arguments.
     """
     if INTERPRETED:
         tile = {"BN": 16, "BK": 64}
         return lambda grid, *arguments, **constants: launch(kernel, grid(tile), device)(*arguments, **constants, **tile)
-    # where the property is unknown all tiles are tried, and those that do not fit are left out by Triton
+    # if the property is unknown, all tiles are tried, and Triton leaves out those that do not fit
     room = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 1 << 20)
     fitting = tuple(tile for tile in tiles if shared(tile) <= room) or (min(tiles, key=shared),)
     configured = _tuned(kernel, fitting[:1] if torch.are_deterministic_algorithms_enabled() else fitting, keys)
@@ -140,11 +140,11 @@ def launch(
     grid: tuple[int, ...] | Callable[[dict[str, int]], tuple[int, ...]],
     device: torch.device,
 ) -> Callable[..., None]:
-    """A kernel on a grid and on the device of its tensors, which need not be the current one."""
+    """Makes a launcher of a kernel on a grid, on a device that need not be the current one."""
 
     def run(*arguments: Any, **constants: Any) -> None:  # noqa: ANN401
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            # products fuse with sums; Triton 3.10 does so no longer by itself
+            # fuses products with sums, which Triton 3.10 no longer does by default
             kernel[grid](*arguments, **constants, enable_fp_fusion=True)
 
     return run
