@@ -1,4 +1,4 @@
-"""The bottleneck between encoder and decoder: what all of them share.
+"""Base classes of the bottleneck between encoder and decoder.
 
 ::
 
@@ -7,8 +7,8 @@
                                                         codes (N, *code_shape)
 
 A bottleneck takes latents of any leading shape. The base class turns them into rows once, in float32 or float64,
-projects them to the code dimension, leaves masked and non-finite rows out of every statistic, and shapes the answer
-back; a member works on rows ``(N, L)`` only.
+projects them to the code dimension, leaves masked and non-finite rows out of every statistic, and shapes the result
+back; a subclass works on rows ``(N, L)`` only.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from gmvq.types import Posterior, PosteriorSample, Quantized
 
 
 class NoPosteriorError(TypeError):
-    """The quantizer has no mixture reading, so it has no posterior over codes."""
+    """Raised for a quantizer that has no posterior over codes."""
 
 
 class AbstractBottleneck(Learner, ABC):
-    """Maps latents to what the decoder sees, with a cost.
+    """Maps latents to the values that the decoder sees, and charges a loss.
 
     Args:
         dim: Features of a latent, the last axis.
@@ -42,7 +42,7 @@ class AbstractBottleneck(Learner, ABC):
         citations: Keys of its sources in the bibliography.
         has_posterior: True if :meth:`posterior` gives a distribution over codes.
         quantizes_rows: True if each latent has codes of its own, wherever it stands; False if it takes whole maps.
-        loss_in_nats: True if the loss is in nats for each token, False if it is a squared error of the latents.
+        loss_in_nats: True if the loss is in nats per token, False if it is a squared error of the latents.
         projected_scale: Scale of the latents behind the projection, against those before it, at the start.
         updates_itself: True if a forward in training begins with :meth:`update`. A trainer that calls it after each
             optimizer step sets this to False, so that all forwards of a step see one codebook.
@@ -81,7 +81,7 @@ class AbstractBottleneck(Learner, ABC):
 
     @property
     def codebook(self) -> Tensor:
-        """What the decoder sees for each code, ``(K, dim)``.
+        """Codes as the decoder sees them, ``(K, dim)``.
 
         Raises:
             TypeError: If the bottleneck is continuous, or has a codebook for each member.
@@ -160,7 +160,7 @@ class AbstractBottleneck(Learner, ABC):
 
     @torch.no_grad()
     def sample_posterior(self, latents: Tensor, generator: torch.Generator | None = None) -> PosteriorSample:
-        """Draws z from q(z | x), with log p(z) and log q(z | x) of the draw in nats for each token."""
+        """Draws z from q(z | x), with log p(z) and log q(z | x) of the draw in nats per token."""
         rows, _ = self._rows(latents)
         with torch.autocast(latents.device.type, enabled=False):
             values, log_prior, log_posterior = self._sample_rows(rows, generator)
@@ -170,7 +170,7 @@ class AbstractBottleneck(Learner, ABC):
 
     @torch.no_grad()
     def divergence(self, latents: Tensor) -> Tensor:
-        """KL divergence of the posterior from the prior, in nats for each token: ``(*, dim)`` -> ``(*)``."""
+        """KL divergence of the posterior from the prior, in nats per token: ``(*, dim)`` -> ``(*)``."""
         rows, _ = self._rows(latents)
         with torch.autocast(latents.device.type, enabled=False):
             return self._divergence_rows(rows).reshape(latents.shape[:-1])
@@ -183,10 +183,10 @@ class AbstractBottleneck(Learner, ABC):
 
         Returns:
             Responsibilities ``(*, *code_shape, K)``, their entropy ``(*)`` in nats, and the log-density of the latents
-            ``(*)`` in nats, in the code space, or None where there is none.
+            ``(*)`` in nats, in the code space, or None if the model has no density of latents.
 
         Raises:
-            NoPosteriorError: If the bottleneck has no mixture reading.
+            NoPosteriorError: If the bottleneck has no posterior over codes.
         """
         if not self.has_posterior:
             raise NoPosteriorError(f"{type(self).__name__} has no posterior over codes. Use GaussianMixtureQuantizer.")
@@ -201,7 +201,7 @@ class AbstractBottleneck(Learner, ABC):
         )
 
     def loss_weight(self, squared_error_weight: Tensor, tokens_per_dimension: float) -> Tensor:
-        """What the loss weighs beside a likelihood in nats for each data dimension, ``()``.
+        """Weight of the loss beside a likelihood in nats per data dimension, ``()``.
 
         Args:
             squared_error_weight: Derivative of the likelihood's loss with respect to the mean squared error, ``()``.
@@ -212,10 +212,10 @@ class AbstractBottleneck(Learner, ABC):
         return squared_error_weight  # a squared error of the latents counts as one of the data
 
     def update(self) -> None:
-        """Folds the statistics of past forwards into the codebook; nothing to do for a bottleneck without any."""
+        """Folds the statistics of past forwards into the codebook; does nothing for a bottleneck without any."""
 
     def decode(self, codes: Tensor) -> Tensor:
-        """What the decoder sees for codes: int64 ``(*, *code_shape)`` -> ``(*, dim)``.
+        """Values that the decoder sees for codes: int64 ``(*, *code_shape)`` -> ``(*, dim)``.
 
         A code of -1 (masked, or a level that was dropped) adds 0, and a latent without any code gives 0. A continuous
         bottleneck takes its means, floats ``(*, L)``.
@@ -237,7 +237,7 @@ class AbstractBottleneck(Learner, ABC):
             self.update()
 
     def _fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether the codes of one latent may have this shape."""
+        """Returns whether the codes of one latent may have this shape."""
         return shape == self.code_shape
 
     @abstractmethod
@@ -270,7 +270,7 @@ class AbstractBottleneck(Learner, ABC):
             return self._inside(clean.rows, clean.kept), clean.kept
 
     def _inside(self, rows: Tensor, kept: Tensor) -> Tensor:
-        """What members work on, ``(N, L)``, from clean rows ``(N, dim)`` and which of them count ``(N,)``."""
+        """Rows ``(N, L)`` that subclasses work on, from clean rows ``(N, dim)`` and which of them count ``(N,)``."""
         return rows if self.projection is None else self.projection.project_in(rows)
 
     def _outside(self, values: Tensor) -> Tensor:
@@ -340,7 +340,7 @@ class AbstractQuantizer(AbstractBottleneck):
 
     @property
     def codebook(self) -> Tensor:
-        """What the decoder sees for each code, ``(K, dim)``."""
+        """Codes as the decoder sees them, ``(K, dim)``."""
         return self._outside(self.code_vectors)
 
     def _look_up(self, codes: Tensor) -> Tensor:

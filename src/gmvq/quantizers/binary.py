@@ -1,4 +1,4 @@
-r"""Binary quantization: a code is the signs of L features, so the codebook has :math:`K = 2^L` codes and no entry.
+r"""Binary quantization: a code is the signs of L features, so the codebook has :math:`K = 2^L` codes and is not stored.
 
 With latents x of L features, bits :math:`b_l = [x_l > 0]` and the half width s,
 
@@ -14,9 +14,9 @@ wants each latent sure of its code and all codes in use:
                   \beta\, |x - \mathrm{sg}[\mu_c]|^2, \qquad q_B(c) = E_x\, q(c \mid x)
 
 The papers write :math:`-\gamma H(q_B)` where :math:`\gamma (\log K - H(q_B))` stands here. The gradient is the same,
-but the loss is never negative, and its entropy part is 0 when every latent is sure and all codes equally frequent.
+but the loss is never negative, and its entropy part is 0 when every latent is sure and all codes are equally frequent.
 
-Nothing needs N x K numbers. The entropy of a product is the sum of the entropies of its factors, exactly. And the mean
+No step needs N x K numbers. The entropy of a product is the sum of the entropies of its factors, exactly. And the mean
 of products is a product of matrices: with the bits cut into a first half a and a second half b,
 :math:`q_B(a, b) = \frac1N \sum_n q_n(a)\, q_n(b)`, from matrices N x :math:`\sqrt K`. Where K itself is too large, the
 bits are cut into groups whose distributions are taken as independent; the sum of their divergences is a lower bound on
@@ -90,7 +90,7 @@ class AbstractBinaryQuantizer(AbstractQuantizer):
         diversity_gamma: gamma.
         commitment_weight: beta.
         temperature: tau, in units of a squared distance: a number above 0 or a schedule.
-        group_bits: Most bits whose joint distribution over the batch is enumerated.
+        group_bits: Largest number of bits whose joint distribution over the batch is enumerated.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class AbstractBinaryQuantizer(AbstractQuantizer):
 
     @abstractmethod
     def _placed(self, rows: Tensor) -> Tensor:
-        """Where rows are compared with codes, the x of the equations, for rows ``(N, L)``."""
+        """The x of the equations for rows ``(N, L)``: where they are compared with codes."""
 
     def bit_probabilities(self, latents: Tensor) -> Tensor:
         """The posterior by its factors: probability that each bit is 1, ``(*, dim)`` -> ``(*, L)``, for any L."""
@@ -229,12 +229,12 @@ class LookupFreeQuantizer(AbstractBinaryQuantizer):
         dim: Features of a latent, L by default; more puts a learned projection around the signs.
         codebook_size: Number of codes :math:`K = 2^L`; :math:`2^{dim}` by default. One of the two is needed.
         codebook_scale: s.
-        entropy_weight: w, of both parts of the entropy loss, which are in nats for each token.
+        entropy_weight: w, of both parts of the entropy loss, which are in nats per token.
         diversity_gamma: gamma, of the divergence of the batch's distribution from the uniform one.
         commitment_weight: beta.
         temperature: tau of the posterior, in units of a squared distance: a number above 0 or a schedule. At 0.01 a
             feature 0.02 from 0 is almost sure of its bit.
-        group_bits: Most bits whose joint distribution over the batch is enumerated.
+        group_bits: Largest number of bits whose joint distribution over the batch is enumerated.
 
     Shape:
         latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*)``, loss ``()``, at least 0.
@@ -302,13 +302,13 @@ class BinarySphericalQuantizer(AbstractBinaryQuantizer):
         dim: Features of a latent, L by default; more puts a learned projection around the sphere.
         codebook_size: Number of codes :math:`K = 2^L`; :math:`2^{dim}` by default. One of the two is needed.
         codebook_scale: r, the radius.
-        entropy_weight: w, of both parts of the entropy loss, which are in nats for each token.
+        entropy_weight: w, of both parts of the entropy loss, which are in nats per token.
         diversity_gamma: gamma, of the divergence of the batch's distribution from the uniform one.
         commitment_weight: beta.
         temperature: tau of the posterior, in units of a squared distance: a number above 0 or a schedule. The
             paper's factor on the scalar product of latent and code is 2 / tau. At 1, as in the authors' configuration,
             a bit is never sure, so that its gradient does not vanish.
-        group_bits: Most bits whose joint distribution over the batch is enumerated.
+        group_bits: Largest number of bits whose joint distribution over the batch is enumerated.
 
     Shape:
         latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*)``, loss ``()``, at least 0.

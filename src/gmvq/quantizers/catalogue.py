@@ -36,7 +36,7 @@ SHARES = (0.125, 0.25, 0.5, 1.0)
 """Grids of a hierarchical quantizer, as shares of the latents' grid."""
 
 LARGEST_LEVEL = 8
-"""Levels of a finite scalar quantizer are as even as the codebook size allows, and no more than this."""
+"""Largest level of a finite scalar quantizer."""
 
 
 Arguments = Callable[[int, int], dict[str, Any]]
@@ -52,12 +52,12 @@ def _gridded(dim: int, size: int) -> dict[str, Any]:
 
 
 class Preset(NamedTuple):
-    """What a name stands for.
+    """A named bottleneck: its maker, its title and its arguments.
 
     Attributes:
-        make: A bottleneck's class, or another maker of one.
-        title: What a reader calls it, in one line.
-        arguments: Latents' features and codebook size -> what ``make`` is called with; by default ``dim`` and
+        make: A bottleneck's class, or a function that makes one.
+        title: Its name for readers, in one line.
+        arguments: Latents' features and codebook size -> arguments of ``make``; by default ``dim`` and
             ``codebook_size``.
         latent_dim: Features and codebook size that a model asks for -> features of its latents; by default as many as
             it asks for.
@@ -79,7 +79,7 @@ def _affine(dim: int, size: int) -> dict[str, Any]:
 def _combined(
     combine: Callable[[list[AbstractQuantizer]], AbstractComposite], *, split: bool = False
 ) -> Callable[..., AbstractComposite]:
-    """Several codebooks of the root of the size, each with moving averages and revival; two by default."""
+    """Codebooks, two by default, whose sizes multiply to the codebook size; with moving averages and revival."""
 
     def make(dim: int, codebook_size: int, levels: int = 2, **options: Any) -> AbstractComposite:  # noqa: ANN401
         if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
@@ -163,7 +163,7 @@ QUANTIZERS: dict[str, Preset] = {
     "hierarchical": Preset(_hierarchical, "Multi-scale residual quantization, as in VAR"),
     "none": Preset(GaussianBottleneck, "VAE, a variational autoencoder without codes", lambda dim, size: {"dim": dim}),
 }
-"""What each name stands for: the one list of names."""
+"""All presets by name."""
 
 KINDS = {
     kind.__name__: kind
@@ -172,11 +172,11 @@ KINDS = {
         *(Constant, Cosine, Geometric, Linear, Affine, InPlaceStep, Diversity, Orthogonal),
     )
 }
-"""Objects that a quantizer takes, by the names that JSON calls them."""
+"""Objects that options in JSON may name as their ``kind``."""
 
 
 def preset_of(name: str) -> Preset:
-    """What a name stands for.
+    """Looks up what a name stands for.
 
     Raises:
         ValueError: If there is no bottleneck of that name.
@@ -189,16 +189,17 @@ def preset_of(name: str) -> Preset:
 def make_bottleneck(
     name: str, dim: int, codebook_size: int, options: Mapping[str, Any] | None = None
 ) -> AbstractBottleneck:
-    """The bottleneck of a name for latents of ``dim`` features.
+    """Makes the bottleneck of a name for latents of ``dim`` features.
 
     Args:
         name: One of :data:`QUANTIZERS`.
         dim: Features of a latent.
         codebook_size: Number of codes.
-        options: Arguments beside or instead of those that the name stands for, as JSON has them.
+        options: Arguments in addition to those of the preset, or in their place, as JSON has them.
 
     Raises:
-        ValueError: If there is none of that name, it cannot have a codebook of that size, or it has no such option.
+        ValueError: If the name is unknown, the bottleneck cannot have a codebook of that size, or it has no such
+            option.
 
     Example:
         >>> make_bottleneck("vector-ema", dim=8, codebook_size=32, options={"decay": 0.9}).code_vectors.shape
@@ -215,10 +216,10 @@ def make_bottleneck(
 
 
 def from_json(value: Any) -> Any:  # noqa: ANN401
-    """An argument as JSON has it: ``{"kind": "GumbelSoftmax", "temperature": 0.5}`` is that object, others themselves.
+    """Makes an argument from JSON: ``{"kind": "GumbelSoftmax", "temperature": 0.5}`` becomes that object.
 
     Raises:
-        ValueError: If there is no object of that kind, or it has no such argument.
+        ValueError: If the kind is unknown, or has no such argument.
 
     Example:
         >>> from_json({"kind": "ALBO", "prior_weight": 0.1})

@@ -30,7 +30,7 @@ class GaussianBottleneck(AbstractBottleneck):
         codebook_dim: Features L of z, ``dim`` by default.
 
     Shape:
-        latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*, L)``, loss ``()`` in nats for each token.
+        latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*, L)``, loss ``()`` in nats per token.
 
     Raises:
         ValueError: If ``codebook_dim`` is more than ``dim``, or the last axis of the latents is not ``dim``.

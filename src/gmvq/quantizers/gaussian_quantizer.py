@@ -58,8 +58,8 @@ WEIGHT_RANGE = 1e3
 class GaussianQuantizer(AbstractQuantizer):
     r"""Codes of a Gaussian VAE: the vectors of a fixed random codebook that its posteriors point to (2).
 
-    Trained from the start, it is a VAE whose divergence is held at log K nats for each group of features (4). A VAE
-    that is trained already needs :meth:`from_bottleneck` only; see by :meth:`group_divergences` that log K is above.
+    Trained from the start, it is a VAE whose divergence is held at log K nats for each group of features (4). For a
+    trained VAE :meth:`from_bottleneck` is enough; check with :meth:`group_divergences` that log K is above its rate.
 
     Means and log-variances are linear in the latents, as in
     :class:`~gmvq.quantizers.gaussian.GaussianBottleneck`. What the decoder sees is z and not a latent, so once these
@@ -80,7 +80,7 @@ class GaussianQuantizer(AbstractQuantizer):
 
     Shape:
         latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*, L / m)``, or ``(*)`` for a single group, loss ``()`` in
-        nats for each token.
+        nats per token.
 
     Raises:
         ValueError: If an argument is out of range, or the last axis of the latents is not ``dim``.

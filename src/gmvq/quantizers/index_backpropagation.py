@@ -42,7 +42,7 @@ class IndexBackpropagationQuantizer(AbstractQuantizer):
     :math:`E[H(p_n)] - H(\bar p)`, which is negative; since :math:`\mathrm{KL}(\bar p \| \mathrm{uniform}) = \log K -
     H(\bar p)`, ours is the same plus log K: its gradient is the paper's, it is at least 0, and 0 is the best.
 
-    Dot products favour long codes: without ``cosine`` the code of a decoded code may be another, longer one. Training
+    Dot products favor long codes: without ``cosine`` the code of a decoded code may be another, longer one. Training
     needs memory N x K.
 
     Args:
@@ -143,7 +143,7 @@ class IndexBackpropagationQuantizer(AbstractQuantizer):
         return Quantized(values, codes, loss, terms)
 
     def _block_choice(self, rows: Tensor, weights: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What (1) and (2) need of N x K logits: codes and expected codes, and weighted sums of entropies and of p."""
+        """Reduces N x K logits for (1) and (2): codes, expected codes, and weighted sums of entropies and of p."""
         logits = rows @ codebook.T
         codes, expected = logits.detach().argmax(-1), torch.zeros_like(rows)
         if torch.is_grad_enabled():  # only its gradient is seen

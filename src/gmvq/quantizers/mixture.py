@@ -14,7 +14,7 @@ maximization with three choices that keep all codes alive, without restarts:
   responsibilities the codes contract toward their mean, sigma grows, the posterior softens, and so on.
 - The M-step takes latents at the prices :math:`\log q_B(c) / p(c)` that ALBO's KL(q_B || p) puts on codes: the free
   minimum of ALBO over q(c | x) is the posterior times :math:`p / q_B`. So codes leave crowds for where they lack.
-- No code is left without a least share of the responsibility: one far from all latents goes to those nearest to it.
+- Every code keeps a least share of the responsibility, so that one far from all latents goes to the nearest of them.
 
 Equation (5) is taken in units of sigma, so that scaling latents and codebook together changes nothing.
 """
@@ -91,7 +91,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
 
     Shape:
         latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*)``, loss ``()``: the objective in units of a squared
-        error of the latents, to add to a mean squared error; terms ``()`` in nats for each token.
+        error of the latents, to add to a mean squared error; terms ``()`` in nats per token.
 
     Raises:
         ValueError: If an argument is out of range, or the last axis of the latents is not ``dim``.
@@ -176,7 +176,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
 
     @torch.no_grad()
     def expected_distance(self, latents: Tensor) -> Tensor:
-        """E_q[d_c / 2 sigma^2] in nats for each token: ``(*, dim)`` -> ``(*)``."""
+        """E_q[d_c / 2 sigma^2] in nats per token: ``(*, dim)`` -> ``(*)``."""
         rows, _ = self._rows(latents)
         with torch.autocast(latents.device.type, enabled=False):
             return self._mixture(rows.dtype).components.step(rows).energy.reshape(latents.shape[:-1])
@@ -218,7 +218,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         return Quantized(values, codes, loss, figures)
 
     def _temperature(self) -> float | Tensor | None:
-        """That of the relaxed sample (6), None where codes are not drawn."""
+        """Temperature of the relaxed sample (6), None where codes are not drawn."""
         return self.estimator.temperature_at(self.training_progress) if self.training else None
 
     def _step(self, mixture: Mixture, rows: Tensor, kept: Tensor) -> MixtureStep:

@@ -297,7 +297,7 @@ class LatentQuantizer(AbstractGridQuantizer):
         indices = self.starts[:, None] + places.minimum(self.grid.sizes[:, None] - 1)
         tables = self.values.detach().to(rows.dtype)[indices]
         tables = tables.masked_fill(places >= self.grid.sizes[:, None], torch.inf)
-        # between two neighbours the nearer one changes in the middle: no distances to all values
+        # between two neighbors the nearer one changes in the middle: no distances to all values
         ordered, order = torch.sort(tables, dim=-1, stable=True)
         middles = ordered[:, :-1] / 2 + ordered[:, 1:] / 2
         return order.gather(-1, torch.searchsorted(middles, rows.detach().T.contiguous())).T

@@ -33,8 +33,8 @@ class SimVQ(AbstractQuantizer):
         codebook_size: Number of codes K.
         codebook_dim: Features L of a code; less than ``dim`` puts a learned projection around the codebook.
         frozen_codebook_dim: Features J of the frozen codes, L by default.
-        transform: What takes frozen codes ``(K, J)`` to codes ``(K, L)`` instead of a linear map without bias. The same
-            input must give it the same output, in training too: no dropout.
+        transform: Module from frozen codes ``(K, J)`` to codes ``(K, L)``, in place of a linear map without bias. It
+            must be deterministic, in training too: no dropout.
         commitment_weight: beta, what the latents pay for their distance.
         quantization_weight: w, what the codes pay for it: the only loss that W learns from.
         estimator: How the gradient passes the choice of a code.

@@ -14,7 +14,7 @@ the covariance of p(z | c), so their normalizers cancel; as in the authors' code
 By (2) the two terms of (3) are one free energy, and it falls as Sigma grows. The reconstruction suffers from the draws
 of a wide posterior and pulls the other way, the more the better it gets: the quantization *anneals itself*.
 
-Who shares a variance is a choice: all tokens (I), those of a sample (II), the features of a token (III), nobody (IV).
+A variance is shared by all tokens (I), those of a sample (II), the features of a token (III), or not at all (IV).
 
 On the unit sphere the normal becomes the von Mises-Fisher distribution and the energy of (2)
 
@@ -61,9 +61,9 @@ class StochasticQuantizer(AbstractQuantizer):
     W starts at 0, so that all variances start equal. The bound B keeps them in [2e-9, 5e8] and lets a gradient lead
     back from its ends. The codebook learns by gradient, and is drawn from a standard normal like the paper's.
 
-    The loss is (3) in nats for each token, never negative, with the expectation over codes in closed form (the authors'
+    The loss is (3) in nats per token, never negative, with the expectation over codes in closed form (the authors'
     code takes the relaxed draw for it). Beside a Gaussian likelihood at its maximum, D/2 log MSE, its sum over tokens
-    gives the objective of the paper, and :attr:`loss_in_nats` tells a model so; beside a bare mean squared error it
+    gives the objective of the paper, and :attr:`loss_in_nats` says so to a model; beside a bare mean squared error it
     needs a weight of your own.
 
     Args:
@@ -82,7 +82,7 @@ class StochasticQuantizer(AbstractQuantizer):
             whose temperature falls from 1 to 0.2, as the paper's exp(-1e-5 step) does in 160,000 steps.
 
     Shape:
-        latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*)``, loss ``()`` in nats for each token.
+        latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*)``, loss ``()`` in nats per token.
 
     Raises:
         ValueError: If an argument is out of range, or the last axis of the latents is not ``dim``.
@@ -262,7 +262,7 @@ def _check_word(name: str, value: str, words: tuple[str, ...]) -> None:
 
 
 def _unbounded(variance: float) -> float:
-    """What the bound takes to the logarithm of a variance."""
+    """Inverse of the bound: the number that it maps to the logarithm of a variance."""
     logarithm = math.log(variance) if math.isfinite(variance) and variance > 0 else math.inf
     if abs(logarithm) >= LARGEST_LOG_VARIANCE:
         raise ValueError(

@@ -8,7 +8,7 @@ the whole batch of N latents at once,
 
 whose solution is :math:`P_{nk} = \exp(f_n + g_k - D_{nk} / \epsilon)`. Sinkhorn's iteration sets g and f in turn so
 that the sums over rows and over codes are right. So :math:`c_n = \arg\min_k D_{nk} - \epsilon g_k`: the nearest code at
-prices that make crowded codes dear.
+prices that make crowded codes expensive.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ class VectorQuantizer(AbstractQuantizer):
     .. math:: c = \arg\min_k |z - \mu_k|^2, \qquad
               \mathcal{L} = |\mathrm{sg}[z] - \mu_c|^2 + \beta\, |z - \mathrm{sg}[\mu_c]|^2
 
-    What moves the codebook is the first term's gradient (``decay=None``), or the same term's own steps
-    (:class:`InPlaceStep`), or, instead of the first term, the moving average of the latents assigned to each code.
+    The codebook is moved by the first term's gradient (``decay=None``), by steps of its own down the same term
+    (:class:`InPlaceStep`), or, in place of the first term, by moving averages of the latents assigned to each code.
 
     Args:
         dim: Features of a latent.
@@ -129,7 +129,7 @@ class VectorQuantizer(AbstractQuantizer):
 
     @property
     def free_codes(self) -> Tensor:
-        """What learns, ``(K, L)``: the codes before the affine map and before they are scaled to length 1."""
+        """Codes that learn, ``(K, L)``: before the affine map, and before they are scaled to length 1."""
         return self.moving.codes if self.learned is None else self.learned
 
     @property

@@ -89,12 +89,12 @@ class ChannelFirst(AbstractWrapper):
         return _channels_first(self.quantizer.posterior_mean(self._channels_last(latents)))
 
     def sample_posterior(self, latents: Tensor, generator: torch.Generator | None = None) -> PosteriorSample:
-        """Draws values ``(B, dim, *spatial)``, with log-densities in nats for each token ``(B, *spatial)``."""
+        """Draws values ``(B, dim, *spatial)``, with log-densities in nats per token ``(B, *spatial)``."""
         draw = self.quantizer.sample_posterior(self._channels_last(latents), generator)
         return draw._replace(values=_channels_first(draw.values))
 
     def divergence(self, latents: Tensor) -> Tensor:
-        """KL divergence of the posterior from the prior, in nats for each token: ``(B, *spatial)``."""
+        """KL divergence of the posterior from the prior, in nats per token: ``(B, *spatial)``."""
         return self.quantizer.divergence(self._channels_last(latents))
 
     def _channels_last(self, latents: Tensor) -> Tensor:

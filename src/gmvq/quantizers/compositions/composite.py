@@ -1,4 +1,4 @@
-"""Quantizers made of quantizers: what all compositions share.
+"""Base class of quantizers that have other quantizers at their places.
 
 ::
 
@@ -92,7 +92,7 @@ class AbstractComposite(AbstractQuantizer):
 
     @property
     def code_vectors(self) -> Tensor:
-        """None for all places.
+        """Raises an error, since a composite has no single codebook.
 
         Raises:
             TypeError: Always: a composite has a codebook for each member.
@@ -101,7 +101,7 @@ class AbstractComposite(AbstractQuantizer):
 
     @property
     def codebook(self) -> Tensor:
-        """None for all places.
+        """Raises an error, since a composite has no single codebook.
 
         Raises:
             TypeError: Always: a composite has a codebook for each member.
@@ -110,7 +110,7 @@ class AbstractComposite(AbstractQuantizer):
 
     @property
     def loss_in_nats(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """True if the members' losses are in nats for each token."""
+        """True if the members' losses are in nats per token."""
         return self.places[0].loss_in_nats
 
     def update(self) -> None:
@@ -143,7 +143,7 @@ class AbstractComposite(AbstractQuantizer):
             entropy ``(*)`` and log-density ``(*)`` of all places together, in nats.
 
         Raises:
-            NoPosteriorError: If there is none.
+            NoPosteriorError: If the composite has no posterior.
         """
         if not self.has_posterior:
             raise NoPosteriorError(

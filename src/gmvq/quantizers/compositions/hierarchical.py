@@ -1,7 +1,7 @@
 r"""Coarse to fine: a few codes for the whole map, then more for what they leave, down to one for each place.
 
 A residual quantizer spends as many codes on each level. On a map most of what the first levels say is the same for
-neighbours; so here level i looks at the residual on a coarser grid and has one code for each of *its* places:
+neighbors; so here level i looks at the residual on a coarser grid and has one code for each of *its* places:
 
 .. math::
     r_0 = z, \quad v_i = \mathrm{quantize}_i(D_i r_i), \quad r_{i+1} = r_i - U_i v_i, \quad v = \textstyle\sum_i U_i v_i
@@ -82,8 +82,8 @@ class Hierarchical(AbstractComposite):
         coarse place of which no fine place counts has code -1.
 
     Raises:
-        ValueError: If members do not fit together, scales do not fit the latents or are not coarse to fine as far as
-            that can be told before, an argument is out of range, or a commitment would add squared errors to nats.
+        ValueError: If members do not fit together, scales do not fit the latents or are not ordered coarse to fine, an
+            argument is out of range, or a commitment would add squared errors to nats.
 
     References:
         Visual Autoregressive Modeling: Scalable Image Generation via Next-Scale Prediction (Tian et al., 2024),
@@ -297,7 +297,7 @@ class Hierarchical(AbstractComposite):
             for member, part in zip(self.places, maps[:scales], strict=False):
                 values = member._look_up(part).to(total.dtype)
                 total = total + enlarge(values, self._counted(part), full, self.interpolation)
-            # without codes of the last scale, what the finest of the others reach is all that tells
+            # without codes of the last scale, the finest of the others decide
             counted = self._counted(maps[-1])
             if len(maps) < len(self.places):
                 counted = resized(counted[..., None].to(total.dtype), full, "linear")[..., 0] > 0
@@ -355,13 +355,13 @@ class Hierarchical(AbstractComposite):
         last = self.scales[-1]
         if not isinstance(last, tuple) or any(isinstance(part, float) for part in last):
             raise ValueError(
-                f"'size' must be given where the last scale, {last}, does not tell the full grid. Pass the spatial "
+                f"'size' must be given where the last scale, {last}, does not say the full grid. Pass the spatial "
                 "axes of the latents, for example (16, 16)."
             )
         return tuple(int(part) for part in last)
 
     def _counted(self, codes: Tensor) -> Tensor:
-        """Which places of a map of codes ``(B, *grid, *code_shape)`` count, ``(B, *grid)``."""
+        """Places of a map of codes that count: ``(B, *grid, *code_shape)`` -> ``(B, *grid)``."""
         present = codes >= 0
         return present.flatten(-len(self.code_shape)).any(-1) if self.code_shape else present
 

@@ -28,7 +28,7 @@ MOST_ENUMERATED = 2**16
 
 
 class Joined(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIncompatibleVariableOverride]
-    r"""Presents the codes of a composite's token as one.
+    r"""Joins the codes of a composite's token into one.
 
     .. math:: c = c_1 K_2 \cdots K_n + c_2 K_3 \cdots K_n + \dots + c_n
 
@@ -44,8 +44,8 @@ class Joined(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIncom
         loss ``()`` of the quantizer.
 
     Raises:
-        ValueError: If ``quantizer`` is none that quantizes rows, has one code for each latent already, leaves levels
-            out at random, or K is more than 2^62.
+        ValueError: If ``quantizer`` does not quantize rows, has one code for each latent already, drops levels at
+            random, or K is more than 2^62.
 
     References:
         Product Quantization for Nearest Neighbor Search (Jégou et al., 2011), https://doi.org/10.1109/TPAMI.2010.57
@@ -87,7 +87,7 @@ class Joined(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIncom
 
     @property
     def code_vectors(self) -> Tensor:
-        """What the decoder sees for each code, ``(K, dim)``.
+        """Codes as the decoder sees them, ``(K, dim)``.
 
         Raises:
             ValueError: If K is more than 2^24.
@@ -117,7 +117,7 @@ class Joined(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIncom
         return self.quantizer._look_up(self.split(codes))
 
     def split(self, codes: Tensor) -> Tensor:
-        """The codes that one stands for: int64 ``(*)`` -> ``(*, *quantizer.code_shape)``; -1 gives -1 in all places.
+        """Splits codes into those that they join: int64 ``(*)`` -> ``(*, *quantizer.code_shape)``; -1 gives -1 in all.
 
         Raises:
             ValueError: If codes are not integers or lie outside [-1, K).
@@ -126,10 +126,10 @@ class Joined(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIncom
         return self._split(codes.reshape(-1)).reshape(*codes.shape, *self.quantizer.code_shape)
 
     def join(self, parts: Tensor) -> Tensor:
-        """What :meth:`split` undoes: int64 ``(*, *quantizer.code_shape)`` -> ``(*)``; -1 in any place gives -1.
+        """Joins codes, the inverse of :meth:`split`: int64 ``(*, *quantizer.code_shape)`` -> ``(*)``; -1 gives -1.
 
         Raises:
-            ValueError: If the last axes are not those of the quantizer's codes, or a code is none of its codebook.
+            ValueError: If the last axes are not those of the quantizer's codes, or a code lies outside its codebook.
         """
         axes, parts = self.quantizer.code_shape, checked_tensor("parts", parts)
         if parts.is_floating_point() or parts.dtype == torch.bool or tuple(parts.shape[-len(axes) :]) != axes:

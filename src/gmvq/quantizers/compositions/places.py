@@ -1,8 +1,8 @@
-"""What a composite asks of the quantizers at its places, and how it lets them start.
+"""Checks of the quantizers at the places of a composite, and their start.
 
 ::
 
-    what the user gave --listed--> a member for each place --start, show--> members whose codebooks stand
+    the user's argument --listed--> a member for each place --start, show--> members whose codebooks stand
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ def prefixed(terms: dict[str, Tensor], place: int) -> dict[str, Tensor]:
 def listed(
     quantizers: AbstractQuantizer | Sequence[AbstractQuantizer], number: int | None, name: str
 ) -> list[AbstractQuantizer]:
-    """The member at each place: a list as it is, or one quantizer at ``number`` places.
+    """Lists the member at each place: a list as it is, or one quantizer at ``number`` places.
 
     Args:
-        quantizers: What the user gave.
+        quantizers: The user's argument.
         number: Number of places that one quantizer serves.
-        name: What the user calls that number.
+        name: Name of that number's argument.
 
     Raises:
-        ValueError: If there is no quantizer, one that is none, one at two places of a list, or the number does not fit.
+        ValueError: If there is no quantizer, something else is in the list, a quantizer is in it twice, or the number
+            does not fit.
     """
     is_list = isinstance(quantizers, Sequence | nn.ModuleList) and not isinstance(quantizers, str)
     if isinstance(quantizers, AbstractQuantizer):
@@ -71,7 +72,7 @@ def listed(
 
 
 def checked_commitment_weight(weight: float | None, members: Sequence[AbstractQuantizer]) -> float | None:
-    """The weight that the user gave to a composite's own commitment.
+    """Checks the weight of a composite's own commitment.
 
     Raises:
         ValueError: If it is negative or not finite, or would add squared errors to nats.
@@ -89,15 +90,15 @@ def checked_commitment_weight(weight: float | None, members: Sequence[AbstractQu
 
 
 def has_started(member: AbstractQuantizer) -> bool:
-    """Whether all codebooks of a member that start from data stand."""
+    """Returns whether all codebooks of a member that start from data have started."""
     return all(module.has_started for module in member.modules() if isinstance(module, MovingAverageCodebook))
 
 
 @torch.no_grad()
 def show(member: AbstractQuantizer, rows: Tensor, kept: Tensor) -> None:
-    """Lets a member start from rows ``(*, dim)``, and collect their statistics, without an effect on what follows.
+    """Lets a member start from rows ``(*, dim)`` and collect their statistics, with its random numbers set apart.
 
-    A repeated forward does not show, so the random numbers drawn here must not shift those that come after.
+    A repeated forward does not call this, so the random numbers drawn here must not shift later ones.
     """
     devices = [rows.device] if rows.is_cuda else []
     with nullcontext() if torch.compiler.is_compiling() else torch.random.fork_rng(devices):
@@ -106,7 +107,7 @@ def show(member: AbstractQuantizer, rows: Tensor, kept: Tensor) -> None:
 
 @torch.no_grad()
 def start(member: AbstractQuantizer, rows: Tensor, kept: Tensor) -> None:
-    """Lets a member start from rows ``(*, dim)`` without counting them: what it collects, it collects elsewhere."""
+    """Lets a member start from rows ``(*, dim)`` without counting them in its statistics."""
     pending = [buffer for name, buffer in member.named_buffers() if name.rpartition(".")[-1].startswith("pending_")]
     before = [buffer.clone() for buffer in pending]
     show(member, rows, kept)

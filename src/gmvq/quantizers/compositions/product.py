@@ -30,7 +30,7 @@ class Product(AbstractComposite):
     Args:
         quantizers: A list has a member for each group of consecutive features, and their ``dim`` may differ. One
             quantizer is shared between ``heads`` groups of its ``dim`` features: all are quantized together, as N heads
-            rows, so that its statistics count them all alike.
+            rows, so that its statistics count them alike.
         heads: Number of groups of one shared quantizer.
 
     Shape:
@@ -97,7 +97,7 @@ class Product(AbstractComposite):
 
     def _loss_weights(self) -> list[float]:
         """Squared errors make a mean over all features; nats of groups add up."""
-        if self._is_shared:  # it has seen all features, as so many rows
+        if self._is_shared:  # it has seen all features, as N heads rows
             return [float(self.heads) if self.loss_in_nats else 1.0]
         return [1.0 if self.loss_in_nats else member.dim / self.dim for member in self.places]
 

@@ -26,7 +26,7 @@ class Projected(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIn
               v = \mathrm{out}(\mathrm{quantize}(z))
 
     Tied, the way out is :math:`z D^T + b` and the way in its pseudo-inverse :math:`(x - b) D (D^T D)^{-1}`: the codes
-    of decoded codes are the codes. Two linear maps that know nothing of each other do not keep that law. Tied to a
+    of decoded codes are the codes. Two independent linear maps do not keep that law. Tied to a
     quantizer of as many features there is no map at all: latents go in, and values come out, as they are.
 
     Args:
@@ -44,7 +44,7 @@ class Projected(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIn
         in its own space.
 
     Raises:
-        ValueError: If ``quantizer`` is none that quantizes rows, it is tied to a dimension above ``dim``, only one of
+        ValueError: If ``quantizer`` does not quantize rows, it is tied to a dimension above ``dim``, only one of
             two modules is given, or the last axis of the latents is not ``dim``.
 
     References:
@@ -79,7 +79,8 @@ class Projected(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIn
                 raise ValueError(f"'{name}' must be a module, got {kind(module)}. Pass for example nn.Linear(64, 8).")
         if (project_in is None) != (project_out is None):
             raise ValueError(
-                "'project_in' and 'project_out' must be given together, got one of them. Use nn.Identity() for none."
+                "'project_in' and 'project_out' must be given together, got one of them. Use nn.Identity() as "
+                "the other."
             )
         is_linear_pair = project_in is None and not tied
         if tied and project_in is None and quantizer.dim > dim:

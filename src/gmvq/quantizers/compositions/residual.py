@@ -56,9 +56,9 @@ class Residual(AbstractComposite):
         quantizers: A list has a member for each level, whose codebook sizes may differ. One quantizer is shared between
             ``num_quantizers`` levels: its codebook starts from the rows of level 1 and counts the rows of all.
         num_quantizers: Number of levels n of one shared quantizer.
-        quantizer_dropout: True, or a probability: in so many of the training forwards only the first levels take part,
-            their number drawn for each forward, the same on all ranks. The others have code -1, add 0 and have no part
-            in any loss or statistic. The first batch drops none, so that all codebooks start from data.
+        quantizer_dropout: Probability of a training forward in which only the first levels take part, True for 1.
+            Their number is drawn for each forward, the same on all ranks. The others have code -1, add 0 and have no
+            part in any loss or statistic. The first batch drops no level, so that all codebooks start from data.
         dropout_cutoff: Least number of levels that dropout leaves.
         dropout_multiple_of: The number of levels left is rounded up to a multiple of this.
         beam_size: Number of partial sums that ``encode`` and the forward in evaluation keep at each level, by their
@@ -187,7 +187,7 @@ class Residual(AbstractComposite):
         return Quantized(values, torch.stack(codes, 1), loss, terms)
 
     def _number_of_levels(self, rows: Tensor) -> Tensor | int:
-        """How many levels take part: a tensor ``()`` where it is drawn, so that nothing waits for it."""
+        """Number of levels that take part: a tensor ``()`` where it is drawn, so that nothing waits for it."""
         levels, least, multiple = self.num_quantizers, self.dropout_cutoff, self.dropout_multiple_of
         # not self.learning: a forward that checkpointing repeats must drop the same levels
         if self.all_levels_started is None or not self.training or self.frozen:

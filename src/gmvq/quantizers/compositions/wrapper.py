@@ -66,7 +66,7 @@ class AbstractWrapper(AbstractBottleneck):
 
     @property
     def codebook(self) -> Tensor:
-        """What the decoder sees for each code, ``(K, dim)``.
+        """Codes as the decoder sees them, ``(K, dim)``.
 
         Raises:
             TypeError: If the bottleneck inside is continuous, or has a codebook for each member.
@@ -85,7 +85,7 @@ class AbstractWrapper(AbstractBottleneck):
 
     @property
     def loss_in_nats(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """True if the quantizer's loss is in nats for each token."""
+        """True if the quantizer's loss is in nats per token."""
         return self.quantizer.loss_in_nats
 
     @property
@@ -103,7 +103,7 @@ class AbstractWrapper(AbstractBottleneck):
             self.quantizer.update()
 
     def loss_weight(self, squared_error_weight: Tensor, tokens_per_dimension: float) -> Tensor:
-        """What the quantizer's loss weighs beside a likelihood in nats for each data dimension, ``()``."""
+        """Weight of the quantizer's loss beside a likelihood in nats per data dimension, ``()``."""
         return self.quantizer.loss_weight(squared_error_weight, tokens_per_dimension)
 
     def _fits(self, shape: tuple[int, ...]) -> bool:
@@ -138,14 +138,14 @@ class AbstractWrapper(AbstractBottleneck):
 
 
 def check_inside(quantizer: object, example: str) -> None:
-    """Checks what a wrapper of rows is put around.
+    """Checks the quantizer inside of a wrapper of rows.
 
     Args:
-        quantizer: What the user gave.
-        example: What the user may give, as Python has it.
+        quantizer: The user's argument.
+        example: A valid argument, as Python has it.
 
     Raises:
-        ValueError: If it is no quantizer, or quantizes whole maps.
+        ValueError: If it is not a quantizer, or quantizes whole maps.
     """
     if not isinstance(quantizer, AbstractQuantizer):
         raise ValueError(f"'quantizer' must be a quantizer, got {kind(quantizer)}. Pass for example {example}.")
@@ -157,7 +157,7 @@ def check_inside(quantizer: object, example: str) -> None:
 
 
 def kind(value: object) -> str:
-    """What an error says of a value that is no quantizer: a module or class by its name, anything else as it is."""
+    """Describes a value in an error: a module or class by its name, anything else by its ``repr``."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     return type(value).__name__ if isinstance(value, nn.Module) else repr(value)

@@ -1,1 +1,1 @@
-"""What quantizers are made of: codebooks, estimators, objectives, noise, schedules."""
+"""Parts of quantizers: codebooks, estimators, objectives, noise, schedules."""

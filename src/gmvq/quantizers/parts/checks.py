@@ -1,4 +1,4 @@
-"""What quantizers check alike: arguments of constructors, and codes."""
+"""Checks that quantizers share: of constructors' arguments, and of codes."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def checked_estimator(estimator: AbstractEstimator | None, *, draws: bool = Fals
     """Takes None for :class:`StraightThrough`.
 
     Args:
-        estimator: What a constructor was given.
+        estimator: A constructor's argument.
         draws: True for a quantizer that has log-probabilities to draw codes from.
 
     Raises:
-        ValueError: If it is no estimator, or one that draws codes for a quantizer without probabilities.
+        ValueError: If it is not an estimator, or draws codes for a quantizer without probabilities.
     """
     if estimator is None:
         return StraightThrough()
@@ -76,7 +76,7 @@ def checked_codes(codes: Tensor, codebook_size: int) -> Tensor:
     """Codes as int64.
 
     Raises:
-        ValueError: If they are no tensor, not integers, or lie outside [-1, K).
+        ValueError: If they are not a tensor of integers, or lie outside [-1, K).
     """
     codes = checked_tensor("codes", codes)
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:

@@ -1,4 +1,4 @@
-r"""How the gradient passes a choice that has none.
+r"""Estimators of the gradient of a choice, which has none.
 
 A quantizer maps a latent :math:`z` to a code :math:`\mu_c`: a step function, whose derivative is 0 almost everywhere.
 Each estimator returns the code's value *exactly* and decides only what the backward pass sees. One with a temperature

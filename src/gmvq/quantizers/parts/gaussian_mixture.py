@@ -153,7 +153,7 @@ class Mixture(NamedTuple):
         return prior, (log_posterior + normalizer - log_widths - exponents / ratios).logsumexp(-1)
 
     def squared_error_of_a_nat(self) -> Tensor:
-        r"""What a nat for each token is as a squared error for each feature, :math:`2 \sigma^2 / L`, ``()``.
+        r"""A nat per token as a squared error of each feature, :math:`2 \sigma^2 / L`, ``()``.
 
         The scale of the latents is free, and a term in units of sigma keeps pulling it down at a constant rate. In
         units of the latents the pull fades with the scale, which settles where codes and data balance.

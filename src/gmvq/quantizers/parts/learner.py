@@ -1,4 +1,4 @@
-"""What learns beside its gradient: by schedules, until it is frozen, and with a state that keeps its precision."""
+"""Modules that learn beside their gradient: by schedules, until frozen, with a state that keeps its precision."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class Learner(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # kept with the weights: a loaded model stands where its schedules had come
+        # kept with the weights: the schedules of a loaded model go on where they were
         self.register_buffer("training_progress", torch.zeros(()))
 
     training_progress: Tensor
-    """How far training has come, in [0, 1], ``()``: what schedules are called with."""
+    """Progress of training in [0, 1], ``()``: the argument of schedules."""
 
     @property
     def progress(self) -> float:
-        """How far training has come, in [0, 1]."""
+        """Progress of training, in [0, 1]."""
         return float(self.training_progress)
 
     def set_progress(self, progress: float) -> None:
-        """Tells the schedules how far training has come.
+        """Sets the progress of training, which schedules go by.
 
         Raises:
             ValueError: If ``progress`` is not in [0, 1].

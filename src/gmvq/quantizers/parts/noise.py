@@ -1,4 +1,4 @@
-r"""How wide q(z | x, c) is around the code, against p(z | c).
+r"""Widths of q(z | x, c) around the code, against p(z | c).
 
 Both are normal with the code for their mean, of variances :math:`s_c^2` and :math:`\sigma^2`. Without noise they shrink
 to the code together: their divergence is 0, and the latent is discrete.
@@ -28,7 +28,7 @@ class AbstractNoise(ABC):
     r"""The ratio of variances :math:`s_c^2 / \sigma^2` as a function of the energy :math:`e_c = d_c / 2 \sigma^2`.
 
     Args:
-        scale: nu, of the standard deviation; 0 for none.
+        scale: nu, of the standard deviation; 0 adds no noise.
 
     Attributes:
         citations: Keys of its sources in the bibliography.

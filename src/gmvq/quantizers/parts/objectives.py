@@ -1,4 +1,4 @@
-r"""What a Gaussian-mixture quantizer adds to the reconstruction loss, in nats for each token.
+r"""Objectives of a Gaussian-mixture quantizer, which it adds to the reconstruction loss, in nats per token.
 
 With energies :math:`e_c = d_c / 2 \sigma^2` and :math:`q_B` the mean of :math:`q(c \mid x)` over the global batch,
 
@@ -26,7 +26,7 @@ from gmvq.quantizers.parts.rows import row_mean
 
 
 class Assignment(NamedTuple):
-    """How N rows stand to K codes, in sums over the codes.
+    """Assignment of N rows to K codes, in sums over the codes.
 
     Attributes:
         energies: E_q[d_c / 2 sigma^2] in nats, ``(N,)``.
@@ -68,11 +68,11 @@ class AbstractObjective(ABC):
 
     @abstractmethod
     def terms(self, assignment: Assignment, noise: AbstractNoise, code_dim: int) -> dict[str, Tensor]:
-        """Weighted parts of the loss, each ``()`` in nats for each token; their sum is the loss.
+        """Weighted parts of the loss, each ``()`` in nats per token; their sum is the loss.
 
         Args:
-            assignment: How rows stand to codes.
-            noise: How wide q(z | x, c) is; none means that z is the code.
+            assignment: The rows' assignment to codes.
+            noise: Width of q(z | x, c); without noise z is the code.
             code_dim: Features L of a code.
         """
 
@@ -88,7 +88,7 @@ class ALBO(AbstractObjective):
         prior_weight: beta, on KL(q_B || p). 1 follows from the model.
 
     Shape:
-        sums over the codes ``(N,)`` and over the rows ``(K,)`` -> terms ``()``, in nats for each token.
+        sums over the codes ``(N,)`` and over the rows ``(K,)`` -> terms ``()``, in nats per token.
 
     Raises:
         ValueError: If a weight is not a finite number of at least 0.
@@ -128,7 +128,7 @@ class ELBO(AbstractObjective):
     .. math:: E_{q(c \mid x)} \mathrm{KL}(q(z \mid x, c) \,\|\, p(z \mid c)) + \mathrm{KL}(q(c \mid x) \,\|\, p(c))
 
     Shape:
-        sums over the codes ``(N,)`` and over the rows ``(K,)`` -> terms ``()``, in nats for each token.
+        sums over the codes ``(N,)`` and over the rows ``(K,)`` -> terms ``()``, in nats per token.
 
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2013), https://arxiv.org/abs/1312.6114;

@@ -69,7 +69,7 @@ def resized(maps: Tensor, size: Grid, kind: Literal["area", "linear", "cubic"], 
 
 
 def _weights(places: int, wanted: int, kind: Literal["area", "linear", "cubic"], like: Tensor) -> Tensor:
-    """What each place of an axis gives to each wanted one, ``(places, wanted)``: torch's resampling of unit vectors."""
+    """Weights of the places of an axis for the wanted ones, ``(places, wanted)``: torch's, of unit vectors."""
     units = torch.eye(places, dtype=like.dtype, device=like.device)
     if kind == "cubic":  # which torch has for two axes only
         return F.interpolate(units[None, :, :, None], size=(wanted, 1), mode="bicubic")[0, :, :, 0]
@@ -92,10 +92,10 @@ def grid_of(scale: Scale, size: Grid) -> Grid:
 
 
 def checked_scales(scales: Sequence[Scale]) -> tuple[Scale, ...]:
-    """What the user gave as scales, coarse to fine.
+    """Checks scales, coarse to fine.
 
     Raises:
-        ValueError: If they are none, or it can be told that they do not come from coarse to the full grid.
+        ValueError: If there are none, or they do not go from coarse to the full grid.
     """
     checked = tuple(scales) if isinstance(scales, Sequence) and not isinstance(scales, str) else ()
     checked = tuple(tuple(scale) if isinstance(scale, list) else scale for scale in checked)

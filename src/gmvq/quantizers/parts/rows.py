@@ -1,4 +1,4 @@
-"""Latents as rows: in which precision, which of them count, and means over those that do."""
+"""Latents as rows: their precision, which of them count, and means over those."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def rows_dtype(latents: Tensor) -> torch.dtype:
 
 
 class CleanRows(NamedTuple):
-    """Rows that no member need fear.
+    """Rows that are safe to compute with.
 
     Attributes:
         rows: Finite and of at most :data:`LARGEST`, 0 where not kept, ``(N, L)``.
         finite: Which were finite ``(N,)``.
         kept: Which of these count ``(N,)``.
-        unchanged: True if it is known that all count and none was changed.
+        unchanged: True if all rows are known to count and to be as they were given.
     """
 
     rows: Tensor
@@ -39,7 +39,7 @@ class CleanRows(NamedTuple):
 
 
 def cleaned(rows: Tensor, mask: Tensor | None) -> CleanRows:
-    """Takes out of rows ``(N, L)`` what must not be computed with, and the rows that a mask ``(N,)`` leaves out."""
+    """Clears rows ``(N, L)`` of what is not finite or too large, and of the rows that a mask ``(N,)`` leaves out."""
     largest = rows.detach().abs().amax(-1)  # a NaN goes through
     finite = largest < math.inf
     kept = finite if mask is None else finite & mask
@@ -53,7 +53,7 @@ def mask_of_lengths(lengths: Tensor, shape: torch.Size) -> Tensor:
     """True in the first ``lengths`` places of each sequence: ``(B,)`` -> ``(B, T)`` for latents ``(B, T, dim)``.
 
     Raises:
-        ValueError: If the latents are no batch of sequences, or lengths are no tensor of integers ``(B,)``.
+        ValueError: If the latents are not a batch of sequences, or lengths are not a tensor of integers ``(B,)``.
     """
     lengths = checked_tensor("lengths", lengths)
     if len(shape) != 3 or lengths.shape != shape[:1] or lengths.is_floating_point() or lengths.dtype == torch.bool:

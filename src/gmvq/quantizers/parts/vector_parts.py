@@ -1,4 +1,4 @@
-r"""What a vector quantizer can be given beside its codebook.
+r"""Parts of a vector quantizer beside its codebook.
 
 - :class:`Affine`: codes as a shared affine map of free codes, which moves all of them with the latents.
 - :class:`InPlaceStep`: the codebook takes its own gradient step, at once and not with the encoder's optimizer.
@@ -120,7 +120,7 @@ class Orthogonal(AbstractRegularizer):
 
     Args:
         weight: w.
-        max_codes: Compare only so many codes, drawn anew for each batch; all without it, in memory K x K.
+        max_codes: Number of codes to compare, drawn anew for each batch; by default all, in memory K x K.
 
     Shape:
         codes ``(K, L)`` -> ``()``.
@@ -272,9 +272,9 @@ class AffineCodebook(nn.Module):
 
     def _summed(self, rows: Tensor, kept: Tensor) -> Tensor:
         weights = kept.to(rows.dtype)
-        centred = rows - self.latents_mean.to(rows.dtype)
+        centered = rows - self.latents_mean.to(rows.dtype)
         number = weights.sum().expand(rows.shape[-1])
-        return sum_over_ranks(torch.stack([number, weights @ centred, weights @ centred.square()])).to(
+        return sum_over_ranks(torch.stack([number, weights @ centered, weights @ centered.square()])).to(
             self.pending_moments.dtype
         )
 
