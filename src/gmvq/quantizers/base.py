@@ -188,8 +188,6 @@ class AbstractBottleneck(Learner, ABC):
         Raises:
             NoPosteriorError: If the bottleneck has no posterior over codes.
         """
-        if not self.has_posterior:
-            raise NoPosteriorError(f"{type(self).__name__} has no posterior over codes. Use GaussianMixtureQuantizer.")
         rows, _ = self._rows(latents)
         with torch.autocast(latents.device.type, enabled=False):
             responsibilities, entropy, log_density = self._posterior_rows(rows)
@@ -246,7 +244,7 @@ class AbstractBottleneck(Learner, ABC):
 
     def _posterior_rows(self, rows: Tensor) -> Posterior:
         """Posterior of rows ``(N, L)``, for a class with ``has_posterior``."""
-        raise NotImplementedError
+        raise NoPosteriorError(f"{type(self).__name__} has no posterior over codes. Use GaussianMixtureQuantizer.")
 
     @abstractmethod
     def _encode_rows(self, rows: Tensor) -> Tensor: ...

@@ -56,7 +56,7 @@ def test_all_else_is_that_of_the_quantizer_inside(make):
     if bottleneck.has_posterior:
         assert equal(wrapper.posterior(rows), bottleneck.posterior(rows))
     else:
-        with pytest.raises(NoPosteriorError, match="Plain has no posterior"):
+        with pytest.raises(NoPosteriorError, match="has no posterior"):
             wrapper.posterior(rows)
     weight = torch.tensor(2.0)
     assert equal(wrapper.loss_weight(weight, 0.1), bottleneck.loss_weight(weight, 0.1))

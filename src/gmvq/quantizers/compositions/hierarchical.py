@@ -365,13 +365,15 @@ class Hierarchical(AbstractComposite):
         present = codes >= 0
         return present.flatten(-len(self.code_shape)).any(-1) if self.code_shape else present
 
-    # the public verbs work on maps, so nothing calls these
-
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
-        raise NotImplementedError
+        raise _no_rows()
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise _no_rows()
 
     def _decode_rows(self, codes: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise _no_rows()
+
+
+def _no_rows() -> TypeError:
+    return TypeError("Hierarchical quantizes whole maps and not rows. Call its public verbs.")
