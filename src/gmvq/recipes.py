@@ -128,8 +128,8 @@ def series(source: str | Path = "bundled:membrane") -> Run:
 
 
 def table(source: str | Path = "bundled:breast-cancer") -> Run:
-    """Rows of a table, a code of 64 for each; by default measures of cells (Wisconsin, 30 features, two classes)."""
-    model = AutoencoderConfig(modality=None, codebook_size=64, downsampling=1)
+    """Rows of a table, a code of 32 for each; by default measures of cells (Wisconsin, 30 features, two classes)."""
+    model = AutoencoderConfig(modality=None, codebook_size=32, downsampling=1)
     return Run("table", DataConfig(str(source), Vectors()), model, Training(steps=1500, batch_size=64))
 
 

@@ -255,7 +255,7 @@ def read_inputs(sources: Sequence[Path], run: Path, model: Autoencoder, where: W
 
 
 def write_drawn(modality: Modality, out: Path, items: Sequence[Tensor], columns: int, folder_name: str) -> list[Path]:
-    """Writes drawn items to one file, where the modality can lay several out in one, else to a folder.
+    """Writes drawn items to one file, where the modality can hold or lay out several in one, else to a folder.
 
     Args:
         modality: What they are.
@@ -267,7 +267,7 @@ def write_drawn(modality: Modality, out: Path, items: Sequence[Tensor], columns:
     Raises:
         ValueError: If one file cannot hold them.
     """
-    if modality.lays_out or len(items) == 1:
+    if modality.lays_out or modality.several or len(items) == 1:
         file = out if out.suffix else out / f"{folder_name}{modality.suffix}"
         modality.write(file, items, columns=columns)
         return [file]
@@ -321,7 +321,7 @@ _METRICS = (
     ("usage", "codes in use", "{:.1%}"),
     ("perplexity", "perplexity", "{:.1f}"),
     ("bits_per_token", "bits per token", "{:.2f}"),
-    ("bits_per_second", "bits per second of the codes", "{:,.0f}"),
+    ("bits_per_second", "bits per second of the codes", "{:.4g}"),
     ("elbo_bits_per_dim", "ELBO", "{:.3f} bits/dim"),
     ("iwae_bits_per_dim", "importance-weighted bound", "{:.3f} bits/dim"),
     ("albo_bits_per_dim", "ALBO", "{:.3f} bits/dim"),

@@ -82,7 +82,7 @@ class Vectors(Modality):
     kind: ClassVar[str] = "vectors"
     item: ClassVar[str] = "vector"
     items: ClassVar[str] = "vectors"
-    sample: ClassVar[str] = "feature"
+    sample: ClassVar[str] = "vector"
     wanted: ClassVar[str] = (
         "the path of a table whose rows are items (CSV, TSV, Parquet), of a .npy file of shape (N, C), or of a folder "
         "of them"

@@ -1,0 +1,111 @@
+"""The recipes on real sound, text, series and tables: how well codes keep items, how many are used, what a prior draws.
+
+Each tokenizer is a recipe as it stands, with GM-VQ and its defaults, and after it an autoregressive transformer over
+its codes with the options of ``gmvq fit-prior``. Metrics are of held-out items; use of the codebook is counted over
+held-out and over training items, since a short or a shifted held-out part has not every code.
+
+    python benchmarks/modalities.py --data ../shared/data --out benchmarks/results/modalities.json
+
+Runs and drawn items stay in ``--runs``; a finished run is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gmvq import hub, recipes
+from gmvq.commands import execute, parse
+from gmvq.data.writing import write_json
+from gmvq.evaluation import evaluate
+from gmvq.stages import PriorRun, fit_prior, load_data
+from gmvq.training.preparation import cpu_threads
+from gmvq.training.provenance import commit, hardware, versions
+
+
+class Case(NamedTuple):
+    """A recipe on some data: the path below ``--data``, or data that come with a dependency."""
+
+    title: str
+    recipe: str
+    source: str
+
+
+CASES = {
+    "digits": Case("Free Spoken Digits, 8 kHz", "speech", "fsdd/fsdd.tar.xz"),
+    "multi30k": Case("Multi30k, English", "sentences", "text/multi30k/train.en.gz"),
+    "etth1": Case("ETTh1", "series", "timeseries/ETTh1.csv.xz"),
+    "ecg5000": Case("ECG5000", "series", "timeseries/ECG5000_TRAIN.txt.xz"),
+    "breast-cancer": Case("Breast cancer, Wisconsin", "table", "bundled:breast-cancer"),
+    "wine": Case("Wine", "table", "bundled:wine"),
+    "iris": Case("Iris", "table", "bundled:iris"),
+    "diabetes": Case("Diabetes", "table", "bundled:diabetes"),
+}
+DRAWN = 20
+
+
+def measured(name: str, root: Path, runs: Path, steps: int | None, prior_steps: int) -> dict[str, Any]:
+    """Metrics of a tokenizer and of the prior over its codes."""
+    case, out = CASES[name], runs / name
+    source = case.source if case.source.startswith("bundled:") else str(root / case.source)
+    run = recipes.changed(recipes.make(case.recipe, source), steps=steps)
+    data = load_data(run.data)
+    metrics = recipes.run(run, out, data=data, resume=True)
+    training = evaluate(hub.load(out), data.train, likelihood_limit=0)
+    prior = PriorRun(training=replace(PriorRun().training, steps=prior_steps))
+    fitted = fit_prior(out, prior, data=data, report=True)
+    drawn = out / f"drawn{data.modality.suffix if data.modality.several else ''}"
+    execute("sample", parse("sample", [str(out), "-n", str(DRAWN), "--out", str(drawn)]), "")
+    headline, measures = metrics["headline"], {one.key: one for one in data.modality.measures}
+    tokens = sum(hub.load(out).grid(size)[0] if size else 1 for size in data.held_out.sizes)
+    return {
+        "name": name,
+        "title": case.title,
+        "recipe": case.recipe,
+        "items": [len(data.train), len(data.held_out)],
+        "held_out_tokens": tokens,
+        "headline": headline,
+        "metrics": {key: metrics[key] for key in measures if metrics.get(key) is not None},
+        "codebook_size": hub.load(out).codebook_size,
+        "usage": metrics["usage"],
+        "training_usage": training.metrics["usage"],
+        f"bits_per_{data.modality.sample}": metrics[f"bits_per_{data.modality.sample}"],
+        "seconds": metrics["seconds"],
+        "bits_per_code": fitted["bits_per_code"],
+        "frequencies_bits_per_code": fitted["frequencies_bits_per_code"],
+        "prior_seconds": fitted["seconds"],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=tuple(CASES))
+    parser.add_argument("--steps", type=int, help="of each tokenizer; by default those of its recipe")
+    parser.add_argument("--prior-steps", type=int, default=600)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--runs", type=Path, default=Path("runs/modalities"))
+    parser.add_argument("--out", type=Path, default=Path("runs/modalities.json"))
+    arguments = parser.parse_args(argv)
+    rows = []
+    with cpu_threads(arguments.threads):
+        for name in arguments.only:
+            rows.append(measured(name, arguments.data, arguments.runs, arguments.steps, arguments.prior_steps))
+            row = rows[-1]
+            print(
+                f"{row['title']}: {row['headline']} {row['metrics'][row['headline']]:.4g}, codes in use "
+                f"{row['usage']:.1%} held out and {row['training_usage']:.1%} in training, {row['seconds']:.0f} s; "
+                f"{row['bits_per_code']:.2f} bits a code (frequencies {row['frequencies_bits_per_code']:.2f})",
+                flush=True,
+            )
+        where = {"versions": versions(), "hardware": hardware(), "commit": commit(), "threads": arguments.threads}
+    sentence = " ".join((__doc__ or "").split("\n\n")[1].split())
+    write_json(arguments.out, {"about": sentence, "prior_steps": arguments.prior_steps, **where, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
