@@ -108,7 +108,9 @@ class Series(Modality):
         return _finished(files.name, sides, modality, path, reading)
 
     def recognizes(self, source: Path) -> bool:  # noqa: D102
-        return suffix_of(source) in SERIES_SUFFIXES or (suffix_of(source) == ".txt" and has_side(source) and "_" in source.name)
+        return suffix_of(source) in SERIES_SUFFIXES or (
+            suffix_of(source) == ".txt" and has_side(source) and "_" in source.name
+        )
 
     def window(self, item: Tensor, size: int | None, chance: NDArray[np.float64]) -> Tensor:
         """A stretch of consecutive steps; shorter series whole, and never mirrored."""
@@ -138,7 +140,7 @@ class Series(Modality):
             () if codes is None else (code_strip(codes, f"Codes of {name}", real.shape[-1]),),
         )
 
-    def write(self, path: Path, items: Sequence[Tensor]) -> None:
+    def write(self, path: Path, items: Sequence[Tensor], *, columns: int = 8) -> None:
         """Writes a table whose rows are steps, or under the name of a ``.npy`` file an array ``(1, C, T)``."""
         if len(items) != 1:
             raise ValueError(f"'items' must be one series for {path}, got {len(items)}. Give each a file of its own.")

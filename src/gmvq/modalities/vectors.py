@@ -160,7 +160,7 @@ class Vectors(Modality):
             () if codes is None else (code_strip(codes, f"Codes of {name}"),),
         )
 
-    def write(self, path: Path, items: Sequence[Tensor]) -> None:
+    def write(self, path: Path, items: Sequence[Tensor], *, columns: int = 8) -> None:
         """Writes a table of a row for each, or under the name of a ``.npy`` file an array ``(N, C)``."""
         if not items:
             raise ValueError(f"'items' must be at least one vector for {path}, got none. Give some.")
