@@ -157,9 +157,7 @@ def evaluate(
     metrics = _table(model, measured, bounds, bounded)
     protocol = _protocol(model, measured.hard, metrics, samples, batch_size, seed)
     hard = measured.hard
-    return Evaluation(
-        metrics, measured.statistics, protocol, model.modality.kind, hard.headline, hard.higher_is_better
-    )
+    return Evaluation(metrics, measured.statistics, protocol, model.modality.kind, hard.headline, hard.higher_is_better)
 
 
 def _reconstruct(

@@ -7,31 +7,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from modality_members import audio as member
+from modality_members import tone
 from PIL import Image
 
 from gmvq.modalities import Audio, described, from_description
 from gmvq.modalities.audio import pictures, read_audio
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-
-
-def tone(length, rate=8000, hertz=440, channels=1):
-    """A tone that fades in, a little higher in each channel."""
-    seconds = torch.arange(length) / rate
-    pitches = hertz * torch.arange(1, channels + 1)[:, None]
-    return 0.5 * torch.sin(2 * math.pi * pitches * seconds) * (seconds / seconds[-1:].clamp_min(1e-9))
-
-
-def member():
-    """Audio for the laws: with known settings, an item as it is stored, and a writer of a folder of files."""
-
-    def write_folder(folder):
-        for place, name in enumerate(("high/a.wav", "high/b.flac", "low/c.wav", "low/d.wav", "low/e.wav")):
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Audio(rate=8000).write(path, [tone(900 + 100 * place)])
-
-    return Audio(rate=8000, channels=1), tone(5000), write_folder
 
 
 # The whole

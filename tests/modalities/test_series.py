@@ -1,29 +1,15 @@
-import json
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from modality_members import series as member
 from PIL import Image
 
-from gmvq.modalities.base import described, from_description
 from gmvq.modalities.series import Series, without_gaps
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "timeseries"
-
-
-def member():
-    """Series for the laws: with known settings, an item as it is stored, and a writer of a folder of files."""
-    generator = torch.Generator().manual_seed(0)
-
-    def write_folder(folder):
-        for name in ("rest/a.csv", "rest/b.csv", "run/c.csv", "run/d.csv", "run/e.csv"):
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Series(names=("x", "y")).write(path, [torch.randn(2, 40, generator=generator)])
-
-    return Series(names=("x", "y"), rate=50.0), torch.randn(2, 120, generator=generator), write_folder
 
 
 @pytest.fixture
@@ -224,11 +210,6 @@ def test_settings_are_checked():
             Series(**settings)
     with pytest.raises(ValueError, match="'names' of the channels must be known"):
         _ = Series().signal
-
-
-def test_the_description_is_json():
-    modality, _, _ = member()
-    assert from_description(json.loads(json.dumps(described(modality)))) == modality
 
 
 # The other verbs

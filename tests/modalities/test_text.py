@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modality_members import SENTENCES
+from modality_members import text as member
 
 from gmvq.data import Loader
 from gmvq.modalities.base import Passage, described, from_description
@@ -17,7 +19,6 @@ from gmvq.modalities.text import Characters, Subwords, Text
 from gmvq.modalities.text.items import LONGEST, TextItems, parts_of
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "text"
-SENTENCES = [f"the {color} {animal} sleeps" for color in ("red", "blue", "süße") for animal in ("cat", "dog", "fox")]
 ODD = [
     "",
     "\0",
@@ -28,20 +29,6 @@ ODD = [
     "\ufeff\ufffd\U0010ffff",
     "<s> [UNK] Ġ",
 ]
-
-
-def member():
-    """Text for the laws: with known settings, an item as it is stored, and a writer of a folder of files."""
-    modality = Text(vocabulary=("é", "ß"), lines=True)
-
-    def write_folder(folder):
-        for name in ("good/a.txt", "good/b.txt", "bad/c.txt"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            modality.write(folder / name, [modality.encode(f"{sentence} in {name}") for sentence in SENTENCES])
-
-    return modality, modality.encode("Der Fuß des Cafés ist naß, und 20 € sind viel 😀."), write_folder
-
-
 SUBWORDS = Subwords.learned(SENTENCES * 3, 300)
 KNOWN = {
     "bytes": Text(vocabulary=()),

@@ -1,28 +1,14 @@
-import json
 from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
+from modality_members import vectors as member
 from PIL import Image
 from sklearn import datasets
 
 from gmvq.data.splitting import digest_of, held_out
-from gmvq.modalities.base import described, from_description
 from gmvq.modalities.vectors import Vectors
-
-
-def member():
-    """Vectors for the laws: with known settings, an item as it is stored, and a writer of a folder of files."""
-    generator = torch.Generator().manual_seed(0)
-
-    def write_folder(folder):
-        for name in ("left/a.csv", "left/b.csv", "right/c.csv"):
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Vectors(names=("x", "y", "z")).write(path, list(torch.randn(20, 3, generator=generator)))
-
-    return Vectors(names=("x", "y", "z"), fill=(0.0, 0.5, 1.0)), torch.randn(3, generator=generator), write_folder
 
 
 @pytest.fixture
@@ -223,11 +209,6 @@ def test_settings_are_checked():
             Vectors(**settings)
     with pytest.raises(ValueError, match="'names' of the features must be known"):
         _ = Vectors().signal
-
-
-def test_the_description_is_json():
-    modality, _, _ = member()
-    assert from_description(json.loads(json.dumps(described(modality)))) == modality
 
 
 def test_windows_are_the_vector():

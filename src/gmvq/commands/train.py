@@ -100,7 +100,9 @@ def options_type() -> type[Any]:
     nested = {
         "items": flags(DataConfig, ("source", "modality"), {"source": ""}),
         "settings": settings_type(),
-        "model": flags(AutoencoderConfig, ("modality", "quantizer_options"), {"modality": None}, {"quantizer": QuantizerName}),
+        "model": flags(
+            AutoencoderConfig, ("modality", "quantizer_options"), {"modality": None}, {"quantizer": QuantizerName}
+        ),
         "training": flags(Training, ("device",), {}),
         "discriminator": _prefixed(AdversarialConfig, "discriminator_"),
     }
