@@ -124,7 +124,7 @@ class Generator:
         """
         signal = self.tokenizer.signal
         if not signal.axes:
-            raise ValueError(f"'items' must have axes along which a part is hidden, and {signal.modality} have none.")
+            raise ValueError(f"'items' must have axes, along which a part is hidden, and {signal.modality} have none.")
         size = signal.size(items)
         if size != self.size or tuple(mask.shape) not in (size, (len(items), *size)) or mask.dtype != torch.bool:
             raise ValueError(
@@ -220,8 +220,14 @@ def swap(tokenizer: Autoencoder, first: Tensor, second: Tensor, mask: Tensor) ->
             taken if any of its samples is.
 
     Raises:
-        ValueError: If items and mask do not fit each other, or the tokenizer has no codes for each place.
+        ValueError: If items and mask do not fit each other, or the tokenizer has no codes for each place, or items
+            have no axes.
     """
+    if not tokenizer.signal.axes:
+        raise ValueError(
+            f"'tokenizer' must be of items with axes, along which a part is swapped, and {tokenizer.signal.modality} "
+            "have none."
+        )
     if not tokenizer.has_code_maps:
         raise ValueError("'tokenizer' must have codes for each place. Train one with --quantizer gaussian-mixture.")
     size = tokenizer.signal.size(first)

@@ -23,9 +23,11 @@ def read_mask(words: str, size: tuple[int, ...]) -> Tensor:
         size: Lengths of the item's axes: height and width.
 
     Raises:
-        ValueError: If there is no such mask, or it has another size.
+        ValueError: If there is no such mask, it has another size, or the item has no axes.
         OSError: If the picture cannot be read.
     """
+    if not size:
+        raise ValueError("'mask' needs items with axes, along which a part is masked. Vectors have none.")
     if words not in HALVES:
         path = Path(words)
         if len(size) != 2 or not path.is_file():
