@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from gmvq.models.autoencoder import Autoencoder
 from gmvq.networks.denoiser import Denoiser
 from gmvq.networks.layers import even_times
+from gmvq.types import Signal
 
 MOST_PIXELS = 1 << 22
 """Largest image that is drawn: at a width of 64 it takes 1 GB for the features of one layer."""
@@ -199,17 +200,26 @@ class DiffusionDecoder(nn.Module):
         Raises:
             ValueError: If it is one.
         """
-        if tokenizer.signal.axes != 2 or tokenizer.signal.values != "unit":
-            raise ValueError(
-                f"'tokenizer' must be of items with 2 axes and values in [0, 1], got {tokenizer.signal.modality}: a "
-                "diffusion decoder is for images."
-            )
+        self.check_signal(tokenizer.signal)
         own = (self.config.channels, self.config.dim, self.config.downsampling)
         others = (tokenizer.signal.channels, tokenizer.bottleneck.dim, tokenizer.downsampling)
         if own != others:
             raise ValueError(
                 "'tokenizer' must have {} channels, values of {} features and tokens of {} pixels, got ".format(*own)
                 + "{}, {} and {}. Give the one that this decoder was fitted to.".format(*others)
+            )
+
+    @staticmethod
+    def check_signal(signal: Signal) -> None:
+        """Refuses items other than images.
+
+        Raises:
+            ValueError: If they are.
+        """
+        if signal.axes != 2 or signal.values != "unit":
+            raise ValueError(
+                f"'tokenizer' must be of items with 2 axes and values in [0, 1], got {signal.modality}: a diffusion "
+                "decoder is for images."
             )
 
     def _whole(self, images: Tensor) -> Tensor:

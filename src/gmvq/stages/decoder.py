@@ -100,6 +100,7 @@ class DecoderStage(Stage[DiffusionDecoder]):
             raise ValueError(
                 "'folder' must be of a tokenizer with codes, got a VAE. Train one with another --quantizer."
             )
+        DiffusionDecoder.check_signal(self.tokenizer.signal)
         sizes = {"channels": self.tokenizer.signal.channels, "downsampling": self.tokenizer.downsampling}
         self.config = DiffusionConfig(dim=self.tokenizer.bottleneck.dim, **{**sizes, **self.run.options})
         DiffusionDecoder(self.config).check_fits(self.tokenizer)
