@@ -255,20 +255,20 @@ def read_inputs(sources: Sequence[Path], run: Path, model: Autoencoder, where: W
 
 
 def write_drawn(modality: Modality, out: Path, items: Sequence[Tensor], columns: int, folder_name: str) -> list[Path]:
-    """Writes drawn items to one file, where the modality can hold or lay out several in one, else to a folder.
+    """Writes drawn items to one file, where it can hold them, else each to a file of its own.
 
     Args:
         modality: What they are.
         out: The file, or a folder.
         items: As a model returns them.
         columns: Items in a row of a sheet.
-        folder_name: Name of the file within ``out`` where that is a folder.
+        folder_name: Name of the one file within ``out`` where that is a folder.
 
     Raises:
         ValueError: If one file cannot hold them.
     """
-    if modality.lays_out or modality.several or len(items) == 1:
-        file = out if out.suffix else out / f"{folder_name}{modality.suffix}"
+    if modality.holds_several or len(items) == 1:
+        file = tokenization.file_of_all(out, f"{folder_name}{modality.suffix}")
         modality.write(file, items, columns=columns)
         return [file]
     if out.suffix:
@@ -279,6 +279,11 @@ def write_drawn(modality: Modality, out: Path, items: Sequence[Tensor], columns:
     for file, item in zip(files, items, strict=True):
         modality.write(file, [item])
     return files
+
+
+def drawn_place(modality: Modality, folder: Path, name: str) -> Path:
+    """Where drawn items go unless it is said: one file in a folder where it can hold them, else a folder there."""
+    return folder / (f"{name}{modality.suffix}" if modality.holds_several else name)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from gmvq.commands.common import (
     Where,
     common,
     device_of,
+    drawn_place,
     grid,
     metric_rows,
     say,
@@ -82,7 +83,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
     generator = options.drawer.generator(options.run, device_of(options.common.device))
     sampling, folder = options.drawing.sampling(generator), options.drawer.folder(options.run)
     modality = generator.tokenizer.modality
-    out = options.out or folder / (f"judged{modality.suffix}" if modality.lays_out else "judged")
+    out = options.out or drawn_place(modality, folder, "judged")
     whole = options.where.load(options.run)
     data = tiled(whole, read_run(options.run).data.size, generator.tokenizer.downsampling)
     # exemplars are of whole items

@@ -38,7 +38,7 @@ class Options:
     Args:
         run: Folder of the run.
         source: A file, a folder of files, or other data.
-        out: A file for one item, or for several that a file can hold; else a folder.
+        out: A file for one item, or for texts and vectors, of which one file holds several; else a folder.
         decoder: Folder of a diffusion decoder to decode with, as RUN/decoder; by default the tokenizer's own.
         seed: Of that decoder's noise.
     """
@@ -70,14 +70,14 @@ def run(options: Options, command: str) -> dict[str, Any]:
             own = model.modality.distortion(quick=True)
             for each in (own, distortion):
                 each.update(one.cpu(), real.cpu())
-            if len(files) > 1 or len(items) == 1:
-                model.modality.write(files[index], [one[0].cpu()])
-            else:
+            if model.modality.several:
                 made.append(one[0].cpu())
+            else:
+                model.modality.write(files[index], [one[0].cpu()])
             value = own.metrics().get(own.headline)
             # the PSNR of an image that came back exactly is infinite, which JSON cannot hold
             value = value if value is not None and math.isfinite(value) else None
-            rows.append({"name": name, "file": str(files[min(index, len(files) - 1)]), own.headline: value})
+            rows.append({"name": name, "file": str(files[0 if model.modality.several else index]), own.headline: value})
             advance(index + 1)
     if made:
         model.modality.write(files[0], made)
@@ -97,22 +97,26 @@ def _reconstructed(
 
 
 def _targets(options: Options, model: Autoencoder, items: Items) -> list[Path]:
-    """The file of each item; one for all where a file can hold them and is asked for."""
-    source, out = options.source, options.out
-    if out.suffix and not out.is_dir() and (len(items) == 1 or model.modality.several):
+    """The file of each item, or the one for all where a file can hold them."""
+    source, out, modality = options.source, options.out, model.modality
+    if modality.several:
+        files = [tokenization.file_of_all(out, f"items{modality.suffix}")]
+    elif out.suffix and not out.is_dir() and len(items) == 1:
         files = [out]
     else:
-        files = tokenization.targets(out, items.names, model.modality.suffix)
+        files = tokenization.targets(out, items.names, modality.suffix)
     if out.resolve() == source.resolve() or any(file.resolve() == source.resolve() for file in files):
         raise ValueError(f"'OUT' must not be 'IN', whose items it would replace, got {out}. Choose another.")
     return files
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """The headline metric of each file, and the mean."""
-    key = result["headline"]
-    say_files(console, [f"{_written(file[key])}  {file['file']}" for file in result["files"]])
-    say(console, f"{_written(result[key])}  mean {key.replace('_', ' ')} of {result['items']}")
+    """The headline metric of each item, and the mean."""
+    key, files = result["headline"], {row["file"] for row in result["files"]}
+    in_one = len(files) == 1 and result["items"] > 1
+    say_files(console, [f"{_written(row[key])}  {row['name' if in_one else 'file']}" for row in result["files"]])
+    where = f": {files.pop()}" if in_one else ""
+    say(console, f"{_written(result[key])}  mean {key.replace('_', ' ')} of {result['items']}{where}")
 
 
 def _written(value: float | None) -> str:

@@ -22,6 +22,7 @@ from gmvq.commands.common import (
     RunFolder,
     common,
     device_of,
+    drawn_place,
     say_files,
     write_drawn,
 )
@@ -30,7 +31,10 @@ from gmvq.generation import Generator
 
 @dataclass(frozen=True)
 class Options:
-    """Draw new items from a prior and write them: images as one sheet, recordings each to a file of its own.
+    """Draw new items from a prior and write them.
+
+    Images become one sheet, texts the lines of one file, vectors the rows of one table; recordings and series get a
+    file each.
 
     Args:
         run: Folder of the tokenizer's run.
@@ -60,8 +64,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
     sampling, folder = options.drawing.sampling(generator), options.drawer.folder(options.run)
     labels = _labels(options.label, options.number, generator.prior.shape.classes)
     modality = generator.tokenizer.modality
-    name = "samples" if modality.lays_out else ""
-    out = options.out or folder / (f"samples{modality.suffix}" if name else "samples")
+    out = options.out or drawn_place(modality, folder, "samples")
     drawn = generator.sample(options.number, labels, sampling)
     files = write_drawn(modality, out, list(drawn.items.cpu()), options.columns, "samples")
     if options.codes is not None:

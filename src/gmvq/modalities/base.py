@@ -211,6 +211,11 @@ class Modality(ABC):
     def suffix(self) -> str:
         """Ending of the names of files that :meth:`write` makes."""
 
+    @property
+    def holds_several(self) -> bool:
+        """Whether :meth:`write` takes several items for one file."""
+        return self.several or self.lays_out
+
     @abstractmethod
     def recognizes(self, source: Path) -> bool:
         """Whether a file, or what a folder mostly holds, looks like this kind of data, by names alone."""

@@ -8,7 +8,7 @@
 """
 
 from gmvq.tokenization.corpora import detokenize, info_of, join, tokenize
-from gmvq.tokenization.naming import file_names, inside, targets
+from gmvq.tokenization.naming import file_names, file_of_all, inside, targets
 from gmvq.tokenization.tokens import TokenFile, TokenInfo, write_tokens
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "TokenInfo",
     "detokenize",
     "file_names",
+    "file_of_all",
     "info_of",
     "inside",
     "join",

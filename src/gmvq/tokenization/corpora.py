@@ -16,7 +16,7 @@ from gmvq.evaluation import MAX_SAMPLES
 from gmvq.modalities import Data
 from gmvq.models import Autoencoder
 from gmvq.models.modes import evaluating
-from gmvq.tokenization.naming import targets
+from gmvq.tokenization.naming import file_of_all, targets
 from gmvq.tokenization.tokens import TokenFile, TokenInfo, write_tokens
 
 OnProgress = Callable[[int], None]
@@ -101,7 +101,7 @@ def detokenize(
     tokens.verify()
     modality, out = model.modality, Path(out)
     if modality.several:
-        file = out if out.suffix else out / f"items{modality.suffix}"
+        file = file_of_all(out, f"items{modality.suffix}")
         modality.write(file, [item for _, item in _decoded(model, tokens, batch_size, on_progress)])
         return [file]
     files = targets(out, tokens.info.names, modality.suffix)

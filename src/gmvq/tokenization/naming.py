@@ -60,6 +60,11 @@ def targets(folder: Path, names: Sequence[str], suffix: str) -> list[Path]:
     return [inside(folder, name) for name in chosen]
 
 
+def file_of_all(out: Path, name: str) -> Path:
+    """The one file of all items: ``out``, or where that is a folder the file of some name in it."""
+    return out if out.suffix and not out.is_dir() else out / name
+
+
 def inside(folder: Path, name: str) -> Path:
     """The path of a named file in a folder.
 
