@@ -68,8 +68,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
     labels = None if options.label is None else torch.full((options.number,), options.label)
     many = item.expand(options.number, *item.shape[1:])
     drawn = generator.complete(many, mask, labels, sampling)
-    shown = torch.where(mask, 0 if tokenizer.signal.values == "symbols" else 0.5, item)
-    made = [item[0], shown[0].to(item.dtype), *drawn.items.cpu()]
+    made = [item[0], torch.where(mask, _blank(item[0], mask, tokenizer), item[0]), *drawn.items.cpu()]
     files = write_drawn(tokenizer.modality, options.out, made, options.number + 2, "completed")
     found = {"run": str(options.run), "prior": str(options.drawer.folder(options.run)), "out": str(options.out)}
     return {
@@ -79,6 +78,14 @@ def run(options: Options, command: str) -> dict[str, Any]:
         "hidden": float(mask.float().mean()),
         "cut": whole.shape != item.shape,
     }
+
+
+def _blank(item: Tensor, mask: Tensor, tokenizer: Autoencoder) -> Tensor:
+    """What is shown in place of a hidden part: gray, silence, the end of a text, the mean of the rest of a series."""
+    if tokenizer.signal.values == "real":
+        axes = tuple(range(1, item.ndim))
+        return (item * ~mask).sum(axes, keepdim=True) / (~mask).sum().clamp_min(1)
+    return torch.tensor(0.5 if tokenizer.signal.values == "unit" else 0, dtype=item.dtype)
 
 
 def _fitting(item: Tensor, size: tuple[int, ...], tokenizer: Autoencoder) -> Tensor:
