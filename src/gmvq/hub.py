@@ -5,7 +5,7 @@ A part's folder holds ``model.safetensors`` (weights) and ``config.json``::
     {"format": "gmvq.autoencoder", "version": 1, "gmvq": "0.1.0", "config": {...}, "fingerprint": "sha256 ..."}
 
 A part is a tokenizer, a prior, a diffusion decoder or a classifier. The fingerprint is the SHA-256 of the configuration
-and of all weights by name, so that codes can name their tokenizer; priors and decoders name the tokenizer of their codes.
+and of all weights by name, so that codes can name their tokenizer; priors and decoders name that of their codes.
 
 Files of strangers are read in an order in which each step bounds the next: sizes, JSON, fields, shapes of the weights
 against those of a model that takes no memory, and only then the weights.

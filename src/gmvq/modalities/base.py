@@ -195,9 +195,10 @@ class Modality(ABC):
         if data.skipped:
             warnings.warn(f"Skipped {len(data.skipped)} file(s) of '{path}': {listed(data.skipped)}.", stacklevel=2)
         if data.train is data.held_out:
+            repeated = "" if len(data.train) == 1 else ", repeated"
             warnings.warn(
-                f"'{path}' holds one {self.item}{'' if len(data.train) == 1 else ', repeated'}, used for training and for "
-                f"evaluation: the metrics say nothing about other {self.items}. Add more.",
+                f"'{path}' holds one {self.item}{repeated}, used for training and for evaluation: the metrics say "
+                f"nothing about other {self.items}. Add more.",
                 stacklevel=2,
             )
         return data

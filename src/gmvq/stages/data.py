@@ -78,8 +78,8 @@ def load_data(config: DataConfig) -> Data:
         return data
     if config.train_limit > len(data.train):
         raise ValueError(
-            f"'data.train_limit' must be at most the {len(data.train):,} training {data.modality.items} of {data.name}, "
-            f"got {config.train_limit:,}. Leave it out for all."
+            f"'data.train_limit' must be at most the {len(data.train):,} training {data.modality.items} of "
+            f"{data.name}, got {config.train_limit:,}. Leave it out for all."
         )
     return data._replace(train=data.train.subset(range(config.train_limit)))
 
@@ -110,8 +110,8 @@ def data_of_run(folder: str | Path, config: DataConfig, source: str | Path | Non
     known = (record.get("data") or {}).get("fingerprint")
     if known != fingerprint(data):
         raise ValueError(
-            f"The data at {config.source!r} are others than {folder} learned from: {len(data.train):,} for training and "
-            f"{len(data.held_out):,} held out now. Measure them as foreign data with 'gmvq evaluate {folder} --data "
-            f"{config.source}', or train again."
+            f"The data at {config.source!r} are others than {folder} learned from: {len(data.train):,} for training "
+            f"and {len(data.held_out):,} held out now. Measure them as foreign data with 'gmvq evaluate {folder} "
+            f"--data {config.source}', or train again."
         )
     return data
