@@ -71,10 +71,10 @@ def fraction(name: str, value: object, remedy: str, *, closed: bool = True) -> f
     Raises:
         ValueError: If the value is not a number between 0 and 1.
     """
-    inside = isinstance(value, Real) and not isinstance(value, bool) and (0 <= value <= 1 if closed else 0 < value < 1)
-    if not inside:
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not (0 <= number <= 1 if closed else 0 < number < 1):
         raise ValueError(f"'{name}' must lie in {'[0, 1]' if closed else '(0, 1)'}, got {value!r}. {remedy}")
-    return float(value)  # pyright: ignore[reportArgumentType]
+    return number
 
 
 def one_of(name: str, value: str, choices: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from PIL import Image as PillowImage
 from gmvq.data import ArrayItems, ListItems
 from gmvq.metrics import CompositeStatistics
 from gmvq.modalities import Audio, Image, Series, Text, Vectors
-from gmvq.models.autoencoder import Autoencoder, AutoencoderConfig
+from gmvq.models import Autoencoder, AutoencoderConfig
 from gmvq.models.modes import evaluating
 from gmvq.quantizers import QUANTIZERS
 from gmvq.reports import exhibits, plots, write_report

@@ -160,7 +160,7 @@ def _options_of(name: str, source: Path | None) -> Any:  # noqa: ANN401
     kind = options_type()
     recipe = template(name, source)
     parts = {"items": recipe.data, "model": recipe.model, "training": recipe.training}
-    hints = {each.name: each.type for each in dataclasses.fields(kind)}
+    hints: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(kind)}
     nested = {part: _taken(hints[part], values) for part, values in parts.items()}
     return kind(recipe=tyro.MISSING, settings=hints["settings"](), discriminator=hints["discriminator"](), **nested)
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gmvq.checks import can_look_at, is_transformed
 from gmvq.kernels import mixture_blocks, reference
 from gmvq.kernels.compiled import has_triton
 from gmvq.kernels.mixture_types import MixtureStep, Needs, Problem, Results, Upstream
-from gmvq.kernels.tracing import can_look_at, is_transformed
 
 PASSED_ON = ("energy", "log_energy", "entropy", "log_density", "aggregated", "relaxed", "relaxed_energy")
 """Results that have a gradient."""

@@ -33,12 +33,12 @@ class Steps(NamedTuple):
     Attributes:
         low: Least value, in steps.
         high: Largest value, in steps.
-        count: Steps in 1.
+        in_one: Steps in 1.
     """
 
     low: int
     high: int
-    count: int
+    in_one: int
 
 
 STEPS: dict[str, Steps | None] = {
@@ -64,7 +64,7 @@ class AbstractLikelihood(nn.Module, ABC):
     def __init__(self, values: Values = "unit") -> None:
         super().__init__()
         self.steps = STEPS.get(values)
-        count = 1.0 if self.steps is None else self.steps.count
+        count = 1.0 if self.steps is None else self.steps.in_one
         # narrower than a tenth of a step a Gaussian cannot gain on stored data, and its logarithm must stay finite
         self.least_variance = (0.1 / count) ** 2 if self.steps is not None else 1e-8
         self.range = None if self.steps is None else (self.steps.low / count, 1.0)

@@ -118,7 +118,7 @@ class AudioDistortion(Distortion):
         ),
         Measure("mse", "MSE", "", "Mean squared error of samples in [-1, 1].", "Lower is better.", ".3g"),
     )
-    protocol: ClassVar[str] = (
+    protocol: str = (
         "Mel distance (base-10 logarithms, windows of 32 to 2,048 samples), SI-SDR and MSE are means over recordings; "
         f"SI-SDR counts as at most {SI_SDR_CAP:g} dB, and silent recordings have none."
     )

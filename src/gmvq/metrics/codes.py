@@ -212,7 +212,9 @@ def countable(codebook_sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def counted(codes: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
-    """Codes as :func:`countable` says: int64 ``(*, levels)`` -> ``(*, places)``; -1 at any level of a combination is -1.
+    """Codes as :func:`countable` says: int64 ``(*, levels)`` -> ``(*, places)``.
+
+    A combination with -1 at any level is -1.
 
     Example:
         >>> counted(torch.tensor([[1, 2], [-1, -1]]), (32, 32))

@@ -13,10 +13,10 @@ and the structural similarity of Wang et al. (2004), the mean over windows and c
                        {(\bar x^2 + \bar y^2 + C_1) (\sigma_x^2 + \sigma_y^2 + C_2)},
     \qquad C_1 = 0.01^2, C_2 = 0.03^2
 
-**Protocol of a data set** (:class:`ImageDistortion`): every figure is computed for each image and then averaged over images.
-So each image counts the same whatever its size, and PSNR is the mean of the images' PSNR, not the PSNR of the mean MSE
-(which is lower: the logarithm is concave in the error). The PSNR of an identical image is infinite; in the mean it
-counts as 100 dB (``PSNR_CAP``), as does any image above that.
+**Protocol of a data set** (:class:`ImageDistortion`): each metric is computed for each image and then averaged over
+images. So each image counts the same whatever its size, and PSNR is the mean of the images' PSNR, not the PSNR of the
+mean MSE (which is lower: the logarithm is concave in the error). The PSNR of an identical image is infinite; in the
+mean it counts as 100 dB (``PSNR_CAP``), as does any image above that.
 
 Computed in float64 whatever the input.
 """

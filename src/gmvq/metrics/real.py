@@ -67,7 +67,7 @@ class RealDistortion(Distortion):
         ),
         Measure("cosine", "Cosine", "", "Cosine between made and real.", "1 is the same direction.", ".4f"),
     )
-    protocol: ClassVar[str] = (
+    protocol: str = (
         "MSE and MAE are means over items of each item's error in the data's units; R2 is the share of variance "
         "explained over all places of all items, averaged over the channels that vary."
     )

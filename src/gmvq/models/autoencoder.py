@@ -13,125 +13,23 @@ one of the items does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self, get_args
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmvq.checks import at_least, non_negative, one_of
-from gmvq.losses import SpectralLoss, default_likelihood, make_likelihood
-from gmvq.modalities import Image, Modality, described, from_description
+from gmvq.losses import SpectralLoss, make_likelihood
+from gmvq.modalities import Modality
+from gmvq.models.configuration import AutoencoderConfig
 from gmvq.models.modes import evaluating
 from gmvq.networks import Decoder, Encoder, SQVAEDecoder, SQVAEEncoder
-from gmvq.networks.layers import Normalization, within
+from gmvq.networks.layers import within
 from gmvq.networks.standardization import Standardization
 from gmvq.quantizers import AbstractQuantizer, Hierarchical, make_bottleneck
 from gmvq.quantizers.catalogue import preset_of
 from gmvq.types import Batch, Reconstruction, Signal
-
-NetworkName = Literal["convolutional", "sq-vae"]
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """What an autoencoder is made of.
-
-    Args:
-        quantizer: A name of ``gmvq.quantizers.QUANTIZERS``, which has a title for each: ``gaussian-mixture`` is
-            GM-VQ, ``vector-ema`` a VQ-VAE with moving averages, ``none`` a VAE.
-        modality: What the items are, with all its settings known; None until data are, for a model that is planned.
-        codebook_size: Number of codes.
-        code_dim: Features of a latent; FSQ, LFQ and BSQ take as many as their codebook needs instead.
-        width: Channels of the networks.
-        downsampling: Samples of a token along each axis, a power of two; 1 for items without axes. None for what is
-            usual for the modality.
-        blocks: Residual blocks of encoder and of decoder.
-        normalization: ``layer`` (over the channels of each place), ``group``, ``batch`` or ``none``.
-        likelihood: ``gaussian`` (variance at its maximum-likelihood value), ``mean-squared-error``, ``laplace``,
-            ``bernoulli`` or ``categorical``; None for the first that fits the values.
-        spectral_weight: Weight of the distance of log-mel spectra beside the likelihood, of sounds alone, see
-            :class:`gmvq.losses.SpectralLoss`; 0 leaves it out.
-        network: ``convolutional``, or ``sq-vae``: that of the SQ-VAE paper, on which the literature compares
-            quantizers of images; half the width after the first halving, batch normalization always, a sigmoid at the
-            end.
-        quantizer_options: Arguments of the quantizer beside or instead of those that its name stands for, as JSON has
-            them; an object is written ``{"kind": NAME, ...}``, see :func:`gmvq.quantizers.catalogue.from_json`.
-
-    Raises:
-        ValueError: If a field is out of range or fields contradict each other.
-    """
-
-    quantizer: str = "gaussian-mixture"
-    modality: Modality | None = Image(channels=3)
-    codebook_size: int = 512
-    code_dim: int = 4
-    width: int = 64
-    downsampling: int | None = None
-    blocks: int = 2
-    normalization: Normalization = "layer"
-    likelihood: str | None = None
-    spectral_weight: float = 1.0
-    network: NetworkName = "convolutional"
-    quantizer_options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        preset_of(self.quantizer)
-        for name in ("codebook_size", "code_dim", "width", "blocks"):
-            at_least(name, getattr(self, name), 1, "See AutoencoderConfig.")
-        non_negative("spectral_weight", self.spectral_weight, "The default is 1.")
-        one_of("network", self.network, get_args(NetworkName))
-        if self.downsampling is None:
-            object.__setattr__(self, "downsampling", 4 if self.modality is None else self.modality.downsampling)
-        stride = at_least("downsampling", self.downsampling, 1, "Use 4 or 8.")
-        if stride & (stride - 1):
-            raise ValueError(f"'downsampling' must be a power of two, got {stride}. Use 4 or 8.")
-        if self.modality is not None:
-            self._check_signal(self.modality, stride)
-
-    def _check_signal(self, modality: Modality, stride: int) -> None:
-        signal = modality.signal
-        if stride > 1 and signal.axes == 0:
-            raise ValueError(f"'downsampling' of {modality.items} must be 1, got {stride}: they have no axes.")
-        if self.network == "sq-vae" and (signal.axes != 2 or signal.values == "symbols" or stride == 1):
-            raise ValueError("'network' must be 'convolutional' for all but images in tokens of several pixels.")
-        if self.likelihood is None:
-            object.__setattr__(self, "likelihood", default_likelihood(signal.values))
-        make_likelihood(self.likelihood or "", signal.values)
-
-    @property
-    def signal(self) -> Signal:
-        """What the tensors of an item are.
-
-        Raises:
-            ValueError: If the modality is not known yet.
-        """
-        if self.modality is None:
-            raise ValueError("'modality' must be known for a model, got None. Give for example Image(channels=3).")
-        return self.modality.signal
-
-    @property
-    def stride(self) -> int:
-        """Samples of a token along each axis."""
-        assert self.downsampling is not None
-        return self.downsampling
-
-    def described(self) -> dict[str, Any]:
-        """The configuration as JSON has it."""
-        return {**asdict(self), "modality": None if self.modality is None else described(self.modality)}
-
-    @classmethod
-    def from_description(cls, description: Mapping[str, Any]) -> Self:
-        """The configuration that :meth:`described` described.
-
-        Raises:
-            ValueError: If a field is out of range.
-            TypeError: If there is no such field.
-        """
-        modality = description["modality"]
-        return cls(**{**description, "modality": None if modality is None else from_description(modality)})
 
 
 class Autoencoder(nn.Module):
@@ -234,9 +132,10 @@ class Autoencoder(nn.Module):
         if items.is_floating_point():
             items = items.to(self.dtype)
         padded = _whole_tokens(items, self.signal.axes, self.downsampling, lengths)
-        if lengths is None:
+        tokens = self._tokens(lengths)
+        if tokens is None:
             return self.encoder(padded).movedim(1, -1)
-        return self.encoder(padded, self._tokens(lengths) * self.downsampling).movedim(1, -1)
+        return self.encoder(padded, tokens * self.downsampling).movedim(1, -1)
 
     def _tokens(self, lengths: Tensor | None) -> Tensor | None:
         """Tokens of sequences of some lengths ``(B,)``."""

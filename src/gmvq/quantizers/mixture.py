@@ -29,9 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmvq.checks import can_look_at
 from gmvq.distributed import logsumexp_over_ranks, sum_over_ranks
 from gmvq.kernels import MixtureStep, code_sums, nearest_code, random_seed
-from gmvq.kernels.tracing import can_look_at
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.parts.checks import checked_estimator
 from gmvq.quantizers.parts.codebook import MovingAverageCodebook, snapshot

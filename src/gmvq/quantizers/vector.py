@@ -7,7 +7,7 @@ r"""Vector quantization: each latent becomes the nearest vector of a codebook.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -104,8 +104,6 @@ class VectorQuantizer(AbstractQuantizer):
         if self.in_place is not None:
             self.moving.codes.copy_(start)
         self.averages = decay is not None
-        if revive_below == 0:
-            self.register_load_state_dict_pre_hook(_without_revivals)
         self.register_buffer("revivals", torch.zeros(codebook_size, self.codebook_dim) if revive_below > 0 else None)
 
     revivals: Tensor | None
@@ -237,11 +235,6 @@ class VectorQuantizer(AbstractQuantizer):
 
     def _decode_rows(self, codes: Tensor) -> Tensor:
         return self.code_vectors[codes]
-
-
-def _without_revivals(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: object) -> None:
-    # gmvq 0.1.0 held them in its first runs, whatever the options
-    state_dict.pop(f"{prefix}revivals", None)
 
 
 def _only(parts: Sequence[Part], kind: type[PartType]) -> PartType | None:

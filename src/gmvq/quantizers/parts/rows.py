@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gmvq.checks import can_look_at
 from gmvq.distributed import sum_over_ranks, world_size
-from gmvq.kernels.tracing import can_look_at
 from gmvq.quantizers.parts.checks import checked_tensor
 
 LARGEST = 1e10
