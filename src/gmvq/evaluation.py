@@ -51,8 +51,8 @@ MOST_ENUMERATED = 1 << 16
 BOUND_SAMPLES = 1 << 14
 """Samples of the central part that stands for a larger item in the bounds: 128 x 128 pixels."""
 
-OnProgress = Callable[[int, int], None]
-"""Takes the number of items done, and of all."""
+OnProgress = Callable[[float], None]
+"""Takes the number of items done; those that the bounds are computed of count for half."""
 
 
 class Evaluation(NamedTuple):
@@ -121,7 +121,8 @@ def evaluate(
         likelihood_limit: Compute the bounds on the first ``likelihood_limit`` of these; 0 leaves the bounds out. Of an
             item of more than 2^14 samples they are those of its central part.
         seed: Of all draws.
-        on_progress: Called with the number of items done, and of all, after each batch.
+        on_progress: Called with the number of items done after each batch, and after each draw of the bounds: those
+            items that the bounds are of count for half before these.
 
     Returns:
         Metrics, by key:
@@ -149,11 +150,13 @@ def evaluate(
     items = _first(items, len(items) if limit is None else limit)
     bounded = min(likelihood_limit, len(items))
     with torch.no_grad(), evaluating(model):
-        measured = _reconstruct(model, items, batch_size, seed, on_progress)
+        advance = on_progress or (lambda done: None)
+        measured = _reconstruct(model, items, batch_size, seed, lambda done: advance(done - min(done, bounded) / 2))
         aggregated = None if measured.information is None else measured.information.aggregated_posterior
         bounds = _Bounds()
         if bounded > 0:
-            bounds = _bound(model, _first(items, bounded), aggregated, samples, batch_size, seed)
+            some, before = _first(items, bounded), len(items) - bounded / 2
+            bounds = _bound(model, some, aggregated, samples, batch_size, seed, lambda done: advance(before + done / 2))
     metrics = _table(model, measured, bounds, bounded)
     protocol = _protocol(model, measured.hard, metrics, samples, batch_size, seed)
     hard = measured.hard
@@ -161,7 +164,7 @@ def evaluate(
 
 
 def _reconstruct(
-    model: Autoencoder, items: Items, batch_size: int, seed: int, on_progress: OnProgress | None
+    model: Autoencoder, items: Items, batch_size: int, seed: int, on_progress: OnProgress
 ) -> _Reconstructions:
     bottleneck, device = model.bottleneck, model.device
     hard, soft, sampled = (model.modality.distortion(quick=quick) for quick in (False, True, True))
@@ -193,8 +196,7 @@ def _reconstruct(
         samples += len(batch) * math.prod(size)
         tokens += latents.shape[:-1].numel() if statistics is None else codes.numel() // max(1, _levels(model))
         done += len(batch)
-        if on_progress is not None:
-            on_progress(done, len(items))
+        on_progress(done)
     return _Reconstructions(hard, soft, sampled, statistics, information, samples, tokens, seconds)
 
 
@@ -210,16 +212,25 @@ def _levels(model: Autoencoder) -> int:
 
 
 def _bound(
-    model: Autoencoder, items: Items, aggregated: Tensor | None, samples: int, batch_size: int, seed: int
+    model: Autoencoder,
+    items: Items,
+    aggregated: Tensor | None,
+    samples: int,
+    batch_size: int,
+    seed: int,
+    on_progress: OnProgress,
 ) -> _Bounds:
     """Bounds in bits per dimension: the sum of all items' nats over the sum of their dimensions."""
     bottleneck = model.bottleneck
     generator = torch.Generator(model.device).manual_seed(seed)
-    elbo, iwae, albo, dimensions = 0.0, 0.0, 0.0, 0
+    elbo, iwae, albo, dimensions, done = 0.0, 0.0, 0.0, 0, 0
     for batch in _batches(model, items, batch_size, most=BOUND_SAMPLES):
         batch = model.prepared(batch)
         latents = model.latents_of(batch)
-        log_likelihood, log_prior, log_posterior = _draws(model, batch, latents, samples, generator)
+        share, before = len(batch) / samples, done
+        nats = _draws(model, batch, latents, samples, generator, lambda n, a=before, b=share: on_progress(a + n * b))
+        log_likelihood, log_prior, log_posterior = nats
+        done += len(batch)
         divergence = _by_block(bottleneck.divergence, latents, bottleneck)
         elbo += float(evidence_lower_bound(log_likelihood, _over_tokens(divergence)).sum())
         iwae += float(importance_weighted_bound(log_likelihood, log_prior, log_posterior).sum())
@@ -236,13 +247,18 @@ def _bound(
 
 
 def _draws(
-    model: Autoencoder, items: Tensor, latents: Tensor, samples: int, generator: torch.Generator
+    model: Autoencoder,
+    items: Tensor,
+    latents: Tensor,
+    samples: int,
+    generator: torch.Generator,
+    on_draw: OnProgress,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Nats log p(x | z_s), log p(z_s) and log q(z_s | x), each ``(S, B)``, one draw after the other."""
     size = model.signal.size(items)
     nats: list[tuple[Tensor, Tensor, Tensor]] = []
     values: Tensor | None = None
-    for _ in range(samples):
+    for number in range(samples):
         draw = _sample(model.bottleneck, latents, generator)
         # The one-hot posterior of plain vector quantization draws the same z each time: decode it once.
         if values is None or not torch.equal(draw.values, values):
@@ -251,6 +267,7 @@ def _draws(
         else:
             log_likelihood = nats[-1][0]
         nats.append((log_likelihood, _over_tokens(draw.log_prior), _over_tokens(draw.log_posterior)))
+        on_draw(number + 1)
     first, second, third = zip(*nats, strict=True)
     return torch.stack(first), torch.stack(second), torch.stack(third)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -14,7 +12,6 @@ from typing import Annotated, Any, get_type_hints
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
@@ -284,16 +281,6 @@ def write_drawn(modality: Modality, out: Path, items: Sequence[Tensor], columns:
 def drawn_place(modality: Modality, folder: Path, name: str) -> Path:
     """Where drawn items go unless it is said: one file in a folder where it can hold them, else a folder there."""
     return folder / (f"{name}{modality.suffix}" if modality.holds_several else name)
-
-
-@contextmanager
-def progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error; what it yields takes the number of items done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(text, total=total)
-        yield lambda done: bar.update(task, completed=done)
 
 
 def say(console: Console, text: str) -> None:

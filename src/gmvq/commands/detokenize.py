@@ -11,7 +11,8 @@ import tyro
 from rich.console import Console
 
 from gmvq import tokenization
-from gmvq.commands.common import Common, Output, RunFolder, common, device_of, load_model, progress, say_files
+from gmvq.commands.common import Common, Output, RunFolder, common, device_of, load_model, say_files
+from gmvq.training.progress import counting
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
     """Writes items; the result has their paths."""
     model = load_model(options.run, device_of(options.common.device))
     total = len(tokenization.TokenFile(options.tokens))
-    with progress("Decoding", total) as advance:
+    with counting("Decoding", total) as advance:
         paths = tokenization.detokenize(
             model,
             options.tokens,

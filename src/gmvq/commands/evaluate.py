@@ -19,11 +19,11 @@ from gmvq.commands.common import (
     load_model,
     metric_table,
     part_of,
-    progress,
     say,
 )
 from gmvq.stages.data import data_of_run
 from gmvq.stages.tokenizer import metrics_of, read_run
+from gmvq.training.progress import counting
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
         config = read_run(options.run).data
         data, source, part = data_of_run(options.run, config), config.source, options.part or "held-out"
     items = part_of(data, part)
-    with progress("Measuring", len(items)) as advance:
+    with counting("Measuring", len(items)) as advance:
         measured = evaluation.evaluate(
             model,
             items,
@@ -67,7 +67,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
             batch_size=options.batch_size,
             limit=options.limit,
             seed=options.seed,
-            on_progress=lambda done, _: advance(done),
+            on_progress=advance,
         )
     found = {"run": str(options.run), "data": source, "part": part, "foreign": options.data is not None}
     skipped = [{"path": str(each.path), "reason": each.reason} for each in data.skipped]

@@ -23,12 +23,12 @@ from gmvq.commands.common import (
     foreign_data,
     load_decoder,
     load_model,
-    progress,
     say,
     say_files,
 )
 from gmvq.data import Items
 from gmvq.models import Autoencoder, DiffusionDecoder
+from gmvq.training.progress import counting
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
     made: list[Tensor] = []
     rows: list[dict[str, Any]] = []
     distortion = model.modality.distortion(quick=True)
-    with progress("Reconstructing", len(items)) as advance:
+    with counting("Reconstructing", len(items)) as advance:
         for index, name in enumerate(items.names):
             real = model.signal.checked(items[index][None].to(model.device))
             one = _reconstructed(model, decoder, real, options.seed, index)

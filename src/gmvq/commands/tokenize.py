@@ -20,9 +20,9 @@ from gmvq.commands.common import (
     foreign_data,
     load_model,
     part_of,
-    progress,
     say,
 )
+from gmvq.training.progress import counting
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
     model = load_model(options.run, device_of(options.common.device))
     data = foreign_data(options.data, model.modality)
     items = part_of(data, options.part)
-    with progress("Tokenizing", len(items)) as advance:
+    with counting("Tokenizing", len(items)) as advance:
         info = tokenization.tokenize(model, items, options.out, batch_size=options.batch_size, on_progress=advance)
     return {
         "run": str(options.run),

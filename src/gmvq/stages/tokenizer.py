@@ -27,6 +27,7 @@ from gmvq.stages.data import DataConfig, load_data
 from gmvq.stages.layout import RECORD, read_json
 from gmvq.stages.stage import Stage
 from gmvq.training import Training, train
+from gmvq.training.progress import counting
 from gmvq.training.tasks import check_sides
 
 LEARNED = "learned"
@@ -193,7 +194,9 @@ class TokenizerStage(Stage[Autoencoder]):
         ``seconds`` and ``items_per_second`` are of training, those of coding are ``coding_seconds`` and
         ``coding_items_per_second``.
         """
-        self.evaluation = evaluate(model, self.data.held_out, limit=self.run.data.evaluated)
+        items, limit = self.data.held_out, self.run.data.evaluated
+        with counting("Measuring", len(items) if limit is None else min(limit, len(items)), self.console) as advance:
+            self.evaluation = evaluate(model, items, limit=limit, on_progress=advance)
         return {**metrics_of(self.evaluation), **self.times}
 
     def report(self, model: Autoencoder) -> None:  # noqa: D102

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from gmvq.metrics.base import Measure
@@ -30,6 +30,8 @@ _SHOWN = {
 }
 FIRST_WAIT, LONGEST_WAIT = 2.0, 30.0
 """Seconds between the first two lines of text; each wait is twice the last one, at most the longest."""
+SILENCE = 10.0
+"""Seconds between two lines of text about something that has no steps."""
 REFRESH = 0.25
 """Seconds between two drawings of the bar at least."""
 LEAST_BAR = 6
@@ -189,3 +191,31 @@ def spoken(seconds: float) -> str:
         ('0.4 s', '3:12 min', '2:05 h')
     """
     return " ".join(duration(seconds))
+
+
+@contextmanager
+def counting(text: str, total: int, console: Console | None = None) -> Iterator[Callable[[float], None]]:
+    """Says how many items are done of something that has no steps: a bar in a terminal, lines of text elsewhere.
+
+    Args:
+        text: What is done, as ``Measuring``.
+        total: Number of items.
+        console: Where to; by default standard error.
+
+    Yields:
+        What takes the number of items done.
+    """
+    console = Console(stderr=True) if console is None else console
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    said = time.monotonic()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(text, total=total)
+
+        def advance(done: float) -> None:
+            nonlocal said
+            bar.update(task, completed=done)
+            if not console.is_terminal and done < total and time.monotonic() - said > SILENCE:
+                console.print(f"{text}: {done:,.0f} of {total:,}", highlight=False, markup=False)
+                said = time.monotonic()
+
+        yield advance
