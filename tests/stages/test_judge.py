@@ -5,7 +5,7 @@ import torch
 from rich.console import Console
 
 from gmvq.data import ArrayItems, ListItems
-from gmvq.modalities import Data, Image
+from gmvq.modalities import Data, Image, Vectors
 from gmvq.stages import classifier_of, exemplars, learned_classifier
 
 
@@ -92,13 +92,19 @@ def test_an_image_that_is_smaller_than_a_tile_is_left_out():
     ("shape", "reason"),
     [
         ((0, 1, 64, 64), "must have sides of at least 8 pixels"),
-        ((1, 1, 64, 64), "at least 2 of 2 tiles each .* 4 tile\\(s\\) of 1 image"),
+        ((1, 1, 64, 64), r"at least 2 images of 2 tiles each .* 4 tile\(s\) of 1\."),
         ((5, 1, 64, 7), "must have sides of at least 8 pixels"),
     ],
 )
 def test_images_that_make_no_exemplars_get_a_reason(shape, reason):
     with pytest.raises(ValueError, match=reason):
         exemplars(of(ArrayItems(torch.zeros(shape, dtype=torch.uint8), 2)))
+
+
+def test_items_without_tiles_must_have_labels():
+    table = ArrayItems(torch.zeros(9, 3), 0)
+    with pytest.raises(ValueError, match="'data' must have labels for a judge of vectors, which have no tiles"):
+        exemplars(Data("table", table, table, Vectors(names=("x", "y", "z"))))
 
 
 def test_images_without_labels_are_learned_by_exemplars(tmp_path):

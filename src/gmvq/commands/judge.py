@@ -79,13 +79,14 @@ class Options:
 
 def run(options: Options, command: str) -> dict[str, Any]:
     """Draws and judges; the result has the metrics and the files."""
-    at_least("number", options.number, 4, "Use 1000.")
+    at_least("number", options.number, judge.FEWEST, "Use 1000.")
     generator = options.drawer.generator(options.run, device_of(options.common.device))
     sampling, folder = options.drawing.sampling(generator), options.drawer.folder(options.run)
     modality = generator.tokenizer.modality
     out = options.out or drawn_place(modality, folder, "judged")
     whole = options.where.load(options.run)
     data = tiled(whole, read_run(options.run).data.size, generator.tokenizer.downsampling)
+    judge.check_enough(data)  # before the classifier learns
     # exemplars are of whole items
     classifier = learned_classifier(data if data.labelled else whole, options.run / judge.CLASSIFIER, options.steps)
     classifier = classifier.to(generator.prior.device)

@@ -1,14 +1,14 @@
-"""Small classifiers of the images at hand, whose features say how alike and how real images are.
+"""Small classifiers of the items at hand, whose features say how alike and how real items are.
 
 ::
 
-    labelled images ------------------------------+
-                                                  +--learn--> classifier in a folder, found again there
-    images without labels --exemplars--> tiles ---+
-                                         labelled by the image they are of
+    labelled items ------------------------------+
+                                                 +--learn--> classifier in a folder, found again there
+    items without labels --exemplars--> tiles ---+
+                                        labelled by the item they are of
 
-Of images without labels, the classifier tells which image a tile is of, whatever its tint: as exemplar networks do, it
-learns features from the images alone.
+Of items without labels, the classifier tells which item a tile is of, whatever its tint: as exemplar networks do, it
+learns features from the items alone.
 
 References:
     Discriminative Unsupervised Feature Learning with Exemplar Convolutional Neural Networks (Dosovitskiy et al., 2014),
@@ -29,7 +29,7 @@ from rich.console import Console
 from gmvq import hub
 from gmvq.data import ArrayItems, evenly_spaced
 from gmvq.data.writing import write_json
-from gmvq.modalities import Data, fingerprint
+from gmvq.modalities import Data, Modality, fingerprint
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.stages.layout import CHECKPOINT, is_main, read_json
 from gmvq.stages.tiling import cut
@@ -42,13 +42,13 @@ TINT = 0.3
 TILE = 1 << 10
 """Samples of a tile, where items are large enough: 32 x 32 pixels."""
 HELD_OUT = 10
-"""Of the exemplars one of so many is held out."""
+"""Every tenth exemplar is held out."""
 MOST = 1000
-"""Images that exemplars are of at most: each is a class."""
+"""Items that exemplars are of at most: each is a class."""
 MANY = 40_000
-"""Exemplars at most, of all images together: so that they fit in memory however large the images are."""
+"""Exemplars at most, of all items together: so that they fit in memory however large the items are."""
 LEAST = 2
-"""Images that exemplars must be of at least, and exemplars for each of them on average."""
+"""Items that exemplars must be of at least, and exemplars for each of them on average."""
 MARK = "data.json"
 
 _TRAINING = Training(
@@ -66,25 +66,25 @@ _TRAINING = Training(
 def learned_classifier(
     data: Data, folder: Path, steps: int | None = None, console: Console | None = None, seed: int = 0
 ) -> Classifier:
-    """A classifier of images by their labels, or where there are none by :func:`exemplars`; see :func:`classifier_of`.
+    """A classifier of items by their labels, or where there are none by :func:`exemplars`; see :func:`classifier_of`.
 
     Args:
-        data: Images; those with labels are cut into tiles if they differ in size, or have odd sides.
+        data: Items; those with labels are cut into tiles if they differ in size, or have odd sides.
         folder: Where it is kept.
         steps: Optimizer steps of its training; 1,500 by default.
         console: Where progress goes; by default standard error.
         seed: Of its first weights and of its training.
 
     Raises:
-        ValueError: If there are too few images, or they are too small.
+        ValueError: If there are too few items, or they are too small.
     """
     if not data.labelled:
         tint = 0.0 if data.signal.values == "symbols" else TINT
         return classifier_of(exemplars(data), folder, steps, console, seed, tint)
     sizes = {*data.train.sizes, *data.held_out.sizes}
     if len(sizes) != 1 or any(length % 2 for length in next(iter(sizes))):
-        side = _side([*data.train.sizes, *data.held_out.sizes], data.signal.axes)
         kind = data.modality
+        side = _side([*data.train.sizes, *data.held_out.sizes], kind)
         data = data._replace(train=cut(data.train, side, kind), held_out=cut(data.held_out, side, kind))
     return classifier_of(data, folder, steps, console, seed)
 
@@ -97,25 +97,25 @@ def classifier_of(
     seed: int = 0,
     tint: float = 0.0,
 ) -> Classifier:
-    """A classifier of labelled images, out of its folder if it learned from these; on the CPU, in evaluation mode.
+    """A classifier of labelled items, out of its folder if it learned from these; on the CPU, in evaluation mode.
 
     Args:
-        data: Images with labels, all of one size.
+        data: Items with labels, all of one size.
         folder: Where it is kept.
         steps: Optimizer steps of its training; 1,500 by default.
         console: Where progress goes; by default standard error.
         seed: Of its first weights and of its training.
-        tint: Most that is added to each channel of a training image, or taken from it, at random. Classes that can be
+        tint: Most that is added to each channel of a training item, or taken from it, at random. Classes that can be
             told by their colors teach a judge to look at nothing else; with 0.3 it must look at shapes and textures.
 
     Raises:
-        ValueError: If the images have no labels or differ in size, or the tint is not a finite number of at least 0.
+        ValueError: If the items have no labels or differ in size, or the tint is not a finite number of at least 0.
     """
     train, held_out = data.train, data.held_out
     if train.labels is None or held_out.labels is None:
         raise ValueError("'data' must have labels for a judge to learn, got none. Give data with classes.")
     if len({*train.sizes, *held_out.sizes}) != 1:
-        raise ValueError("'data' must be images of one size for a judge, got several. Crop them first.")
+        raise ValueError(f"'data' must be {data.modality.items} of one size for a judge, got several. Crop them first.")
     console = Console(file=sys.stderr) if console is None else console
     wanted = {"fingerprint": fingerprint(data), "steps": _TRAINING.steps if steps is None else steps}
     wanted |= {"seed": seed, "tint": tint}
@@ -124,10 +124,12 @@ def classifier_of(
     side = math.gcd(*train.sizes[0])
     halvings = max(1, min(2, (side & -side).bit_length() - 1))  # as often as both sides are even, at most twice
     if any(length % 2**halvings for length in train.sizes[0]):
-        raise ValueError(f"'data' must be images of even sides for a judge, got {train.sizes[0]}. Crop them first.")
+        raise ValueError(
+            f"'data' must be {data.modality.items} of even sides for a judge, got {train.sizes[0]}. Crop them first."
+        )
     classes = int(torch.cat([train.labels, held_out.labels]).max()) + 1
     if is_main():
-        console.print("Training a classifier of the images ...", highlight=False)
+        console.print(f"Training a classifier of the {data.modality.items} ...", highlight=False)
     torch.manual_seed(seed)
     made = Classifier(ClassifierConfig(data.signal, classes, halvings=halvings))
     if made.standardization is not None:
@@ -145,47 +147,51 @@ def classifier_of(
 
 
 def exemplars(data: Data, side: int | None = None) -> Data:
-    """Tiles of training images, labelled by the image that each is of; every tenth is held out.
+    """Tiles of training items, labelled by the item that each is of; every tenth is held out.
 
     Args:
-        data: The images; a thousand of them at even steps if there are more, and of their tiles 40,000.
-        side: Side of a tile in pixels; by default 32, or less where half of the images are too small for several such.
+        data: The items; a thousand of them at even steps if there are more, and of their tiles 40,000.
+        side: Samples of a tile's side; by default those of 1,024 samples in all, or fewer where half of the items are
+            too small for several such.
 
     Raises:
-        ValueError: If there are fewer than 2 images, or fewer than 2 tiles for each on average.
+        ValueError: If there are fewer than 2 items, or fewer than 2 tiles for each on average.
     """
-    images = data.train
-    if not images.axes:
-        raise ValueError("'data' must have labels for a judge of items without axes, of which no tiles can be cut.")
-    if len(images) > MOST:
-        images = images.subset(evenly_spaced(len(images), MOST))
-    side = _side(images.sizes, images.axes) if side is None else side
+    items, kind = data.train, data.modality
+    if not items.axes:
+        raise ValueError(f"'data' must have labels for a judge of {kind.items}, which have no tiles. Give some.")
+    if len(items) > MOST:
+        items = items.subset(evenly_spaced(len(items), MOST))
+    side = _side(items.sizes, kind) if side is None else side
     parts, labels, names = [], [], []
-    for index in (index for index, size in enumerate(images.sizes) if min(size) >= side):
-        found = cut(images.subset([index]), side, data.modality)
-        found = found.subset(evenly_spaced(len(found), MANY // len(images)))
+    for index in (index for index, size in enumerate(items.sizes) if min(size) >= side):
+        found = cut(items.subset([index]), side, kind)
+        found = found.subset(evenly_spaced(len(found), MANY // len(items)))
         parts.append(found.array)
         labels += [index] * len(found)
         names += found.names
     if len(parts) < LEAST or len(labels) < LEAST * len(parts):
         raise ValueError(
-            f"'images' must be at least {LEAST} of {LEAST} tiles each to learn features from, got {len(labels)} "
-            f"tile(s) of {len(parts)} image(s). Give more or larger images, or labels."
+            f"'data' must be at least {LEAST} {kind.items} of {LEAST} tiles each to learn features from, got "
+            f"{len(labels)} tile(s) of {len(parts)}. Give more or larger {kind.items}, or labels."
         )
-    tiles = ArrayItems(torch.cat(parts), images.axes, torch.tensor(labels), names)
+    tiles = ArrayItems(torch.cat(parts), items.axes, torch.tensor(labels), names)
     held_out = torch.arange(len(tiles)) % HELD_OUT == 0
     train, rest = (tiles.subset(chosen.nonzero()[:, 0].tolist()) for chosen in (~held_out, held_out))
-    return Data("exemplars", train, rest, data.modality)
+    return Data("exemplars", train, rest, kind)
 
 
-def _side(sizes: Sequence[tuple[int, ...]], axes: int) -> int:
-    """Side of tiles of images of these sizes, a multiple of 4: so that half of the images have several.
+def _side(sizes: Sequence[tuple[int, ...]], modality: Modality) -> int:
+    """Side of tiles of items of these sizes, a multiple of 4: so that half of the items have several.
 
     Raises:
         ValueError: If that half is too small.
     """
     shorter = sorted(min(size) for size in sizes)
-    side = min(round(TILE ** (1 / axes)), shorter[len(shorter) // 2] // 2 if shorter else 0) // 4 * 4
+    side = min(round(TILE ** (1 / modality.signal.axes)), shorter[len(shorter) // 2] // 2 if shorter else 0) // 4 * 4
     if side < 4:
-        raise ValueError("'images' must have sides of at least 8 pixels to learn features from. Give larger ones.")
+        raise ValueError(
+            f"'data' must have sides of at least 8 {modality.sample}s to learn features from. Give larger "
+            f"{modality.items}."
+        )
     return side

@@ -1,9 +1,9 @@
-"""Drawn images before a judge: a classifier that learned the real ones, and its features.
+"""Drawn items before a judge: a classifier that learned the real ones, and its features.
 
 ::
 
-    real images --learn--> classifier --> does it see the class that was asked for?
-    real and drawn images --its features--> Fréchet and kernel distance, precision and recall, nearest neighbours
+    real items --learn--> classifier --> does it see the class that was asked for?
+    real and drawn items --its features--> Fréchet and kernel distance, precision and recall, nearest neighbours
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from gmvq.training.tasks import accuracy_of
 CLASSIFIER = "classifier"
 """Where the judge of a run is, in the run's folder."""
 BATCH = 64
-"""Images at a time."""
+"""Items at a time."""
+FEWEST = 4
+"""Drawn and held-out items that are judged at least: precision and recall look at the three nearest of each."""
 REAL = 2000
-"""Held-out images that the features of drawn ones are compared with."""
+"""Held-out items that the features of drawn ones are compared with."""
 
 
 @dataclass(frozen=True)
@@ -57,30 +59,32 @@ def judge(
     *,
     keep: int = 20,
 ) -> Verdict:
-    """Draws images of all classes in turn and judges them.
+    """Draws items of all classes in turn and judges them.
 
     Args:
         generator: What draws.
-        data: The real images.
+        data: The real items.
         classifier: The judge, in evaluation mode.
-        number: Images to draw.
+        number: Items to draw.
         sampling: How.
         inception: Features for FID and KID, see :func:`gmvq.metrics.load_inception`; None leaves them out.
-        keep: Drawn images to give back; the others are forgotten once the judge has seen them.
+        keep: Drawn items to give back; the others are forgotten once the judge has seen them.
 
     Returns:
-        Figures: ``agreement``, the share of drawn images in which the judge sees the class that was asked for (None for
-        a prior without classes); ``real_accuracy``, the same on held-out images (None without labels); ``frechet``,
-        ``kernel``, ``precision`` and ``recall`` of its features, beside held-out images; the same of as many
-        reconstructed training images as ``reconstructed_*``: what a perfect prior would reach with this tokenizer. With
+        Metrics: ``agreement``, the share of drawn items in which the judge sees the class that was asked for (None for
+        a prior without classes); ``real_accuracy``, the same on held-out items (None without labels); ``frechet``,
+        ``kernel``, ``precision`` and ``recall`` of its features, beside held-out items; the same of as many
+        reconstructed training items as ``reconstructed_*``: what a perfect prior would reach with this tokenizer. With
         ``inception`` also ``fid``, ``kid`` and ``reconstructed_fid``; they fall with the number of images, and
         published ones are of tens of thousands.
 
     Raises:
-        ValueError: If fewer than 4 images are to be drawn, or the real ones are of another size.
+        ValueError: If fewer than 4 items are to be drawn or are held out, or the real ones are of another size.
     """
+    check_enough(data)
     if {*data.train.sizes, *data.held_out.sizes} != {generator.size}:
-        raise ValueError(f"'data' must be images of {generator.size} pixels, as they are drawn. Cut them.")
+        size, kind = "x".join(map(str, generator.size[::-1])), data.modality
+        raise ValueError(f"'data' must be {kind.items} of {size} {kind.sample}s, as they are drawn. Cut them.")
     if inception is not None and (data.signal.axes != 2 or data.signal.channels not in (1, 3)):
         raise ValueError(
             f"'data' must be gray or RGB for FID and KID, got {data.signal.channels} channels. Leave them out."
@@ -93,13 +97,13 @@ def judge(
     def drawn() -> Iterator[Tensor]:
         for start in range(0, number, BATCH):
             some = labels[start : start + BATCH]
-            images = generator.sample(len(some), some if classes else None, sampling, first=start).items
+            items = generator.sample(len(some), some if classes else None, sampling, first=start).items
             if start < keep:
-                kept.append(images[: keep - start].cpu())
-            yield images
+                kept.append(items[: keep - start].cpu())
+            yield items
 
     real = data.held_out.subset(range(min(REAL, len(data.held_out))))
-    # others than the held-out ones, and as many as are drawn: an image is nearer to itself than any drawn one can be
+    # others than the held-out ones, and as many as are drawn: an item is nearer to itself than any drawn one can be
     learned = data.train.subset([index * len(data.train) // number for index in range(number)])
     starts = itertools.count(0, BATCH)
     sides = {
@@ -122,8 +126,17 @@ def judge(
     return Verdict(found, torch.cat(kept))
 
 
+def check_enough(data: Data) -> None:
+    """Raises ValueError if too few items are held out for drawn ones to be compared with."""
+    if len(data.held_out) < FEWEST:
+        raise ValueError(
+            f"'data' must have at least {FEWEST} held-out {data.modality.items} for a judge, got "
+            f"{len(data.held_out)}. Train on more, or with a larger --held-out-fraction."
+        )
+
+
 class _Seen(NamedTuple):
-    """What networks say of images, on the CPU: features ``(B, F)``, classes ``(B,)``, Inception's features or none."""
+    """What networks say of items, on the CPU: features ``(B, F)``, classes ``(B,)``, Inception's features or none."""
 
     features: Tensor
     classes: Tensor
@@ -132,22 +145,22 @@ class _Seen(NamedTuple):
 
 def _seen(classifier: Classifier, inception: Features | None, batches: Iterable[Tensor]) -> _Seen:
     parts = []
-    for images in batches:
-        known = torch.zeros(len(images), 0) if inception is None else inception(classifier.prepared(images)).cpu()
-        parts.append((*_looked_at(classifier, images), known))
+    for items in batches:
+        known = torch.zeros(len(items), 0) if inception is None else inception(classifier.prepared(items)).cpu()
+        parts.append((*_looked_at(classifier, items), known))
     return _Seen(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
-def _looked_at(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+def _looked_at(classifier: Classifier, items: Tensor) -> tuple[Tensor, Tensor]:
     """Features ``(B, F)`` and classes ``(B,)``, on the CPU."""
     device = next(classifier.parameters()).device
-    parts = [classifier.features(classifier.prepared(some.to(device))) for some in images.split(256)]
+    parts = [classifier.features(classifier.prepared(some.to(device))) for some in items.split(256)]
     features = torch.cat(parts)
     return features.cpu(), classifier.head(features.relu()).argmax(1).cpu()
 
 
 def nearest_real(classifier: Classifier, drawn: Tensor, items: Items) -> list[int]:
-    """For each drawn image the training image whose features are nearest: memorization shows there."""
+    """For each drawn item the training item whose features are nearest: memorization shows there."""
     real = torch.cat([_looked_at(classifier, batch.items)[0] for batch in held_out_batches(items, 256)])
     return nearest_neighbours(_looked_at(classifier, drawn)[0], real).tolist()
