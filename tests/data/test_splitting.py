@@ -80,7 +80,11 @@ def test_the_least_is_held_out_and_the_greatest_kept() -> None:
     assert held_out([low, high, low], 0.99) == [0, 2]
 
 
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan")])
+@pytest.mark.parametrize("fraction", [1, -0.1, float("nan")])
 def test_fraction_is_checked(fraction: float) -> None:
-    with pytest.raises(ValueError, match=r"'fraction' must lie in \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"'fraction' must lie in \[0, 1\)"):
         held_out(digests([1, 2]), fraction)
+
+
+def test_nothing_is_held_out_where_nothing_is_wanted() -> None:
+    assert held_out(digests([1, 2, 3]), 0) == []

@@ -3,7 +3,6 @@
 import inspect
 import json
 import math
-import warnings
 from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,7 +18,6 @@ from PIL import Image
 
 from gmvq.modalities import MODALITIES, Modality, Passage, Picture, Sound, described, fingerprint, from_description
 from gmvq.models import Autoencoder, AutoencoderConfig
-from gmvq.tokenization import join
 
 PERFECT = {
     **{"mse": 0, "mae": 0, "cosine": 1, "r2": 1, "mel_distance": 0, "si_sdr": 100},
@@ -30,13 +28,6 @@ STRIDE = 4
 
 members = pytest.mark.parametrize("name", MEMBERS)
 sequences = pytest.mark.parametrize("name", [name for name in MEMBERS if MEMBERS[name]().modality.signal.axes == 1])
-
-
-def loaded(modality, path, **options):
-    """Data at a path; that there is one item only is no fault here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*holds one ")
-        return modality.load(path, **options)
 
 
 def floats(member):
@@ -139,11 +130,10 @@ def test_what_is_written_is_loaded(tmp_path, name):
     modality, item, _ = member
     path = tmp_path / f"item{modality.suffix}"
     modality.write(path, [floats(member)])
-    data = loaded(modality, path)
+    data = modality.load(path, held_out_fraction=0)
     assert data.modality == modality
-    sides = [data.train] if data.train is data.held_out else [data.train, data.held_out]
-    # a single sequence may be cut in time
-    again = torch.cat([side[index] for side in sides for index in range(len(side))], -1)
+    assert data.held_out is data.train
+    (again,) = (data.train[index] for index in range(len(data.train)))
     assert (again.dtype, again.shape) == (item.dtype, item.shape)
     precision = 1 / 32768 if modality.signal.values == "signed" else 0  # WAV files have 16 bits
     assert (again.double() - item.double()).abs().max() <= precision
@@ -160,10 +150,9 @@ def test_several_items_in_one_file(tmp_path, name):
         assert not path.exists()
         return
     modality.write(path, items, columns=2)
-    data = loaded(modality, path)
+    again = modality.load(path, held_out_fraction=0).train
     if modality.several:
-        every = join(data)
-        assert sorted(every[index].tolist() for index in range(3)) == sorted(item.tolist() for item in items)
+        assert [again[index].tolist() for index in range(len(again))] == [item.tolist() for item in items]
 
 
 @members
@@ -181,6 +170,16 @@ def test_a_folder_of_files(tmp_path, name):
             data.signal.checked(side[index][None])
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert all(map(modality.recognizes, files))
+
+
+@members
+def test_nothing_is_held_out_where_nothing_is_wanted(tmp_path, name):
+    modality, _, write_folder = MEMBERS[name]()
+    write_folder(tmp_path)
+    whole, split = modality.load(tmp_path, held_out_fraction=0), modality.load(tmp_path, held_out_fraction=0.4)
+    assert whole.held_out is whole.train
+    assert sorted(whole.train.names) == sorted([*split.train.names, *split.held_out.names])
+    assert whole.labelled
 
 
 @members

@@ -208,8 +208,10 @@ def _check_tokenizer(folder: Path, part: type[torch.nn.Module], model: Autoencod
         )
 
 
-def foreign_data(source: Path, modality: Modality) -> Data:
-    """Data at a path by a model's modality, whatever their number."""
+def foreign_data(source: Path, modality: Modality, part: str = "all") -> Data:
+    """Data at a path by a model's modality, whatever their number; only for one side of a split are they split."""
+    if part == "all":
+        return modality.load(source, held_out_fraction=0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*holds one ")  # said for training, where one item is too few
         return modality.load(source)

@@ -54,7 +54,8 @@ def run(options: Options, command: str) -> dict[str, Any]:
     """Measures; the result has the metrics and how they were measured."""
     model = load_model(options.run, device_of(options.common.device))
     if options.data is not None:
-        data, source, part = foreign_data(options.data, model.modality), str(options.data), options.part or "all"
+        source, part = str(options.data), options.part or "all"
+        data = foreign_data(options.data, model.modality, part)
     else:
         config = read_run(options.run).data
         data, source, part = data_of_run(options.run, config), config.source, options.part or "held-out"

@@ -50,7 +50,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
     if options.out.is_dir():
         raise ValueError(f"'OUT' must be a file, and {options.out} is a folder. Write {options.out}/codes.safetensors.")
     model = load_model(options.run, device_of(options.common.device))
-    data = foreign_data(options.data, model.modality)
+    data = foreign_data(options.data, model.modality, options.part)
     items = part_of(data, options.part)
     with counting("Tokenizing", len(items)) as advance:
         info = tokenization.tokenize(model, items, options.out, batch_size=options.batch_size, on_progress=advance)

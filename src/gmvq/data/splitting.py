@@ -65,22 +65,23 @@ def held_out(digests: Sequence[bytes], fraction: float) -> list[int]:
 
     Args:
         digests: Digest of each item, see :func:`digest_of`.
-        fraction: Share to hold out, between 0 and 1; met on average, not exactly.
+        fraction: Share to hold out, below 1; met on average, not exactly. 0 holds none out.
 
     Returns:
-        Ascending indices, at least one and never all; empty if there are fewer than two distinct contents.
+        Ascending indices, at least one and never all; empty if there are fewer than two distinct contents, or the
+        fraction is 0.
 
     Raises:
-        ValueError: If ``fraction`` is not between 0 and 1.
+        ValueError: If ``fraction`` is below 0 or not below 1.
 
     Example:
         >>> held_out([bytes([value]) * 32 for value in (200, 10, 90, 10)], 0.1)
         [1, 3]
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"'fraction' must lie in (0, 1), got {fraction}. Take 0.1 to hold out a tenth.")
+    if not 0 <= fraction < 1:
+        raise ValueError(f"'fraction' must lie in [0, 1), got {fraction}. Take 0.1 to hold out a tenth.")
     distinct = sorted(set(digests))
-    if len(distinct) < 2:
+    if len(distinct) < 2 or not fraction:
         return []
     below = {digest for digest in distinct if int.from_bytes(digest[:8], "big") / 2**64 < fraction}
     chosen = (below or {distinct[0]}) - ({distinct[-1]} if len(below) == len(distinct) else set())

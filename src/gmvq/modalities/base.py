@@ -172,7 +172,8 @@ class Modality(ABC):
         Args:
             source: A file or a folder, where ``~`` is understood; or ``bundled:NAME`` for data that come with gmvq's
                 dependencies.
-            held_out_fraction: Share held out where the data have no split of their own; at least one item.
+            held_out_fraction: Share held out where the data have no split of their own; at least one item. 0 holds none
+                out and cuts no item: the items to learn from then stand for both sides.
             memory_bytes: Budget in bytes for keeping files' items in memory.
 
         Returns:
@@ -182,7 +183,8 @@ class Modality(ABC):
             FileNotFoundError: If nothing is at the path.
             ValueError: If nothing there can be read, or settings do not fit it.
         """
-        fraction("held_out_fraction", held_out_fraction, "The default is 0.1.", closed=False)
+        if held_out_fraction:
+            fraction("held_out_fraction", held_out_fraction, "The default is 0.1.", closed=False)
         path, name = Path(source).expanduser(), str(source).removeprefix(BUNDLED)
         if name != str(source) and not path.exists():
             if name not in self.bundled:
@@ -194,7 +196,7 @@ class Modality(ABC):
         data = self.read(path, held_out_fraction, memory_bytes)
         if data.skipped:
             warnings.warn(f"Skipped {len(data.skipped)} file(s) of '{path}': {listed(data.skipped)}.", stacklevel=2)
-        if data.train is data.held_out:
+        if held_out_fraction and data.train is data.held_out:
             repeated = "" if len(data.train) == 1 else ", repeated"
             warnings.warn(
                 f"'{path}' holds one {self.item}{repeated}, used for training and for evaluation: the metrics say "

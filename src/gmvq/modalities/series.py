@@ -250,8 +250,8 @@ def _runs(places: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 def _split(series: list[_Raw], name: str, fraction: float) -> list[list[_Raw]]:
-    """One series in time, several by their content; a single side if there is too little to cut."""
-    if len(series) == 1:
+    """One series in time, several by their content; a single side if there is nothing to hold out."""
+    if len(series) == 1 and fraction:
         length = series[0].values.shape[1]
         border = length - max(1, round(length * fraction))
         if border < 1:

@@ -71,7 +71,7 @@ def read_celeba(source: Path, side: int, channels: int | None = None, held_out_f
             the first), the folder of the images itself, or a zip of them.
         side: Height and width of the result in pixels, at most 140, or 70 for images of half the size.
         channels: 1, 3, 4 or None for 3.
-        held_out_fraction: Share held out where there is no partition; at least one image of several.
+        held_out_fraction: Share held out where there is no partition; at least one image of several, or none for 0.
 
     Returns:
         Images ``(N, C, side, side)``; both parts share one tensor. Skipped are files that are no images, have another
@@ -96,6 +96,8 @@ def read_celeba(source: Path, side: int, channels: int | None = None, held_out_f
 
 def _read_all(found: _Found, size: tuple[int, int], side: int, channels: int | None, held_out_fraction: float) -> Parts:
     images = _decode(found, sorted(found.faces), size, side, channels)
+    if not held_out_fraction:
+        return Parts(images, None, tuple(found.skipped))
     count = len(images)
     return _cut(images, count - min(max(1, round(count * held_out_fraction)), count - 1), found)
 

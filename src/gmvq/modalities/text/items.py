@@ -68,13 +68,13 @@ def split(entries: list[Entry], fraction: float, *, lines: bool) -> list[list[En
 
     Args:
         entries: All items.
-        fraction: Share to hold out.
+        fraction: Share to hold out, 0 for none.
         lines: Whether they are lines, which are not cut.
 
     Returns:
         Two sides, or one if there is too little to split.
     """
-    if len(entries) > 1 or lines:
+    if len(entries) > 1 or lines or not fraction:
         digests = [hashlib.sha256(entry.text.encode()).digest() for entry in entries]
         chosen = set(held_out(digests, fraction))
         sides = [[entry for place, entry in enumerate(entries) if (place in chosen) == side] for side in (False, True)]
