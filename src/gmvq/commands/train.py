@@ -24,7 +24,6 @@ from gmvq.stages.data import DataConfig
 from gmvq.stages.tokenizer import Run
 from gmvq.training import Training
 
-QuantizerName = Annotated[str, tyro.conf.arg(metavar="{" + ",".join(QUANTIZERS) + "}")]
 RecipeName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="{" + ",".join(recipes.RECIPES) + "}")]
 
 
@@ -96,12 +95,13 @@ def options_type() -> type[Any]:
         (each.name, Head.__annotations__[each.name], each) for each in dataclasses.fields(Head)
     ]
     hints = get_type_hints(Head, include_extras=True)
+    quantizer = Annotated[str, tyro.conf.arg(metavar="{" + ",".join(QUANTIZERS) + "}")]
     fields = [(name, hints[name], dataclasses.field(default=each.default)) for name, _, each in parts[1:]]
     nested = {
         "items": flags(DataConfig, ("source", "modality"), {"source": ""}),
         "settings": settings_type(),
         "model": flags(
-            AutoencoderConfig, ("modality", "quantizer_options"), {"modality": None}, {"quantizer": QuantizerName}
+            AutoencoderConfig, ("modality", "quantizer_options"), {"modality": None}, {"quantizer": quantizer}
         ),
         "training": flags(Training, ("device",), {}),
         "discriminator": _prefixed(AdversarialConfig, "discriminator_"),
