@@ -7,6 +7,7 @@ from gmvq import recipes
 from gmvq.commands import VERBS, parse
 from gmvq.commands.compare import data_of
 from gmvq.commands.train import run_of
+from gmvq.modalities import Series
 from gmvq.models import AdversarialConfig
 
 
@@ -61,6 +62,22 @@ def test_every_part_of_a_run_has_flags():
         run("photos", "--quantizer-options", "{")
     with pytest.raises(ValueError, match="have no such setting"):
         run("photos", "--label", "x")
+
+
+def test_a_setting_of_two_modalities_is_of_the_type_of_each():
+    assert type(run("speech", "--data", "x", "--rate", "8000").data.modality.rate) is int
+    assert run("series", "--rate", "0.5").data.modality == Series(rate=0.5)
+    assert run("series", "--rate", "50").data.modality == Series(rate=50.0)
+    with pytest.raises(ValueError, match="'rate' must be an integer"):
+        run("speech", "--data", "x", "--rate", "0.5")
+
+
+def test_what_is_learned_from_data_has_no_flag(capsys):
+    with pytest.raises(SystemExit):
+        parse("train", ["sentences", "--help"])
+    shown = capsys.readouterr().out
+    assert "--vocabulary-size" in shown
+    assert not any(f"{flag} " in shown for flag in ("--subwords", "--vocabulary", "--fill"))
 
 
 @pytest.mark.parametrize("verb", VERBS)

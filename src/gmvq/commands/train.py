@@ -57,11 +57,16 @@ class Head:
 
 
 def settings_type() -> type[Any]:
-    """A dataclass of the settings of all modalities that a flag can hold, each None unless it is given."""
+    """A dataclass of the settings of all modalities that a flag can hold, each None unless it is given.
+
+    A setting that several modalities have is of the types of all: ``--rate`` is an integer of recordings, any number of
+    series.
+    """
     found: dict[str, Any] = {}
     for kind in MODALITIES.values():
-        hints = flags(kind).__annotations__
-        found |= {name: hint for name, hint in hints.items() if _is_plain(hint)}
+        for name, hint in flags(kind, kind.learned).__annotations__.items():
+            if _is_plain(hint):
+                found[name] = found[name] | hint if name in found else hint
     parts = [(name, hint | None, dataclasses.field(default=None)) for name, hint in found.items()]
     made = dataclasses.make_dataclass("Settings", parts, frozen=True)
     documented = {name: _documented(name) for name in found}

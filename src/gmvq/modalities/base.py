@@ -138,6 +138,7 @@ class Modality(ABC):
         sample: What one place along its axes is called, as ``pixel``.
         wanted: What a path should lead to, as ``the path of a folder of images``.
         measures: The metrics of its distortion, explained.
+        learned: Settings that only data give, and that nobody types.
         bundled: Data that come with gmvq's dependencies, by name: functions of the modality.
         several: True if one such file holds any number of items: lines of a text, rows of a table.
         lays_out: True if :meth:`write` lays several items out in one file to look at, as a sheet of images.
@@ -151,6 +152,7 @@ class Modality(ABC):
     sample: ClassVar[str]
     wanted: ClassVar[str]
     measures: ClassVar[tuple[Measure, ...]] = ()
+    learned: ClassVar[tuple[str, ...]] = ()
     several: ClassVar[bool] = False
     lays_out: ClassVar[bool] = False
     bundled: ClassVar[Mapping[str, Callable[[Any], Data]]] = {}

@@ -87,6 +87,7 @@ class Vectors(Modality):
         "the path of a table whose rows are items (CSV, TSV, Parquet), of a .npy file of shape (N, C), or of a folder "
         "of them"
     )
+    learned: ClassVar[tuple[str, ...]] = ("fill",)
     several: ClassVar[bool] = True
     measures: ClassVar[tuple[Measure, ...]] = RealDistortion.measures
     bundled: ClassVar[Mapping[str, Callable[[Any], Data]]] = {}

@@ -66,6 +66,7 @@ class Text(Modality):
         "'text', or of a folder of them"
     )
     measures: ClassVar[tuple[Measure, ...]] = TextDistortion.measures
+    learned: ClassVar[tuple[str, ...]] = ("vocabulary", "subwords")
     several: ClassVar[bool] = True
     bundled: ClassVar[Mapping[str, Callable[[Any], Data]]] = {}
     window_size: ClassVar[int | None] = 64
