@@ -49,7 +49,7 @@ def short_table(table: Table) -> str:
     training = shared["run"]["training"]
     note = (
         f"K = {shared['codebook_size']}, the same network, likelihood, data and {training['steps']:,} steps of "
-        f"{training['batch_size']} images for all. {footnote(table.rows.values())} [All figures](results.md)."
+        f"{training['batch_size']} images for all. {footnote(table.rows.values())} [All measurements](results.md)."
     )
     return f"{markdown_table(header, [[NAMES[name], *cells] for name, cells in rows.items()])}\n\n{note}"
 
@@ -158,7 +158,7 @@ def pages() -> dict[Path, str]:
     search = json.loads((RESULTS / "search.json").read_text())
     defaults, guide = ((ROOT / page).read_text() for page in ("docs/gm-vq.md", "docs/which-quantizer.md"))
     results = [
-        "# Figures",
+        "# Measurements",
         "Written by `python benchmarks/tables.py` from `benchmarks/results/*.json`.",
         "## Quantizers in one network",
         f"`{compared.command}`",
