@@ -1,13 +1,16 @@
 """Sphinx settings: ``make docs``.
 
-The pages of ``api/`` are made of docstrings; the rest is Markdown. Nothing is fetched while they are built.
+The pages of ``api/`` are made of docstrings; the rest is Markdown. Nothing is fetched while they are built, or
+while they are read.
 """
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
 from importlib import metadata
+from pathlib import Path
 from typing import ClassVar
 
 from docutils import nodes
@@ -17,12 +20,26 @@ from sphinx.util.docutils import SphinxDirective
 
 from gmvq.__main__ import main
 
+
+def mathjax() -> Path:
+    """Finds MathJax in one file, which draws equations as SVG and so needs no fonts beside it.
+
+    Raises:
+        ModuleNotFoundError: If the package that brings it is not installed.
+    """
+    spec = importlib.util.find_spec("sphinx-mathjax-offline")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("The equations need sphinx-mathjax-offline: pip install 'gmvq[docs]', or make setup.")
+    return Path(spec.origin).parent / "static" / "mathjax" / "tex-svg.js"
+
+
 project = "gmvq"
 author = "The gmvq authors"
 release = metadata.version("gmvq")
 html_title = f"gmvq {release}"
 html_theme = "furo"
-html_static_path = ["_static"]
+html_static_path = ["_static", str(mathjax())]
+mathjax_path = mathjax().name
 html_css_files = ["wide.css"]
 html_show_copyright = False
 highlight_language = "none"  # a block without a language is a drawing; examples are known by their >>>

@@ -4,21 +4,30 @@ import importlib
 import importlib.util
 import inspect
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from torch import nn
 
 import gmvq
-from gmvq.__main__ import VERBS
+from gmvq.__main__ import main
 from gmvq.bibliography import citation
-from gmvq.quantizers import AbstractBottleneck, AbstractEstimator, ChannelFirst
+from gmvq.commands import VERBS
+from gmvq.modalities import MODALITIES
+from gmvq.priors import PRIORS
+from gmvq.quantizers import QUANTIZERS, AbstractBottleneck, AbstractEstimator, ChannelFirst
+from gmvq.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 API = DOCS / "api"
 PAGES = [path for pattern in ("*.md", "api/*.rst") for path in sorted(DOCS.glob(pattern))]
-ROOMS = ("gmvq", "gmvq.quantizers", "gmvq.models", "gmvq.metrics", "gmvq.training", "gmvq.tokenization")
+ROOMS = (
+    "gmvq",
+    *(f"gmvq.{room}" for room in ("quantizers", "models", "losses", "metrics", "data", "modalities", "priors")),
+    *(f"gmvq.{room}" for room in ("training", "tokenization", "reports", "stages", "experiments")),
+)
 """Packages whose public classes and functions are all documented."""
 
 
@@ -54,6 +63,16 @@ BOTTLENECKS = [found for found in OF_QUANTIZERS if issubclass(found, AbstractBot
 MODULES = [found for found in OF_QUANTIZERS if issubclass(found, nn.Module)]
 ESTIMATORS = [found for found in OF_QUANTIZERS if issubclass(found, AbstractEstimator)]
 named = {"ids": lambda found: found.__name__}
+
+
+def cells(page: str, header: str, place: int = 0) -> list[str]:
+    """The cells of a column of the table of a page whose header begins with some words."""
+    table = f"\n{(DOCS / page).read_text()}".split(f"\n| {header} |", 1)[1].split("\n\n")[0]
+    return [line.strip("|").split("|")[place].strip() for line in table.splitlines()[2:]]
+
+
+def names_in(text: str) -> list[str]:
+    return re.findall(r"`([\w-]+)`", text)
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -133,9 +152,64 @@ def test_the_quick_start_runs(capsys):
     assert "gmvq_yan2024" in capsys.readouterr().out
 
 
+def test_the_modality_of_the_page_is_found_by_every_verb(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    try:
+        for block in re.findall(r"```python\n(.*?)```", (DOCS / "modalities.md").read_text(), flags=re.DOTALL):
+            exec(block, names)
+        genes = (f">{place}\n{'GATTACA' * (3 + place % 5)}\n{'ACGT' * place}\n" for place in range(20))
+        (tmp_path / "some.fasta").write_text("".join(genes))
+        size = "--width 16 --depth 1 --heads 2"
+        for command in (
+            "train folder --data some.fasta --steps 2 --width 8 --batch-size 4",
+            "evaluate runs/folder",
+            "tokenize runs/folder some.fasta codes.safetensors",
+            "detokenize runs/folder codes.safetensors decoded.fasta",
+            f"fit-prior runs/folder --prior masked --steps 2 --batch-size 4 {size}",
+            "sample runs/folder -n 1 --out drawn.fasta",
+            "complete runs/folder 0 completed",
+        ):
+            assert main(command.split()) == 0, command
+        assert (tmp_path / "decoded.fasta").read_text().count(">") == 20
+        assert (tmp_path / "drawn.fasta").read_text().startswith(">0\n")
+    finally:
+        MODALITIES.pop("genes", None)
+
+
+def test_tables_list_what_the_code_lists():
+    assert sorted(cells("modalities.md", "`--data` holds", 1)) == sorted(f"`{kind}`" for kind in MODALITIES)
+    assert cells("quick-start.md", "Recipe") == [f"`{name}`" for name in RECIPES]
+    assert [name for cell in cells("generation.md", "`--prior`") for name in names_in(cell)] == list(PRIORS)
+    assert cells("which-quantizer.md", "`--quantizer`") == [f"`{name}`" for name in QUANTIZERS]
+    assert cells("which-quantizer.md", "`--quantizer`", 1) == [preset.title for preset in QUANTIZERS.values()]
+
+
+def test_the_page_of_modalities_has_their_settings_and_bundled_data():
+    page = (DOCS / "modalities.md").read_text()
+    kinds = [MODALITIES[kind] for cell in cells("modalities.md", "`--data` holds", 1) for kind in names_in(cell)]
+    bundled = cells("modalities.md", "`--data` holds", 7)
+    assert [names_in(cell) for cell in bundled] == [list(kind.bundled) for kind in kinds]
+    tables = page.split("\n| Setting |")[1:]
+    rows = [re.findall(r"^\| (`.+?) \|", table.split("\n\n")[0], flags=re.MULTILINE) for table in tables]
+    said = [{name for row in table for name in names_in(row)} for table in rows]
+    assert said == [{field.name for field in fields(kind)} for kind in kinds]
+
+
 def test_every_verb_has_its_section():
     page = (API / "command-line.rst").read_text()
     assert re.findall(r"^\.\. command-help:: ([\w-]+)$", page, flags=re.MULTILINE) == list(VERBS)
+
+
+def test_equations_need_no_network():
+    pytest.importorskip("sphinx")
+    if importlib.util.find_spec("sphinx-mathjax-offline") is None:
+        pytest.skip("of the extra docs")
+    spec = importlib.util.spec_from_file_location("conf", DOCS / "conf.py")
+    conf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    assert conf.mathjax_path in [Path(path).name for path in conf.html_static_path]
+    assert conf.mathjax().stat().st_size > 1 << 20
 
 
 def test_the_laws_are_those_of_the_tests():
