@@ -239,20 +239,12 @@ def _bound(
             albo += float(aggregated_bound(log_likelihood, distance, categorical).sum())
         dimensions += batch.numel()
     has_albo = isinstance(bottleneck, GaussianMixtureQuantizer) and aggregated is not None
-    return _Bounds(
-        bits_per_dimension(elbo, dimensions),
-        bits_per_dimension(iwae, dimensions),
-        bits_per_dimension(albo, dimensions) if has_albo else None,
-    )
+    bounds = (bits_per_dimension(nats, dimensions) for nats in (elbo, iwae, albo))
+    return _Bounds(*bounds) if has_albo else _Bounds(*bounds)._replace(albo=None)
 
 
 def _draws(
-    model: Autoencoder,
-    items: Tensor,
-    latents: Tensor,
-    samples: int,
-    generator: torch.Generator,
-    on_draw: OnProgress,
+    model: Autoencoder, items: Tensor, latents: Tensor, samples: int, generator: torch.Generator, on_draw: OnProgress
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Nats log p(x | z_s), log p(z_s) and log q(z_s | x), each ``(S, B)``, one draw after the other."""
     size = model.signal.size(items)
@@ -324,12 +316,7 @@ def use_of(statistics: CompositeStatistics | None) -> dict[str, float | None]:
 
 
 def _protocol(
-    model: Autoencoder,
-    hard: Distortion,
-    metrics: dict[str, float | None],
-    samples: int,
-    batch_size: int,
-    seed: int,
+    model: Autoencoder, hard: Distortion, metrics: dict[str, float | None], samples: int, batch_size: int, seed: int
 ) -> str:
     device, items = model.device, model.modality.items
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -352,7 +339,7 @@ def _protocol(
         sentences.append(f"ALBO takes the aggregated posterior of all {items}, and is not always a bound.")
     sentences.append(
         f"Time is that of encoding and decoding hard codes in batches of up to {batch_size} {items} on {where}, "
-        f"{torch.get_num_threads()} CPU threads, PyTorch {torch.__version__}."
+        f"CPU threads: {torch.get_num_threads()}, PyTorch {torch.__version__}."
     )
     return " ".join(sentences)
 

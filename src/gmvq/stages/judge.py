@@ -81,14 +81,7 @@ def judge(
     Raises:
         ValueError: If fewer than 4 items are to be drawn or are held out, or the real ones are of another size.
     """
-    check_enough(data)
-    if {*data.train.sizes, *data.held_out.sizes} != {generator.size}:
-        size, kind = "x".join(map(str, generator.size[::-1])), data.modality
-        raise ValueError(f"'data' must be {kind.items} of {size} {kind.sample}s, as they are drawn. Cut them.")
-    if inception is not None and (data.signal.axes != 2 or data.signal.channels not in (1, 3)):
-        raise ValueError(
-            f"'data' must be gray or RGB for FID and KID, got {data.signal.channels} channels. Leave them out."
-        )
+    _check(generator, data, inception)
     classes = generator.prior.shape.classes
     labels = torch.arange(number) % max(1, classes)
     device = generator.prior.device
@@ -124,6 +117,18 @@ def judge(
         of_drawn, of_again = (measure_realism(seen["real"].known, seen[name].known) for name in ("drawn", "again"))
         found |= {"fid": of_drawn.frechet, "kid": of_drawn.kernel, "reconstructed_fid": of_again.frechet}
     return Verdict(found, torch.cat(kept))
+
+
+def _check(generator: Generator, data: Data, inception: Features | None) -> None:
+    """Refuses real items that drawn ones cannot be compared with."""
+    check_enough(data)
+    if {*data.train.sizes, *data.held_out.sizes} != {generator.size}:
+        size, kind = "x".join(map(str, generator.size[::-1])), data.modality
+        raise ValueError(f"'data' must be {kind.items} of {size} {kind.sample}s, as they are drawn. Cut them.")
+    if inception is not None and (data.signal.axes != 2 or data.signal.channels not in (1, 3)):
+        raise ValueError(
+            f"'data' must be gray or RGB for FID and KID, got {data.signal.channels} channels. Leave them out."
+        )
 
 
 def check_enough(data: Data) -> None:
