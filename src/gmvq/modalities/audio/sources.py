@@ -9,14 +9,10 @@
 
 from __future__ import annotations
 
-import lzma
 import os
 import re
-import tarfile
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
@@ -28,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gmvq.data import archives
 from gmvq.data.finding import find_files, is_visible
 from gmvq.data.items import ArrayItems, FileItems, Items, Skipped
 from gmvq.data.labels import HELD_OUT_FOLDERS, TRAIN_FOLDERS, Labels, labels_of, split_folders
@@ -43,8 +40,6 @@ from gmvq.modalities.audio.decoding import (
     read_header,
 )
 from gmvq.modalities.base import listed
-
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
 
 _SPOKEN_DIGIT = re.compile(r"(\d)_[a-z]+_(\d+)\.wav")
 _OFFICIAL_TEST = 5
@@ -114,7 +109,8 @@ def read_source(
 ) -> Recordings:
     """Reads recordings from a path and splits them.
 
-    Every file is decoded once, so that damaged ones are known now. The split is that of a ``train`` and a ``test`` (or
+    A folder whose recordings are all in one archive stands for it. Every file is decoded once, so that damaged ones are
+    known now. The split is that of a ``train`` and a ``test`` (or
     ``val``, ``valid``) folder, or the official one of the Free Spoken Digit Dataset; otherwise some are held out by
     their content. Labels are those of folders or of a table, see :func:`gmvq.data.labels.labels_of`, or the digits of
     that data set; a table within an archive is not read.
@@ -152,14 +148,11 @@ def read_source(
     return Recordings(_name(path), *_cut(items, tested), rate, channels, tuple(sorted(files.skipped)), classes)
 
 
-def is_archive(path: Path) -> bool:
-    """Whether a file is an archive by its name."""
-    return path.name.lower().endswith(ARCHIVES)
-
-
 def _find(path: Path, memory_bytes: int) -> _Files:
     """The files of recordings at a path."""
     if path.is_dir():
+        if (archive := _lone_archive(path)) is not None:
+            return _unpacked(archive, memory_bytes)
         skipped: list[Skipped] = []
         sides: list[list[Path]] = []
         for side in split_folders(path) or (path,):
@@ -168,13 +161,27 @@ def _find(path: Path, memory_bytes: int) -> _Files:
         return _Files(path, sides, skipped)
     if not path.is_file():
         raise ValueError(f"'{path}' is no regular file. Pass the path of a recording or of a folder of them.")
-    if is_archive(path):
+    if archives.is_archive(path):
         return _unpacked(path, memory_bytes)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         reason = UNREADABLE.get(suffix, f"recordings end in {COMMON_SUFFIXES} or another suffix that libsndfile knows")
         raise ValueError(f"Cannot read '{path}' as sound: {reason}. Pass another file, or a folder of recordings.")
     return _Files(path.parent, [[path]], [])
+
+
+def _lone_archive(folder: Path) -> Path | None:
+    """The only archive of a folder that has no recordings beside it."""
+    packed = [each for each in _others(folder) if archives.is_archive(each)]
+    if len(packed) != 1 or find_files(folder, lambda each: each.suffix.lower() in SUFFIXES, []):
+        return None
+    return packed[0]
+
+
+def _others(folder: Path) -> list[Path]:
+    """Files directly in a folder that may hold recordings and are none: archives and arrays."""
+    files = (each for each in folder.iterdir() if each.is_file() and is_visible(each.name))
+    return [each for each in files if archives.is_archive(each) or each.suffix.lower() == ".npy"]
 
 
 def _readable(found: Sequence[Path], skipped: list[Skipped], place: Path) -> list[Path]:
@@ -187,7 +194,7 @@ def _readable(found: Sequence[Path], skipped: list[Skipped], place: Path) -> lis
         raise ValueError(f"No recording in '{place}' can be read. Skipped: {listed(skipped)}. Check the files.")
     hint = ""
     if place.is_dir():
-        others = sorted(each.name for each in place.iterdir() if is_archive(each) or each.suffix.lower() == ".npy")[:3]
+        others = sorted(each.name for each in _others(place))[:3]
         hint = f" It holds {', '.join(others)}: pass the path of one of these." if others else ""
     raise ValueError(
         f"No recordings in '{place}'. Looked, in nested folders too, for files that end in {COMMON_SUFFIXES} or "
@@ -201,9 +208,9 @@ def _unpacked(path: Path, memory_bytes: int) -> _Files:
     looked: list[Path] = []
     left = memory_bytes
     try:
-        for name, size, content in _members(path):
+        for name, size, content in archives.members(path):
             member = path / name.lstrip("/")
-            if not all(is_visible(part) for part in PurePosixPath(name).parts if part not in (".", "..", "/")):
+            if not archives.is_seen(name):
                 continue
             if member.suffix.lower() in UNREADABLE:
                 looked.append(member)
@@ -217,7 +224,7 @@ def _unpacked(path: Path, memory_bytes: int) -> _Files:
                 )
             looked.append(member)
             contents[member] = content()
-    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
+    except archives.DAMAGED as error:
         raise ValueError(f"Cannot read the archive '{path}': {error}. Unpack it, and pass the folder.") from error
     skipped: list[Skipped] = []
     found = sorted(_readable(looked, skipped, path))
@@ -232,21 +239,6 @@ def _unpacked(path: Path, memory_bytes: int) -> _Files:
         for names in (TRAIN_FOLDERS, HELD_OUT_FOLDERS)
     ]
     return _Files(path, sides if all(sides) else [found], skipped, contents)
-
-
-def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    """Name, size in bytes and content of each file of an archive."""
-    if path.suffix.lower() == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if not entry.is_dir():
-                    yield entry.filename, entry.file_size, partial(archive.read, entry)
-        return
-    with tarfile.open(path, "r|*") as archive:
-        for member in archive:
-            stream = archive.extractfile(member) if member.isreg() else None
-            if stream is not None:
-                yield member.name, member.size, stream.read
 
 
 def _common(headers: Sequence[Header], rate: int | None, channels: int | None) -> tuple[int, int]:
