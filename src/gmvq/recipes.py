@@ -10,8 +10,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from gmvq.checks import one_of
-from gmvq.modalities import MODALITIES, Audio, Data, Image, Modality, Series, Text, Vectors
+from gmvq.modalities import Audio, Data, Image, Series, Text, Vectors
+from gmvq.modalities.recognition import recognized
 from gmvq.models import AutoencoderConfig
 from gmvq.stages.data import DataConfig
 from gmvq.stages.tokenizer import Run, TokenizerStage
@@ -29,8 +28,6 @@ from gmvq.training import Training
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 FASHION_MNIST_URL = "https://github.com/zalandoresearch/fashion-mnist"
 CELEBA_URL = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
-_LOOKED_AT = 5000
-"""Files of a folder whose names say what it holds."""
 
 
 def run(
@@ -136,6 +133,8 @@ def table(source: str | Path = "bundled:breast-cancer") -> Run:
 def folder(source: str | Path) -> Run:
     """Your own data, of the kind that most files there look like, in windows and tokens as are usual for it.
 
+    See :func:`gmvq.modalities.recognition.recognized` for how their kind is told.
+
     Args:
         source: A folder, flat or nested, or one file.
 
@@ -147,29 +146,6 @@ def folder(source: str | Path) -> Run:
     data = DataConfig(str(source), modality, size=modality.window_size, mirror=modality.kind == Image.kind)
     model = AutoencoderConfig(modality=None, downsampling=modality.downsampling)
     return Run("folder", data, model, Training(steps=1500, batch_size=32))
-
-
-def recognized(source: Path) -> Modality:
-    """The modality of a file, or of most files in a folder, by their names.
-
-    Raises:
-        FileNotFoundError: If there is nothing at the path.
-        ValueError: If no file there looks like data of any kind.
-    """
-    if not source.exists():
-        raise FileNotFoundError(f"There is nothing at '{source}' (looked from '{Path.cwd()}'). Check the path.")
-    files = (path for path in source.rglob("*") if path.is_file()) if source.is_dir() else iter([source])
-    kinds = {kind: modality() for kind, modality in MODALITIES.items()}
-    votes = Counter(
-        kind
-        for path in itertools.islice(files, _LOOKED_AT)
-        for kind, modality in kinds.items()
-        if modality.recognizes(path)
-    )
-    if not votes:
-        wanted = "; or ".join(modality.wanted for modality in kinds.values())
-        raise ValueError(f"No file at '{source}' looks like data of any kind. Give {wanted}.")
-    return kinds[votes.most_common(1)[0][0]]
 
 
 class Recipe(NamedTuple):
@@ -209,6 +185,10 @@ RECIPES: dict[str, Recipe] = {
     "folder": Recipe(folder, "a file or a folder of images, recordings, texts, series or tables"),
 }
 """All recipes by name: the one list."""
+
+
+OF_KIND = {"image": "photos", "audio": "speech", "text": "sentences", "series": "series", "vectors": "table"}
+"""The recipe that takes data for a certain kind, whatever they look like."""
 
 
 def make(name: str, source: str | Path | None = None) -> Run:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -226,8 +227,14 @@ def run_of(options: Any) -> Run:  # noqa: ANN401
 def run(options: Any, command: str) -> dict[str, Any]:  # noqa: ANN401
     """Trains; the result has the run's folder, its metrics and its report."""
     out = options.out if options.out is not None else Path("runs") / options.recipe
+    recipe = run_of(options)
+    if options.recipe == "folder":
+        modality = recipe.data.modality
+        others = [name for kind, name in recipes.OF_KIND.items() if kind != modality.kind]
+        text = f"{options.data} is taken for {modality.items}. For another kind, name {', '.join(others[:-1])} or "
+        say(Console(file=sys.stderr), f"{text}{others[-1]} in place of folder.")
     how = {"resume": options.resume, "overwrite": options.overwrite, "command": command}
-    metrics = recipes.run(run_of(options), out, **how)
+    metrics = recipes.run(recipe, out, **how)
     return {"run": str(out), "metrics": metrics, "report": str(out / "report.html")}
 
 

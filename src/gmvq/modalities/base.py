@@ -225,6 +225,14 @@ class Modality(ABC):
     def recognizes(self, source: Path) -> bool:
         """Whether a file, or what a folder mostly holds, looks like this kind of data, by names alone."""
 
+    def suits(self, file: Path) -> bool:
+        """Whether a file whose name other kinds recognize, too, holds this one: looked into as little as can be.
+
+        Raises:
+            ValueError: If it cannot be read.
+        """
+        return True
+
     @abstractmethod
     def window(self, item: Tensor, size: int | None, chance: NDArray[np.float64]) -> Tensor:
         """Cuts an item for training.

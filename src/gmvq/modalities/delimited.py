@@ -88,7 +88,7 @@ class Table(NamedTuple):
         return named and 0 not in self.strange and bool((np.diff(self.values[:, 0]) == 1).all())
 
 
-def read_text(path: Path, keep: Collection[str] = ()) -> Table:
+def read_text(path: Path, keep: Collection[str] = (), most: int | None = None) -> Table:
     """Reads a table of text: columns apart by commas, semicolons, tabs or spaces, with or without a header.
 
     Numbers have points, or commas where these do not part the columns. Comments before the table begin with ``#``.
@@ -96,6 +96,7 @@ def read_text(path: Path, keep: Collection[str] = ()) -> Table:
     Args:
         path: The file, plain or packed.
         keep: Names in lower case of columns whose text is wanted; that of a first column of text is always kept.
+        most: Rows to read; None for all.
 
     Raises:
         TableError: If it is damaged, empty, too large, or its rows differ in length.
@@ -105,7 +106,7 @@ def read_text(path: Path, keep: Collection[str] = ()) -> Table:
         if not sample:
             raise TableError(path, "it is empty")
         try:
-            table = _table_of(sample, lines, keep, path)
+            table = _table_of(sample, lines, keep, path, most)
         except csv.Error as error:
             raise TableError(path, f"it is no table of text: {error}") from error
     last = len(table.names) - 1
@@ -176,7 +177,7 @@ def _first_lines(lines: Iterator[str]) -> list[str]:
     return sample
 
 
-def _table_of(sample: list[str], lines: Iterator[str], keep: Collection[str], path: Path) -> Table:
+def _table_of(sample: list[str], lines: Iterator[str], keep: Collection[str], path: Path, most: int | None) -> Table:
     """The table of a file, by the form of its first lines."""
     delimiter = _delimiter(sample)
     head = list(_split(sample, delimiter))
@@ -186,7 +187,7 @@ def _table_of(sample: list[str], lines: Iterator[str], keep: Collection[str], pa
     if _is_header(head, comma):
         names = tuple(cleaned(name) for name in next(rows))
     kept = {place for place, name in enumerate(names) if name.lower() in keep}
-    return _parsed(rows, names, kept, comma, path)
+    return _parsed(islice(rows, most), names, kept, comma, path)
 
 
 def _delimiter(sample: list[str]) -> str | None:

@@ -31,7 +31,7 @@ from gmvq.modalities.charts import code_strip, curves
 from gmvq.modalities.delimited import TableError
 from gmvq.modalities.gathering import gather, has_side
 from gmvq.modalities.installed import package_folder
-from gmvq.modalities.series_files import SERIES_SUFFIXES, read_series
+from gmvq.modalities.series_files import SERIES_SUFFIXES, looks_like_series, read_series
 from gmvq.modalities.tables import check_names, classes_of, columns, read_table, stem_of, suffix_of, write_numbers
 from gmvq.types import Signal
 
@@ -111,6 +111,10 @@ class Series(Modality):
         return suffix_of(source) in SERIES_SUFFIXES or (
             suffix_of(source) == ".txt" and has_side(source) and "_" in source.name
         )
+
+    def suits(self, file: Path) -> bool:
+        """Whether its rows are steps in time, or it is a collection of series."""
+        return looks_like_series(file)
 
     def window(self, item: Tensor, size: int | None, chance: NDArray[np.float64]) -> Tensor:
         """A stretch of consecutive steps; shorter series whole, and never mirrored."""

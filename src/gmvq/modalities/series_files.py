@@ -23,6 +23,7 @@ from gmvq.modalities.tables import (
     TABLE_SUFFIXES,
     columns,
     default_names,
+    first_rows,
     in_float32,
     read_array,
     read_table,
@@ -33,6 +34,8 @@ SERIES_SUFFIXES = (".ts", *TABLE_SUFFIXES)
 _FEWEST_STEPS = 8
 """An array (N, C, T) of fewer steps than this and than channels is taken for (N, T, C) in error."""
 _TIME_NAME = re.compile(r"|t|index|step|id|year|unnamed: 0|.*(date|time).*", re.I)
+_COUNTERS = ("", "index", "id", "unnamed: 0")
+"""Those of them that number rows of any kind."""
 _TIME = re.compile(r"\d{1,4}[-/.:]\w")
 _STEP_LABELS = frozenset(LABEL_NAMES) - {"target"}
 
@@ -95,6 +98,33 @@ def read_series(path: Path, names: tuple[str, ...] | None) -> Found:
     return Found(chosen.names, [series], rate=clock.rate, notes=notes + clock.notes)
 
 
+def looks_like_series(path: Path) -> bool:
+    """Whether a file holds series: a table whose rows have times, evenly spaced or without classes beside them.
+
+    Arrays of one axis are series, and of three, (N, C, T); those of two are rows.
+
+    Raises:
+        TableError: If it cannot be read.
+    """
+    if suffix_of(path) == ".npy":
+        return read_array(path).ndim in (1, 3)
+    if suffix_of(path) not in TABLE_SUFFIXES:
+        return True
+    table = first_rows(path)
+    if has_side(path) and _has_classes(table):
+        return True
+    names = [name.lower() for name in table.names]
+    rest = [place for place in range(1, len(names)) if names[place] not in _STEP_LABELS and not table.is_text(place)]
+    clock = _clock(table)
+    if not clock.leave or clock.notes or not rest or names[0] in _COUNTERS:
+        return False
+    steps = _steps_between_dates(table) if table.is_text(0) else np.diff(table.values[:, 0])
+    if steps is None and not _TIME_NAME.fullmatch(names[0]):
+        return False  # what begins like a date may be the number of a part
+    is_even = steps is not None and len(steps) > 1 and bool(np.isclose(steps, steps[0]).all())
+    return is_even or not any(name in LABEL_NAMES for name in names)
+
+
 def trimmed(series: NDArray[np.float32]) -> NDArray[np.float32]:
     """A series of a collection without the gaps at its end, which fill it up to the longest one."""
     places = np.flatnonzero(~np.isnan(series).all(0))
@@ -155,19 +185,24 @@ def _clock(table: Table) -> _Clock:
         return _Clock()
     if not (_TIME_NAME.fullmatch(name) and name) and not _TIME.match(table.strange[0].cell):
         return _Clock()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of time zones, which numpy drops
-            steps = np.diff(np.array(table.texts[0], "datetime64[us]")).astype(np.int64)
-    except (ValueError, UserWarning, DeprecationWarning):  # written in another way: the rows may still be in order
-        return _Clock(frozenset({0}))
-    if len(steps) == 0:
+    steps = _steps_between_dates(table)
+    if steps is None or len(steps) == 0:  # if they are written in another way, the rows may still be in order
         return _Clock(frozenset({0}))
     falls = bool((steps < 0).all())
     if not falls and not (steps > 0).all():
         return _Clock(frozenset({0}), notes=(f"the times '{name}', which do not rise: rows are taken as they come",))
     even = bool((steps == steps[0]).all())
     return _Clock(frozenset({0}), 1e6 / abs(int(steps[0])) if even else None, -1 if falls else 1)
+
+
+def _steps_between_dates(table: Table) -> NDArray[np.int64] | None:
+    """Microseconds between the dates of the first column; None where they are written in another way than ISO 8601."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of time zones, which numpy drops
+            return np.diff(np.array(table.texts[0], "datetime64[us]")).astype(np.int64)
+    except (ValueError, UserWarning, DeprecationWarning):
+        return None
 
 
 def _read_ts(path: Path, names: tuple[str, ...] | None) -> Found:

@@ -91,6 +91,11 @@ def read_table(path: Path, *, keep: Collection[str] = (), lists: bool = False) -
     return read_parquet(path, keep, lists=lists) if suffix in PARQUET else read_text(path, keep)
 
 
+def first_rows(path: Path, most: int = 200) -> Table:
+    """The first rows of a table of text or of a Parquet file, see :func:`read_table`."""
+    return read_parquet(path, most=most) if suffix_of(path) in PARQUET else read_text(path, most=most)
+
+
 def columns(table: Table, path: Path, names: tuple[str, ...] | None, leave: Collection[int] = ()) -> Columns:
     """The columns of numbers of a table.
 
@@ -193,8 +198,8 @@ def table_of(array: NDArray[Any], path: Path) -> Table:
     return Table(("",) * array.shape[1], array, {}, {})
 
 
-def read_parquet(path: Path, keep: Collection[str] = (), *, lists: bool = False) -> Table:
-    """Reads a Parquet file, see :func:`read_table`.
+def read_parquet(path: Path, keep: Collection[str] = (), *, lists: bool = False, most: int | None = None) -> Table:
+    """Reads a Parquet file, or its first rows, see :func:`read_table`.
 
     Raises:
         TableError: If it is damaged, empty or too large.
@@ -209,7 +214,7 @@ def read_parquet(path: Path, keep: Collection[str] = (), *, lists: bool = False)
         size = file.metadata.num_rows * max(1, file.metadata.num_columns)
         if not 0 < size <= MOST_VALUES:
             raise TableError(path, f"it must hold 1 to {MOST_VALUES} values, got {size}")
-        data = file.read()
+        data = file.read() if most is None else _first_of(file, most)
     except (OSError, ArrowException) as error:
         raise TableError(path, f"it is no Parquet file, or damaged: {cleaned(str(error))}") from error
     names: list[str] = []
@@ -270,6 +275,13 @@ def _places(names: tuple[str, ...], have: list[str], numeric: list[int], named: 
     if not named:
         raise TableError(path, f"it has {len(numeric)} columns of numbers instead of {len(names)}")
     raise TableError(path, f"it has no column {', '.join(map(repr, missing[:4]))} among {found}")
+
+
+def _first_of(file: Any, most: int) -> Any:  # noqa: ANN401
+    """The first rows of an open Parquet file."""
+    from pyarrow import Table as ArrowTable
+
+    return ArrowTable.from_batches([next(file.iter_batches(most))], file.schema_arrow)
 
 
 def _numbers_of(column: Any, lists: bool) -> NDArray[np.float64] | None:  # noqa: ANN401

@@ -20,10 +20,14 @@ from gmvq.modalities.base import Data, Exhibit, Modality, register
 from gmvq.modalities.image.bundled import digits, photographs
 from gmvq.modalities.image.celeba import check_side
 from gmvq.modalities.image.decoding import CHANNEL_CHOICES, IMAGE_SUFFIXES, check_maximum
+from gmvq.modalities.image.formats import is_idx
 from gmvq.modalities.image.pictures import code_picture, item_picture, sheet, write_image
 from gmvq.modalities.image.sources import read_source
+from gmvq.modalities.tables import read_array
 from gmvq.types import Signal
 
+ARRAY_SUFFIXES = (".npy", ".npz")
+"""Endings of files of arrays that may be images."""
 PNG_CHANNELS = 4
 """Most channels of a PNG file."""
 
@@ -90,7 +94,15 @@ class Image(Modality):
         return self._checked(data)
 
     def recognizes(self, source: Path) -> bool:  # noqa: D102
-        return source.suffix.lower() in IMAGE_SUFFIXES
+        suffix = source.suffix.lower()
+        return suffix in IMAGE_SUFFIXES or suffix in ARRAY_SUFFIXES or is_idx(source)
+
+    def suits(self, file: Path) -> bool:
+        """Whether an array has the values and axes of images, which are bytes (N, H, W) or (N, H, W, C)."""
+        if file.suffix.lower() != ".npy":
+            return True
+        array = read_array(file)
+        return array.dtype == np.uint8 and array.ndim in (3, 4)
 
     def window(self, item: Tensor, size: int | None, chance: NDArray[np.float64]) -> Tensor:
         """A square crop; smaller images are continued by reflection, and below 1/2 mirrored left to right."""

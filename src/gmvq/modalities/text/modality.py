@@ -24,11 +24,12 @@ from gmvq.data.writing import write_atomically
 from gmvq.metrics.base import Measure
 from gmvq.metrics.text import TextDistortion
 from gmvq.modalities.base import Data, Exhibit, Modality, register
-from gmvq.modalities.tables import suffix_of
-from gmvq.modalities.text.files import Entry, Texts, has_side, read_texts
+from gmvq.modalities.tables import first_rows, suffix_of
+from gmvq.modalities.text.files import TEXT_SUFFIXES, Entry, Texts, has_side, read_texts
 from gmvq.modalities.text.items import TextItems, encoded, labels_of_texts, parted, split
 from gmvq.modalities.text.manual import manual_sentences
 from gmvq.modalities.text.passages import code_passage, passages
+from gmvq.modalities.text.rows import TEXT_COLUMN
 from gmvq.modalities.text.symbols import BYTES, AbstractAlphabet, Characters, Subwords
 from gmvq.types import Signal
 
@@ -142,7 +143,11 @@ class Text(Modality):
         return self._data(texts, path if path.is_dir() else None, held_out_fraction, memory_bytes)
 
     def recognizes(self, source: Path) -> bool:  # noqa: D102
-        return suffix_of(source) in (".txt", ".jsonl") or has_side(source)
+        return suffix_of(source) in TEXT_SUFFIXES or has_side(source)
+
+    def suits(self, file: Path) -> bool:
+        """Whether a table has a column of texts."""
+        return suffix_of(file) not in (".csv", ".tsv") or TEXT_COLUMN in map(str.lower, first_rows(file).names)
 
     def window(self, item: Tensor, size: int | None, chance: NDArray[np.float64]) -> Tensor:
         """A stretch of consecutive symbols; shorter texts whole."""
