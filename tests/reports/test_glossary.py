@@ -7,7 +7,7 @@ def test_every_explanation_can_be_shown():
     for key, measure in glossary.MEASURES.items():
         assert glossary.measure(key) is measure
         assert measure.shown(0.5)
-        assert measure.good.format(codes="1", nats="2")[-1:] in (".", "")
+        assert measure.good.format(codes="1", nats="2", share="100 %")[-1:] in (".", "")
 
 
 def test_a_distance_is_explained_by_the_modality_at_hand():

@@ -17,7 +17,8 @@ class Measure(NamedTuple):
         name: Its name for a reader.
         unit: Its unit, empty for pure numbers.
         meaning: What it says.
-        good: How a good one looks; ``{codes}`` stands for the size of the codebook, ``{nats}`` for its logarithm.
+        good: How a good one looks; ``{codes}`` stands for the codes that can be in use, ``{share}`` for their share of
+            the codebook, and ``{nats}`` for the logarithm of its size.
         form: Format specification of the number.
         scale: What the number is multiplied with to be in ``unit``.
     """

@@ -122,6 +122,12 @@ def count_codes(model: Autoencoder, items: Items) -> CompositeStatistics:
     return statistics
 
 
+def reach_of(statistics: CompositeStatistics) -> float:
+    """Share of the codes that as many tokens as were counted can have, at most 1."""
+    places = statistics.places
+    return min(1.0, sum(place.total for place in places) / sum(place.codebook_size for place in places))
+
+
 def map_section(shown: list[Shown]) -> dict[str, Any]:
     """Maps of codes and of the posterior's entropy for the items that are shown."""
     largest = max((float(each.entropy.max()) for each in shown if each.entropy is not None), default=0.0)
@@ -161,7 +167,7 @@ def codebook_section(model: Autoencoder, statistics: CompositeStatistics) -> dic
         "facts": [
             ("Codes", " + ".join(f"{place.codebook_size:,}" for place in places)),
             ("Used", f"{used:,} ({100 * used / size:.1f} %)"),
-            ("Dead", f"{size - used:,}"),
+            ("Dead" if reach_of(statistics) >= 1 else "Never used, by so few tokens", f"{size - used:,}"),
             ("Perplexity", perplexities),
             ("Counted over", f"{places[0].total:,} tokens"),
         ],

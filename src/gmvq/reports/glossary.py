@@ -8,7 +8,7 @@ from gmvq.metrics.base import Measure
 
 CODES = (
     Measure("usage", "Codes in use", "%", "Share of the codebook that held-out data chose at least once.",
-            "Near 100 %; far below it, the codebook has collapsed.", ".1f", 100.0),
+            "Near {share}; far below it, the codebook has collapsed.", ".1f", 100.0),
     Measure("used_codes", "Codes used", "", "Number of codes that held-out data chose at least once.",
             "Close to {codes}.", ",.0f"),
     Measure("perplexity", "Perplexity", "", "How many equally frequent codes would carry as much information.",

@@ -155,9 +155,16 @@ def training_section(
 
 
 def metric_groups(
-    metrics: dict[str, float], codebook_size: int | None, distances: Sequence[Measure] = ()
+    metrics: dict[str, float], codebook_size: int | None, distances: Sequence[Measure] = (), reach: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Rows of the table, group by group, the modality's distances first, metrics without an explanation last."""
+    """Rows of the table, group by group, the modality's distances first, metrics without an explanation last.
+
+    Args:
+        metrics: By key.
+        codebook_size: Codes of the tokenizer, None without any.
+        distances: Explained metrics of the modality.
+        reach: Share of the codes that as many tokens as were counted can have.
+    """
     groups, explained = [], set()
     for name, measures in (("Reconstruction", distances), *glossary.GROUPS):
         if name == "Codes":  # those of a sample have the name of the modality's samples
@@ -169,17 +176,19 @@ def metric_groups(
             keys = keys if measures is distances else keys[:1]
             explained.update(keys)
             if any(key in metrics for key in keys):
-                rows.append(_row(measure, [metrics.get(key) for key in keys], codebook_size))
+                rows.append(_row(measure, [metrics.get(key) for key in keys], codebook_size, reach))
         groups.append({"name": name, "rows": rows, "decodings": measures is distances})
     others = [_row(glossary.measure(key), [value], None) for key, value in metrics.items() if key not in explained]
     groups.append({"name": "Others", "rows": others, "decodings": False})
     return [group for group in groups if group["rows"]]
 
 
-def _row(measure: Measure, values: list[float | None], codebook_size: int | None) -> dict[str, Any]:
+def _row(measure: Measure, values: list[float | None], codebook_size: int | None, reach: float = 1.0) -> dict[str, Any]:
     good = measure.good
     if codebook_size:
-        good = good.format(codes=f"{codebook_size:,}", nats=f"{math.log(codebook_size):.2f}")
+        codes = f"{max(1, round(codebook_size * reach)):,}"
+        share = "100 %" if reach >= 1 else f"{100 * reach:.3g} %, since so few tokens cannot have more codes"
+        good = good.format(codes=codes, nats=f"{math.log(codebook_size):.2f}", share=share)
     numbers = [None if value is None else measure.shown(value) for value in values]
     return {"name": measure.name, "numbers": numbers, "unit": measure.unit, "meaning": measure.meaning, "good": good}
 

@@ -67,10 +67,10 @@ def write_report(
     size = model.codebook_size
     with evaluating(model):
         shown = exhibits.show_items(model, items)
-        usage = None
+        usage, reach = None, 1.0
         if model.has_code_maps and len(items):
             statistics = exhibits.count_codes(model, items) if statistics is None else statistics
-            usage = exhibits.codebook_section(model, statistics)
+            usage, reach = exhibits.codebook_section(model, statistics), exhibits.reach_of(statistics)
     return write_page(
         run / "report.html",
         "run_page.html",
@@ -82,7 +82,7 @@ def write_report(
         **exhibits.map_section(shown),
         usage=usage,
         **training_section(record.curves, size, model.modality.measures),
-        groups=metric_groups(record.metrics, size, model.modality.measures),
+        groups=metric_groups(record.metrics, size, model.modality.measures, reach),
         **making_section(record, _model_rows(model, record, run), run),
     )
 
