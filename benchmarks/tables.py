@@ -49,7 +49,7 @@ def short_table(table: Table) -> str:
     training = shared["run"]["training"]
     note = (
         f"K = {shared['codebook_size']}, the same network, likelihood, data and {training['steps']:,} steps of "
-        f"{training['batch_size']} images for all. {footnote(table.rows.values())} [All measurements](results.md)."
+        f"{training['batch_size']} images for all. {footnote(table)} [All figures](results.md)."
     )
     return f"{markdown_table(header, [[NAMES[name], *cells] for name, cells in rows.items()])}\n\n{note}"
 

@@ -158,7 +158,7 @@ def evaluate(
             some, before = _first(items, bounded), len(items) - bounded / 2
             bounds = _bound(model, some, aggregated, samples, batch_size, seed, lambda done: advance(before + done / 2))
     metrics = _table(model, measured, bounds, bounded)
-    protocol = _protocol(model, measured.hard, metrics, samples, batch_size, seed)
+    protocol = _protocol(model, measured.hard, metrics, bounded, samples, batch_size, seed)
     hard = measured.hard
     return Evaluation(metrics, measured.statistics, protocol, model.modality.kind, hard.headline, hard.higher_is_better)
 
@@ -316,12 +316,19 @@ def use_of(statistics: CompositeStatistics | None) -> dict[str, float | None]:
 
 
 def _protocol(
-    model: Autoencoder, hard: Distortion, metrics: dict[str, float | None], samples: int, batch_size: int, seed: int
+    model: Autoencoder,
+    hard: Distortion,
+    metrics: dict[str, float | None],
+    bounded: int,
+    samples: int,
+    batch_size: int,
+    seed: int,
 ) -> str:
-    device, items = model.device, model.modality.items
+    device, modality, items = model.device, model.modality, model.modality.items
+    threads = torch.get_num_threads()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     sentences = [
-        f"{metrics['items']} {items}.",
+        f"{modality.counted(hard.items)}.",
         hard.protocol,
         f"Soft decodes the posterior mean, sampled one draw of z (seed {seed}).",
     ]
@@ -329,7 +336,7 @@ def _protocol(
         sentences.append(f"Use of the codebook is counted over the hard codes of all tokens of these {items}.")
     if metrics["elbo_bits_per_dim"] is not None:
         sentences.append(
-            f"Bounds are of what is stored of the first {metrics['likelihood_items']} {items}, of larger ones the "
+            f"Bounds are of what is stored of the first {modality.counted(bounded)}, of larger ones the "
             f"central part of at most {BOUND_SAMPLES:,} samples, with {samples} draws of z for each (seed {seed}): "
             "nats of all over dimensions of all."
         )
@@ -339,7 +346,7 @@ def _protocol(
         sentences.append(f"ALBO takes the aggregated posterior of all {items}, and is not always a bound.")
     sentences.append(
         f"Time is that of encoding and decoding hard codes in batches of up to {batch_size} {items} on {where}, "
-        f"CPU threads: {torch.get_num_threads()}, PyTorch {torch.__version__}."
+        f"{threads} CPU thread{'' if threads == 1 else 's'}, PyTorch {torch.__version__}."
     )
     return " ".join(sentences)
 

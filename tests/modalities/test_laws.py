@@ -421,3 +421,10 @@ def test_exhibits_can_be_opened(name, times, levels):
     for part in (*drawn.real, *pair.real, *pair.made, *whole.real, *whole.made, *whole.codes):
         check_part(part)
     assert modality.exhibit("pair", item, made) == pair
+
+
+@members
+def test_one_item_is_named_as_one(name):
+    modality = MODALITIES[name]()
+    assert modality.counted(1) == f"1 {modality.item}"
+    assert modality.counted(2000, "held-out") == f"2,000 held-out {modality.items}"

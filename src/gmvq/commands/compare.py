@@ -156,9 +156,9 @@ def _measure_protocol(options: Options, name: str, command: str) -> dict[str, An
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """A table for each recipe or of the protocol, and where all figures are."""
+    """A table for each recipe or of the protocol, and where all metrics are."""
     table = Table.of(result)
     for one in tables(table):
         console.print(one)
-    say(console, footnote(table.rows.values()))
-    say(console, f"All figures: {', '.join(result[kind] for kind in ('markdown', 'json') if kind in result)}")
+    say(console, footnote(table))
+    say(console, f"All metrics: {', '.join(result[kind] for kind in ('markdown', 'json') if kind in result)}")

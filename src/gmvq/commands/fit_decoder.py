@@ -20,8 +20,8 @@ _SHOWN = (
     ("own_ssim", "of the tokenizer's decoder", "{:.4f}"),
     ("sharpness", "high-frequency energy, originals 1", "{:.2f}"),
     ("own_sharpness", "of the tokenizer's decoder", "{:.2f}"),
-    ("items", "held-out images", "{:,}"),
-    ("items_per_second", "decoding", "{:.1f} images/s"),
+    ("items", "held-out items", "{:,}"),
+    ("items_per_second", "decoding", "{:.1f} items/s"),
     ("seconds", "training", "{:.1f} s"),
 )
 

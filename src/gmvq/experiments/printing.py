@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rich.box import SIMPLE
 from rich.table import Table as Printed
 
-from gmvq.experiments.table import Entry, Row, Spread, Table, best_first, judged_by, modality_of
+from gmvq.experiments.table import Entry, Spread, Table, best_first, judged_by, modality_of
 from gmvq.modalities import Image
 
 
@@ -115,7 +115,7 @@ def markdown(table: Table) -> str:
             for entry in entries
         ]
         parts += [f"### {name}", sentence(protocol), markdown_table(header, rows)]
-    return "\n\n".join([*parts, footnote(table.rows.values())]) + "\n"
+    return "\n\n".join([*parts, footnote(table)]) + "\n"
 
 
 def tables(table: Table) -> list[Printed]:
@@ -149,20 +149,23 @@ def summary(table: Table) -> list[dict[str, Any]]:
 def sentence(protocol: Mapping[str, Any]) -> str:
     """What all rows under a protocol share."""
     data, training = protocol["data"], protocol["run"]["training"]
-    tokens, items = "x".join(map(str, protocol["tokens"])) or 1, modality_of(protocol).items
+    tokens, modality = "x".join(map(str, protocol["tokens"])), modality_of(protocol)
+    steps = f"{training['steps']:,} step{'' if training['steps'] == 1 else 's'}"
     return (
-        f"K = {protocol['codebook_size']}, {tokens} tokens, {training['steps']:,} steps of "
-        f"{training['batch_size']} {items}; {data['name']}: {data['train']:,} {items} for training, "
+        f"K = {protocol['codebook_size']}, {f'{tokens} tokens' if tokens else '1 token'}, {steps} of "
+        f"{modality.counted(training['batch_size'])}; {data['name']}: {modality.counted(data['train'])} for training, "
         f"{data['held_out']:,} measured (fingerprint {data['fingerprint'][:12]})."
     )
 
 
-def footnote(rows: Iterable[Row]) -> str:
-    """How the figures were made."""
-    rows = list(rows)
+def footnote(table: Table) -> str:
+    """How the metrics were made."""
+    rows = list(table.rows.values())
     seeds = sorted({row.seed for row in rows})
+    kinds = {modality_of(protocol).items for protocol in table.protocols.values()}
+    items = kinds.pop() if len(kinds) == 1 else "items"
     over = f", seed {seeds[0]}" if len(seeds) == 1 else f"; mean ± standard deviation over seeds {_listed(seeds)}"
-    return f"Hard codes on held-out items{over}. {made_by([row.provenance for row in rows])}."
+    return f"Hard codes on held-out {items}{over}. {made_by([row.provenance for row in rows])}."
 
 
 def made_by(provenances: Sequence[Mapping[str, Any]]) -> str:

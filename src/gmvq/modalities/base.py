@@ -168,6 +168,15 @@ class Modality(ABC):
             ValueError: If a setting that depends on data is not known yet.
         """
 
+    def counted(self, number: int, kind: str = "") -> str:
+        """A number of items in words: ``1 image``, ``2,000 held-out images``.
+
+        Args:
+            number: How many.
+            kind: Words before the name of the items, as ``held-out``.
+        """
+        return " ".join(filter(None, (f"{number:,}", kind, self.item if number == 1 else self.items)))
+
     def load(self, source: str | Path, *, held_out_fraction: float = 0.1, memory_bytes: int = 1 << 30) -> Data:
         """Reads items from a path and splits them.
 

@@ -177,8 +177,8 @@ def _measured(decoder: DiffusionDecoder, tokenizer: Autoencoder, held_out: Items
             energies += torch.stack([high_frequency_energy(some).sum().cpu() for some in (*made.values(), real)])
     images = distortions[""].images
     protocol = (
-        f"{images:,} held-out images, spread evenly, large ones by their centre, through their codes; sharpness is the "
-        "mean high-frequency energy over that of the originals."
+        f"{tokenizer.modality.counted(images, 'held-out')}, spread evenly, large ones by their center, through their "
+        "codes; sharpness is the mean high-frequency energy over that of the originals."
     )
     metrics: dict[str, Any] = {}
     for place, (name, distortion) in enumerate(distortions.items()):

@@ -267,11 +267,12 @@ def _measured(
         how = "the prior has no likelihood"
     elif type(prior).quick_log_prob is not AbstractPrior.quick_log_prob:
         how = "a bound over random orders, estimated"
-    items = tokenizer.modality.items
+    modality = tokenizer.modality
+    classes = ", with their classes" if labels is not None else ""
     protocol = (
-        f"Codes of the first {number:,} held-out {items}{', with their classes' if labels is not None else ''}; "
-        f"{how}. Priors that count have seen all training codes. Bits per dimension are those of the codes and of what "
-        f"is stored of the {items} given them."
+        f"Codes of the first {modality.counted(number, 'held-out')}{classes}; {how}. Priors that count have seen all "
+        f"training codes. Bits per dimension are those of the codes and of what is stored of the {modality.items} "
+        "given them."
     )
     return {**found, "levels": prior.shape.levels, "items": number, "protocol": protocol}
 

@@ -44,11 +44,10 @@ class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
     def summary(self) -> dict[str, str]:  # noqa: D102
         shape = self.model.shape
         sizes = " × ".join(f"{size:,}" for size in shape.codebook_sizes)
-        grid = " × ".join(map(str, shape.grid)) or "1"
+        grid = f"{' × '.join(map(str, shape.grid))} tokens, each one" if shape.places > 1 else "1 token, one"
         return {
             "data": f"codes of {len(self.train.codes):,} items, {len(self.rest.codes):,} held back to select weights",
-            "item": f"{grid} tokens, each one of {sizes} codes"
-            + (f", {shape.classes} classes" if shape.classes else ""),
+            "item": f"{grid} of {sizes} codes" + (f", {shape.classes} classes" if shape.classes else ""),
         }
 
     def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> CodeLoader:  # noqa: D102
