@@ -14,6 +14,7 @@ import gmvq
 from gmvq.__main__ import main
 from gmvq.bibliography import citation
 from gmvq.commands import VERBS
+from gmvq.commands.train import settings_type
 from gmvq.modalities import MODALITIES
 from gmvq.priors import PRIORS
 from gmvq.quantizers import QUANTIZERS, AbstractBottleneck, AbstractEstimator, ChannelFirst
@@ -194,6 +195,8 @@ def test_the_page_of_modalities_has_their_settings_and_bundled_data():
     rows = [re.findall(r"^\| (`.+?) \|", table.split("\n\n")[0], flags=re.MULTILINE) for table in tables]
     said = [{name for row in table for name in names_in(row)} for table in rows]
     assert said == [{field.name for field in fields(kind)} for kind in kinds]
+    named = set(re.findall(r"^\| `\w+` \| `--([\w-]+)`", page, flags=re.MULTILINE))
+    assert named == {field.name.replace("_", "-") for field in fields(settings_type())}
 
 
 def test_every_verb_has_its_section():
