@@ -1,4 +1,4 @@
-"""What all configurations check, in one wording: parameter, rule, value, remedy."""
+"""Checks of configurations, with errors in one wording: parameter, rule, value, remedy."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def at_least(name: str, value: object, least: int, remedy: str = "") -> int:
 
     Args:
         name: The parameter's name.
-        value: What was given.
-        least: Smallest value that is allowed.
-        remedy: What to do instead, as a sentence.
+        value: The given value.
+        least: Smallest allowed value.
+        remedy: A sentence that says what to do instead.
 
     Raises:
         ValueError: If the value is not an integer of at least ``least``.
@@ -64,9 +64,9 @@ def fraction(name: str, value: object, remedy: str, *, closed: bool = True) -> f
 
     Args:
         name: The parameter's name.
-        value: What was given.
-        remedy: What to do instead, as a sentence.
-        closed: Whether 0 and 1 are allowed.
+        value: The given value.
+        remedy: A sentence that says what to do instead.
+        closed: True if 0 and 1 are allowed.
 
     Raises:
         ValueError: If the value is not a number between 0 and 1.
@@ -90,10 +90,10 @@ def one_of(name: str, value: str, choices: Iterable[str]) -> str:
 
 
 def device(name: str, value: str) -> torch.device:
-    """Checks that a device is there: ``cpu``, ``cuda``, ``cuda:1`` and so on, or ``mps``.
+    """Checks that this machine has a device: ``cpu``, ``cuda``, ``cuda:1`` and so on, or ``mps``.
 
     Raises:
-        ValueError: If it has another name, or this machine does not have it.
+        ValueError: If the name is another one, or this machine does not have the device.
 
     Example:
         >>> device("device", "gpu")
@@ -116,7 +116,7 @@ def device(name: str, value: str) -> torch.device:
 
 
 def is_transformed() -> bool:
-    """Inside ``torch.func`` or forward-mode differentiation, where a tensor may stand for many, or carry a tangent."""
+    """Returns True within ``torch.func`` or forward-mode differentiation: tensors are batches or carry tangents."""
     if torch.compiler.is_compiling():
         return False
     functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
@@ -124,7 +124,7 @@ def is_transformed() -> bool:
 
 
 def can_look_at(values: Tensor) -> bool:
-    """True if branches may be taken by values: no wait for a GPU, no graph that would hold one branch for good."""
+    """Returns True if values may decide branches: on the CPU, and outside graphs, which would keep one branch."""
     in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     if values.device.type != "cpu" or in_graph:
         return False

@@ -1,4 +1,4 @@
-"""What flows through gmvq has a name and a type.
+"""Names and types of what flows through gmvq.
 
 ::
 
@@ -24,14 +24,14 @@ Values = Literal["unit", "signed", "real", "symbols"]
 
 _RANGES = {"unit": (0.0, 1.0), "signed": (-1.0, 1.0), "real": (-math.inf, math.inf)}
 _INTEGERS = {"unit": (torch.uint8, 255), "signed": (torch.int16, 1 << 15)}
-"""Type of stored items, and what stands for 1 there."""
+"""Type of stored items, and its value for 1."""
 _OVERSHOOT = 1e-3
 """Share of the range by which rounding and resampling may leave it."""
 
 
 @dataclass(frozen=True)
 class Signal:
-    """What the tensors of an item are.
+    """Description of the tensors of items: axes, channels, values.
 
     Args:
         modality: Name of the modality, as ``image``.
@@ -71,7 +71,7 @@ class Signal:
 
     @property
     def item_axes(self) -> int:
-        """Axes of the tensor of one item: symbols have none of channels."""
+        """Axes of the tensor of one item; symbols have no axis of channels."""
         return self.axes if self.values == "symbols" else self.axes + 1
 
     @property
@@ -86,11 +86,11 @@ class Signal:
         return tuple(items.shape[items.ndim - self.axes :])
 
     def dimensions(self, size: tuple[int, ...]) -> int:
-        """Data dimensions D of an item of some size."""
+        """Computes the data dimensions D of an item of a size."""
         return math.prod(size) * (1 if self.values == "symbols" else self.channels)
 
     def grid(self, size: tuple[int, ...], stride: int) -> tuple[int, ...]:
-        """Tokens along each axis of an item of some size.
+        """Computes the number of tokens along each axis of an item.
 
         Args:
             size: Lengths of the axes beside the channels.
@@ -99,13 +99,12 @@ class Signal:
         return tuple(-(-length // stride) for length in size)
 
     def checked(self, items: Tensor) -> Tensor:
-        """Items as models take them: floats in their range, or int64 symbols.
+        """Checks items and converts them to the input of models: floats in their range, or int64 symbols.
 
-        This is the one place that scales stored items. Values themselves are looked at on the CPU alone, and in no
-        graph.
+        This is the only place that scales stored items. Values are read on the CPU only, and outside graphs.
 
         Args:
-            items: Floats, or what is stored: uint8 for ``unit``, int16 for ``signed``, integers for ``symbols``.
+            items: Floats, or the stored type: uint8 for ``unit``, int16 for ``signed``, integers for ``symbols``.
 
         Raises:
             ValueError: If shape or type do not fit, or values are not finite or out of range.
@@ -164,11 +163,11 @@ class Signal:
 
 
 class Batch(NamedTuple):
-    """Items as a model takes them.
+    """Input of a model.
 
     Attributes:
         items: As stored or as floats, ``(B, C, *S)``, or symbols ``(B, T)``.
-        lengths: Samples of each sequence that count, int64 ``(B,)``; None where all do.
+        lengths: Valid samples of each sequence, int64 ``(B,)``; None for all.
         labels: Class of each item, int64 ``(B,)``, or None for data without labels.
     """
 
@@ -178,7 +177,7 @@ class Batch(NamedTuple):
 
 
 class CodeBatch(NamedTuple):
-    """Codes as a prior takes them.
+    """Input of a prior.
 
     Attributes:
         codes: Codes of items, int64 ``(B, *grid[, levels])``.
@@ -190,15 +189,15 @@ class CodeBatch(NamedTuple):
 
 
 class Quantized(NamedTuple):
-    """What every bottleneck returns, in training and in evaluation.
+    """Output of every bottleneck, in training and in evaluation.
 
     Attributes:
-        values: What the decoder sees, shape ``(*, dim)``.
-        codes: Index of the chosen code, int64 ``(*, *code_shape)``; -1 where masked. A continuous bottleneck has its
-            means here.
-        loss: What to add to the reconstruction loss, shape ``()``: a squared error of the latents, or nats for
-            each token for a continuous bottleneck.
-        terms: Parts of the loss and figures to log, detached, each of shape ``()``.
+        values: Input of the decoder, shape ``(*, dim)``.
+        codes: Index of the chosen code, int64 ``(*, *code_shape)``; -1 where masked. The means, for a continuous
+            bottleneck.
+        loss: Loss to add to that of the reconstruction, shape ``()``: a squared error of the latents, or nats per token
+            for a continuous bottleneck.
+        terms: Parts of the loss and metrics to log, detached, each of shape ``()``.
     """
 
     values: Tensor
@@ -208,13 +207,13 @@ class Quantized(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """What an autoencoder returns.
+    """Output of an autoencoder.
 
     Attributes:
         items: Reconstructed items, ``(B, C, *S)``; of symbols the most likely ones, ``(B, T)``.
         codes: Codes of the tokens, ``(B, *grid[, levels])``.
-        loss: Objective to minimize in nats for each data dimension, shape ``()``.
-        terms: Parts of the objective and figures to log, detached, each of shape ``()``.
+        loss: Objective to minimize, in nats per data dimension, shape ``()``.
+        terms: Parts of the objective and metrics to log, detached, each of shape ``()``.
     """
 
     items: Tensor
@@ -224,13 +223,13 @@ class Reconstruction(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """What a mixture says of each latent.
+    """Posterior of a mixture over its codes, for each latent.
 
     Attributes:
         responsibilities: q(c | x), sums to 1 over the last axis, shape ``(*, *code_shape, K)``.
         entropy: Entropy of q(c | x) in nats, of all codes of a token together, shape ``(*)``.
-        log_density: Logarithm of the mixture's density at the latent in nats, shape ``(*)``; None where the model says
-            nothing of the density of latents.
+        log_density: Logarithm of the mixture's density at the latent in nats, shape ``(*)``; None for models without a
+            density of latents.
     """
 
     responsibilities: Tensor
@@ -239,12 +238,12 @@ class Posterior(NamedTuple):
 
 
 class PosteriorSample(NamedTuple):
-    """A draw z from q(z | x) with what an importance weight needs.
+    """A draw z from q(z | x), with the log-probabilities of its importance weight.
 
     Attributes:
         values: The draw, shape ``(*, dim)``.
-        log_prior: log p(z) in nats for each token, shape ``(*)``.
-        log_posterior: log q(z | x) in nats for each token, shape ``(*)``.
+        log_prior: log p(z) in nats per token, shape ``(*)``.
+        log_posterior: log q(z | x) in nats per token, shape ``(*)``.
     """
 
     values: Tensor
