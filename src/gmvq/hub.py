@@ -1,14 +1,14 @@
-"""Parts at rest: safetensors and JSON, never pickle, with a fingerprint that loading checks.
+"""Saved parts: safetensors and JSON, never pickle, with a fingerprint that loading checks.
 
 A part's folder holds ``model.safetensors`` (weights) and ``config.json``::
 
     {"format": "gmvq.autoencoder", "version": 1, "gmvq": "0.1.0", "config": {...}, "fingerprint": "sha256 ..."}
 
 A part is a tokenizer, a prior, a diffusion decoder or a classifier. The fingerprint is the SHA-256 of the configuration
-and of all weights by name, so that codes can name their tokenizer; priors and decoders name that of their codes.
+and of all weights by name. Token files, priors and decoders store the fingerprint of their tokenizer.
 
-Files of strangers are read in an order in which each step bounds the next: sizes, JSON, fields, shapes of the weights
-against those of a model that takes no memory, and only then the weights.
+Files that may come from strangers are read in an order in which each step bounds the next: sizes, JSON, fields, shapes
+of the weights against those of a model without memory, and last the weights.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ VERSION = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 LARGEST_CONFIG = 1 << 24
-"""Bytes of a configuration; that of a model of text holds its vocabulary."""
+"""Bytes of a configuration; that of a model of text includes the vocabulary."""
 LARGEST_COUNT = 1 << 40
 """Largest number in a configuration."""
 _LOOPS = ("blocks", "depth", "halvings", "heads", "layers", "levels", "num_quantizers")
-"""Numbers of a configuration that count parts with weights of their own."""
+"""Numbers of a configuration that are counts of parts with weights."""
 
 
 class DamagedFileError(ValueError):
-    """A file is damaged, of another kind or version, or contradicts itself."""
+    """Error of a file that is damaged, of another kind or version, or contradicts itself."""
 
 
 class Kind(NamedTuple):
-    """A kind of part.
+    """A kind of saved part.
 
     Attributes:
         form: ``format`` in its ``config.json``.
         part: Its class.
-        describe: The part -> its configuration, as JSON has it.
-        build: The configuration -> the part, with new weights.
-        origin: How to get one, as a sentence.
+        describe: Function from the part to its configuration in JSON.
+        build: Function from the configuration to the part, with new weights.
+        origin: A sentence that says how to make one.
     """
 
     form: str
@@ -92,14 +92,14 @@ KINDS = (
         "Make a classifier with 'gmvq judge RUN'.",
     ),
 )
-"""All kinds of parts: the one list."""
+"""The list of all kinds of parts."""
 
 
 def kind_of(part: type[nn.Module]) -> Kind:
-    """The kind of a class of parts.
+    """Looks up the kind of a class.
 
     Raises:
-        ValueError: If there is none of that class.
+        ValueError: If the class is not that of a part.
     """
     for kind in KINDS:
         if issubclass(part, kind.part):
@@ -108,7 +108,7 @@ def kind_of(part: type[nn.Module]) -> Kind:
 
 
 def installed_version() -> str:
-    """The version of gmvq; ``unknown`` for a copy that is not installed."""
+    """Returns the version of gmvq; ``unknown`` for a copy that is not installed."""
     try:
         return metadata.version("gmvq")
     except metadata.PackageNotFoundError:
@@ -116,12 +116,12 @@ def installed_version() -> str:
 
 
 def fingerprint(part: nn.Module) -> str:
-    """SHA-256 of a part's configuration and weights, in hexadecimal."""
+    """Computes the SHA-256 of a part's configuration and weights, in hexadecimal."""
     return digest(kind_of(type(part)).describe(part), part.state_dict())
 
 
 def digest(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a configuration, as JSON has it, and of tensors by name, in hexadecimal."""
+    """Computes the SHA-256 of a configuration in JSON and of tensors by name, in hexadecimal."""
     found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(state.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -135,14 +135,14 @@ def save(part: nn.Module, folder: str | Path, *, tokenizer: str | None = None) -
 
     Args:
         part: An autoencoder, a prior, a diffusion decoder or a classifier.
-        folder: Where to; made if it is not there.
-        tokenizer: Fingerprint of the tokenizer whose codes a prior or a decoder is of.
+        folder: The folder to write; created if needed.
+        tokenizer: Fingerprint of the tokenizer, for a prior or a decoder.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If it is no such part.
+        ValueError: If it is another kind of object.
         OSError: If a file cannot be written.
     """
     folder, kind = Path(folder), kind_of(type(part))
@@ -157,15 +157,15 @@ def save(part: nn.Module, folder: str | Path, *, tokenizer: str | None = None) -
 
 
 def load(folder: str | Path, part: type[Part] = Autoencoder) -> Part:
-    """Reads a part that :func:`save` wrote, in evaluation mode, on the CPU, in the precision it was saved in.
+    """Reads a part that :func:`save` wrote: in evaluation mode, on the CPU, in the precision in which it was saved.
 
     Args:
-        folder: Its folder, as ``runs/photos``, or ``runs/photos/prior``.
-        part: What it is to be: ``Autoencoder``, ``AbstractPrior``, ``DiffusionDecoder`` or ``Classifier``.
+        folder: Folder of the part, for example ``runs/photos`` or ``runs/photos/prior``.
+        part: Class of the part: ``Autoencoder``, ``AbstractPrior``, ``DiffusionDecoder`` or ``Classifier``.
 
     Raises:
-        FileNotFoundError: If the folder or one of its files is not there.
-        DamagedFileError: If a file is damaged, of another format, or not the one that was saved.
+        FileNotFoundError: If the folder or one of its files does not exist.
+        DamagedFileError: If a file is damaged, of another format, or not the saved one.
     """
     folder, kind = Path(folder), kind_of(part)
     description = read_description(folder, part)
@@ -198,11 +198,11 @@ def load(folder: str | Path, part: type[Part] = Autoencoder) -> Part:
 
 
 def tokenizer_of(folder: str | Path, part: type[nn.Module]) -> str:
-    """Fingerprint of the tokenizer whose codes a prior or a decoder at rest is of.
+    """Reads the fingerprint of the tokenizer that a saved prior or decoder was fitted to.
 
     Raises:
-        FileNotFoundError: If there is none.
-        DamagedFileError: If its configuration is damaged, or names none.
+        FileNotFoundError: If the folder has no such part.
+        DamagedFileError: If its configuration is damaged, or names no tokenizer.
     """
     mark = read_description(Path(folder), part).get("tokenizer")
     if not isinstance(mark, str):
@@ -211,10 +211,10 @@ def tokenizer_of(folder: str | Path, part: type[nn.Module]) -> str:
 
 
 def read_description(folder: Path, part: type[nn.Module]) -> dict[str, Any]:
-    """What a part's ``config.json`` says.
+    """Reads the ``config.json`` of a part.
 
     Raises:
-        FileNotFoundError: If it is not there.
+        FileNotFoundError: If it does not exist.
         DamagedFileError: If it is damaged, or of another format or version.
     """
     path, kind = folder / CONFIG, kind_of(part)
@@ -244,17 +244,17 @@ class _Held(NamedTuple):
 
 
 def _header(path: Path) -> dict[str, _Held]:
-    """The tensors of a file, none of which is read."""
+    """Reads shapes and types of the tensors of a file, without the tensors."""
     with safe_open(path, framework="pt") as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
         return {name: _Held(tuple(part.get_shape()), str(part.get_dtype())) for name, part in parts.items()}
 
 
 def _check_loops(value: object, tensors: int, name: str = "") -> None:
-    """Refuses numbers that would take building for ever: a configuration of a few bytes can ask for any.
+    """Refuses numbers with which building would never end: a configuration of a few bytes can ask for anything.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If a number is too large.
     """
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -267,7 +267,7 @@ def _check_loops(value: object, tensors: int, name: str = "") -> None:
 
 
 def _check_shapes(planned: Mapping[str, Tensor], held: Mapping[str, _Held]) -> None:
-    """Compares what the configuration asks for with what the file holds.
+    """Compares the tensors of the configuration with those of the file.
 
     Raises:
         ValueError: If names, shapes or kinds of numbers differ.
@@ -287,7 +287,7 @@ def _check_shapes(planned: Mapping[str, Tensor], held: Mapping[str, _Held]) -> N
 
 
 def _take_types(part: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Brings a part to the precision of its weights, tensor by tensor."""
+    """Converts a part to the precision of its weights, tensor by tensor."""
     for name, tensor in (*part.named_parameters(), *part.named_buffers()):
         if name in weights and weights[name].dtype != tensor.dtype:
             tensor.data = tensor.data.to(weights[name].dtype)
