@@ -1,4 +1,4 @@
-"""Whole runs as Python functions: what to learn from, the model, and how to train it. A variant edits one.
+"""Whole runs as Python functions: data, model and training. A variant edits one.
 
 ::
 
@@ -41,17 +41,17 @@ def run(
     """Trains a model, measures it on held-out items, and writes all of it into a folder.
 
     Args:
-        recipe: What to do.
+        recipe: The run.
         out: The run's folder.
         data: The data, if they are loaded already.
-        console: Where progress goes; by default standard error.
+        console: Output of the progress; by default standard error.
         how: ``resume``, ``overwrite``, ``command`` and ``report``, see :meth:`gmvq.stages.stage.Stage.carry_out`.
 
     Returns:
-        What ``metrics.json`` holds, see :meth:`gmvq.stages.tokenizer.TokenizerStage.measure`.
+        The content of ``metrics.json``, see :meth:`gmvq.stages.tokenizer.TokenizerStage.measure`.
 
     Raises:
-        ValueError: If the folder holds another run, or something in the run contradicts itself.
+        ValueError: If the folder holds another run, or settings of the run contradict each other.
         OSError: If the data cannot be read or the folder cannot be written.
         NonFiniteLossError: If training diverges.
     """
@@ -65,7 +65,7 @@ def photos(source: str | Path = "bundled:photographs") -> Run:
 
 
 def digits(source: str | Path = "bundled:digits") -> Run:
-    """Handwritten digits of 8x8 pixels, 4x4 codes of 64: a minute, to try things."""
+    """Handwritten digits of 8x8 pixels, 4x4 codes of 64: a minute, for trials."""
     model = AutoencoderConfig(modality=Image(channels=1), codebook_size=64, downsampling=2)
     return Run("digits", DataConfig(str(source), Image()), model, Training(steps=1000, batch_size=64))
 
@@ -91,7 +91,7 @@ def fashion_mnist(source: str | Path) -> Run:
 
 
 def celeba(source: str | Path) -> Run:
-    """CelebA, centre crops of faces at 64x64 pixels, 16x16 codes of 512.
+    """CelebA, center crops of faces at 64x64 pixels, 16x16 codes of 512.
 
     Args:
         source: The folder that holds ``img_align_celeba``, the folder of its zip, or the zip.
@@ -131,7 +131,7 @@ def table(source: str | Path = "bundled:breast-cancer") -> Run:
 
 
 def folder(source: str | Path) -> Run:
-    """Your own data, of the kind that most files there look like, in windows and tokens as are usual for it.
+    """Your own data, of the modality of most files, in its usual windows and tokens.
 
     See :func:`gmvq.modalities.recognition.recognized` for how their kind is told.
 
@@ -139,8 +139,8 @@ def folder(source: str | Path) -> Run:
         source: A folder, flat or nested, or one file.
 
     Raises:
-        FileNotFoundError: If there is nothing at the path.
-        ValueError: If no file there looks like data of any kind.
+        FileNotFoundError: If the path does not exist.
+        ValueError: If no file looks like data of a modality.
     """
     modality = recognized(Path(source).expanduser())
     data = DataConfig(str(source), modality, size=modality.window_size, mirror=modality.kind == Image.kind)
@@ -149,11 +149,11 @@ def folder(source: str | Path) -> Run:
 
 
 class Recipe(NamedTuple):
-    """What a name on the command line stands for.
+    """A run by name.
 
     Attributes:
-        make: Makes the run, of a source; without one where data come with gmvq's dependencies.
-        wanted: What the source must be where none comes with them; None where one does.
+        make: Function from the source of the data to the run; without a source it takes data of gmvq's dependencies.
+        wanted: Description of the source, where the dependencies have no data; None where they do.
     """
 
     make: Callable[..., Run]
@@ -184,7 +184,7 @@ RECIPES: dict[str, Recipe] = {
     "table": Recipe(table),
     "folder": Recipe(folder, "a file or a folder of images, recordings, texts, series or tables"),
 }
-"""All recipes by name: the one list."""
+"""The list of all recipes."""
 
 
 OF_KIND = {"image": "photos", "audio": "speech", "text": "sentences", "series": "series", "vectors": "table"}
@@ -192,15 +192,15 @@ OF_KIND = {"image": "photos", "audio": "speech", "text": "sentences", "series": 
 
 
 def make(name: str, source: str | Path | None = None) -> Run:
-    """A recipe by its name on the command line.
+    """Makes a recipe by its name on the command line.
 
     Args:
         name: One of :data:`RECIPES`.
-        source: Path of the data, for the recipes that need one; others learn from it instead of their own data.
+        source: Path of the data. Recipes with data of their own learn from it instead.
 
     Raises:
-        ValueError: If there is no such recipe, or it needs a path and there is none.
-        FileNotFoundError: If the recipe must look at the data, and nothing is there.
+        ValueError: If there is no recipe of that name, or it needs a path.
+        FileNotFoundError: If the recipe looks at the data, and the path does not exist.
     """
     recipe = RECIPES[one_of("recipe", name, RECIPES)]
     if source is not None:
@@ -211,10 +211,10 @@ def make(name: str, source: str | Path | None = None) -> Run:
 
 
 def changed(recipe: Run, **changes: Any) -> Run:  # noqa: ANN401
-    """A variant: each value goes to the part of the run that has a field of its name; None changes nothing.
+    """Makes a variant: each value goes to the part of the run with a field of its name; None changes nothing.
 
     Raises:
-        ValueError: If no part has such a field.
+        ValueError: If no part has a field of that name.
 
     Example:
         >>> changed(photos(), steps=100, width=32).training.steps
