@@ -116,7 +116,7 @@ def _help() -> str:
 
 
 def _memory() -> io.TextIOWrapper:
-    """A stream that stays here; tyro draws its frames for this very spelling of the encoding."""
+    """Makes a stream in memory; tyro draws its frames for exactly this spelling of the encoding."""
     return io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
 
 
@@ -126,7 +126,7 @@ def _text(memory: io.TextIOWrapper) -> str:
 
 
 def _printable(text: str) -> str:
-    """The text in what standard output can encode, its frames in ASCII if need be."""
+    """Replaces characters that standard output cannot encode; frames become ASCII."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)
@@ -136,7 +136,7 @@ def _printable(text: str) -> str:
 
 
 def _unboxed(text: str) -> str:
-    """What tyro's framed error message says, on one line: its first paragraph, and what may have been meant."""
+    """Reduces tyro's framed error message to one line: its first paragraph, and the option that was probably meant."""
     lines = [line.strip().strip("│").rstrip().removeprefix(" ") for line in text.splitlines()]
     body = [line for line in lines if not line.startswith("╭")]
     end = next((index for index, line in enumerate(body) if line.startswith("──")), len(body))
@@ -147,13 +147,13 @@ def _unboxed(text: str) -> str:
 
 
 def _without_markup(line: str) -> str:
-    """A line of help without the marks of its docstring and empty defaults, its frame where it was."""
+    """Removes the markup of docstrings and empty defaults from a line of help, and keeps its frame in place."""
     plain = line.replace("``", "").replace("(default: )", "")
     return plain[:-1] + " " * (len(line) - len(plain)) + "│" if plain.endswith("│") else plain
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, on one line."""
+    """Describes an error on one line."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.strerror}: {error.filename}."
     text = " ".join(str(error).split())
@@ -163,7 +163,7 @@ def _reason(error: Exception) -> str:
 
 
 def _interruption(interrupt: KeyboardInterrupt, arguments: list[str]) -> str:
-    """Where training stopped, and the command that goes on from there."""
+    """Says at which step training stopped, and the command that continues."""
     step, steps = getattr(interrupt, "step", None), getattr(interrupt, "steps", None)
     if step is None:
         return "Interrupted."
@@ -185,7 +185,7 @@ def _complain(message: str) -> None:
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Warnings for a reader, without file, line and source."""
+    """Shows warnings without file, line and source."""
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"gmvq: warning: {' '.join(str(message).split())}\n"
     try:
@@ -195,7 +195,7 @@ def _plain_warnings() -> Iterator[None]:
 
 
 def _discard_output() -> None:
-    """Sends what is still buffered nowhere, so that Python does not complain of it at its end."""
+    """Discards buffered output, so that Python does not complain about it at exit."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""The verbs of the command line: one file for each, with its options, what it does, how it prints, its help line.
+"""The verbs of the command line: a file per verb, with its options, its action, its output and its line of help.
 
 ::
 
@@ -20,25 +20,25 @@ VERBS = (
     *("fit-prior", "fit-decoder", "sample", "complete", "interpolate", "swap", "judge"),
     *("compare", "bench"),
 )
-"""All verbs, in the order of the help: the one list. The file of ``fit-prior`` is ``fit_prior.py``."""
+"""The list of all verbs, in the order of the help. The file of ``fit-prior`` is ``fit_prior.py``."""
 _CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
 
 
 def module_of(verb: str) -> ModuleType:
-    """The file of a verb."""
+    """Imports the module of a verb."""
     return importlib.import_module(f"gmvq.commands.{verb.replace('-', '_')}")
 
 
 def help_line(verb: str) -> str:
-    """What a verb does, on one line."""
+    """Returns the help of a verb, on one line."""
     return (module_of(verb).__doc__ or "").splitlines()[0]
 
 
 def parse(verb: str, words: Sequence[str]) -> Any:  # noqa: ANN401 (the options of the verb)
-    """The options of a verb.
+    """Parses the options of a verb.
 
     Raises:
-        SystemExit: After help was printed (0), or if the words are no options of the verb (2).
+        SystemExit: After the help (0), or if the words are not options of the verb (2).
     """
     module, words = module_of(verb), list(words)
     default = module.defaults(words) if hasattr(module, "defaults") else None
@@ -48,15 +48,15 @@ def parse(verb: str, words: Sequence[str]) -> Any:  # noqa: ANN401 (the options 
 
 
 def execute(verb: str, options: Any, command: str) -> dict[str, Any]:  # noqa: ANN401 (the options of the verb)
-    """Does what a verb says.
+    """Runs a verb.
 
     Args:
         verb: Its name.
-        options: What :func:`parse` returned.
-        command: The whole command, for the record.
+        options: Result of :func:`parse`.
+        command: The command, for the record of the run.
 
     Returns:
-        What it found; JSON can hold it.
+        The result, which JSON can represent.
     """
     return module_of(verb).run(options, command)
 
@@ -68,5 +68,5 @@ def show(verb: str, result: dict[str, Any]) -> None:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leaves it to the command line, which has a status for it; rich would exit with 1."""
+        """Raises the error, for which the command line has a status; rich would exit with 1."""
         raise BrokenPipeError

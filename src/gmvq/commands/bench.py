@@ -24,17 +24,17 @@ class Options:
     """Time gmvq's kernels and training steps beside other libraries on this machine, and measure their memory.
 
     Libraries that are not installed are left out; faiss-cpu and vector-quantize-pytorch come with the extra "bench".
-    What is measured is written after each row, so that Ctrl-C keeps it.
+    Results are written after each row, so that Ctrl-C keeps them.
 
     Args:
         shapes: Latents x features x codes of the tables of times.
-        only: Which sections to measure.
-        against: Which others take part.
-        rounds: Interleaved rounds, of which the figures are medians.
-        threads: CPU threads of all; by default PyTorch's choice.
+        only: Sections to measure.
+        against: Other implementations to measure.
+        rounds: Interleaved rounds; times are medians over them.
+        threads: CPU threads of all implementations; by default PyTorch's choice.
         memory_shapes: Shapes at which peak memory is measured, each call in a process of its own.
-        growth_shapes: Shapes over which time and memory grow with the number of codes.
-        out: Folder of bench.json, bench.md and bench.png, which are replaced.
+        growth_shapes: Shapes for time and memory against the number of codes.
+        out: Folder of bench.json, bench.md and bench.png, which are overwritten.
     """
 
     shapes: Shapes = tuple(map(str, speed.SHAPES))
@@ -49,7 +49,7 @@ class Options:
 
 
 def run(options: Options, command: str) -> dict[str, Any]:
-    """Measures; the result has the protocol and the rows of each section."""
+    """Measures. The result has the protocol and the rows of each section."""
     shapes, memory_shapes, growth_shapes = (
         [Shape.parse(text) for text in texts]
         for texts in (options.shapes, options.memory_shapes, options.growth_shapes)
@@ -68,7 +68,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """A table for each section, and where all figures are."""
+    """Prints a table per section, and the path of all results."""
     for table in speed.tables(result):
         console.print(table)
     say(console, speed.footnote(result["protocol"]))

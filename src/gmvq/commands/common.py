@@ -1,4 +1,4 @@
-"""What several verbs share: options, models where they work fastest, items by path or number, and how results read."""
+"""Parts of several verbs: options, models on the fastest device, items by path or number, and the output of results."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ FILES_SHOWN = 20
 
 @dataclass(frozen=True)
 class Common:
-    """What all verbs take.
+    """Options of all verbs.
 
     Args:
-        json: Print one JSON object on standard output, and nothing else there.
-        device: Where to compute, as cpu, cuda, cuda:1 or mps; by default where it is fastest.
+        json: Print the result as one JSON object on standard output.
+        device: Device for the computation: cpu, cuda, cuda:1 or mps; by default the fastest one.
     """
 
     json: bool = False
@@ -51,15 +51,15 @@ class Common:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How codes are drawn.
+    """Options of drawing codes.
 
     Args:
-        guidance: How much the class counts: 0 not at all, 1 as learned, more exaggerates it.
+        guidance: Weight of the class: 0 ignores it, 1 is as learned, more exaggerates it.
         temperature: Below 1 likely codes become likelier; 0 takes the likeliest.
         top_k: Draw from this many of the likeliest codes.
-        top_p: Draw from the likeliest codes that have this probability together.
-        draw_steps: Steps in which a masked prior or a flow draws; by default its own number.
-        seed: Of all draws.
+        top_p: Draw from the likeliest codes with this probability in total.
+        draw_steps: Steps of a masked prior or a flow; by default as in its configuration.
+        seed: Seed of all draws.
     """
 
     guidance: float = 1.0
@@ -70,10 +70,10 @@ class Drawing:
     seed: int = 0
 
     def sampling(self, generator: Generator) -> Sampling:
-        """The same for a prior.
+        """Converts the options for a prior.
 
         Raises:
-            ValueError: If an option is out of range, or has no meaning for the prior.
+            ValueError: If an option is out of range, or not defined for the prior.
         """
         if self.draw_steps is not None and not isinstance(generator.prior, (MaskedPrior, AbstractFlowPrior)):
             raise ValueError("'draw_steps' must be left out for a prior that draws codes one by one. Leave it out.")
@@ -82,25 +82,25 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Drawer:
-    """What draws.
+    """Options for the parts that draw.
 
     Args:
-        prior: Folder of the prior; by default prior in that of the run.
-        decoder: Folder of a diffusion decoder to decode with, as RUN/decoder; by default the tokenizer's own.
+        prior: Folder of the prior; by default RUN/prior.
+        decoder: Folder of a diffusion decoder, as RUN/decoder; by default the tokenizer's decoder is used.
     """
 
     prior: Path | None = None
     decoder: Path | None = None
 
     def folder(self, run: Path) -> Path:
-        """The prior's folder."""
+        """Returns the folder of the prior."""
         return run / PRIOR if self.prior is None else self.prior
 
     def generator(self, run: Path, device: torch.device) -> Generator:
-        """Tokenizer and prior of a run.
+        """Loads tokenizer and prior of a run.
 
         Raises:
-            ValueError: If the prior or the decoder is another tokenizer's.
+            ValueError: If the prior or the decoder belongs to another tokenizer.
         """
         folder, tokenizer = self.folder(run), load_model(run, device)
         _check_tokenizer(folder, AbstractPrior, tokenizer, run, "fit-prior")
@@ -110,16 +110,16 @@ class Drawer:
 
 @dataclass(frozen=True)
 class Where:
-    """Where data of a run are.
+    """Option for the data of a run.
 
     Args:
-        data: The data that the run learned from, in place of where its record says.
+        data: Path of the data that the run learned from, if they are no longer at the recorded path.
     """
 
     data: Path | None = None
 
     def load(self, run: Path) -> Data:
-        """The data of a run, see :func:`gmvq.stages.data.data_of_run`."""
+        """Loads the data of a run, see :func:`gmvq.stages.data.data_of_run`."""
         return data_of_run(run, read_run(run).data, self.data)
 
 
@@ -132,13 +132,13 @@ def flags(
     given: Mapping[str, Any] | None = None,
     hints: Mapping[str, Any] | None = None,
 ) -> type[Any]:
-    """A dataclass of the fields of another, with its docstring, for tyro to make flags of.
+    """Makes a dataclass from the fields of another, with its docstring, from which tyro makes flags.
 
     Args:
         kind: The dataclass.
-        without: Fields that have no flag.
-        given: Values of these: with them what is typed is checked as soon as it is read, by making one of ``kind``.
-        hints: Types of fields in place of those that the dataclass has.
+        without: Fields without a flag.
+        given: Values of those fields. With them options are checked when they are parsed, by making a ``kind``.
+        hints: Types of fields that replace those of the dataclass.
     """
     types = {**get_type_hints(kind), **(hints or {})}
     parts = [
@@ -159,10 +159,10 @@ def _default(each: dataclasses.Field[Any]) -> Any:  # noqa: ANN401
 
 
 def device_of(named: str | None) -> torch.device:
-    """A device by its name, by default the fastest one.
+    """Looks up a device by its name; by default the fastest one.
 
     Raises:
-        ValueError: If there is none of that name here.
+        ValueError: If this machine has no device of that name.
     """
     if named is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -170,10 +170,10 @@ def device_of(named: str | None) -> torch.device:
 
 
 def read_model(folder: Path) -> Autoencoder:
-    """The model of a run, on the CPU.
+    """Loads the model of a run, on the CPU.
 
     Raises:
-        FileNotFoundError: If there is none, or it is not finished.
+        FileNotFoundError: If there is no model, or its training is not finished.
     """
     if (folder / RECORD).is_file() and not (folder / hub.CONFIG).is_file():
         raise FileNotFoundError(
@@ -183,15 +183,15 @@ def read_model(folder: Path) -> Autoencoder:
 
 
 def load_model(folder: Path, device: torch.device) -> Autoencoder:
-    """The model of a run on a device."""
+    """Loads the model of a run on a device."""
     return read_model(folder).to(device)
 
 
 def load_decoder(run: Path, folder: Path | None, model: Autoencoder) -> DiffusionDecoder | None:
-    """The diffusion decoder in a folder, where the model is; None for None.
+    """Loads a diffusion decoder on the device of the model; None for None.
 
     Raises:
-        ValueError: If the decoder is another tokenizer's.
+        ValueError: If the decoder belongs to another tokenizer.
     """
     if folder is None:
         return None
@@ -209,7 +209,7 @@ def _check_tokenizer(folder: Path, part: type[torch.nn.Module], model: Autoencod
 
 
 def foreign_data(source: Path, modality: Modality, part: str = "all") -> Data:
-    """Data at a path by a model's modality, whatever their number; only for one side of a split are they split."""
+    """Loads data by a model's modality, of any number; they are split only if one side is asked for."""
     if part == "all":
         return modality.load(source, held_out_fraction=0)
     with warnings.catch_warnings():
@@ -218,23 +218,23 @@ def foreign_data(source: Path, modality: Modality, part: str = "all") -> Data:
 
 
 def part_of(data: Data, part: str) -> Items:
-    """One side of the data's split, or all of it."""
+    """Returns one side of the data's split, or both."""
     if part == "all":
         return tokenization.join(data)
     return data.train if part == "train" else data.held_out
 
 
 def read_inputs(sources: Sequence[Path], run: Path, model: Autoencoder, where: Where) -> list[Tensor]:
-    """Items as the model takes them, each a batch of one, where the model is.
+    """Reads items as batches of one on the model's device.
 
     Args:
-        sources: Files, or numbers of held-out items of the run, counted from 0; large ones are cut as for a prior.
+        sources: Files, or numbers of held-out items of the run, counted from 0; large items are cut as for a prior.
         run: The folder of the tokenizer's run.
         model: The tokenizer.
-        where: Where the run's data are.
+        where: Option for the data of the run.
 
     Raises:
-        ValueError: If there is no held-out item of a number.
+        ValueError: If a number is that of no held-out item.
         OSError: If an item, or the run's data, cannot be read.
     """
     numbered = [not source.exists() and str(source).isdecimal() for source in sources]
@@ -254,14 +254,14 @@ def read_inputs(sources: Sequence[Path], run: Path, model: Autoencoder, where: W
 
 
 def write_drawn(modality: Modality, out: Path, items: Sequence[Tensor], columns: int, folder_name: str) -> list[Path]:
-    """Writes drawn items to one file, where it can hold them, else each to a file of its own.
+    """Writes drawn items to one file if it can hold them, else each to a file of its own.
 
     Args:
-        modality: What they are.
+        modality: The modality of the items.
         out: The file, or a folder.
-        items: As a model returns them.
+        items: Items as a model returns them.
         columns: Items in a row of a sheet.
-        folder_name: Name of the one file within ``out`` where that is a folder.
+        folder_name: Name of the one file if ``out`` is a folder.
 
     Raises:
         ValueError: If one file cannot hold them.
@@ -281,17 +281,17 @@ def write_drawn(modality: Modality, out: Path, items: Sequence[Tensor], columns:
 
 
 def drawn_place(modality: Modality, folder: Path, name: str) -> Path:
-    """Where drawn items go unless it is said: one file in a folder where it can hold them, else a folder there."""
+    """Returns the default path of drawn items: a file in a folder if it can hold them, else a folder there."""
     return folder / (f"{name}{modality.suffix}" if modality.holds_several else name)
 
 
 def say(console: Console, text: str) -> None:
-    """Prints a line as it is: names of files are not markup, and a path that is broken over lines cannot be copied."""
+    """Prints a line unchanged: names of files are not markup, and a path with a line break cannot be copied."""
     console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def say_files(console: Console, lines: Sequence[str]) -> None:
-    """Prints the first of many lines."""
+    """Prints the first lines, and the number of the others."""
     for line in lines[:FILES_SHOWN]:
         say(console, line)
     if len(lines) > FILES_SHOWN:
@@ -299,7 +299,7 @@ def say_files(console: Console, lines: Sequence[str]) -> None:
 
 
 def grid(rows: Sequence[tuple[str, str]]) -> Table:
-    """Names beside values."""
+    """Makes a table of names and values."""
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
         table.add_row(printable(name), printable(value))
@@ -307,7 +307,7 @@ def grid(rows: Sequence[tuple[str, str]]) -> Table:
 
 
 def metric_rows(metrics: Mapping[str, Any], shown: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
-    """Rows of the metrics that are there, of triples of key, name and format."""
+    """Makes rows of the known metrics from triples of key, name and format."""
     return [(name, form.format(metrics[key])) for key, name, form in shown if metrics.get(key) is not None]
 
 
@@ -327,7 +327,7 @@ _METRICS = (
 
 
 def metric_table(metrics: Mapping[str, Any]) -> Table:
-    """Metrics of a tokenizer: those of its modality's distortion first."""
+    """Makes the table of a tokenizer's metrics, those of the modality first."""
     modality = MODALITIES[metrics["modality"]]
     own = [
         (measure.name, f"{measure.shown(metrics[measure.key])} {measure.unit}".rstrip())

@@ -22,26 +22,26 @@ from gmvq.quantizers import catalogue
 class Options:
     """Train several quantizers on the same data with the same network, steps and seeds, and compare them.
 
-    With --protocol, rows are added to the table of a frozen protocol instead. Runs that are finished are not trained
-    again: after an interruption, give the same command once more.
+    With --protocol, rows are added to the table of a frozen protocol instead. Finished runs are not trained again:
+    after an interruption, repeat the command.
 
     Args:
-        recipes: What to learn from: one or more of photos, digits, cifar10, fashion-mnist, celeba, folder.
-        quantizers: Which quantizers to compare. Under a protocol: contenders, all, study:NAME or studies.
-        seeds: Runs of each, with the seeds 0, 1, ...
-        data: Where a recipe's data are, once for each that needs it, as --data cifar10=PATH; under a protocol --data
-            PATH.
+        recipes: One or more recipes of gmvq train, as photos or sentences.
+        quantizers: Quantizers to compare. Under a protocol: contenders, all, study:NAME or studies.
+        seeds: Number of runs of each quantizer, with the seeds 0, 1, ...
+        data: Path of a recipe's data, repeated for each recipe that needs it, as --data cifar10=PATH; under a protocol
+            --data PATH.
         out: Folder of the runs and the table.
         steps: Optimizer steps; by default each recipe's own.
-        batch_size: Images in a batch; by default each recipe's own.
+        batch_size: Items in a batch; by default each recipe's own.
         codebook_size: Number of codes; by default each recipe's own.
         width: Channels of the networks; by default each recipe's own.
         threads: CPU threads; by default PyTorch's choice.
-        protocol: Name of a frozen protocol: data, network and training are its own.
+        protocol: Name of a frozen protocol, which fixes data, network and training.
         table: The JSON file that a protocol's rows are added to; by default OUT/PROTOCOL.json.
         jobs: Runs at a time under a protocol; by default one for each CPU core, or 8 on a GPU.
-        again: Under a protocol, run also what the table has.
-        compile: Under a protocol, translate each model by torch.compile first: a minute, and fewer kernels on a GPU.
+        again: Under a protocol, repeat runs that are in the table.
+        compile: Under a protocol, compile each model by torch.compile first: a minute, and fewer kernels on a GPU.
     """
 
     recipes: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE ...")] = ()
@@ -62,17 +62,17 @@ class Options:
     common: Common = common
 
     def __post_init__(self) -> None:
-        """Checks what is asked for together.
+        """Checks the options against each other.
 
         Raises:
-            ValueError: If words are of recipes and of a protocol, or of neither.
+            ValueError: If options of recipes and of a protocol are mixed, or both are missing.
         """
         if problem := _problem(self):
             raise ValueError(problem)
 
 
 def _problem(options: Options) -> str | None:
-    """What is wrong with the words of ``compare``: they are of recipes or of a protocol, not of both."""
+    """Describes a contradiction among the options, which are those of recipes or of a protocol."""
     if options.protocol is None:
         if not options.recipes:
             return f"Missing from command line: one or more of {', '.join(recipes.RECIPES)}, or --protocol."
@@ -97,10 +97,10 @@ def _problem(options: Options) -> str | None:
 
 
 def data_of(options: Options) -> dict[str, str]:
-    """Path of each recipe's data.
+    """Returns the path of each recipe's data.
 
     Raises:
-        ValueError: If an entry is not of the form RECIPE=PATH with a recipe to compare.
+        ValueError: If an entry is not RECIPE=PATH with one of the recipes.
     """
     paths: dict[str, str] = {}
     for entry in options.data:
@@ -115,7 +115,7 @@ def data_of(options: Options) -> dict[str, str]:
 
 
 def run(options: Options, command: str) -> dict[str, Any]:
-    """Trains and compares; the result has the protocols, their rows, means over seeds and where all is."""
+    """Trains and compares. The result has the protocols, their rows, means over seeds and the paths."""
     if options.protocol is not None:
         return _measure_protocol(options, options.protocol, command)
     paths = data_of(options)
@@ -134,7 +134,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
 
 
 def _measure_protocol(options: Options, name: str, command: str) -> dict[str, Any]:
-    """Adds rows to the table of a protocol; the result has those of the contenders that were asked for."""
+    """Adds rows to the table of a protocol. The result has those of the given contenders."""
     path = options.table or options.out / f"{name}.json"
     contenders = experiments.chosen(options.quantizers)
     table = experiments.measure(
@@ -156,7 +156,7 @@ def _measure_protocol(options: Options, name: str, command: str) -> dict[str, An
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """A table for each recipe or of the protocol, and where all metrics are."""
+    """Prints a table per recipe or of the protocol, and the path of all results."""
     table = Table.of(result)
     for one in tables(table):
         console.print(one)

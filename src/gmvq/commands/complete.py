@@ -38,8 +38,8 @@ class Options:
     Args:
         run: Folder of the tokenizer's run.
         source: A file, or the number of a held-out item of the run; of a larger item the middle is completed.
-        out: A file or folder: the item, the item with its hidden part blank, and its completions.
-        mask: What is hidden: lower, upper, left, right, middle, or a picture of that size that is white where it is.
+        out: A file or folder for the item, the item with its hidden part blank, and the completions.
+        mask: Hidden part: lower, upper, left, right, middle, or a picture of that size that is white there.
         number: Completions to draw.
         label: Class of the item; none by default.
     """
@@ -57,7 +57,7 @@ class Options:
 
 
 def run(options: Options, command: str) -> dict[str, Any]:
-    """Completes; the result has the files."""
+    """Completes. The result has the files."""
     at_least("number", options.number, 1, "Use 7.")
     generator = options.drawer.generator(options.run, device_of(options.common.device))
     tokenizer = generator.tokenizer
@@ -81,7 +81,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
 
 
 def _blank(item: Tensor, mask: Tensor, tokenizer: Autoencoder) -> Tensor:
-    """What is shown in place of a hidden part: gray, silence, the end of a text, the mean of the rest of a series."""
+    """Returns the filler of a hidden part: gray, silence, the end of a text, the mean of the rest of a series."""
     if tokenizer.signal.values == "real":
         axes = tuple(range(1, item.ndim))
         return (item * ~mask).sum(axes, keepdim=True) / (~mask).sum().clamp_min(1)
@@ -89,7 +89,7 @@ def _blank(item: Tensor, mask: Tensor, tokenizer: Autoencoder) -> Tensor:
 
 
 def _fitting(item: Tensor, size: tuple[int, ...], tokenizer: Autoencoder) -> Tensor:
-    """The middle of an item, of the size that the prior draws.
+    """Cuts the middle of an item, in the size that the prior draws.
 
     Raises:
         ValueError: If the item is smaller.
@@ -109,6 +109,6 @@ def _fitting(item: Tensor, size: tuple[int, ...], tokenizer: Autoencoder) -> Ten
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """Where they are."""
+    """Prints the paths."""
     of = ", of the middle of the item" if result["cut"] else ""
     say_files(console, [f"{result['items']} completion(s){of}: {result['out']}"])

@@ -22,9 +22,9 @@ class Options:
     Args:
         run: Folder of the run that made the codes.
         tokens: A file made by gmvq tokenize.
-        out: Folder for the files; of items of which one file holds several, as lines of text, that file.
-        force: Decode although the codes are another tokenizer's.
-        batch_size: Items at a time.
+        out: Folder for the files; a file for texts and vectors, of which one file holds several.
+        force: Decode codes of another tokenizer, too.
+        batch_size: Items in a batch.
     """
 
     run: RunFolder
@@ -36,7 +36,7 @@ class Options:
 
 
 def run(options: Options, command: str) -> dict[str, Any]:
-    """Writes items; the result has their paths."""
+    """Writes items. The result has their paths."""
     model = load_model(options.run, device_of(options.common.device))
     total = len(tokenization.TokenFile(options.tokens))
     with counting("Decoding", total) as advance:
@@ -53,5 +53,5 @@ def run(options: Options, command: str) -> dict[str, Any]:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """Where the items are."""
+    """Prints the paths."""
     say_files(console, result["files"])

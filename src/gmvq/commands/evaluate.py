@@ -28,16 +28,16 @@ from gmvq.training.progress import counting
 
 @dataclass(frozen=True)
 class Options:
-    """Measure a trained tokenizer, by default on what its run held out.
+    """Measure a trained tokenizer, by default on the items that its run held out.
 
     Args:
         run: Folder of the run.
         data: Measure on all of these data in place of the run's own.
-        part: Which side of the data's split; by default all of foreign data, and what the run held out of its own.
+        part: Side of the data's split; by default all of other data, and the held-out items of the run's own.
         limit: Measure the first items only.
         samples: Draws of z for each item in the bounds of the likelihood.
-        batch_size: Items at a time.
-        seed: Of all draws.
+        batch_size: Items in a batch.
+        seed: Seed of all draws.
     """
 
     run: RunFolder
@@ -51,7 +51,7 @@ class Options:
 
 
 def run(options: Options, command: str) -> dict[str, Any]:
-    """Measures; the result has the metrics and how they were measured."""
+    """Measures. The result has the metrics and their protocol."""
     model = load_model(options.run, device_of(options.common.device))
     if options.data is not None:
         source, part = str(options.data), options.part or "all"
@@ -76,7 +76,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """Metrics with their protocol: never a bare number."""
+    """Prints the metrics with their protocol: never a bare number."""
     console.print(metric_table(result["metrics"]))
     of = "foreign data, " if result["foreign"] else ""
     say(console, f"{result['run']} on {result['data']} ({of}{result['part']}). {result['metrics']['protocol']}")

@@ -28,19 +28,19 @@ _SHOWN = (
 
 @dataclass(frozen=True)
 class Options:
-    """Fit a decoder by diffusion to a trained tokenizer of images: it draws the detail that the tokenizer's leaves out.
+    """Fit a decoder by diffusion to a trained tokenizer of images: it draws detail that the tokenizer's decoder omits.
 
-    The tokenizer stays as it is. The detail is drawn, so it is not that of the originals, pixel by pixel.
+    The tokenizer does not change. The detail is drawn, so it is not that of the originals, pixel by pixel.
 
     Args:
         run: Folder of the tokenizer's run.
-        out: Folder of the decoder; by default decoder in that of the run.
+        out: Folder of the decoder; by default RUN/decoder.
         steps: Optimizer steps.
         batch_size: Images in a batch.
-        learning_rate: Of Adam, at its highest.
+        learning_rate: Highest learning rate of Adam.
         width: Channels of the network's first level.
         blocks: Residual blocks of each level.
-        seed: Of the first weights, of order, crops and noise.
+        seed: Seed of weights, order, crops and noise.
         resume: Go on from the last checkpoint in the decoder's folder.
         overwrite: Replace a decoder that is finished, or one with other settings.
     """
@@ -60,7 +60,7 @@ class Options:
 
 
 def run(options: Options, command: str) -> dict[str, Any]:
-    """Fits; the result has the decoder's folder and its metrics."""
+    """Fits. The result has the decoder's folder and its metrics."""
     out = options.run / DECODER if options.out is None else options.out
     sizes = {name: getattr(options, name) for name in ("width", "blocks")}
     trained = {name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate", "seed")}
@@ -73,7 +73,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """Metrics beside those of the tokenizer's own decoder, and what to do next."""
+    """Prints metrics beside those of the tokenizer's own decoder, and the next command."""
     console.print(grid(metric_rows(result["metrics"], _SHOWN)))
     run, decoder = result["run"], result["decoder"]
     say(console, f"Decoder: {decoder}. Use it with: gmvq reconstruct {run} IN OUT --decoder {decoder}")

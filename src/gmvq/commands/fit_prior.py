@@ -30,22 +30,22 @@ _HELP = "; ".join(f"{name}: {kind.title}" for name, kind in PRIORS.items())
 
 @dataclass(frozen=True)
 class Options:
-    """Fit a prior to the codes of a trained tokenizer: what new items are drawn from.
+    """Fit a prior to the codes of a trained tokenizer, to draw new items from.
 
-    The items that the tokenizer learned from are tokenized once; the prior learns from their codes, and from their
-    labels where there are any.
+    The training items of the tokenizer are tokenized once; the prior learns from their codes, and from their labels if
+    they have labels.
 
     Args:
         run: Folder of the tokenizer's run.
-        out: Folder of the prior; by default prior in that of the run.
+        out: Folder of the prior; by default RUN/prior.
         steps: Optimizer steps.
         batch_size: Items in a batch.
-        learning_rate: Of Adam, at its highest.
+        learning_rate: Highest learning rate of Adam.
         width: Features of the transformer.
-        depth: Layers.
+        depth: Layers of the transformer.
         heads: Heads of its attention.
-        seed: Of the first weights, of order and dropout.
-        unlabelled: Learn no classes.
+        seed: Seed of weights, order and dropout.
+        unlabelled: Ignore the labels.
         resume: Go on from the last checkpoint in the prior's folder.
         overwrite: Replace a prior that is finished, or one with other settings.
     """
@@ -68,7 +68,7 @@ class Options:
 
 
 def run(options: Options, command: str) -> dict[str, Any]:
-    """Fits; the result has the prior's folder and its metrics."""
+    """Fits. The result has the prior's folder and its metrics."""
     out = options.run / PRIOR if options.out is None else options.out
     sizes = {name: getattr(options, name) for name in ("width", "depth", "heads")}
     trained = {name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate", "seed")}
@@ -87,7 +87,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """Bits of held-out codes, and what to do next."""
+    """Prints bits of held-out codes, and the next command."""
     console.print(grid(metric_rows(result["metrics"], _SHOWN)))
     run, prior = Path(result["run"]), Path(result["prior"])
     elsewhere = "" if prior == run / PRIOR else f" --prior {prior}"

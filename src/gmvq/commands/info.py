@@ -1,4 +1,4 @@
-"""Show what is in a run's folder."""
+"""Show the content of a run's folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gmvq.stages.layout import METRICS, RECORD, read_json
 
 @dataclass(frozen=True)
 class Options:
-    """Show what is in a run's folder: the model, what it learned from, its metrics.
+    """Show the content of a run's folder: the model, its data, its metrics.
 
     Args:
         run: Folder of the run.
@@ -26,7 +26,7 @@ class Options:
 
 
 def run(options: Options, command: str) -> dict[str, Any]:
-    """The result has the model, the record of the run and its metrics; a model alone has neither of the last two."""
+    """Reads the folder. The result has the model, and the record and metrics of the run if they exist."""
     model = read_model(options.run)
     return {
         "run": str(options.run),
@@ -39,7 +39,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """The model, the run and its metrics."""
+    """Prints the model, the run and its metrics."""
     record = result["record"] or {}
     model = {**result["model"], "parameters": f"{result['parameters']:,}", "fingerprint": result["fingerprint"][:12]}
     modality = model.pop("modality")
@@ -53,6 +53,6 @@ def show(result: Mapping[str, Any], console: Console) -> None:
 
 
 def _short(value: object) -> str:
-    """A setting on one line: a vocabulary has thousands of entries."""
+    """Shortens a setting to one line: a vocabulary has thousands of entries."""
     text = str(value)
     return text if len(text) <= 60 else f"{text[:50]} ... ({len(text):,} letters)"

@@ -1,4 +1,4 @@
-"""Go from one item to another by way of their latents."""
+"""Go from one item to another through their latents."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from gmvq.commands.pairs import First, Second, read_pair
 
 @dataclass(frozen=True)
 class Options:
-    """Go from one item to another by way of their latents, each step through the codes.
+    """Go from one item to another through their latents; each step is quantized.
 
     Args:
         run: Folder of the tokenizer's run.
         first: A file, or the number of a held-out item of the run.
-        second: Another of the same size.
-        out: A file or folder: first, the steps, second.
-        number: Steps, both ends among them.
+        second: Another item of the same size.
+        out: A file or folder for the first item, the steps and the second item.
+        number: Number of steps, with both ends.
     """
 
     run: RunFolder
@@ -47,7 +47,7 @@ class Options:
 
 
 def run(options: Options, command: str) -> dict[str, Any]:
-    """Interpolates; the result has the files."""
+    """Interpolates. The result has the files."""
     at_least("number", options.number, 2, "Use 8.")
     model = load_model(options.run, device_of(options.common.device))
     first, second = read_pair(options.run, model, options.first, options.second, options.where)
@@ -59,5 +59,5 @@ def run(options: Options, command: str) -> dict[str, Any]:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """Where they are."""
+    """Prints the paths."""
     say_files(console, [f"{result['items']} step(s): {result['out']}"])

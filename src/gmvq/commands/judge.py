@@ -1,4 +1,4 @@
-"""Draw items and say how real they are."""
+"""Draw items and measure how real they are."""
 
 from __future__ import annotations
 
@@ -50,20 +50,19 @@ _SHOWN = (
 
 @dataclass(frozen=True)
 class Options:
-    """Draw items and say how real they are, by a classifier that learns the real ones first.
+    """Draw items and measure how real they are, by a classifier that is trained on the real items first.
 
-    Does it see the class that was asked for? How do its features of drawn items stand to those of held-out ones? These
-    are no FID and KID, which are of another network, and stand beside them where its weights are at hand. Without
-    labels it learns which training item a part is of. Drawn items are written, and below each the training item that is
-    nearest to it.
+    Does it recognize the requested class? How far are its features of drawn items from those of held-out items? FID and
+    KID use another network; they are measured, too, if its weights are available. Without labels the classifier learns
+    from which training item a part was cut. Drawn items are written, with the nearest training item below each.
 
     Args:
         run: Folder of the tokenizer's run.
         number: Items to draw.
-        out: The file or folder of drawn and nearest items; by default judged in the prior's folder.
-        steps: Optimizer steps of the judge's training.
-        inception: File with the weights of torch-fidelity's Inception network, for FID and KID; by default where torch
-            keeps what it downloads, and without them where there is none.
+        out: File or folder of drawn and nearest items; by default judged in the prior's folder.
+        steps: Optimizer steps of the classifier.
+        inception: File with the weights of torch-fidelity's Inception network, for FID and KID; by default in the
+            download cache of torch, if it is there.
     """
 
     run: RunFolder
@@ -78,7 +77,7 @@ class Options:
 
 
 def run(options: Options, command: str) -> dict[str, Any]:
-    """Draws and judges; the result has the metrics and the files."""
+    """Draws and judges. The result has the metrics and the files."""
     at_least("number", options.number, judge.FEWEST, "Use 1000.")
     generator = options.drawer.generator(options.run, device_of(options.common.device))
     sampling, folder = options.drawing.sampling(generator), options.drawer.folder(options.run)
@@ -109,7 +108,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """Metrics, and what they are of."""
+    """Prints the metrics and the paths."""
     metrics = result["metrics"]
     console.print(grid(metric_rows(metrics, _SHOWN)))
     known = "; FID and KID by Inception" if "fid" in metrics else " (no FID and KID)"

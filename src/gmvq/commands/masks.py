@@ -1,4 +1,4 @@
-"""Which part of an item is masked."""
+"""Masks: parts of items."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from gmvq.commands.common import foreign_data
 from gmvq.modalities import Image
 
 HALVES = ("lower", "upper", "left", "right", "middle")
-"""Words for masks: a half, or the middle quarter, that is masked; of sequences, lower is the second half."""
+"""Names of masks: halves, and the middle quarter; of sequences, lower is the second half."""
 
 
 def read_mask(words: str, size: tuple[int, ...]) -> Tensor:
-    """Booleans of the size of an item, True where it is masked.
+    """Reads a mask: booleans of the size of an item, True where it is masked.
 
     Args:
-        words: One of :data:`HALVES`; of images also a picture of that size that is white there.
+        words: One of :data:`HALVES`; for images also the path of a picture of that size, white where it is masked.
         size: Lengths of the item's axes: height and width.
 
     Raises:
-        ValueError: If there is no such mask, it has another size, or the item has no axes.
+        ValueError: If the mask is unknown or has another size, or the item has no axes.
         OSError: If the picture cannot be read.
     """
     if not size:

@@ -1,4 +1,4 @@
-"""Two items of one size."""
+"""Pairs of items of one size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Second = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SECOND")]
 
 
 def read_pair(run: Path, model: Autoencoder, first: Path, second: Path, where: Where) -> tuple[Tensor, Tensor]:
-    """Two items of one size, each a batch of one; of two sequences the shorter is continued.
+    """Reads two items of one size as batches of one; the shorter of two sequences is continued.
 
     Raises:
         ValueError: If they differ in size.

@@ -1,4 +1,4 @@
-"""Send items through their codes and back, and write what comes out."""
+"""Encode items to codes, decode them, and write the result."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from gmvq.training.progress import counting
 
 @dataclass(frozen=True)
 class Options:
-    """Send items through their codes and back, and write what comes out as files of the same names.
+    """Encode items to codes, decode them, and write the result to files of the same names.
 
     Args:
         run: Folder of the run.
         source: A file, a folder of files, or other data.
         out: A file for one item, or for texts and vectors, of which one file holds several; else a folder.
-        decoder: Folder of a diffusion decoder to decode with, as RUN/decoder; by default the tokenizer's own.
-        seed: Of that decoder's noise.
+        decoder: Folder of a diffusion decoder, as RUN/decoder; by default the tokenizer's decoder is used.
+        seed: Seed of that decoder's noise.
     """
 
     run: RunFolder
@@ -52,7 +52,7 @@ class Options:
 
 
 def run(options: Options, command: str) -> dict[str, Any]:
-    """Writes reconstructions; the result has each file with its headline metric, and the mean."""
+    """Writes reconstructions. The result has each file with its headline metric, and the mean."""
     if options.decoder is None and options.seed:
         raise ValueError(f"'seed' must be left out without 'decoder', got {options.seed}: nothing is drawn.")
     model = load_model(options.run, device_of(options.common.device))
@@ -90,14 +90,14 @@ def run(options: Options, command: str) -> dict[str, Any]:
 def _reconstructed(
     model: Autoencoder, decoder: DiffusionDecoder | None, item: Tensor, seed: int, number: int
 ) -> Tensor:
-    """A batch of one item through its codes and back."""
+    """Reconstructs a batch of one item."""
     if decoder is None:
         return model.reconstruct(item)
     return decoder.decode(model, model.encode(item), model.signal.size(item), seed=seed, first=number)
 
 
 def _targets(options: Options, model: Autoencoder, items: Items) -> list[Path]:
-    """The file of each item, or the one for all where a file can hold them."""
+    """Returns the file of each item, or one file for all."""
     source, out, modality = options.source, options.out, model.modality
     if modality.several:
         files = [tokenization.file_of_all(out, f"items{modality.suffix}")]
@@ -111,7 +111,7 @@ def _targets(options: Options, model: Autoencoder, items: Items) -> list[Path]:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """The headline metric of each item, and the mean."""
+    """Prints the headline metric of each item, and the mean."""
     key, files = result["headline"], {row["file"] for row in result["files"]}
     in_one = len(files) == 1 and result["items"] > 1
     say_files(console, [f"{_written(row[key])}  {row['name' if in_one else 'file']}" for row in result["files"]])

@@ -40,9 +40,9 @@ class Options:
         run: Folder of the tokenizer's run.
         number: Items to draw.
         out: The file or folder; by default samples in the prior's folder.
-        label: Classes to draw, one after the other, again and again; by default all of them, or none without classes.
+        label: Classes to draw in turn; by default all classes, if the prior has learned classes.
         columns: Images in a row of the sheet.
-        codes: Write the codes there, too, as a safetensors file of gmvq tokenize.
+        codes: File for the codes, too, in the format of gmvq tokenize.
     """
 
     run: RunFolder
@@ -57,7 +57,7 @@ class Options:
 
 
 def run(options: Options, command: str) -> dict[str, Any]:
-    """Draws; the result has the files and the classes."""
+    """Draws. The result has the files and the classes."""
     at_least("number", options.number, 1, "Use 8.")
     at_least("columns", options.columns, 1, "Use 8.")
     generator = options.drawer.generator(options.run, device_of(options.common.device))
@@ -74,7 +74,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
 
 
 def write_codes(path: Path, generator: Generator, codes: Tensor) -> None:
-    """Writes drawn codes as a file that gmvq detokenize reads."""
+    """Writes drawn codes to a file that gmvq detokenize reads."""
     number = len(codes)
     names = [f"{index:05d}" for index in range(number)]
     info = tokenization.info_of(generator.tokenizer, names, [generator.size] * number)
@@ -82,7 +82,7 @@ def write_codes(path: Path, generator: Generator, codes: Tensor) -> None:
 
 
 def _labels(asked: tuple[int, ...], number: int, classes: int) -> Tensor | None:
-    """A class for each item."""
+    """Returns the class of each item."""
     if asked and not classes:
         raise ValueError(f"'label' must be left out for a prior without classes, got {asked}. Fit one with labels.")
     wanted = asked or tuple(range(classes))
@@ -92,5 +92,5 @@ def _labels(asked: tuple[int, ...], number: int, classes: int) -> Tensor | None:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """Where they are."""
+    """Prints the paths."""
     say_files(console, [f"{result['items']} item(s): {result['out']}"])

@@ -30,10 +30,10 @@ class Options:
 
     Args:
         run: Folder of the tokenizer's run.
-        first: The item that is changed, or the number of a held-out item of the run.
-        second: The item of the same size that the codes are of.
-        out: A file or folder: first, second, and first with codes of second.
-        mask: Where: lower, upper, left, right, middle, or a picture of that size that is white there.
+        first: The item to change, or the number of a held-out item of the run.
+        second: An item of the same size, whose codes are taken.
+        out: A file or folder for the first item, the second, and the first with codes of the second.
+        mask: Part that is replaced: lower, upper, left, right, middle, or a picture of that size that is white there.
     """
 
     run: RunFolder
@@ -46,7 +46,7 @@ class Options:
 
 
 def run(options: Options, command: str) -> dict[str, Any]:
-    """Swaps; the result has the files and how many codes are others than they were."""
+    """Swaps. The result has the files and the number of changed codes."""
     model = load_model(options.run, device_of(options.common.device))
     first, second = read_pair(options.run, model, options.first, options.second, options.where)
     swapped = generation.swap(model, first, second, read_mask(options.mask, model.signal.size(first)))
@@ -58,5 +58,5 @@ def run(options: Options, command: str) -> dict[str, Any]:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """Where it is."""
+    """Prints the path."""
     say_files(console, [f"{result['changed_codes']} code(s) swapped: {result['out']}"])

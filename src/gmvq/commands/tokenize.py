@@ -27,14 +27,14 @@ from gmvq.training.progress import counting
 
 @dataclass(frozen=True)
 class Options:
-    """Write the codes of items to one safetensors file, with all that is needed to decode them.
+    """Write the codes of items to one safetensors file that is complete for decoding.
 
     Args:
         run: Folder of the run.
-        data: A file or a folder of the kind that the run learned from.
+        data: A file or a folder of the modality of the run.
         out: The file to write.
-        part: Which side of the data's split.
-        batch_size: Items at a time.
+        part: Side of the data's split.
+        batch_size: Items in a batch.
     """
 
     run: RunFolder
@@ -46,7 +46,7 @@ class Options:
 
 
 def run(options: Options, command: str) -> dict[str, Any]:
-    """Writes codes; the result says how many."""
+    """Writes codes. The result has their number."""
     if options.out.is_dir():
         raise ValueError(f"'OUT' must be a file, and {options.out} is a folder. Write {options.out}/codes.safetensors.")
     model = load_model(options.run, device_of(options.common.device))
@@ -67,7 +67,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """How much was written."""
+    """Prints the number of items and tokens."""
     sizes = " x ".join(f"{size:,}" for size in result["codebook_sizes"])
     written = f"{result['out']}, {result['bytes']:,} bytes"
     say(console, f"{result['items']:,} item(s) as {result['tokens']:,} tokens of {sizes} codes: {written}")

@@ -33,16 +33,16 @@ class Head:
     """Train a tokenizer and write its model, metrics and report.html into a folder.
 
     Args:
-        recipe: What to learn from. Some come with gmvq, the others need --data.
+        recipe: Data, model and training. Some recipes come with data, the others need --data.
         data: A file or a folder of images, recordings, texts, series or tables.
         out: Folder of the run; by default runs/RECIPE.
-        start: Start from the weights of this run: to train longer, or to fine-tune to other data.
-        resume: Go on from the last checkpoint in the run's folder.
-        overwrite: Replace a run that is finished, or one with other settings.
+        start: Start from the weights of this run, to train longer or to fine-tune to other data.
+        resume: Continue from the last checkpoint in the run's folder.
+        overwrite: Replace a finished run, or one with other settings.
         adversarial: Train against a discriminator, for sharper images.
-        features: Compare features, too, and let the discriminator see them in place of pixels. Their network is a file
-            with the weights of torchvision's VGG-16, the folder of a classifier that gmvq judge has left, or 'learned'
-            for a small one that learns from the data first.
+        features: Compare features, too, and show them to the discriminator in place of pixels. Their network is a file
+            with the weights of torchvision's VGG-16, the folder of a classifier of gmvq judge, or 'learned' for a small
+            one that is trained on the data first.
         quantizer_options: Options of the quantizer, as a JSON object.
     """
 
@@ -58,9 +58,9 @@ class Head:
 
 
 def settings_type() -> type[Any]:
-    """A dataclass of the settings of all modalities that a flag can hold, each None unless it is given.
+    """Makes a dataclass of the settings of all modalities that a flag can hold, each None by default.
 
-    A setting that several modalities have is of the types of all: ``--rate`` is an integer of recordings, any number of
+    A setting of several modalities has the types of all: ``--rate`` is an integer for recordings, any number for
     series.
     """
     found: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def _is_plain(hint: Any) -> bool:  # noqa: ANN401
 
 
 def _documented(name: str) -> str:
-    """What the docstrings of modalities say of a setting, with the kind that it is of."""
+    """Collects the descriptions of a setting from the docstrings of modalities."""
     said = []
     for kind in MODALITIES.values():
         lines = (kind.__doc__ or "").splitlines()
@@ -96,7 +96,7 @@ def _documented(name: str) -> str:
 
 
 def options_type() -> type[Any]:
-    """The options of this verb: the head, settings of the data, and all fields of data, model and training, flat."""
+    """Makes the options of this verb, flat: the head, settings of the data, fields of data, model and training."""
     parts: list[tuple[str, Any, Any]] = [
         (each.name, Head.__annotations__[each.name], each) for each in dataclasses.fields(Head)
     ]
@@ -127,7 +127,7 @@ def options_type() -> type[Any]:
 
 
 def _prefixed(kind: type[Any], prefix: str) -> type[Any]:
-    """The fields of a dataclass under names that begin alike, so that flags differ from those of other parts."""
+    """Makes a dataclass whose fields have a prefix, so that their flags differ from those of other parts."""
     hints = flags(kind).__annotations__
     parts = [
         (f"{prefix}{each.name}", hints[each.name], dataclasses.field(default=each.default))
@@ -140,12 +140,12 @@ def _prefixed(kind: type[Any], prefix: str) -> type[Any]:
 
 
 def _names(line: str, hints: Mapping[str, Any]) -> bool:
-    """Whether a line of a docstring begins what it says of an argument."""
+    """Returns True if a line of a docstring begins the description of an argument."""
     return line.strip().partition(":")[0] in hints and len(line) - len(line.lstrip()) == 8
 
 
 def defaults(words: Sequence[str]) -> Any:  # noqa: ANN401 (an instance of options_type())
-    """Options as the recipe among the words has them, wherever it stands: its values are the defaults of all flags."""
+    """Makes the defaults of all flags: the values of the recipe, wherever it is among the words."""
     words = [word for word in words if word not in ("-h", "--help")]
     first = _options_of("photos", None)
     try:
@@ -176,7 +176,7 @@ def _taken(kind: Any, values: Any) -> Any:  # noqa: ANN401
 
 
 def template(name: str, source: Path | None = None) -> Run:
-    """A recipe by its name, whose values are the defaults of the flags; of one that needs data, as of images."""
+    """Makes a recipe whose values are the defaults of the flags; if it lacks its data, for images."""
     recipe = recipes.RECIPES[name]
     if recipe.wanted is None:
         return recipe.make() if source is None else recipe.make(source)
@@ -189,11 +189,11 @@ def template(name: str, source: Path | None = None) -> Run:
 
 
 def run_of(options: Any) -> Run:  # noqa: ANN401
-    """The run that the options describe: a recipe with what was asked for in its place.
+    """Makes the run of the options: a recipe with changed values.
 
     Raises:
-        ValueError: If the recipe needs the path of its data and there is none, or a value is out of range.
-        FileNotFoundError: If the recipe must look at the data, and nothing is there.
+        ValueError: If the recipe needs the path of its data, or a value is out of range.
+        FileNotFoundError: If the recipe looks at the data, and the path does not exist.
     """
     one_of("RECIPE", options.recipe, recipes.RECIPES)
     recipe = recipes.make(options.recipe, options.data)
@@ -225,7 +225,7 @@ def run_of(options: Any) -> Run:  # noqa: ANN401
 
 
 def run(options: Any, command: str) -> dict[str, Any]:  # noqa: ANN401
-    """Trains; the result has the run's folder, its metrics and its report."""
+    """Trains. The result has the run's folder, its metrics and its report."""
     out = options.out if options.out is not None else Path("runs") / options.recipe
     recipe = run_of(options)
     if options.recipe == "folder":
@@ -239,6 +239,6 @@ def run(options: Any, command: str) -> dict[str, Any]:  # noqa: ANN401
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """Metrics, and where the report is."""
+    """Prints the metrics and the path of the report."""
     console.print(metric_table(result["metrics"]))
     say(console, f"Report: {result['report']}")
