@@ -6,9 +6,11 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import soundfile
 from PIL import Image as Pillow
+from pyarrow import parquet
 
 from gmvq.__main__ import main
 from gmvq.modalities import Audio
@@ -76,7 +78,6 @@ def test_tables_are_told_by_what_they_hold(tmp_path, name, ending):
 
 
 def test_tables_of_parquet(tmp_path):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     times = pyarrow.array(np.arange(40) * 15_000_000_000, pyarrow.timestamp("ns"))
     parquet.write_table(pyarrow.table({"time": times, "load": NUMBERS}), tmp_path / "a.parquet")
     assert recognized(tmp_path).kind == "series"

@@ -2,10 +2,12 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from modality_members import series as member
 from PIL import Image
+from pyarrow import parquet
 
 from gmvq.modalities.series import Series, without_gaps
 
@@ -60,7 +62,6 @@ def test_dates_are_the_clock(put, days, rate):
 
 
 def test_parquet_has_a_clock_too(tmp_path):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     times = pyarrow.array(np.arange(50) * 15_000_000_000, pyarrow.timestamp("ns"))
     parquet.write_table(pyarrow.table({"time": times, "load": np.arange(50.0)}), tmp_path / "t.parquet")
     data = Series().load(tmp_path / "t.parquet")

@@ -3,10 +3,12 @@ import lzma
 import sys
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from gmvq.modalities.delimited import TableError
 from gmvq.modalities.tables import classes_of, columns, read_table, stem_of, suffix_of, write_numbers
@@ -195,8 +197,6 @@ def test_npy(put, tmp_path):
 
 
 def test_parquet(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "t.parquet"
     table = pyarrow.table(
         {

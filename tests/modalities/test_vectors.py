@@ -1,10 +1,12 @@
 from io import BytesIO
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from modality_members import vectors as member
 from PIL import Image
+from pyarrow import parquet
 from sklearn import datasets
 
 from gmvq.data.splitting import digest_of, held_out
@@ -150,7 +152,6 @@ def test_embeddings_of_npy(tmp_path):
 
 
 def test_embeddings_of_parquet(tmp_path):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     rows = [[i, i + 0.5] for i in range(20)]
     path = tmp_path / "e.parquet"
     parquet.write_table(pyarrow.table({"embedding": rows, "label": ["a", "b"] * 10}), path)
