@@ -62,8 +62,7 @@ def write_edits(pictures: Path, generator: Generator, data: Data, sampling: Samp
     write(pictures / "swaps.png", [*chosen, *others, *swapped], columns=EDITED)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, draws and writes."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=("digits", "fashion-mnist"), default="digits")
     parser.add_argument("--data", type=Path, help="of Fashion-MNIST")
@@ -79,7 +78,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/drawing"))
     parser.add_argument("--pictures", type=Path, help="folder of the sheets; none are written without")
     parser.add_argument("--out", type=Path, default=Path("runs/drawing.json"))
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, draws and writes."""
+    arguments = _parser().parse_args(argv)
     run = recipes.changed(recipes.make(arguments.recipe, arguments.data), steps=arguments.tokenizer_steps)
     folder, size = arguments.runs / arguments.recipe, {"width": arguments.width, "depth": arguments.depth}
     training = replace(PriorRun().training, steps=arguments.steps)

@@ -158,7 +158,7 @@ def evaluate(
             some, before = _first(items, bounded), len(items) - bounded / 2
             bounds = _bound(model, some, aggregated, samples, batch_size, seed, lambda done: advance(before + done / 2))
     metrics = _table(model, measured, bounds, bounded)
-    protocol = _protocol(model, measured.hard, metrics, bounded, samples, batch_size, seed)
+    protocol = _protocol(model, measured.hard, metrics, samples, batch_size, seed)
     hard = measured.hard
     return Evaluation(metrics, measured.statistics, protocol, model.modality.kind, hard.headline, hard.higher_is_better)
 
@@ -316,16 +316,10 @@ def use_of(statistics: CompositeStatistics | None) -> dict[str, float | None]:
 
 
 def _protocol(
-    model: Autoencoder,
-    hard: Distortion,
-    metrics: dict[str, float | None],
-    bounded: int,
-    samples: int,
-    batch_size: int,
-    seed: int,
+    model: Autoencoder, hard: Distortion, metrics: dict[str, float | None], samples: int, batch_size: int, seed: int
 ) -> str:
     device, modality, items = model.device, model.modality, model.modality.items
-    threads = torch.get_num_threads()
+    bounded, threads = int(metrics["likelihood_items"] or 0), torch.get_num_threads()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     sentences = [
         f"{modality.counted(hard.items)}.",
