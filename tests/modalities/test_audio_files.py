@@ -245,7 +245,12 @@ def test_what_is_no_file_or_of_no_known_format_is_named(good):
     ("names", "path", "message"),
     [
         ([], ".", r"No recordings in .* that end in \.wav, .* Check the path\.$"),
-        (["x.tar.xz", "y.npy"], ".", r"It holds x\.tar\.xz, y\.npy: pass the path of one of these"),
+        (
+            ["x.tar.xz", "y.tar.xz", "z.npy"],
+            ".",
+            r"It holds x\.tar\.xz, y\.tar\.xz, z\.npy: pass the path of one of these",
+        ),
+        (["x.tar.xz", "y.npy"], ".", r"Cannot read the archive '.*x\.tar\.xz': empty file\. Unpack it"),
         (["a.m4a"], ".", "No recording in .* can be read. Skipped: .*AAC cannot be read"),
         (["a.wav"], ".", "No recording in .* can be read. Skipped: .*it is empty"),
         (["a.wav"], "a.wav", "No recording in .* can be read. Skipped: .*it is empty"),

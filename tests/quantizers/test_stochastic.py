@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gmvq.kernels import weighted_squared_distances
+from gmvq.modalities import Image
 from gmvq.models import Autoencoder, AutoencoderConfig
 from gmvq.quantizers import Geometric, GumbelSoftmax, VectorQuantizer
 from gmvq.quantizers.stochastic import LARGEST_LOG_VARIANCE, StochasticQuantizer
@@ -157,7 +158,9 @@ def test_the_gradient_is_that_of_the_two_terms():
 
 def test_an_autoencoder_minimizes_the_papers_objective():
     torch.manual_seed(0)
-    model = Autoencoder(AutoencoderConfig(quantizer="none", channels=1, code_dim=4, width=8, downsampling=2, blocks=1))
+    model = Autoencoder(
+        AutoencoderConfig(quantizer="none", modality=Image(1), code_dim=4, width=8, downsampling=2, blocks=1)
+    )
     model.bottleneck = StochasticQuantizer(4, 8)
     images = torch.rand(3, 1, 8, 8)
     out = model(images)
