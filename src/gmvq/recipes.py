@@ -133,7 +133,7 @@ def table(source: str | Path = "bundled:breast-cancer") -> Run:
 def folder(source: str | Path) -> Run:
     """Your own data, of the modality of most files, in its usual windows and tokens.
 
-    See :func:`gmvq.modalities.recognition.recognized` for how their kind is told.
+    See :func:`gmvq.modalities.recognition.recognized` for how it is recognized.
 
     Args:
         source: A folder, flat or nested, or one file.

@@ -45,6 +45,18 @@ def test_a_prior_is_fitted_and_measured(run, name, kind):
     assert metrics["bits_per_dim"] > metrics["bits_per_code"] * codes[0].numel() / data.held_out[0].numel()
 
 
+def test_few_items_are_looked_at_often_and_what_is_known_by_heart_is_said(run, monkeypatch):
+    monkeypatch.setattr("gmvq.stages.prior.EPOCHS", 0)
+    metrics = fit_prior(run, quick(steps=30, evaluate_every=1000), console=QUIET)
+    log = [json.loads(line) for line in (run / "prior/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if line["kind"] == "evaluation"] == [25, 30]
+    worse = metrics["bits_per_code"] > metrics["frequencies_bits_per_code"]
+    assert ["by heart" in warning for warning in metrics["warnings"]] == [True] * worse
+    worst = fit_prior(run, quick(steps=1, learning_rate=1e-9), run.parent / "worst", console=QUIET)
+    assert "counted frequencies" in worst["warnings"][-1]
+    assert fit_prior(run, quick("frequencies"), run.parent / "counted", console=QUIET)["warnings"] == []
+
+
 def test_residual_codes_are_learned_level_by_level(tmp_path):
     run = recipes.changed(recipes.digits(), steps=2, width=8, blocks=1, batch_size=8, codebook_size=64)
     model = replace(run.model, quantizer="residual", code_dim=6, quantizer_options={"levels": 3})

@@ -124,6 +124,11 @@ class Series(Modality):
         start = min(int(chance[0] * (length - size + 1)), length - size)
         return item[..., start : start + size]
 
+    def padded(self, item: Tensor, length: int) -> Tensor:
+        """Continues a series to some length: by its last values, since 0 may be far from all of them."""
+        more = length - item.shape[-1]
+        return torch.cat([item, item[..., -1:].expand(*item.shape[:-1], more)], dim=-1) if more > 0 else item
+
     def distortion(self, *, quick: bool = False) -> RealDistortion:
         """Squared and absolute error in the data's units, and the share of variance explained."""
         return RealDistortion()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,6 +48,10 @@ MEASURED = 2000
 """Held-out items that a prior is measured on."""
 CHOSEN_BY = 20
 """Every 20th training item is held back to select the best weights."""
+EPOCHS = 4
+"""Epochs between two looks at the items held back, where that is more often than the training asks for."""
+LEAST_STEPS = 25
+"""Steps between two such looks at least."""
 
 _TRAINING = Training(
     steps=3000,
@@ -171,7 +175,8 @@ class PriorStage(Stage[AbstractPrior]):
         learned_from, chosen_by = _divided(train)
         about = {"items": len(train.codes), "fingerprint": self.fingerprint[:16]}
         task = PriorTask(prior, learned_from, chosen_by, self.mark, about)
-        learned = learn(task, self.training, self.out, resume=resume, console=self.console)
+        training = _evaluated_often(self.training, len(learned_from.codes))
+        learned = learn(task, training, self.out, resume=resume, console=self.console)
         self.seconds, self.warnings = learned.seconds, learned.warnings
         return learned.model
 
@@ -184,6 +189,14 @@ class PriorStage(Stage[AbstractPrior]):
         """
         train, rest = self._encoded()
         metrics = _measured(model.eval(), self.tokenizer, train, rest, self.tiles.held_out)
+        bits, counted = metrics["bits_per_code"], metrics["frequencies_bits_per_code"]
+        if bits is not None and bits > counted and not self.run.counts:
+            advice = (
+                f"The prior needs {bits:.2f} bits for a held-out code, and counted frequencies {counted:.2f}: it has "
+                "learned its training items by heart, or too little. Give more data, or change --steps or --width."
+            )
+            self.warnings = (*self.warnings, advice)
+            self.say(advice)
         return {**metrics, "seconds": self.seconds}
 
     def report(self, model: AbstractPrior) -> None:  # noqa: D102
@@ -231,6 +244,14 @@ def fit_prior(
 ) -> dict[str, Any]:
     """Fits a prior to a tokenizer's codes: see :class:`PriorStage` and :meth:`gmvq.stages.stage.Stage.carry_out`."""
     return PriorStage(folder, run, out, console, data, source).carry_out(**how)
+
+
+def _evaluated_often(training: Training, items: int) -> Training:
+    """The training with looks at the items held back soon enough to stop before few items are known by heart."""
+    if not training.evaluate_every:
+        return training
+    often = max(LEAST_STEPS, EPOCHS * items // training.batch_size)
+    return replace(training, evaluate_every=min(training.evaluate_every, often))
 
 
 def _divided(train: CodeBatch) -> tuple[CodeBatch, CodeBatch]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gmvq.data import ArrayItems, Items
 from gmvq.modalities import Data, Modality
@@ -14,9 +14,17 @@ from gmvq.modalities import Data, Modality
 _CENTRAL = np.array([0.5, 0.5, 1.0])
 """The chance of the middle of an item, which is not mirrored."""
 
+WHOLE = 4
+"""Sequences of up to this many training windows are modelled whole."""
+
+COVERED = 0.99
+"""Share of the sequences that fit into a tile, so that a few long ones do not make all of them long."""
+
 
 def tiled(data: Data, size: int | None, stride: int) -> Data:
     """Items of one size: as they are, or cut into tiles of whole tokens.
+
+    Sequences of up to 4 windows are kept whole, and continued to the length that 99 of 100 of them have at most.
 
     Args:
         data: The items.
@@ -43,9 +51,10 @@ def tile_side(data: Data, size: int | None, stride: int) -> int | None:
     sizes = {*data.train.sizes, *data.held_out.sizes}
     if size is None and len(sizes) == 1 and not any(length % stride for length in next(iter(sizes))):
         return None
-    if size is None and data.signal.axes == 1:  # shorter sequences are continued
-        side = max(length for (length,) in sizes)
-        return side + -side % stride
+    if data.signal.axes == 1:
+        whole = _covering([length for (length,) in data.train.sizes])
+        if size is None or whole <= WHOLE * size:
+            return whole + -whole % stride
     side = min(min(lengths) for lengths in sizes) if size is None else size
     side -= side % stride
     if side < 1:
@@ -56,8 +65,8 @@ def tile_side(data: Data, size: int | None, stride: int) -> int | None:
 def cut(items: Items, side: int, modality: Modality) -> ArrayItems:
     """Tiles side by side of each item, with its label, named ``item/start``.
 
-    Images that are smaller than a tile have none, and what is left at their borders is dropped; where all are, each is
-    continued to one tile as training did. The last tile of a sequence is continued as its modality does.
+    What is left at the borders is dropped. Images that are smaller than a tile have none; where all are, each is
+    continued to one tile as training did. Shorter sequences are continued as their modality does.
 
     Args:
         items: The items.
@@ -66,8 +75,8 @@ def cut(items: Items, side: int, modality: Modality) -> ArrayItems:
     """
     tiles, names, places = [], [], []
     for index, (name, size) in enumerate(zip(items.names, items.sizes, strict=True)):
-        item = _continued(items[index], side, modality)
-        lengths = item.shape[item.ndim - items.axes :] if items.axes == 1 else size
+        item = modality.padded(items[index], side) if items.axes == 1 else items[index]
+        lengths = (max(side, size[0]),) if items.axes == 1 else size
         for start in itertools.product(*(range(0, length - side + 1, side) for length in lengths)):
             tiles.append(item[(..., *(slice(first, first + side) for first in start))])
             names.append(f"{name}/{'-'.join(map(str, start))}")
@@ -79,9 +88,6 @@ def cut(items: Items, side: int, modality: Modality) -> ArrayItems:
     return ArrayItems(torch.stack(tiles), items.axes, labels, names)
 
 
-def _continued(item: Tensor, side: int, modality: Modality) -> Tensor:
-    """A sequence whose length is a multiple of a tile's; other items as they are."""
-    if modality.signal.axes != 1:
-        return item
-    length = item.shape[-1]
-    return modality.padded(item, length + -length % side)
+def _covering(lengths: list[int]) -> int:
+    """The smallest length that enough of the sequences have at most."""
+    return sorted(lengths)[math.ceil(COVERED * len(lengths)) - 1]

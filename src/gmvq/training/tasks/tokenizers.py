@@ -8,7 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gmvq import hub
@@ -22,6 +24,10 @@ from gmvq.types import Batch, Reconstruction
 
 WINS = 0.98
 """Share of patches told above which a discriminator teaches little."""
+
+
+CONTINUED = 16
+"""Tokens after the end of a shorter sequence that a tokenizer learns at most: a prior draws sequences of one length."""
 
 
 class Drawing(NamedTuple):
@@ -55,7 +61,7 @@ class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
         return summary_of(self.data, self.drawing)
 
     def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:  # noqa: D102
-        return drawn(self.data, self.drawing, batch_size, seed, rank, ranks)
+        return drawn(self.data, self.drawing, batch_size, seed, rank, ranks, CONTINUED * self.model.downsampling)
 
     def inputs(self, batch: Batch, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:  # noqa: D102
         if batch.lengths is None:
@@ -248,12 +254,22 @@ def summary_of(data: Data, drawing: Drawing | None = None) -> dict[str, str]:
     }
 
 
-def drawn(data: Data, drawing: Drawing, batch_size: int, seed: int, rank: int, ranks: int) -> Loader:
-    """A loader of windows of training items."""
+def drawn(data: Data, drawing: Drawing, batch_size: int, seed: int, rank: int, ranks: int, most: int = 0) -> Loader:
+    """A loader of windows of training items, shorter sequences continued by at most ``most`` samples at random."""
+    modality = data.modality
+    longest = max((length for (length,) in data.train.sizes), default=0) if data.signal.axes == 1 else 0
+    longest = longest if drawing.size is None else min(longest, drawing.size)
+
+    def window(item: Tensor, size: int | None, chance: NDArray[np.float64]) -> Tensor:
+        cut = modality.window(item, size, chance)
+        length = cut.shape[-1]
+        # the second number says where along a second axis, which sequences do not have
+        return modality.padded(cut, length + int(chance[1] * (min(most, longest - length) + 1)))
+
     return Loader(
         data.train,
         batch_size,
-        window=data.modality.window,
+        window=window if longest else modality.window,
         seed=seed,
         rank=rank,
         world_size=ranks,
