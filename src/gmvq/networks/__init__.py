@@ -1,4 +1,4 @@
-"""Networks: images to latents and back."""
+"""Networks that map items to latents and back."""
 
 from gmvq.networks.classifier import Classifier, ClassifierConfig
 from gmvq.networks.convolutional import Decoder, Encoder

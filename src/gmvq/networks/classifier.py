@@ -1,4 +1,4 @@
-"""A small network that tells classes of items, and whose features say what an item is of."""
+"""A small classifier of items, whose features describe their content."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class ClassifierConfig:
     """Size of a classifier.
 
     Args:
-        signal: What the items are.
+        signal: Description of the items' tensors.
         classes: Number of classes.
-        width: Channels of its convolutions.
-        features: Features of an item, F.
-        halvings: Halvings of the axes before features are averaged over places.
-        blocks: Residual blocks.
+        width: Channels of the convolutions.
+        features: Number of features F of an item.
+        halvings: Number of halvings of the axes before features are averaged over places.
+        blocks: Number of residual blocks.
 
     Raises:
         ValueError: If a number is not at least 1.
@@ -41,10 +41,10 @@ class ClassifierConfig:
 
 
 class Classifier(nn.Module):
-    """Items to logits of their classes, by way of features.
+    """Maps items to logits of their classes, through features averaged over places.
 
     Args:
-        config: Its size.
+        config: Size of the network.
 
     Shape:
         :meth:`prepared` items ``(B, channels, *S)``, S multiples of 2 to the number of halvings -> logits
@@ -62,7 +62,7 @@ class Classifier(nn.Module):
         self.standardization = Standardization(signal.channels) if signal.values == "real" else None
 
     def prepared(self, items: Tensor) -> Tensor:
-        """Items as the network takes them, see :meth:`gmvq.types.Signal.checked`.
+        """Checks items and converts them to the network's input, see :meth:`gmvq.types.Signal.checked`.
 
         Raises:
             ValueError: If shape, type or values do not fit.
@@ -71,11 +71,11 @@ class Classifier(nn.Module):
         return items if self.standardization is None else self.standardization(items)
 
     def features(self, prepared: Tensor) -> Tensor:
-        """Features of prepared items, ``(B, F)``: the encoder's, averaged over places."""
+        """Computes features of prepared items ``(B, F)``: the encoder's output, averaged over places."""
         found = self.encoder(prepared)
         axes = tuple(range(2, found.ndim))
         return found.mean(axes) if axes else found
 
     def forward(self, prepared: Tensor) -> Tensor:
-        """Logits of the classes of prepared items."""
+        """Computes the logits of the classes of prepared items."""
         return self.head(self.features(prepared).relu())

@@ -1,6 +1,6 @@
-"""Encoder and decoder by number of axes: each level halves or doubles all axes, residual blocks work at the smallest.
+"""Encoder and decoder for items with 0 to 3 axes: levels halve or double all axes, residual blocks follow at the end.
 
-Items with axes go through convolutions along them, vectors through linear layers; symbols are embedded first.
+Items with axes pass through convolutions along them, vectors through linear layers; symbols are embedded first.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from gmvq.types import Signal
 
 
 class Encoder(nn.Module):
-    """Items to latents.
+    """Maps items to latents.
 
     Args:
-        signal: What the items are.
+        signal: Description of the items' tensors.
         dim: Features of a latent.
         widths: Channels after each halving; the downsampling factor f is 2 to the number of widths.
         blocks: Residual blocks at the smallest size.
@@ -52,22 +52,22 @@ class Encoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, items: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Maps items to latents; of sequences that are continued by padding, ``lengths`` (B,) samples count."""
+        """Maps items to latents; of padded sequences the first ``lengths`` samples count, ``(B,)``."""
         if self.embedding is not None:
             items = self.embedding(items).movedim(-1, 1)
         return self.layers(items) if lengths is None else through(self.layers, items, lengths)[0]
 
 
 class Decoder(nn.Module):
-    """Latents to parameters of items: the encoder's mirror.
+    """Maps latents to parameters of the items' likelihood: the mirrored encoder.
 
     Args:
-        signal: What the items are.
+        signal: Description of the items' tensors.
         dim: Features of a latent.
         widths: Channels after each halving of the encoder, in the encoder's order.
         blocks: Residual blocks at the smallest size.
         normalization: ``"layer"``, ``"group"``, ``"batch"`` or ``"none"``.
-        halves: As the encoder's.
+        halves: As for the encoder.
 
     Shape:
         ``(B, dim, *S)`` -> ``(B, channels, *S f)``.
@@ -93,5 +93,5 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, values: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Maps latents to parameters; of sequences that are continued by padding, ``lengths`` (B,) places count."""
+        """Maps latents to parameters; of padded sequences the first ``lengths`` places count, ``(B,)``."""
         return self.layers(values) if lengths is None else through(self.layers, values, lengths)[0]

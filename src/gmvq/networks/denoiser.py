@@ -1,7 +1,7 @@
-"""A U-Net that sees a noisy image, what is known of it, and how noisy it is.
+"""A U-Net that denoises an image, given its reconstruction, the values of its codes and the time of the flow.
 
-It halves the sides until they are those of the latents' grid, and meets the values of the codes there. All layers are
-convolutions, and normalization is over the channels of each place: it works on images of any size.
+It halves the sides down to the grid of the latents and adds the values of the codes there. All layers are convolutions
+and normalization is over the channels of each place, so it works on images of any size.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from gmvq.networks.layers import WAVES, ChannelNorm, waves
 
 
 class TimedBlock(nn.Module):
-    """A residual block whose normalized features are scaled and shifted by what is told of the time.
+    """A residual block whose normalized features are scaled and shifted by an embedding of the time.
 
     Args:
         width: Channels.
-        told: Features of what is told.
+        embedding_dim: Features of the embedding.
     """
 
-    def __init__(self, width: int, told: int) -> None:
+    def __init__(self, width: int, embedding_dim: int) -> None:
         super().__init__()
         self.before, self.after = ChannelNorm(width), ChannelNorm(width)
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.last = nn.Conv2d(width, width, 3, padding=1)
-        self.modulation = nn.Linear(told, 2 * width)
+        self.modulation = nn.Linear(embedding_dim, 2 * width)
         self.activation = nn.SiLU()
-        for layer in (self.last, self.modulation):  # at first the block is the identity
+        for layer in (self.last, self.modulation):  # the block starts as the identity
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, features: Tensor, told: Tensor) -> Tensor:
-        """Maps ``(B, width, H, W)`` and ``(B, told)`` to ``(B, width, H, W)``."""
-        scale, shift = self.modulation(told)[..., None, None].chunk(2, dim=1)
+    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """Maps ``(B, width, H, W)`` and ``(B, embedding_dim)`` to ``(B, width, H, W)``."""
+        scale, shift = self.modulation(embedding)[..., None, None].chunk(2, dim=1)
         inner = self.first(self.activation(self.before(features)))
         return features + self.last(self.activation(self.after(inner) * (1 + scale) + shift))
 
 
 class Denoiser(nn.Module):
-    """What a noisy image moves toward, given a reconstruction and its values.
+    """Predicts the velocity of a noisy image, given its reconstruction and the values of its codes.
 
     Args:
         channels: Channels C of the images.
         dim: Features of a value.
-        halvings: Halvings of the sides, down to the latents' grid.
+        halvings: Number of halvings of the sides, down to the latents' grid.
         width: Channels of the first level; the others have twice as many.
         blocks: Blocks of each level, on the way down and on the way up.
 
@@ -58,11 +58,11 @@ class Denoiser(nn.Module):
     def __init__(self, channels: int, dim: int, halvings: int, width: int, blocks: int) -> None:
         super().__init__()
         widths = [width if level == 0 else 2 * width for level in range(halvings + 1)]
-        told = 4 * width
-        self.told = nn.Sequential(nn.Linear(WAVES, told), nn.SiLU(), nn.Linear(told, told), nn.SiLU())
+        inner = 4 * width
+        self.time_embedding = nn.Sequential(nn.Linear(WAVES, inner), nn.SiLU(), nn.Linear(inner, inner), nn.SiLU())
         self.enter = nn.Conv2d(2 * channels, width, 3, padding=1)
         self.values = nn.Conv2d(dim, widths[-1], 1)
-        self.down = nn.ModuleList(nn.ModuleList(TimedBlock(wide, told) for _ in range(blocks)) for wide in widths)
+        self.down = nn.ModuleList(nn.ModuleList(TimedBlock(wide, inner) for _ in range(blocks)) for wide in widths)
         self.halvings = nn.ModuleList(
             nn.Conv2d(above, below, 4, stride=2, padding=1) for above, below in pairwise(widths)
         )
@@ -70,28 +70,28 @@ class Denoiser(nn.Module):
             nn.ConvTranspose2d(below, above, 4, stride=2, padding=1) for above, below in pairwise(widths)
         )
         self.join = nn.ModuleList(nn.Conv2d(2 * wide, wide, 1) for wide in widths[:-1])
-        self.up = nn.ModuleList(nn.ModuleList(TimedBlock(wide, told) for _ in range(blocks)) for wide in widths[:-1])
+        self.up = nn.ModuleList(nn.ModuleList(TimedBlock(wide, inner) for _ in range(blocks)) for wide in widths[:-1])
         self.leave = nn.Sequential(ChannelNorm(width), nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(self, noisy: Tensor, known: Tensor, values: Tensor, times: Tensor) -> Tensor:
-        """The velocity of noisy images at some times."""
-        told = self.told(waves(times))
+        """Predicts the velocities of noisy images at the given times."""
+        embedding = self.time_embedding(waves(times))
         features = self.enter(torch.cat([noisy, known], dim=1))
         passed = []
         for level, blocks in enumerate(self.down):
             if level == len(self.halvings):
                 features = features + self.values(values)
-            features = _through(blocks, features, told)
+            features = _through(blocks, features, embedding)
             if level < len(self.halvings):
                 passed.append(features)
                 features = self.halvings[level](features)
         for level in reversed(range(len(self.up))):
             features = self.join[level](torch.cat([self.doublings[level](features), passed[level]], dim=1))
-            features = _through(self.up[level], features, told)
+            features = _through(self.up[level], features, embedding)
         return self.leave(features)
 
 
-def _through(blocks: nn.Module, features: Tensor, told: Tensor) -> Tensor:
+def _through(blocks: nn.Module, features: Tensor, embedding: Tensor) -> Tensor:
     for block in blocks.children():
-        features = block(features, told)
+        features = block(features, embedding)
     return features

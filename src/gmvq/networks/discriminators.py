@@ -1,4 +1,4 @@
-"""Networks that tell real images from reconstructed ones, place by place: by the pixels, or by features of them."""
+"""Discriminators, which distinguish real images from reconstructions at each place, by pixels or by features."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from gmvq.networks.layers import ChannelNorm
 DiscriminatorNorm = Literal["spectral", "layer", "none"]
 
 CONTRAST = 0.02
-"""Added to the contrast of images in [0, 1], as squares, so that what is nearly even is not taken for a texture."""
-NEIGHBOURHOOD = 7
+"""Least contrast of images in [0, 1], added as a square: nearly even areas are not amplified to texture."""
+NEIGHBORHOOD = 7
 """Side of the square of pixels over which contrast is measured."""
 SLOPE = 0.2
-"""Of the leaky rectifiers below 0."""
+"""Slope of the leaky ReLUs below 0."""
 
 
 class PatchDiscriminator(nn.Module):
-    """A logit for each patch: strided convolutions, each twice as wide as the one before.
+    """Maps images to a logit for each patch, by strided convolutions, each twice as wide as the one before.
 
-    It is shown an image and, beside it, the image's detail: what is left where the mean of 3x3 pixels is taken away,
-    divided by the contrast around. Reconstructions of a tokenizer have the right colors and shapes and lack detail, and
-    in the image alone that is a small part of what varies: a discriminator guesses for a long time. Contrast is divided
-    out because it would be what is told by, and exaggerated edges what is taught.
+    The input is an image and, as further channels, its detail: the image minus its mean over 3x3 pixels, divided by the
+    local contrast. Reconstructions of a tokenizer have the right colors and shapes but lack detail, a small part of an
+    image's variance: without these channels a discriminator long does no better than chance. Without the division it
+    would judge by contrast, and the decoder would learn to exaggerate edges.
 
-    There is no batch normalization: what is said of an image depends on no other.
+    There is no batch normalization: the logits of an image depend on no other image.
 
     Args:
         channels: Channels of the images.
         width: Channels after the first convolution.
-        layers: Strided convolutions; a patch is about 2 to their number times four pixels wide.
+        layers: Number n of strided convolutions; a patch is about 4 * 2^n pixels wide.
         norm: ``spectral`` holds each convolution's Lipschitz constant to 1 (Miyato et al., 2018), ``layer`` normalizes
             the channels of each place, ``none`` does nothing.
 
@@ -44,13 +44,13 @@ class PatchDiscriminator(nn.Module):
         ``(B, channels, H, W)`` with sides of at least 2 to the number of layers -> ``(B, 1, h, w)``.
 
     Raises:
-        ValueError: If a number is not at least 1, there is no such norm, or images are too small.
+        ValueError: If a number is not at least 1, the norm is unknown, or images are too small.
 
     References:
         Image-to-Image Translation with Conditional Adversarial Networks (Isola et al., 2017),
         https://arxiv.org/abs/1611.07004;
         Spectral Normalization for Generative Adversarial Networks (Miyato et al., 2018),
-        https://arxiv.org/abs/1802.05957; of high frequencies in a discriminator's input:
+        https://arxiv.org/abs/1802.05957; high frequencies in a discriminator's input:
         SWAGAN: A Style-based Wavelet-driven Generative Model (Gal et al., 2021), https://arxiv.org/abs/2102.06108
 
     Example:
@@ -76,7 +76,7 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*parts)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of being real, ``(B, 1, h, w)``, of images in [0, 1]."""
+        """Computes the logits of being real, ``(B, 1, h, w)``, of images in [0, 1]."""
         if min(images.shape[-2:]) < 2**self.halvings:
             raise ValueError(
                 f"'images' must have sides of at least {2**self.halvings} pixels for a discriminator of "
@@ -86,10 +86,10 @@ class PatchDiscriminator(nn.Module):
 
 
 class FeatureDiscriminator(nn.Module):
-    """A logit for each place of several layers of features, which stay as they are: a small head for each layer.
+    """Maps the features of several layers of a fixed network to a logit for each place, by a small head for each layer.
 
-    Features of a network that learned to tell images apart say what an image is of and how it is made, so little is
-    left for the heads to learn.
+    Features of a trained classifier describe the content and the texture of an image, so the heads have little left to
+    learn.
 
     Args:
         channels: Channels of the features of each layer.
@@ -98,10 +98,10 @@ class FeatureDiscriminator(nn.Module):
 
     Shape:
         features of each layer ``(B, channels, h, w)``, of length 1 at each place -> ``(B, layers, H, W)``, H and W the
-        largest h and w: logits of a coarser layer fill as many places, so that all layers weigh alike.
+        largest h and w: logits of coarser layers are enlarged to it, so that all layers weigh the same.
 
     Raises:
-        ValueError: If there is no layer, a number is not at least 1, or there is no such norm.
+        ValueError: If there is no layer, a number is not at least 1, or the norm is unknown.
 
     References:
         Projected GANs Converge Faster (Sauer et al., 2021), https://arxiv.org/abs/2111.01007
@@ -130,23 +130,23 @@ class FeatureDiscriminator(nn.Module):
             self.heads.append(nn.Sequential(*parts, _conv(width, 1, 1, 1, norm)))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits of being real, ``(B, layers, H, W)``."""
+        """Computes the logits of being real, ``(B, layers, H, W)``."""
         pairs = zip(self.heads, features, strict=True)
-        logits = [head(layer * layer.shape[1] ** 0.5) for head, layer in pairs]  # of about 1 in each channel
+        logits = [head(layer * layer.shape[1] ** 0.5) for head, layer in pairs]  # features of about 1 in each channel
         finest = tuple(max(each.shape[axis] for each in logits) for axis in (2, 3))
         return torch.cat([F.interpolate(each, finest) for each in logits], 1)
 
 
 def detail(images: Tensor) -> Tensor:
-    """What the mean of 3x3 pixels lacks of images in [0, 1], over the contrast around: of the same shape, float32."""
-    images = images.float()  # little is left of the difference in 16 bits
+    """Returns images in [0, 1] minus their mean over 3x3 pixels, divided by the local contrast: float32."""
+    images = images.float()  # 16 bits would lose most of the difference
     found = images - _mean_around(images, 3)
-    contrast = (_mean_around(found.square().mean(1, keepdim=True), NEIGHBOURHOOD) + CONTRAST**2).sqrt()
+    contrast = (_mean_around(found.square().mean(1, keepdim=True), NEIGHBORHOOD) + CONTRAST**2).sqrt()
     return found / contrast
 
 
 def _mean_around(values: Tensor, side: int) -> Tensor:
-    """The mean of the square around each place, of as many places as there are."""
+    """Returns the mean over the square around each place, cut at the borders."""
     return F.avg_pool2d(values, side, stride=1, padding=side // 2, count_include_pad=False)
 
 

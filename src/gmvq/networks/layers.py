@@ -1,4 +1,4 @@
-"""Layers that several networks are made of."""
+"""Layers that several networks share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 WAVES = 128
-"""Sines and cosines by which a time is told."""
+"""Number of sines and cosines in the embedding of a time."""
 
 Normalization = Literal["layer", "group", "batch", "none"]
 
@@ -17,8 +17,8 @@ Normalization = Literal["layer", "group", "batch", "none"]
 class ChannelNorm(nn.LayerNorm):
     """Layer normalization over the channels of each place.
 
-    It knows nothing of the rest of the item, so that a network trained on windows is the same on whole items; group
-    normalization takes its statistics over all places and is not.
+    It depends on one place alone, so a network trained on windows computes the same on whole items; group normalization
+    takes its statistics over all places and does not.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -27,12 +27,12 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def even_times(batch: int, device: torch.device) -> Tensor:
-    """Random times in [0, 1) for the images of a batch ``(B,)``, evenly apart: less variance than one for each."""
+    """Draws evenly spaced times in [0, 1), ``(B,)``, with one random offset: less variance than independent times."""
     return (torch.rand((), device=device) + torch.arange(batch, device=device) / max(1, batch)) % 1
 
 
 def waves(times: Tensor) -> Tensor:
-    """Sines and cosines of times in [0, 1], fast and slow ones: ``(B,)`` -> ``(B, WAVES)``."""
+    """Embeds times in [0, 1] as sines and cosines of several frequencies: ``(B,)`` -> ``(B, WAVES)``."""
     number = WAVES // 2
     speeds = torch.exp(-math.log(1000.0) * torch.arange(number, device=times.device) / number) * 1000.0
     angles = times[:, None] * speeds
@@ -40,13 +40,13 @@ def waves(times: Tensor) -> Tensor:
 
 
 def convolution(axes: int, channels: int, width: int, kernel: int, stride: int = 1) -> nn.Module:
-    """A layer that maps ``(B, channels, *S)`` to ``(B, width, *S)``, S divided by the stride.
+    """Makes a layer that maps ``(B, channels, *S)`` to ``(B, width, *S)``, S divided by the stride.
 
     Args:
-        axes: Axes of S, 0 to 3; without any it is linear, whatever the kernel.
-        channels: Channels that go in.
-        width: Channels that come out.
-        kernel: Odd, or twice the stride.
+        axes: Number of axes of S, 0 to 3; for 0 the layer is linear, whatever the kernel.
+        channels: Input channels.
+        width: Output channels.
+        kernel: Kernel size, odd or twice the stride.
         stride: 1 or 2.
     """
     if axes == 0:
@@ -55,7 +55,7 @@ def convolution(axes: int, channels: int, width: int, kernel: int, stride: int =
 
 
 def doubling(axes: int, channels: int, width: int) -> nn.Module:
-    """A transposed convolution that doubles each of 1 to 3 axes: ``(B, channels, *S)`` -> ``(B, width, *2S)``."""
+    """Makes a transposed convolution that doubles each of 1 to 3 axes: ``(B, channels, *S)`` -> ``(B, width, *2S)``."""
     return _TRANSPOSED[axes](channels, width, 4, stride=2, padding=1)
 
 
@@ -65,15 +65,15 @@ _BATCH_NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.B
 
 
 def normalization_layer(name: str, width: int, axes: int = 2) -> nn.Module:
-    """Normalization of ``width`` channels over items with so many axes beside them.
+    """Makes a normalization of ``width`` channels, for items with ``axes`` axes beside them.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If the name is unknown.
     """
     if name == "layer":
         return ChannelNorm(width)
     if name == "group":
-        # two channels or more for each group: alone at a single token, a channel would be normalized to 0
+        # at least two channels in each group: at a single token one channel alone would be normalized to 0
         groups = next(groups for groups in (8, 4, 2, 1) if width % groups == 0 and (width >= 2 * groups or groups == 1))
         return nn.GroupNorm(groups, width)
     if name == "batch":
@@ -84,7 +84,7 @@ def normalization_layer(name: str, width: int, axes: int = 2) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """Normalization, SiLU, a convolution of 3 samples and one of 1 beside the identity.
+    """Adds to its input two convolutions, of kernel sizes 3 and 1, each after normalization and SiLU.
 
     Args:
         width: Channels.
@@ -109,23 +109,22 @@ class ResidualBlock(nn.Module):
 
 
 def within(lengths: Tensor, length: int) -> Tensor:
-    """True at the first ``lengths`` of so many places: ``(B,)`` -> ``(B, length)``."""
+    """Returns a mask, True at the first ``lengths`` of ``length`` places: ``(B,)`` -> ``(B, length)``."""
     return torch.arange(length, device=lengths.device) < lengths[:, None]
 
 
 def through(layer: nn.Module, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Sequences of different lengths through a layer, each as if it were alone.
+    """Applies a layer to padded sequences of different lengths, to each as if it were alone.
 
-    What lies beyond a sequence is set to 0 before a convolution looks at it, as the padding is that a sequence alone
-    gets there.
+    Values beyond the end of a sequence are set to 0 before each convolution, as its own padding would be.
 
     Args:
         layer: Convolutions, residual blocks and layers that work on each place by itself, or a sequence of them.
         features: ``(B, C, T)``.
-        lengths: Places of each sequence that count ``(B,)``, multiples of what strided convolutions divide by.
+        lengths: Places of each sequence that count ``(B,)``, multiples of the total stride.
 
     Returns:
-        What comes out ``(B, C', T')``, and how many of its places count.
+        Output ``(B, C', T')``, and the number of its places that count ``(B,)``.
     """
     if isinstance(layer, nn.Sequential):
         for each in layer:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class SQVAEResidualBlock(nn.Module):
-    """ReLU, 3x3 convolution, ReLU and 1x1 convolution beside the identity, batch normalization after each convolution.
+    """Adds to its input ReLU, 3x3 convolution, ReLU and 1x1 convolution, each convolution with batch normalization.
 
     Args:
         width: Channels.
@@ -35,11 +35,11 @@ class SQVAEResidualBlock(nn.Module):
 
 
 class SQVAEEncoder(nn.Module):
-    """Images to latents: strided convolutions, one at the smallest side, residual blocks.
+    """Maps images to latents: strided convolutions, a convolution at the smallest side, residual blocks.
 
     Args:
         channels: Channels of the images.
-        dim: Features of a latent; a 1x1 convolution follows where they are not as many as the last width.
+        dim: Features of a latent; a 1x1 convolution follows if they are not the last width.
         widths: Channels after each halving; the downsampling factor is 2 to the number of widths.
         blocks: Residual blocks at the smallest side.
 
@@ -64,11 +64,11 @@ class SQVAEEncoder(nn.Module):
 
 
 class SQVAEDecoder(nn.Module):
-    """Latents to images in (0, 1): the encoder's mirror, with a sigmoid.
+    """Maps latents to images in (0, 1): the mirrored encoder, with a sigmoid.
 
     Args:
         channels: Channels of the images.
-        dim: Features of a latent; a 1x1 convolution comes first where they are not as many as the last width.
+        dim: Features of a latent; a 1x1 convolution comes first if they are not the last width.
         widths: Channels after each halving of the encoder, in the encoder's order.
         blocks: Residual blocks at the smallest side.
 

@@ -1,4 +1,4 @@
-"""Real numbers in units of their own spread."""
+"""Standardization of real-valued items."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Standardization(nn.Module):
-    r"""Takes each channel by mean and deviation of the training items, and back.
+    r"""Standardizes each channel by the mean and standard deviation of the training items, and inverts that.
 
     .. math:: z_c = (x_c - m_c) / s_c
 
@@ -18,7 +18,7 @@ class Standardization(nn.Module):
 
     Attributes:
         location: m, ``(C,)``.
-        scale: s, ``(C,)``; 1 for a channel that never changes.
+        scale: s, ``(C,)``; 1 for a constant channel.
     """
 
     location: Tensor
@@ -30,15 +30,15 @@ class Standardization(nn.Module):
         self.register_buffer("scale", torch.ones(channels))
 
     def forward(self, items: Tensor) -> Tensor:
-        """Standardized items, ``(B, C, *S)``."""
+        """Standardizes items ``(B, C, *S)``."""
         return (items - self._shaped(self.location, items)) / self._shaped(self.scale, items)
 
     def undo(self, items: Tensor) -> Tensor:
-        """Items in the data's units, ``(B, C, *S)``."""
+        """Converts standardized items ``(B, C, *S)`` to the data's units."""
         return items * self._shaped(self.scale, items) + self._shaped(self.location, items)
 
     def fit(self, batches: Iterable[Tensor]) -> None:
-        """Takes mean and deviation of each channel.
+        """Computes mean and standard deviation of each channel.
 
         Args:
             batches: Items ``(B, C, *S)``.
@@ -56,7 +56,7 @@ class Standardization(nn.Module):
         if count:
             deviation = (torch.as_tensor(squares) / count).sqrt()
             self.location.copy_(mean)
-            # what rounding leaves of a constant is no spread
+            # a deviation within rounding error means a constant channel
             constant = deviation <= 1e-6 * mean.abs().clamp_min(1e-30)
             self.scale.copy_(torch.where(constant, 1.0, deviation))
 

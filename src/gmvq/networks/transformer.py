@@ -1,4 +1,4 @@
-r"""A transformer over sequences of vectors, with rotary positions and a cache of what it has seen.
+r"""A transformer over sequences of vectors, with rotary positions and a cache of keys and values.
 
 ::
 
@@ -6,7 +6,7 @@ r"""A transformer over sequences of vectors, with rotary positions and a cache o
                              |
                    Cache: keys and values of the places before
 
-Keys and queries are turned by an angle that grows with their place, so that their product depends on distance alone:
+Keys and queries are rotated by an angle proportional to their place, so that their product depends on distance alone:
 
 .. math:: q_t \to R_{t} q_t, \quad k_s \to R_{s} k_s, \qquad (R_t q)^T (R_s k) = q^T R_{s - t} k
 
@@ -26,13 +26,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROTARY_BASE = 10_000.0
-"""Places after which the slowest pair of features has turned by about one radian."""
+"""Number of places over which the slowest pair of features rotates by about one radian."""
 
 INITIAL_DEVIATION = 0.02
 
 
 def initialize(*modules: nn.Module) -> None:
-    """Gives matrices small normal weights and vectors of linear maps 0; normalizations stay as they are."""
+    """Initializes matrices with small normal weights and biases with 0; normalizations keep their weights."""
     for module in modules:
         for name, parameter in module.named_parameters():
             if parameter.ndim >= 2:
@@ -42,30 +42,30 @@ def initialize(*modules: nn.Module) -> None:
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of the angles of some places, each ``(T, head width / 2)``."""
+    """Cosines and sines of the angles of T places, each ``(T, head width / 2)``."""
 
     cosines: Tensor
     sines: Tensor
 
     def turn(self, heads: Tensor) -> Tensor:
-        """Turns ``(..., T, head width)``: feature i and feature i + half are one pair."""
+        """Rotates ``(..., T, head width)``: features i and i + half are one pair."""
         first, second = heads.chunk(2, dim=-1)
         return torch.cat(
             (first * self.cosines - second * self.sines, first * self.sines + second * self.cosines), dim=-1
         )
 
     def at(self, start: int, stop: int) -> Rotation:
-        """The rotation of the places from ``start`` to before ``stop``."""
+        """Returns the rotation of the places ``start``, ..., ``stop - 1``."""
         return Rotation(self.cosines[start:stop], self.sines[start:stop])
 
 
 def rotation(places: int, head_width: int, device: torch.device | None = None) -> Rotation:
-    """Rotations of the places 0, 1, ... in float32.
+    """Computes the rotation of the places 0, 1, ... in float32.
 
     Args:
-        places: How many, T.
+        places: Number of places T.
         head_width: Features of a head, an even number.
-        device: Where to.
+        device: Device of the result.
     """
     half = head_width // 2
     speeds = ROTARY_BASE ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
@@ -74,12 +74,12 @@ def rotation(places: int, head_width: int, device: torch.device | None = None) -
 
 
 class Cache:
-    """Keys and values of the places that a causal transformer has seen.
+    """Keys and values of the places that a causal transformer has processed.
 
     Args:
-        depth: Layers.
-        shape: Sequences, heads, places that there is room for, and features of a head.
-        like: A tensor whose type and device they take.
+        depth: Number of layers.
+        shape: Number of sequences, heads, places and features of a head.
+        like: Tensor with the type and device of keys and values.
     """
 
     def __init__(self, depth: int, shape: tuple[int, int, int, int], like: Tensor) -> None:
@@ -89,13 +89,13 @@ class Cache:
 
     @property
     def room(self) -> int:
-        """Places that it can hold."""
+        """Number of places that the cache can hold."""
         return self.keys[0].shape[2]
 
     def extended(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts keys and values of the next places in, and gives all that are there: ``(B, heads, length + T, width)``.
+        """Stores keys and values of the next T places and returns all stored ones: ``(B, heads, length + T, width)``.
 
-        The length grows by :meth:`advance` when all layers have put theirs in.
+        The length grows by :meth:`advance`, after all layers have stored theirs.
         """
         end = self.length + keys.shape[2]
         self.keys[layer][:, :, self.length : end] = keys
@@ -103,17 +103,17 @@ class Cache:
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def advance(self, places: int) -> None:
-        """Counts places that all layers have put in."""
+        """Adds to the length the number of places that all layers have stored."""
         self.length += places
 
 
 class Attention(nn.Module):
-    """Each place looks at all places, or at those up to its own.
+    """Attention of each place to all places, or to those up to its own.
 
     Args:
         width: Features.
-        heads: Their number; it divides the width into even parts.
-        causal: Look at no later place.
+        heads: Number of heads; each has an even number of features.
+        causal: Attend to no later place.
     """
 
     def __init__(self, width: int, heads: int, causal: bool) -> None:
@@ -140,13 +140,13 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron, each behind a normalization and beside the identity.
+    """Attention and a two-layer perceptron, each after a normalization and with a residual connection.
 
     Args:
         width: Features.
         heads: Heads of the attention.
-        causal: Look at no later place.
-        dropout: Share of the features that each part's answer loses in training.
+        causal: Attend to no later place.
+        dropout: Dropout rate of each part's output in training.
     """
 
     def __init__(self, width: int, heads: int, causal: bool, dropout: float) -> None:
@@ -166,15 +166,15 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Layers of attention over a sequence.
+    """Stack of attention blocks over a sequence.
 
     Args:
         width: Features.
-        depth: Layers.
-        heads: Heads of each; the width is a multiple of twice their number.
-        places: Longest sequence.
-        causal: Look at no later place.
-        dropout: Share of the features that each part of a layer loses in training.
+        depth: Number of layers.
+        heads: Heads of each layer; the width is a multiple of twice their number.
+        places: Length of the longest sequence.
+        causal: Attend to no later place.
+        dropout: Dropout rate of each part of a layer in training.
 
     Shape:
         ``(B, T, width)`` with T up to ``places`` -> the same.
@@ -203,7 +203,7 @@ class Transformer(nn.Module):
         self.causal = causal
         self._rotations: Rotation | None = None
         initialize(self)
-        for name, parameter in self.named_parameters():  # what adds to the identity is the less, the more layers add
+        for name, parameter in self.named_parameters():  # the more layers add to the identity, the less each
             if name.endswith(("project_out.weight", "perceptron.2.weight")):
                 nn.init.normal_(parameter, std=INITIAL_DEVIATION / math.sqrt(2 * depth))
 
@@ -211,12 +211,12 @@ class Transformer(nn.Module):
         """Maps ``(B, T, width)`` to the same shape.
 
         Args:
-            features: The sequence, or with a cache the places after those that it holds.
-            cache: Of :meth:`cache`; it takes the places in.
+            features: The sequence, or with a cache the places after those in the cache.
+            cache: Made by :meth:`cache`; it stores the places.
 
         Raises:
-            ValueError: If the sequence is longer than the transformer or its cache has room for, or one that looks both
-                ways is given a cache.
+            ValueError: If the sequence is longer than the transformer or its cache has room for, or a transformer that
+                is not causal is given a cache.
         """
         places = features.shape[1]
         start = 0 if cache is None else cache.length
@@ -224,7 +224,7 @@ class Transformer(nn.Module):
         if start + places > room:
             raise ValueError(f"A sequence must have at most {room} places, got {start + places}. Make it shorter.")
         if cache is not None and not self.causal:
-            raise ValueError("'cache' must be None where a transformer looks both ways. Leave it out.")
+            raise ValueError("'cache' must be None for a transformer that is not causal. Leave it out.")
         turned = self._rotation(features).at(start, start + places)
         for layer, block in enumerate(self.blocks):
             features = block(features, turned, cache, layer)
@@ -233,13 +233,13 @@ class Transformer(nn.Module):
         return self.norm(features)
 
     def cache(self, batch: int, like: Tensor, places: int | None = None) -> Cache:
-        """An empty cache for some sequences, of the type and on the device of a tensor."""
+        """Makes an empty cache for ``batch`` sequences, of the type and on the device of ``like``."""
         room = self.places if places is None else places
         return Cache(self.depth, (batch, self.heads, room, self.width // self.heads), like)
 
     def _rotation(self, features: Tensor) -> Rotation:
-        # no buffers: half precision would round the angles
+        # not a buffer: half precision would round the angles
         if self._rotations is None or self._rotations.cosines.device != features.device:
-            with torch.inference_mode(False):  # what is kept may be needed for a gradient later
+            with torch.inference_mode(False):  # the kept tensors may be needed for a gradient later
                 self._rotations = rotation(self.places, self.width // self.heads, features.device)
         return self._rotations
