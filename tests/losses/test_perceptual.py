@@ -44,7 +44,7 @@ def test_gray_images_are_shown_to_all_channels():
 
 @pytest.mark.parametrize("layers", [[], [5], [-1]])
 def test_places_without_a_layer_are_refused(layers):
-    with pytest.raises(ValueError, match="'layers' must be places below 5"):
+    with pytest.raises(ValueError, match="'layers' must be indices below 5"):
         FeatureLoss(network(), layers)
 
 

@@ -1,4 +1,4 @@
-"""What training minimizes beside the bottleneck's own loss."""
+"""Losses that training minimizes beside that of the bottleneck."""
 
 from gmvq.losses.perceptual import FeatureLoss, vgg16_features
 from gmvq.losses.reconstruction import (

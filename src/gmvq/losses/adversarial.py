@@ -1,4 +1,4 @@
-r"""What a discriminator and the autoencoder against it minimize, of logits of real and of reconstructed images.
+r"""Losses of a discriminator and of the autoencoder against it, from logits of real and of reconstructed images.
 
 .. math::
     \text{hinge}: \quad & L_D = \mathbb{E} \max(0, 1 - D(x)) + \mathbb{E} \max(0, 1 + D(\hat x)), \quad
@@ -14,7 +14,7 @@ References:
     LeCam: Regularizing Generative Adversarial Networks under Limited Data (Tseng et al., 2021),
     https://arxiv.org/abs/2104.03310;
     adaptive weight: Taming Transformers for High-Resolution Image Synthesis (Esser et al., 2021),
-    https://arxiv.org/abs/2012.09841, there by the gradients of the decoder's last layer, here by those of the images
+    https://arxiv.org/abs/2012.09841, there from gradients of the decoder's last layer, here from those of the images
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from gmvq.distributed import sum_over_ranks, world_size
 AdversarialLoss = Literal["hinge", "non-saturating"]
 
 LARGEST_WEIGHT = 1e4
-"""Of the adaptive weight, where the adversarial gradient is next to nothing."""
+"""Upper limit of the adaptive weight, reached where the adversarial gradient is almost 0."""
 
 
 def discriminator_loss(kind: AdversarialLoss, real: Tensor, fake: Tensor) -> Tensor:
-    """What the discriminator minimizes, ``()``, of logits of any shape.
+    """Computes the loss of the discriminator, ``()``, from logits of any shape.
 
     Raises:
-        ValueError: If there is no such loss.
+        ValueError: If the loss is unknown.
     """
     _check(kind)
     if kind == "hinge":
@@ -46,23 +46,23 @@ def discriminator_loss(kind: AdversarialLoss, real: Tensor, fake: Tensor) -> Ten
 
 
 def generator_loss(kind: AdversarialLoss, fake: Tensor) -> Tensor:
-    """What the autoencoder minimizes against it, ``()``.
+    """Computes the adversarial loss of the autoencoder, ``()``.
 
     Raises:
-        ValueError: If there is no such loss.
+        ValueError: If the loss is unknown.
     """
     _check(kind)
     return -fake.mean() if kind == "hinge" else F.softplus(-fake).mean()
 
 
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    r"""R1, :math:`\mathbb{E} |\nabla_x D(x)|^2`: the mean squared length of the gradient at real images, ``()``.
+    r"""Computes R1, :math:`\mathbb{E} |\nabla_x D(x)|^2`, the mean squared norm of the gradient at real images, ``()``.
 
-    D(x) is the mean over the patches of an image, as in the losses: so the penalty does not grow with the image.
+    D(x) is the mean over the patches of an image, as in the losses, so the penalty does not grow with the image.
 
     Args:
-        logits: Of the patches of the images ``(B, ...)``, with a graph back to them.
-        images: Real images ``(B, C, H, W)`` that ask for a gradient.
+        logits: Logits of the patches of the images ``(B, ...)``, with a graph back to them.
+        images: Real images ``(B, C, H, W)`` that require a gradient.
     """
     by_image = logits.reshape(len(logits), -1).mean(1)
     (gradient,) = torch.autograd.grad(by_image.sum(), images, create_graph=True)
@@ -70,12 +70,12 @@ def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
 
 
 class LeCam(nn.Module):
-    r"""Holds the logits of real and of reconstructed images together: for few images, which are learned by heart.
+    r"""Holds the logits of real and of reconstructed images close together, against overfitting to few images.
 
     .. math:: \mathbb{E} \max(0, D(x) - \alpha_{\hat x})^2 + \mathbb{E} \max(0, \alpha_x - D(\hat x))^2
 
-    with :math:`\alpha` the running means of the logits of real and of reconstructed images, over all ranks. They move
-    by :meth:`update`, once for each step however many forwards it has.
+    with :math:`\alpha` the running means of the logits of real and of reconstructed images, over all ranks.
+    :meth:`update` moves them, once for each step, whatever its number of forward passes.
 
     Args:
         decay: Share of the past in the running means.
@@ -92,14 +92,14 @@ class LeCam(nn.Module):
         self._seen: list[Tensor] = []
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The penalty of logits, ``()``; in training their means are kept for :meth:`update`."""
+        """Computes the penalty of logits, ``()``; in training their means are kept for :meth:`update`."""
         if self.training:
             self._seen.append(torch.stack([real.detach().mean(), fake.detach().mean()]).to(self.real))
         return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves the running means toward those of the forwards since the last call, of all ranks."""
+        """Moves the running means toward the mean logits of the forward passes since the last call, over all ranks."""
         if not self._seen:
             return
         seen = sum_over_ranks(torch.stack(self._seen).mean(0)) / world_size()
@@ -109,18 +109,18 @@ class LeCam(nn.Module):
 
 
 def adaptive_weight(adversarial: Tensor, reconstructions: Tensor, images: Tensor, error_weight: Tensor) -> Tensor:
-    r"""The weight at which the adversarial loss pulls at the pixels as strongly as the squared error does, ``()``.
+    r"""Computes the weight that makes the adversarial gradient at the pixels as large as the squared error's, ``()``.
 
     .. math:: \lambda = s\, |\nabla_{\hat x} \mathrm{MSE}(\hat x, x)| \,/\, |\nabla_{\hat x} L_G|
 
-    Gradients of weights would not do: those of the squared error add up to nothing over a batch as training converges,
-    whatever is wrong with each image, and the adversarial loss would go with them. What is left of each image stays.
+    The gradients are those of images, not of weights: as training converges, the weights' gradient of the squared error
+    averages to 0 over a batch, whatever the error of each image, and would take the adversarial loss with it.
 
     Args:
-        adversarial: :math:`L_G` ``()``, with a graph back to the reconstructions, which is kept.
+        adversarial: :math:`L_G` ``()``, with a graph back to the reconstructions; the graph is kept.
         reconstructions: :math:`\hat x` ``(B, C, H, W)``.
         images: x, of the same shape.
-        error_weight: s, the weight of the mean squared error in what the autoencoder minimizes, ``()``.
+        error_weight: s, the weight of the mean squared error in the autoencoder's loss, ``()``.
     """
     (pull,) = torch.autograd.grad(adversarial, reconstructions, retain_graph=True)
     residual = reconstructions.detach().float() - images.detach().float()

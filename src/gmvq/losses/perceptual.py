@@ -1,11 +1,11 @@
-r"""A distance of features: what two images are of counts, and not their pixels alone.
+r"""A distance of features, which compares the content of two images and not their pixels alone.
 
 With features :math:`f_l` of some layers of a network that learned to classify, scaled to length 1 over their channels
 at each of :math:`N_l` places,
 
 .. math:: \frac1{|\mathcal L|} \sum_{l \in \mathcal L} \frac1{N_l} \sum_{n} |f_{ln}(x) - f_{ln}(y)|^2
 
-The network is the user's: VGG-16 from a file of weights, or a small classifier that learned the same data. Nothing is
+The user gives the network: VGG-16 from a file of weights, or a small classifier trained on the same data. Nothing is
 downloaded.
 
 References:
@@ -30,24 +30,24 @@ _VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 
 """Channels of VGG-16's convolutions; 0 halves the sides."""
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's channels, by which VGG-16's images are normalized."""
+"""Mean and deviation of ImageNet's channels, by which VGG-16's images are normalized."""
 
 
 class FeatureLoss(nn.Module):
-    """The distance of two images in the features of a network that stays as it is: a copy of the one given.
+    """Distance of two images in the features of a network, of which a frozen copy is kept.
 
     Args:
-        network: Layers, one after the other.
-        layers: Which of them count, by their place; all ReLUs by default.
-        mean: Subtracted from each channel of the images first.
-        deviation: What they are divided by then.
-        smallest_side: Pixels of the shorter side that an image must have.
+        network: Layers in order.
+        layers: Indices of the compared layers; by default all ReLU and SiLU.
+        mean: Mean of each channel, subtracted from the images first.
+        deviation: Deviation of each channel, by which they are then divided.
+        smallest_side: Least length of an image's shorter side, in pixels.
 
     Shape:
         images and targets in [0, 1], ``(B, C, H, W)`` -> ``()``.
 
     Raises:
-        ValueError: If no layer counts, or there is none at a place.
+        ValueError: If there is no layer to compare, or an index is out of range.
     """
 
     mean: Tensor
@@ -66,7 +66,7 @@ class FeatureLoss(nn.Module):
         chosen = [i for i, layer in enumerate(network) if isinstance(layer, kinds)] if layers is None else [*layers]
         if not chosen or not all(0 <= place < len(network) for place in chosen):
             raise ValueError(
-                f"'layers' must be places below {len(network)}, at least one, got {chosen}. Choose others."
+                f"'layers' must be indices below {len(network)}, at least one, got {chosen}. Choose others."
             )
         self.layers = frozenset(chosen)
         self.smallest_side = smallest_side
@@ -76,28 +76,28 @@ class FeatureLoss(nn.Module):
         self.register_buffer("deviation", torch.tensor(deviation)[:, None, None])
 
     def train(self, mode: bool = True) -> FeatureLoss:
-        """Leaves the network in evaluation mode: its features are those of one network throughout."""
+        """Sets the mode, but leaves the network in evaluation mode, so that its features do not change."""
         super().train(mode)
         self.network.eval()
         return self
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """The distance, with a gradient to the images."""
+        """Computes the distance, with a gradient to the images."""
         with torch.no_grad():
             aim = self.features(targets)
         return self.distance(self.features(images), aim)
 
     @staticmethod
     def distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-        """The distance of features, as :meth:`features` gives them, ``()``."""
+        """Computes the distance of features, as :meth:`features` returns them, ``()``."""
         return torch.stack([(x - y).square().sum(1).mean() for x, y in zip(first, second, strict=True)]).mean()
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Features of the layers that count, of length 1 over channels at each place."""
+        """Computes features of the compared layers, of length 1 over channels at each place."""
         if min(images.shape[2:]) < self.smallest_side:
             raise ValueError(
                 f"'images' must have sides of at least {self.smallest_side} pixels for these features, got "
-                f"{tuple(images.shape)}. Take those of a classifier of the same data."
+                f"{tuple(images.shape)}. Use a classifier of the same data."
             )
         channels = max(images.shape[1], len(self.mean))
         if images.shape[1] not in (1, channels):
@@ -111,14 +111,14 @@ class FeatureLoss(nn.Module):
 
 
 def vgg16_features(weights: str | Path) -> FeatureLoss:
-    """The distance of features before each halving of VGG-16, as LPIPS takes them, all weighted alike.
+    """Makes the distance of features before each halving of VGG-16, the layers of LPIPS with equal weights.
 
     Args:
         weights: A file of torchvision's VGG-16, as ``vgg16-397923af.pth`` or its ``features.*`` as safetensors.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is none of VGG-16.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it does not hold weights of VGG-16.
     """
     path = Path(weights)
     if not path.is_file():
@@ -138,7 +138,7 @@ def vgg16_features(weights: str | Path) -> FeatureLoss:
     try:
         state = _read(path)
         network.load_state_dict({name: state[f"features.{name}"] for name in network.state_dict()})
-    except Exception as error:  # whatever is in the file
+    except Exception as error:  # a damaged file may raise anything
         raise ValueError(
             f"{path} holds no weights of VGG-16 ({type(error).__name__}: {error}). Save them anew."
         ) from error

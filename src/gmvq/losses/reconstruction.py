@@ -1,15 +1,15 @@
-r"""Likelihoods of items given what the decoder returns, by kind of value.
+r"""Likelihoods of items given the decoder's output, by kind of value.
 
-A training loss in nats for each data dimension, and an exact log-probability of what is stored. Values in a range are
-stored with some bits, and a density would be unbounded there: its mass is taken over each step. With F the distribution
-function and half a step :math:`h`,
+Each gives a training loss in nats for each data dimension and an exact log-probability of stored items. Values in a
+range are stored with some bits, where a density would be unbounded: its mass is taken over each step. With F the
+distribution function and half a step :math:`h`,
 
 .. math:: \log p(x \mid z) = \sum_i \log \big(F(x_i + h) - F(x_i - h)\big)
 
-with the two outermost values taking what lies beyond. Images have 255 steps in [0, 1], sound 65,535 in [-1, 1]; real
-numbers have a density, symbols a probability.
+where the two outermost values also take the mass beyond them. Images have 255 steps in [0, 1], sound 65,535 in [-1, 1];
+real numbers have a density, symbols a probability.
 
-Sequences of a batch may end before it does: a mask says which places count, and means are over those.
+Sequences may be shorter than their batch: a mask says which places count, and means are over those.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from gmvq.types import Values
 
 
 class Steps(NamedTuple):
-    """How values are stored.
+    """Steps in which values are stored.
 
     Attributes:
         low: Least value, in steps.
         high: Largest value, in steps.
-        in_one: Steps in 1.
+        in_one: Number of steps from 0 to 1.
     """
 
     low: int
@@ -46,7 +46,7 @@ STEPS: dict[str, Steps | None] = {
     "signed": Steps(-(1 << 15), (1 << 15) - 1, 1 << 15),
     "real": None,
 }
-"""By kind of value; real numbers have none."""
+"""Steps by kind of value; None for real numbers."""
 
 
 class AbstractLikelihood(nn.Module, ABC):
@@ -56,7 +56,7 @@ class AbstractLikelihood(nn.Module, ABC):
         values: Kind of value of the items: ``unit``, ``signed``, ``real`` or ``symbols``.
 
     Attributes:
-        error_name: What :meth:`error` is.
+        error_name: Name of the metric that :meth:`error` computes.
     """
 
     error_name: ClassVar[str] = "mse"
@@ -65,16 +65,16 @@ class AbstractLikelihood(nn.Module, ABC):
         super().__init__()
         self.steps = STEPS.get(values)
         count = 1.0 if self.steps is None else self.steps.in_one
-        # narrower than a tenth of a step a Gaussian cannot gain on stored data, and its logarithm must stay finite
+        # a Gaussian narrower than a tenth of a step gains nothing on stored data, and its logarithm must stay finite
         self.least_variance = (0.1 / count) ** 2 if self.steps is not None else 1e-8
         self.range = None if self.steps is None else (self.steps.low / count, 1.0)
 
     @abstractmethod
     def forward(self, parameters: Tensor, items: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Training loss.
+        """Computes the training loss.
 
         Args:
-            parameters: What the decoder returned, ``(B, C, *S)``.
+            parameters: Output of the decoder, ``(B, C, *S)``.
             items: Items of the same shape; symbols ``(B, T)``.
             mask: Booleans ``(B, T)``, False beyond the end of a sequence; None where all places count.
 
@@ -84,14 +84,14 @@ class AbstractLikelihood(nn.Module, ABC):
 
     @abstractmethod
     def log_prob(self, parameters: Tensor, items: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Log-probability of the items as they are stored, or their log-density, in nats, ``(B,)``."""
+        """Computes the log-probability of the stored items, or the log-density of real numbers, in nats, ``(B,)``."""
 
     def mean(self, parameters: Tensor) -> Tensor:
-        """Expected items for parameters; of symbols, the most likely ones."""
+        """Computes the expected items for parameters; of symbols, the most likely ones."""
         return parameters if self.range is None else parameters.clamp(*self.range)
 
     def error(self, made: Tensor, items: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mean squared error of what :meth:`mean` returned, ``()``."""
+        """Computes the mean squared error of the output of :meth:`mean`, ``()``."""
         return (
             masked_mean((made.float() - items.float()).square(), mask)
             if mask is not None
@@ -100,14 +100,14 @@ class AbstractLikelihood(nn.Module, ABC):
 
     @abstractmethod
     def squared_error_weight(self, error: Tensor) -> Tensor:
-        """Derivative of the loss with respect to the mean squared error, about where :meth:`error` is ``error``."""
+        """Computes the derivative of the loss with respect to the mean squared error, at about the given ``error``."""
 
     def calibrate(self, mean_squared_error: float) -> None:
-        """Takes the mean squared error that evaluation's decoding makes on training data; most have no use for it."""
+        """Sets the scale to the mean squared error of evaluation on training data; most likelihoods ignore it."""
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of ``(B, C, T)`` or ``(B, T)`` over the places that count ``(B, T)``, of all ranks alike: ``()``."""
+    """Averages ``(B, C, T)`` or ``(B, T)`` over the places that count ``(B, T)``, alike on all ranks: ``()``."""
     if mask is None:
         return values.mean()
     wide = mask if values.ndim == mask.ndim else mask[:, None]
@@ -168,7 +168,7 @@ def _follow(running: Tensor, value: Tensor) -> None:
 
 
 class GaussianLikelihood(_Location):
-    r"""A Gaussian whose variance is at its maximum-likelihood value: no weight to tune.
+    r"""A Gaussian whose variance is at its maximum-likelihood value, which leaves no weight to tune.
 
     .. math:: \min_{\sigma^2} -\frac1D \log p(x \mid z) = \tfrac12 \log \mathrm{MSE} + \mathrm{const}
 
@@ -178,7 +178,7 @@ class GaussianLikelihood(_Location):
         Simple and Effective VAE Training with Calibrated Decoders (Rybkin et al., 2020), https://arxiv.org/abs/2006.13202
 
     Attributes:
-        variance: Running mean squared error of training, or what :meth:`calibrate` set.
+        variance: Running mean squared error of training, or the value set by :meth:`calibrate`.
     """
 
     variance: Tensor
@@ -232,7 +232,7 @@ class FixedGaussianLikelihood(GaussianLikelihood):
 
 
 class LaplaceLikelihood(_Location):
-    """A Laplace distribution with its scale at the maximum-likelihood value: the log of the mean absolute error."""
+    """A Laplace distribution with its scale at the maximum-likelihood value: its loss is the log absolute error."""
 
     scale: Tensor
 
@@ -248,7 +248,7 @@ class LaplaceLikelihood(_Location):
         return error.clamp_min(self.least_variance**0.5).log()
 
     def squared_error_weight(self, error: Tensor) -> Tensor:
-        """As if all errors grew together: the absolute error is in proportion to the root of the squared one."""
+        """Assumes that all errors grow together: the absolute error is proportional to the root of the squared one."""
         return 0.5 / error.clamp_min(self.least_variance)
 
     def _log_tails(self, standardized: Tensor) -> Tensor:
@@ -274,7 +274,7 @@ class BernoulliLikelihood(AbstractLikelihood):
         return masked_mean(losses, mask)
 
     def squared_error_weight(self, error: Tensor) -> Tensor:
-        """Of the cross entropy's expansion about probability 1/2, where it is least."""
+        """Takes it from the cross entropy's expansion about probability 1/2, where it is least."""
         return torch.full_like(error, 2.0)
 
     def mean(self, parameters: Tensor) -> Tensor:  # noqa: D102
@@ -301,11 +301,11 @@ class CategoricalLikelihood(AbstractLikelihood):
         return parameters.argmax(1)
 
     def error(self, made: Tensor, items: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Share of symbols that are wrong, ``()``."""
+        """Computes the share of wrong symbols, ``()``."""
         return masked_mean((made != items).float(), mask)
 
     def squared_error_weight(self, error: Tensor) -> Tensor:
-        """1: a nat for a unit of squared error of the latents, whose scale is free."""
+        """Returns 1: a nat for a unit of squared error of the latents, whose scale is free."""
         return torch.ones_like(error)
 
     def log_prob(self, parameters: Tensor, items: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
@@ -319,19 +319,19 @@ LIKELIHOODS: dict[str, tuple[type[AbstractLikelihood], tuple[str, ...]]] = {
     "bernoulli": (BernoulliLikelihood, ("unit",)),
     "categorical": (CategoricalLikelihood, ("symbols",)),
 }
-"""All likelihoods by name, with the kinds of value that they are of: the one list."""
+"""All likelihoods by name, with the kinds of value that they fit: the one list."""
 
 
 def default_likelihood(values: Values) -> str:
-    """Name of the likelihood that items of some kind of value have where none is asked for."""
+    """Returns the name of the default likelihood for a kind of value."""
     return next(name for name, (_, kinds) in LIKELIHOODS.items() if values in kinds)
 
 
 def make_likelihood(name: str, values: Values = "unit") -> AbstractLikelihood:
-    """The likelihood of a name.
+    """Makes a likelihood by its name.
 
     Raises:
-        ValueError: If there is none of that name, or it is not of such values.
+        ValueError: If the name is unknown, or the likelihood does not fit the values.
     """
     likelihood, kinds = LIKELIHOODS[one_of("likelihood", name, LIKELIHOODS)]
     if values not in kinds:

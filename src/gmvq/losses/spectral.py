@@ -1,4 +1,4 @@
-r"""A distance of sounds as the ear hears them, beside a likelihood that compares sample by sample.
+r"""A perceptual distance of sounds, beside a likelihood that compares sample by sample.
 
 With :math:`M_w` the magnitudes of mel bands over windows of w samples (:mod:`gmvq.spectra`),
 
@@ -19,15 +19,15 @@ from gmvq.spectra import WINDOWS, LogMel
 
 
 class SpectralLoss(nn.Module):
-    """The mean distance of log-mel spectra over windows of several lengths.
+    """Mean distance of log-mel spectra over windows of several lengths.
 
-    In nats for each value of a spectrum: the negative log-likelihood, up to a constant, under a Laplace distribution of
-    scale 1 about the logarithm. A likelihood in nats for each data dimension and this loss with a weight of 1 beside
-    it weigh a sample and a value of a spectrum alike. A factor of two in loudness costs 0.69.
+    It is in nats for each value of a spectrum: the negative log-likelihood, up to a constant, under a Laplace
+    distribution of scale 1 about the logarithm. Beside a likelihood in nats for each data dimension, at a weight of 1,
+    a sample and a value of a spectrum weigh the same. A factor of two in loudness costs 0.69.
 
     Args:
         rate: Samples per second, Hz.
-        windows: Samples of each window. Sounds may be shorter than they are.
+        windows: Samples of each window. Sounds may be shorter.
 
     Shape:
         made and real ``(B, C, T)``, lengths ``(B,)`` or None -> ``()``.
