@@ -121,8 +121,8 @@ class LogMel(nn.Module):
 
         Args:
             made: Floats ``(B, C, T)``.
-            real: What to compare with, of the same shape.
-            lengths: Samples of each that count ``(B,)``; None for all.
+            real: Reference of the same shape.
+            lengths: Samples of each item that count ``(B,)``; None for all.
 
         Returns:
             Sums over the frames of each item of the mean over its channels and bands ``(B,)``, and the frames of each

@@ -9,7 +9,7 @@ from gmvq.metrics.realism import (
     frechet_distance,
     kernel_distance,
     measure_realism,
-    nearest_neighbours,
+    nearest_neighbors,
     precision_and_recall,
 )
 
@@ -76,10 +76,10 @@ def test_precision_and_recall_of_sets_that_cover_each_other_or_not():
 
 def test_blocks_change_nothing(monkeypatch):
     real, drawn = rows(50, 3), rows(40, 3, seed=1, shift=0.2)
-    whole, nearest = measure_realism(real, drawn), nearest_neighbours(drawn, real)
+    whole, nearest = measure_realism(real, drawn), nearest_neighbors(drawn, real)
     monkeypatch.setattr(realisms, "BLOCK_ROWS", 7)
     assert measure_realism(real, drawn) == pytest.approx(whole)
-    assert torch.equal(nearest_neighbours(drawn, real), nearest)
+    assert torch.equal(nearest_neighbors(drawn, real), nearest)
     assert torch.equal(nearest, torch.cdist(drawn, real).argmin(1))
     assert whole.real == 50
     assert whole.drawn == 40
@@ -97,7 +97,7 @@ def test_more_different_is_farther():
 @pytest.mark.parametrize(
     ("real", "drawn", "reason"),
     [
-        (rows(9, 3), rows(9, 4), "must have as many features"),
+        (rows(9, 3), rows(9, 4), "must have the same number of features"),
         (rows(3, 3), rows(9, 3), "'real' must be of more than 3 images"),
         (rows(9, 3), rows(9, 3) * math.nan, "'drawn' must be finite"),
         (rows(9, 3)[0], rows(9, 3), "'real' must be floats"),

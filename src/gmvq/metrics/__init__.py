@@ -1,4 +1,4 @@
-"""Figures of merit: distortion and realism of images, use of the codebook, and bounds of the likelihood.
+"""Metrics: distortion and realism of images, use of the codebook, and bounds of the likelihood.
 
 Functions measure one batch; classes stream over a data set, sum in float64, and sum over ranks in ``merged()``.
 """

@@ -1,24 +1,24 @@
-r"""How far made recordings are from real ones: to the ear, and sample by sample.
+r"""Distortion of recordings, perceptual and sample by sample.
 
-For a recording x of C channels and T samples and y made of it:
+For a recording x of C channels and T samples and its reconstruction y:
 
 .. math::
     \text{mel distance} = \frac1{|\mathcal W|} \sum_{w \in \mathcal W}
         \operatorname{mean} |\log_{10} M_w(y) - \log_{10} M_w(x)|
 
 with :math:`M_w` the magnitudes of mel bands over windows of w = 32, 64, ..., 2,048 samples (:mod:`gmvq.spectra`), in
-powers of ten: 0.05 is 1 dB. DAC, whose windows and bands these are, takes the sum over the seven windows; at another
-rate they last longer or shorter, so that only distances at one rate compare. The scale-invariant signal-to-distortion
-ratio is, of recordings without their mean,
+powers of ten: 0.05 is 1 dB. Windows and bands are those of DAC, which sums over the seven windows; their duration
+depends on the rate, so that only distances at one rate compare. The scale-invariant signal-to-distortion ratio of
+recordings with their mean removed is
 
 .. math::
     \text{SI-SDR} = 10 \log_{10} \frac{\lVert \alpha x \rVert^2}{\lVert \alpha x - y \rVert^2} \text{ dB}, \qquad
     \alpha = \frac{\langle y, x \rangle}{\lVert x \rVert^2}
 
-over all channels together. A silent x has none and is left out of its mean. It counts as at most 100 dB, where y is x,
-and as at least -100 dB, where y has nothing of x.
+over all channels together. It is undefined for a silent x, which is left out of its mean. It counts as at most 100 dB,
+where y equals x, and as at least -100 dB, where y is orthogonal to x.
 
-Computed in float64 whatever the input.
+All metrics are computed in float64, whatever the input.
 
 References:
     SDR - Half-baked or Well Done? (Le Roux et al., 2019), https://arxiv.org/abs/1811.02508;
@@ -39,19 +39,19 @@ from gmvq.metrics.precision import in_float64
 from gmvq.spectra import WINDOWS, LogMel
 
 SI_SDR_CAP = 100.0
-"""Most decibels, of either sign, with which a recording enters the mean SI-SDR."""
+"""Limit in dB, of either sign, of a recording's SI-SDR in the mean."""
 
 _SILENCE = 1e-12
-"""Mean square below which a recording is silent: a sixtieth of what the rounding to 16 bits leaves."""
+"""Mean square below which a recording is silent: a sixtieth of that of the rounding to 16 bits."""
 
 
 def si_sdr(made: Tensor, real: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Scale-invariant signal-to-distortion ratio of each recording in dB, at most 100 and at least -100.
+    """Computes the scale-invariant signal-to-distortion ratio of each recording in dB, from -100 to 100.
 
     Args:
         made: Floats ``(B, C, T)``.
-        real: What to compare with, of the same shape.
-        lengths: Samples of each that count ``(B,)``; None for all.
+        real: Reference of the same shape.
+        lengths: Samples of each item that count ``(B,)``; None for all.
 
     Returns:
         float64 ``(B,)``; NaN where the real recording is silent.
@@ -133,8 +133,8 @@ class AudioDistortion(Distortion):
 
         Args:
             made: Floats ``(B, C, T)``.
-            real: What to compare with, of the same shape.
-            lengths: Samples of each that count ``(B,)``; None for all.
+            real: Reference of the same shape.
+            lengths: Samples of each item that count ``(B,)``; None for all.
 
         Raises:
             ValueError: If the shapes differ, or values that count are not finite.
@@ -154,7 +154,7 @@ class AudioDistortion(Distortion):
         self._sums += torch.stack(columns).sum(1)
 
     def metrics(self) -> dict[str, float | None]:
-        """``mel_distance`` (powers of ten), ``si_sdr`` (dB; None where all are silent) and ``mse``."""
+        """Returns ``mel_distance`` (powers of ten), ``si_sdr`` (dB; None if all are silent) and ``mse``."""
         items, mel, squared, sounding, decibels = self._sums.tolist()
         if not items:
             return {}
@@ -167,9 +167,9 @@ class AudioDistortion(Distortion):
         return int(self._sums[0])
 
     def merged(self) -> AudioDistortion:
-        """Sum over all ranks into a new accumulator; without a process group it is a copy.
+        """Sums over all ranks into a new accumulator; without a process group it is a copy.
 
-        A collective: when a process group exists at the call, every rank must call it.
+        This is a collective: when a process group exists at the call, every rank must call it.
         """
         merged = AudioDistortion(self.rate)
         merged._sums = sum_over_ranks(self._sums).clone()
@@ -177,7 +177,7 @@ class AudioDistortion(Distortion):
 
 
 def _checked(made: Tensor, real: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Both in float64 on the CPU, silent beyond their lengths, and which samples count ``(B, 1, T)``."""
+    """Returns both in float64 on the CPU, 0 beyond their lengths, and a mask of samples that count ``(B, 1, T)``."""
     if real.ndim != 3 or made.shape != real.shape or 0 in real.shape[1:]:
         raise ValueError(
             f"'made' and 'real' must have one shape (B, C, T) with samples in it, got {tuple(made.shape)} and "

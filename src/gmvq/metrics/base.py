@@ -1,4 +1,4 @@
-"""What all measures of distortion share."""
+"""Base class of all metrics of distortion."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 
 class Measure(NamedTuple):
-    """A metric explained.
+    """Explanation of a metric.
 
     Attributes:
-        key: Its name in ``metrics.json`` and ``log.jsonl``.
-        name: Its name for a reader.
-        unit: Its unit, empty for pure numbers.
-        meaning: What it says.
-        good: How a good one looks; ``{codes}`` stands for the codes that can be in use, ``{share}`` for their share of
-            the codebook, and ``{nats}`` for the logarithm of its size.
+        key: Name in ``metrics.json`` and ``log.jsonl``.
+        name: Displayed name.
+        unit: Unit, empty for pure numbers.
+        meaning: Sentence that says what is measured.
+        good: Sentence that says which values are good; ``{codes}`` stands for the codes that can be in use,
+            ``{share}`` for their share of the codebook, and ``{nats}`` for the logarithm of its size.
         form: Format specification of the number.
-        scale: What the number is multiplied with to be in ``unit``.
+        scale: Factor that converts the number to ``unit``.
     """
 
     key: str
@@ -32,20 +32,20 @@ class Measure(NamedTuple):
     scale: float = 1.0
 
     def shown(self, value: float) -> str:
-        """The number as a reader sees it, without its unit."""
+        """Formats the number, without its unit."""
         return format(value * self.scale, self.form) if math.isfinite(value) else str(value)
 
 
 class Distortion(ABC):
-    """How far made items are from real ones: means over the items of a data set, streamed.
+    """Distortion of reconstructed items: means over the items of a data set, streamed.
 
     Each metric is computed for each item and then averaged over items, so that an item counts the same whatever its
     size.
 
     Attributes:
-        headline: Key of the metric that a run is judged by.
-        higher_is_better: Whether a higher headline is a better one.
-        measures: Its metrics, explained.
+        headline: Key of the main metric of a run.
+        higher_is_better: Whether a higher value of that metric is better.
+        measures: Explanations of the metrics.
         protocol: How the metrics are computed, as a sentence.
     """
 
@@ -59,8 +59,8 @@ class Distortion(ABC):
         """Adds items.
 
         Args:
-            made: What a model made, as it returns it, ``(B, C, *S)`` or symbols ``(B, T)``.
-            real: What it was made of, as floats in the same units, or symbols.
+            made: Output of a model, ``(B, C, *S)`` or symbols ``(B, T)``.
+            real: The originals, as floats in the same units, or symbols.
             lengths: Samples of each sequence that count ``(B,)``; None for all.
 
         Raises:
@@ -69,7 +69,7 @@ class Distortion(ABC):
 
     @abstractmethod
     def metrics(self) -> dict[str, float | None]:
-        """Means over the items seen, by key; empty if none was, None for what cannot be measured of them."""
+        """Returns means over the items seen, by key: empty without items, None for metrics they do not have."""
 
     @property
     @abstractmethod
@@ -77,5 +77,5 @@ class Distortion(ABC):
         """Number of items seen."""
 
     def of_error(self, error: float) -> dict[str, float]:
-        """The headline that a mean error of training stands for, if it says one: PSNR of a squared error."""
+        """Converts a mean error of training to the headline if possible, as a squared error to PSNR; else empty."""
         return {}

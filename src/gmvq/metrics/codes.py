@@ -1,4 +1,4 @@
-r"""How a codebook is used.
+r"""Statistics of the use of a codebook.
 
 From the number of times n_c that each of K codes was chosen, with the frequencies f_c = n_c / sum_c n_c:
 
@@ -7,16 +7,15 @@ From the number of times n_c that each of K codes was chosen, with the frequenci
     H = -\sum_c f_c \log f_c \qquad
     \text{perplexity} = \exp H
 
-A collapsed codebook has a usage near 0 and a perplexity near 1; an even one has usage 1 and perplexity K.
+A collapsed codebook has a usage near 0 and a perplexity near 1; an evenly used one has usage 1 and perplexity K.
 
-A code that was never chosen is dead. Where the quantizer has a posterior q(c | x), the information that codes carry of
-the data is less than their entropy, since a token does not settle its code:
+A code that was never chosen is dead. Where the quantizer has a posterior q(c | x), the information of the codes about
+the data is less than their entropy, since a token does not determine its code:
 
 .. math:: I_q(x; c) = H(q(c)) - \mathbb{E}_x H(q(c \mid x))
 
-Counts are streamed: statistics of batches would not do, since a code that is rare in each batch may be common in none,
-and the mean perplexity of batches is not the perplexity of their union. The codebook may be of any size: beyond 2^24
-codes only those that were seen take memory.
+Counts are summed over a data set, since the mean perplexity of its batches is not the perplexity of the whole. The
+codebook may be of any size: beyond 2^24 codes memory holds only the codes seen.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from gmvq.metrics.precision import in_float64
 class CodebookStatistics:
     """Counts how often each code of a codebook is used.
 
-    The figures are those of the codes that this process has seen. Under ``torch.distributed`` take them from
+    The metrics are those of the codes that this process has seen. Under ``torch.distributed`` take them from
     :meth:`merged`, which every rank must call.
 
     Args:
@@ -62,13 +61,13 @@ class CodebookStatistics:
         self.information = MixtureInformation(codebook_size)
 
     def update(self, codes: Tensor, mask: Tensor | None = None, responsibilities: Tensor | None = None) -> None:
-        """Count codes, all of them or, after an error, none.
+        """Counts codes; an error leaves the counts as they were.
 
         Args:
             codes: Integers in [0, K), any shape ``(*)``. The code -1 marks a masked place and is left out.
-            mask: Booleans ``(*)``; where False the code is left out. All count without it.
+            mask: Booleans ``(*)``, False where a code is left out; None to count all.
             responsibilities: q(c | x) of a quantizer with a posterior, ``(*, K)``, for the mutual information: give
-                them in each call or in none.
+                them in each call or never.
 
         Raises:
             ValueError: If codes are not integers, lie outside of the codebook, or mask or responsibilities do not fit.
@@ -76,7 +75,7 @@ class CodebookStatistics:
         self._count(self._checked(codes, mask, responsibilities))
 
     def _checked(self, codes: Tensor, mask: Tensor | None, responsibilities: Tensor | None) -> _Tokens:
-        """What counts, with -1 in place of codes that do not."""
+        """Checks the arguments and sets codes that do not count to -1."""
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise ValueError(f"'codes' must be integers, got {codes.dtype}. Give the indices that encode() returns.")
         if mask is not None and (mask.dtype != torch.bool or mask.shape != codes.shape):
@@ -108,9 +107,9 @@ class CodebookStatistics:
             self.information.add(tokens.responsibilities)
 
     def merged(self) -> CodebookStatistics:
-        """Sum the counts over all ranks into new statistics; without a process group they are a copy.
+        """Sums the counts over all ranks into new statistics; without a process group they are a copy.
 
-        A collective: when a process group exists at the call, every rank must call it.
+        This is a collective: when a process group exists at the call, every rank must call it.
         """
         merged = CodebookStatistics(self.codebook_size)
         merged.code_counts = self.code_counts.merged()
@@ -119,7 +118,7 @@ class CodebookStatistics:
 
     @property
     def counts(self) -> Tensor:
-        """How often each code was chosen, int64 ``(K,)``: beyond 2^24 codes a sparse tensor of those that were."""
+        """Number of times that each code was chosen, int64 ``(K,)``; beyond 2^24 codes a sparse tensor."""
         return self.code_counts.counts
 
     @property
@@ -146,8 +145,8 @@ class CodebookStatistics:
         """
         if not self.code_counts.is_dense:
             raise ValueError(
-                f"Dead codes are listed for at most {DENSE_CODES} codes, got {self.codebook_size}. Take the codes that "
-                "live, code_counts.seen, or the number of dead ones, codebook_size - used."
+                f"Dead codes are listed for at most {DENSE_CODES} codes, got {self.codebook_size}. Take the used "
+                "codes, code_counts.seen, or the number of dead codes, codebook_size - used."
             )
         return (self.counts == 0).nonzero()[:, 0]
 
@@ -167,7 +166,7 @@ class CodebookStatistics:
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the entropy: how many evenly used codes would be as diverse, in [1, K].
+        """Exponential of the entropy, in [1, K]: the number of evenly used codes that have this entropy.
 
         Raises:
             ValueError: If no code was counted.
@@ -178,7 +177,7 @@ class CodebookStatistics:
     def mutual_information(self) -> float:
         """Information of the codes about the data in nats, in [0, log K].
 
-        Of the posterior where responsibilities were given; otherwise the :attr:`entropy`, since a hard code is a
+        That of the posterior if responsibilities were given, otherwise the :attr:`entropy`, since a hard code is a
         function of its token.
 
         Raises:
@@ -194,14 +193,14 @@ class CodebookStatistics:
 
 
 MOST_COMBINED = DENSE_CODES
-"""Most combinations of the codes of a token's levels that are counted as one codebook's."""
+"""Largest number of combinations of a token's codes that is counted as one codebook."""
 
 
 def countable(codebook_sizes: Sequence[int]) -> tuple[int, ...]:
-    """Sizes of what is counted of tokens with a code at each of some levels.
+    """Returns the codebook sizes by which tokens with several levels of codes are counted.
 
-    Combinations compare with one codebook of as many codes, so they are what is counted where there are at most 2^24;
-    beyond that almost none is seen twice, and each level is counted by itself.
+    Up to 2^24 combinations of codes are counted as one codebook of that size; beyond that almost no combination is seen
+    twice, and each level is counted by itself.
 
     Example:
         >>> countable((32, 32)), countable((1024, 1024, 1024))
@@ -212,7 +211,7 @@ def countable(codebook_sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def counted(codes: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
-    """Codes as :func:`countable` says: int64 ``(*, levels)`` -> ``(*, places)``.
+    """Converts codes to those of the codebooks of :func:`countable`: int64 ``(*, levels)`` -> ``(*, places)``.
 
     A combination with -1 at any level is -1.
 
@@ -230,11 +229,11 @@ def counted(codes: Tensor, codebook_sizes: Sequence[int]) -> Tensor:
 
 
 class _Tokens(NamedTuple):
-    """What passed the checks.
+    """Checked codes and responsibilities.
 
     Attributes:
-        codes: int64 ``(*)``, -1 where it does not count.
-        responsibilities: Rows of those that count, float64 ``(N, K)``, or None.
+        codes: int64 ``(*)``, -1 where a code does not count.
+        responsibilities: Rows of the codes that count, float64 ``(N, K)``, or None.
     """
 
     codes: Tensor
@@ -244,8 +243,8 @@ class _Tokens(NamedTuple):
 class CompositeStatistics:
     """Codebook statistics of a quantizer whose latents have several codes, one for each place.
 
-    A place that was never used, as a level of a residual quantizer that was always dropped, says nothing: it has an
-    entropy of 0 and a perplexity of 1.
+    A place without counted codes, as a level of a residual quantizer that was always dropped, has an entropy of 0 and a
+    perplexity of 1.
 
     Args:
         codebook_sizes: Number of codes of each place, as ``quantizer.codebook_sizes``.
@@ -269,13 +268,13 @@ class CompositeStatistics:
         self.places = [CodebookStatistics(size) for size in codebook_sizes]
 
     def update(self, codes: Tensor, mask: Tensor | None = None, responsibilities: Tensor | None = None) -> None:
-        """Count codes, all of them or, after an error, none.
+        """Counts codes; an error leaves the counts as they were.
 
         Args:
             codes: Integers ``(*, P)``, -1 where masked. Flatten places of more than one axis first.
-            mask: Booleans ``(*)``; where False a token is left out.
+            mask: Booleans ``(*)``, False where a token is left out.
             responsibilities: q(c | x) of each place, ``(*, P, K)`` with the largest K, 0 beyond the codes of a smaller
-                one: what ``posterior(latents)`` of a product gives.
+                codebook, as ``posterior(latents)`` of a product returns them.
 
         Raises:
             ValueError: If the last axis of codes is not P, codes do not fit their codebook, or mask or responsibilities
@@ -301,7 +300,7 @@ class CompositeStatistics:
             place._count(own)
 
     def merged(self) -> CompositeStatistics:
-        """Sum the counts over all ranks into new statistics. A collective: every rank must call it."""
+        """Sums the counts over all ranks into new statistics. A collective: every rank must call it."""
         merged = CompositeStatistics([place.codebook_size for place in self.places])
         merged.places = [place.merged() for place in self.places]
         return merged
@@ -322,7 +321,7 @@ class CompositeStatistics:
 
     @property
     def bits_per_token(self) -> float:
-        """Entropy of all places taken one by one, in bits: what an entropy coder without context needs.
+        """Sum of the entropies of the places, in bits: the rate of an entropy coder without context.
 
         Raises:
             ValueError: If no code was counted.
@@ -340,5 +339,5 @@ class CompositeStatistics:
 
     def _counted(self) -> list[CodebookStatistics]:
         if not any(place.used for place in self.places):
-            raise ValueError("Figures of the codes need at least 1 counted code, got 0. Call update(codes) first.")
+            raise ValueError("Statistics of codes need at least 1 counted code, got 0. Call update(codes) first.")
         return self.places

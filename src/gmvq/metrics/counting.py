@@ -1,7 +1,7 @@
-"""How often each of K codes was counted, for any K that an index can name.
+"""Counts of the codes of a codebook of any size.
 
-One number for each code is the fastest where K of them fit in memory. Beyond that the codes that were seen are kept,
-sorted, with the number of times each was: memory in proportion to how many different ones there are.
+Up to 2^24 codes each has its own count, which is fastest. Beyond that the codes seen are kept, sorted, with their
+counts: memory is in proportion to the number of different codes seen.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from torch import Tensor
 from gmvq.distributed import gather_rows, sum_over_ranks
 
 DENSE_CODES = 1 << 24
-"""Codes of which each has its own number: 128 MB."""
+"""Size of the largest codebook with a count for each code: 128 MB."""
 
 WAITING = 1 << 20
-"""Codes that may wait, unsorted, before they are counted among many: 8 MB."""
+"""Number of codes that may wait, unsorted, before they are counted together: 8 MB."""
 
 
 class CodeCounts:
-    """Counts of the codes of one codebook, on one device; adding to them does not wait for it but now and then.
+    """Counts of the codes of one codebook, on one device; adding codes rarely waits for it.
 
     Args:
         codebook_size: Number of codes K.
-        device: Where to count.
+        device: Device of the counts.
 
     Example:
         >>> numbers = CodeCounts(2**40)
@@ -50,7 +50,7 @@ class CodeCounts:
             self._sort()
 
     def place(self, times: Tensor, codes: Tensor | None = None) -> None:
-        """Sets the counts: ``(K,)``, or beyond 2^24 codes those of the given different codes, both ``(U,)``."""
+        """Sets the counts ``(K,)``, or beyond 2^24 codes the counts of the given distinct codes, both ``(U,)``."""
         self.clear()
         if codes is None:
             self._counts.copy_(times)
@@ -58,7 +58,7 @@ class CodeCounts:
             self._merge(codes.to(self._counts.device), times.to(self._counts.device))
 
     def clear(self) -> None:
-        """Forgets all."""
+        """Sets all counts to 0."""
         self._waiting = []
         if self.is_dense:
             self._counts.zero_()
@@ -73,13 +73,13 @@ class CodeCounts:
 
     @property
     def times(self) -> Tensor:
-        """How often each code of :attr:`seen` was counted, int64 ``(U,)``."""
+        """Number of times that each code of :attr:`seen` was counted, int64 ``(U,)``."""
         self._sort()
         return self._counts[self._counts > 0] if self.is_dense else self._counts
 
     @property
     def counts(self) -> Tensor:
-        """How often each code was counted, int64 ``(K,)``: beyond 2^24 codes a sparse tensor."""
+        """Number of times that each code was counted, int64 ``(K,)``; beyond 2^24 codes a sparse tensor."""
         if self.is_dense:
             return self._counts
         return torch.sparse_coo_tensor(

@@ -1,4 +1,4 @@
-r"""How far a reconstruction is from its image.
+r"""Distortion of reconstructed images: MSE, PSNR and SSIM.
 
 For one image x of D = C H W dimensions in [0, 1] and its reconstruction y:
 
@@ -18,7 +18,7 @@ images. So each image counts the same whatever its size, and PSNR is the mean of
 mean MSE (which is lower: the logarithm is concave in the error). The PSNR of an identical image is infinite; in the
 mean it counts as 100 dB (``PSNR_CAP``), as does any image above that.
 
-Computed in float64 whatever the input.
+All metrics are computed in float64, whatever the input.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from gmvq.metrics.base import Distortion, Measure
 from gmvq.metrics.precision import in_float64
 
 PSNR_CAP = 100.0
-"""Most decibels with which an image enters the mean PSNR, so that one identical image leaves the mean finite."""
+"""Upper limit in dB of an image's PSNR in the mean, so that one identical image leaves the mean finite."""
 
 GAUSSIAN_SIGMA = 1.5
 GAUSSIAN_WINDOW = 11
@@ -44,15 +44,15 @@ RANGE_TOLERANCE = 1e-6
 
 
 SMALLEST_SIDE = 3
-"""Pixels of a side of which an image's Laplacian needs as many."""
+"""Least side, in pixels, of an image that has a Laplacian."""
 
 
 def mse(images: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error of each image.
+    """Computes the mean squared error of each image.
 
     Args:
         images: Floats in [0, 1], shape ``(B, C, H, W)``.
-        targets: What to compare with, of the same shape.
+        targets: Reference of the same shape.
 
     Returns:
         float64 ``(B,)``.
@@ -65,11 +65,11 @@ def mse(images: Tensor, targets: Tensor) -> Tensor:
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in decibels; infinite where an image equals its target.
+    """Computes the peak signal-to-noise ratio of each image in dB; infinite where an image equals its target.
 
     Args:
         images: Floats in [0, 1], shape ``(B, C, H, W)``.
-        targets: What to compare with, of the same shape.
+        targets: Reference of the same shape.
 
     Returns:
         float64 ``(B,)``.
@@ -81,17 +81,17 @@ def psnr(images: Tensor, targets: Tensor) -> Tensor:
 
 
 def ssim(images: Tensor, targets: Tensor) -> Tensor:
-    """Structural similarity of each image, in [-1, 1].
+    """Computes the structural similarity of each image, in [-1, 1].
 
     Equal to ``skimage.metrics.structural_similarity(..., data_range=1, gaussian_weights=True, sigma=1.5,
     use_sample_covariance=False)``: Gaussian windows of 11x11 pixels that lie wholly within the image, averaged over
-    windows, then over channels. An image with a side under 11 pixels has no such window; there the window is even, of
-    the greatest odd size up to 7 that fits the shorter side, as with ``win_size=..., gaussian_weights=False`` (for the
-    8x8 digits 7x7; for a side of 1 or 2 pixels 1x1, which compares the values alone).
+    windows, then over channels. An image with a side under 11 pixels has no such window; there the window is uniform,
+    of the largest odd size up to 7 that fits the shorter side, as with ``win_size=..., gaussian_weights=False`` (for
+    the 8x8 digits 7x7; for a side of 1 or 2 pixels 1x1, which compares the values alone).
 
     Args:
         images: Floats in [0, 1], shape ``(B, C, H, W)``.
-        targets: What to compare with, of the same shape.
+        targets: Reference of the same shape.
 
     Returns:
         float64 ``(B,)``.
@@ -105,7 +105,7 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     """
     images, targets = _checked(images, targets)
     weights = ssim_window(min(images.shape[2:]))
-    # A channel at a time: five filtered planes of a large photograph are all that must be held.
+    # One channel at a time, so that memory holds only five filtered planes of a large photograph.
     channels = [
         _similarity(image, target, weights) for image, target in zip(images.unbind(1), targets.unbind(1), strict=True)
     ]
@@ -113,13 +113,13 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 
 
 def ssim_window(side: int) -> list[float]:
-    """Weights along one axis of the window with which :func:`ssim` compares images.
+    """Computes the weights along one axis of the window with which :func:`ssim` compares images.
 
     Args:
         side: Pixels of the shorter side of the image.
 
     Returns:
-        An odd number of weights that sum to 1: Gaussian from 11 pixels on, even below.
+        An odd number of weights that sum to 1: Gaussian from 11 pixels on, equal below.
     """
     if side < GAUSSIAN_WINDOW:
         size = min(UNIFORM_WINDOW, side - 1 + side % 2)
@@ -130,13 +130,13 @@ def ssim_window(side: int) -> list[float]:
 
 
 def high_frequency_energy(images: Tensor) -> Tensor:
-    """How sharp each image is: the mean square of its Laplacian, which a blur takes away first.
+    """Measures the sharpness of each image: the mean square of its Laplacian, which blur reduces first.
 
     Args:
         images: Floats in [0, 1], shape ``(B, C, H, W)``, of sides of at least 3 pixels.
 
     Returns:
-        float64 ``(B,)``; the ratio to that of the original says how much of its detail is left.
+        float64 ``(B,)``; the ratio to that of the original is a measure of the detail that is left.
 
     Raises:
         ValueError: If the images are smaller, or values are not floats, not finite or outside of [0, 1].
@@ -160,12 +160,12 @@ def high_frequency_energy(images: Tensor) -> Tensor:
 class ImageDistortion(Distortion):
     """Means of MSE, PSNR and SSIM over the images of a data set, streamed.
 
-    The figures are those of the images that this process has seen. Under ``torch.distributed`` take them from
+    The metrics are those of the images that this process has seen. Under ``torch.distributed`` take them from
     :meth:`merged`, which every rank must call. The protocol is that of the module's docstring.
 
     Args:
         structure: Whether to measure SSIM, too; it costs more than the other two.
-        perceptual: Measures LPIPS of each image ``(B,)``, or None where that cannot be; see
+        perceptual: Function that computes LPIPS of each image ``(B,)``, or returns None where it is undefined; see
             :func:`gmvq.metrics.load_lpips`.
 
     Example:
@@ -220,8 +220,8 @@ class ImageDistortion(Distortion):
 
         Args:
             made: Floats in [0, 1], shape ``(B, C, H, W)``.
-            real: What to compare with, of the same shape.
-            lengths: None: images have none.
+            real: Reference of the same shape.
+            lengths: None, since images have no lengths.
 
         Raises:
             ValueError: If the shapes differ, or values are not floats, not finite or outside of [0, 1].
@@ -235,7 +235,7 @@ class ImageDistortion(Distortion):
             self._lpips = None if distances is None else self._lpips + float(in_float64(distances).sum())
 
     def metrics(self) -> dict[str, float | None]:
-        """Means over the images seen: ``psnr`` (dB), ``mse``, and with ``structure`` ``ssim`` and ``lpips``."""
+        """Returns means over the images seen: ``psnr`` (dB), ``mse``, and with ``structure`` ``ssim`` and ``lpips``."""
         if not self.images:
             return {}
         metrics: dict[str, float | None] = {"psnr": self.psnr, "mse": self.mse}
@@ -250,13 +250,13 @@ class ImageDistortion(Distortion):
         return self.images
 
     def of_error(self, error: float) -> dict[str, float]:
-        """PSNR in dB of a mean squared error above 0."""
+        """Converts a mean squared error above 0 to PSNR in dB."""
         return {"psnr": -10 * math.log10(error)} if error > 0 else {}
 
     def merged(self) -> ImageDistortion:
-        """Sum over all ranks into a new accumulator; without a process group it is a copy.
+        """Sums over all ranks into a new accumulator; without a process group it is a copy.
 
-        A collective: when a process group exists at the call, every rank must call it.
+        This is a collective: when a process group exists at the call, every rank must call it.
         """
         merged = ImageDistortion(structure=self.structure)
         merged._lpips = self._lpips
@@ -304,7 +304,7 @@ class ImageDistortion(Distortion):
 
 
 def _checked(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float64, after the checks that all figures share."""
+    """Returns both in float64, after the checks that all metrics share."""
     if images.ndim != 4 or images.shape != targets.shape or 0 in images.shape[1:]:
         raise ValueError(
             "'images' and 'targets' must have one shape (B, C, H, W) with pixels in it, "
@@ -326,7 +326,7 @@ def _checked(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _similarity(images: Tensor, targets: Tensor, weights: list[float]) -> Tensor:
-    """SSIM of planes ``(B, H, W)`` -> ``(B,)``."""
+    """Computes SSIM of planes ``(B, H, W)`` -> ``(B,)``."""
     stability_1, stability_2 = 0.01**2, 0.03**2
     mean_x, mean_y = _windowed_mean(images, weights), _windowed_mean(targets, weights)
     covariance = _windowed_mean(images * targets, weights) - mean_x * mean_y
@@ -337,7 +337,7 @@ def _similarity(images: Tensor, targets: Tensor, weights: list[float]) -> Tensor
 
 
 def _windowed_mean(planes: Tensor, weights: list[float]) -> Tensor:
-    """Weighted mean over each window that lies within the plane: ``(B, H, W)`` -> ``(B, H - n + 1, W - n + 1)``."""
+    """Averages each window within the plane: ``(B, H, W)`` -> ``(B, H - n + 1, W - n + 1)``."""
     # Shifted sums, since PyTorch's convolution in float64 unfolds each window on the CPU: n^2 times the memory.
     for axis in (1, 2):
         length = planes.shape[axis] - len(weights) + 1

@@ -1,7 +1,7 @@
-"""The features that FID and KID are of, where the Inception network of torch-fidelity and its weights are at hand.
+"""Features for FID and KID, if the Inception network of torch-fidelity and its weights are installed.
 
-The network is not ours: the package ``torch-fidelity`` has it, with the resizing of the first TensorFlow that the
-published figures were taken with. Its weights must have been downloaded before. Nothing here downloads.
+The package ``torch-fidelity`` provides the network, with the resizing of TensorFlow 1 by which published values were
+measured. Its weights must have been downloaded before. Nothing here downloads.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ LOGGER = logging.getLogger("gmvq")
 PACKAGE = "torch_fidelity.feature_extractor_inceptionv3"
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 LAYER = "2048"
-"""The features before the classifier."""
+"""Layer of the features before the classifier."""
 
 Features = Callable[[Tensor], Tensor]
 
 
 def load_inception(weights: str | Path | None = None) -> Features | None:
-    """The features that FID is of, if all that they need is on this machine.
+    """Loads the features for FID, if package and weights are on this machine.
 
-    Where the package or the default file is missing, the log says once (level info) how to get it.
+    If the package or the default file is missing, the log says once (level info) how to get it.
 
     Args:
-        weights: The file of the weights; by default where torch keeps what it downloads.
+        weights: File of the weights; by default the one in torch's folder of downloads.
 
     Returns:
-        A function of images, floats in [0, 1] ``(B, C, H, W)`` with one channel or three, that gives features, float32
-        ``(B, 2048)``, on the device of the images. It rounds them to 8 bits first. None where they are not at hand.
+        A function that maps images, floats in [0, 1] ``(B, C, H, W)`` with one channel or three, to features, float32
+        ``(B, 2048)``, on their device. It rounds the images to 8 bits first. None if package or weights are missing.
 
     Raises:
-        FileNotFoundError: If a file is given and not there.
+        FileNotFoundError: If a given file does not exist.
         ValueError: If it holds no weights of the network, or a file is given and the package is not installed.
 
     References:
@@ -69,9 +69,9 @@ def load_inception(weights: str | Path | None = None) -> Features | None:
         return None
     made = importlib.import_module(PACKAGE).FeatureExtractorInceptionV3
     try:
-        torch.load(path, map_location="cpu", weights_only=True)  # the package would unpickle whatever is in there
+        torch.load(path, map_location="cpu", weights_only=True)  # the package would unpickle anything in the file
         network = made("gmvq-inception", [LAYER], feature_extractor_weights_path=str(path))
-    except Exception as error:  # whatever is in the file
+    except Exception as error:  # a damaged file may raise anything
         raise ValueError(
             f"{path} holds no weights of torch-fidelity's Inception network ({type(error).__name__}: {error}). Save "
             f"{URL} there."
@@ -86,8 +86,8 @@ def _features(network: nn.Module, images: Tensor) -> Tensor:
             f"'images' must be floats (B, C, H, W) with 1 or 3 channels, got {images.dtype} {tuple(images.shape)}. "
             "Convert them."
         )
-    if not bool(((images >= -RANGE_TOLERANCE) & (images <= 1 + RANGE_TOLERANCE)).all()):  # NaN is not
-        raise ValueError("'images' must be finite and in [0, 1], got others. Divide 8-bit values by 255.")
+    if not bool(((images >= -RANGE_TOLERANCE) & (images <= 1 + RANGE_TOLERANCE)).all()):  # NaN fails, too
+        raise ValueError("'images' must be finite and in [0, 1], got other values. Divide 8-bit values by 255.")
     network.to(images.device)
     eight_bit = (images.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
     (features,) = network(eight_bit)

@@ -1,4 +1,4 @@
-r"""How much the posterior over codes says of the data."""
+r"""Mutual information of data and codes, from the posterior over codes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gmvq.metrics.precision import distributions
 
 
 class MixtureInformation:
-    r"""What the codes of a mixture tell of the data, streamed over tokens.
+    r"""Mutual information of data and the codes of a mixture, streamed over tokens.
 
     From the responsibilities q(c | x) of each token, with the aggregated posterior q(c) = E_x q(c | x):
 
     .. math:: I_q(x; c) = H(q(c)) - \mathbb{E}_x H(q(c | x)) \in [0, \log K]
 
-    A one-hot posterior spread over all codes gives log K; a posterior that does not look at the data gives 0. The
-    figures are those of the tokens that this process has seen. Under ``torch.distributed`` take them from
+    One-hot posteriors spread over all codes give log K; a posterior that does not depend on the data gives 0. The
+    metrics are those of the tokens that this process has seen. Under ``torch.distributed`` take them from
     :meth:`merged`, which every rank must call.
 
     Args:
@@ -39,23 +39,23 @@ class MixtureInformation:
         if codebook_size < 1:
             raise ValueError(f"'codebook_size' must be at least 1, got {codebook_size}. Give the number of components.")
         self.codebook_size = codebook_size
-        # q(c) of each code, entropy, tokens; made when the first come, since a codebook may be huge
+        # q(c) of each code, entropy, tokens; made with the first tokens, since a codebook may be huge
         self._sums: Tensor | None = None
 
     def update(self, responsibilities: Tensor, mask: Tensor | None = None) -> None:
-        """Add tokens.
+        """Adds tokens.
 
         Args:
             responsibilities: q(c | x), sums to 1 over the last axis, ``(*, K)``.
-            mask: Booleans ``(*)``; where False the token is left out. All count without it.
+            mask: Booleans ``(*)``, False where a token is left out; None to count all.
 
         Raises:
-            ValueError: If the responsibilities are no distributions over K codes, or the mask does not fit.
+            ValueError: If the responsibilities are not distributions over K codes, or the mask does not fit.
         """
         self.add(self.checked(responsibilities, mask))
 
     def checked(self, responsibilities: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Distributions of the tokens that count, float64 ``(N, K)``; arguments and errors are those of `update`."""
+        """Returns distributions of the tokens that count, float64 ``(N, K)``; arguments and errors as in `update`."""
         if responsibilities.ndim < 1 or responsibilities.shape[-1] != self.codebook_size:
             raise ValueError(
                 f"The last axis of 'responsibilities' must have {self.codebook_size} components, "
@@ -71,16 +71,16 @@ class MixtureInformation:
         return distributions("responsibilities", responsibilities.detach().reshape(-1, self.codebook_size))
 
     def add(self, rows: Tensor) -> None:
-        """Adds what :meth:`checked` gave."""
+        """Adds rows that :meth:`checked` returned."""
         if len(rows):
             entropies = torch.special.entr(rows).sum()
             sums = torch.cat([rows.sum(dim=0), entropies[None], entropies.new_tensor([len(rows)])]).cpu()
             self._sums = sums if self._sums is None else self._sums + sums
 
     def merged(self) -> MixtureInformation:
-        """Sum over all ranks into a new accumulator; without a process group it is a copy.
+        """Sums over all ranks into a new accumulator; without a process group it is a copy.
 
-        A collective: when a process group exists at the call, every rank must call it.
+        This is a collective: when a process group exists at the call, every rank must call it.
         """
         merged = MixtureInformation(self.codebook_size)
         if bool(sum_over_ranks(torch.tensor(self._sums is not None, dtype=torch.int64))):

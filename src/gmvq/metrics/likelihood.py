@@ -1,4 +1,4 @@
-r"""What a latent variable model says of the likelihood of data, from figures in nats.
+r"""Bounds of the likelihood of data under a latent variable model, from terms in nats.
 
 For one image x of T tokens, with z_s drawn from q(z | x):
 
@@ -11,7 +11,7 @@ For one image x of T tokens, with z_s drawn from q(z | x):
         - \sum_{t=1}^{T} \mathbb{E}_{q(c | x)} \frac{d_{tc}}{2 \sigma^2} - T\, \text{KL}(q_B(c) \,\|\, p(c)) \quad (7)
 
 ALBO is *not* always a bound: it leaves out the mutual information of x and c and the entropy of q(z | x), so it may lie
-above log p(x). It is what GM-VQ is trained with; the other two are what to compare with other models.
+above log p(x). GM-VQ is trained with it; the other two serve for comparison with other models.
 
 The functions take tensors of nats, not models, and compute in float64.
 
@@ -32,7 +32,7 @@ from gmvq.metrics.precision import distributions, in_float64
 
 
 def evidence_lower_bound(log_likelihood: Tensor, divergence: Tensor) -> Tensor:
-    """Bound of log p(x) from below (8), the expectation taken over S draws.
+    """Computes a lower bound of log p(x) (8), with the expectation over S draws.
 
     Args:
         log_likelihood: log p(x | z_s) in nats for each draw and image, ``(S, B)``.
@@ -49,10 +49,10 @@ def evidence_lower_bound(log_likelihood: Tensor, divergence: Tensor) -> Tensor:
 
 
 def importance_weighted_bound(log_likelihood: Tensor, log_prior: Tensor, log_posterior: Tensor) -> Tensor:
-    """Importance-weighted bound of log p(x) (10).
+    """Computes the importance-weighted lower bound of log p(x) (10).
 
-    Above the evidence lower bound in expectation and tighter with every draw. The draws must come from the q(z | x)
-    whose density ``log_posterior`` is, with any discrete variable summed out of both densities.
+    It is above the evidence lower bound in expectation and tighter with every draw. The draws must come from the
+    q(z | x) whose density is ``log_posterior``, with any discrete variable summed out of both densities.
 
     Args:
         log_likelihood: log p(x | z_s) in nats for each draw and image, ``(S, B)``.
@@ -77,7 +77,7 @@ def importance_weighted_bound(log_likelihood: Tensor, log_prior: Tensor, log_pos
 
 
 def aggregated_bound(log_likelihood: Tensor, distance: Tensor, categorical: Tensor) -> Tensor:
-    """ALBO (7), the objective of GM-VQ in nats; not always a bound of log p(x).
+    """Computes ALBO (7), the objective of GM-VQ in nats; it is not always a bound of log p(x).
 
     Args:
         log_likelihood: log p(x | z_s) in nats for each draw and image, ``(S, B)``.
@@ -96,7 +96,7 @@ def aggregated_bound(log_likelihood: Tensor, distance: Tensor, categorical: Tens
 
 
 def categorical_divergence(probabilities: Tensor, log_prior: Tensor) -> Tensor:
-    """KL(q(c) || p(c)) in nats, with 0 log 0 = 0.
+    """Computes KL(q(c) || p(c)) in nats, with 0 log 0 = 0.
 
     Args:
         probabilities: q(c), sums to 1 over the last axis, ``(*, K)``.
@@ -106,7 +106,7 @@ def categorical_divergence(probabilities: Tensor, log_prior: Tensor) -> Tensor:
         Nats, float64 ``(*)``, at least 0; infinite where p(c) = 0 and q(c) > 0.
 
     Raises:
-        ValueError: If ``probabilities`` is no distribution or its K is not that of ``log_prior``.
+        ValueError: If ``probabilities`` is not a distribution or its K is not that of ``log_prior``.
     """
     probabilities, log_prior = distributions("probabilities", probabilities), in_float64(log_prior)
     if log_prior.shape != probabilities.shape[-1:] or log_prior.isnan().any():
@@ -119,7 +119,7 @@ def categorical_divergence(probabilities: Tensor, log_prior: Tensor) -> Tensor:
 
 
 def bits_per_dimension(nats: Tensor | float, dimensions: float) -> float:
-    r"""Bits for each dimension that a log-likelihood means: ``-nats / (D log 2)``.
+    r"""Converts a log-likelihood to bits for each dimension: ``-nats / (D log 2)``.
 
     Args:
         nats: log p(x), or a bound of it, in nats; summed over images if a tensor.
@@ -144,7 +144,7 @@ def bits_per_dimension(nats: Tensor | float, dimensions: float) -> float:
 
 
 def _draws(name: str, nats: Tensor, shape: torch.Size | None = None) -> Tensor:
-    """Figures of draws ``(S, B)`` in float64."""
+    """Checks the nats of draws ``(S, B)`` and returns them in float64."""
     if nats.ndim != 2 or len(nats) == 0 or (shape is not None and nats.shape != shape):
         wanted = "(S, B) with S >= 1" if shape is None else f"{tuple(shape)} like 'log_likelihood'"
         raise ValueError(
@@ -155,10 +155,10 @@ def _draws(name: str, nats: Tensor, shape: torch.Size | None = None) -> Tensor:
 
 
 def _per_image(name: str, nats: Tensor, images: int) -> Tensor:
-    """Figures of images ``(B,)`` in float64."""
+    """Checks the nats of images ``(B,)`` and returns them in float64."""
     if nats.shape != (images,):
         raise ValueError(
-            f"'{name}' must have the shape ({images},), one figure for each image, got {tuple(nats.shape)}. "
+            f"'{name}' must have the shape ({images},), one number for each image, got {tuple(nats.shape)}. "
             "Sum over tokens with .flatten(1).sum(1)."
         )
     return _finite(name, nats)

@@ -1,13 +1,13 @@
-r"""How far a reconstruction looks from its image to an eye: LPIPS, where its weights are at hand.
+r"""LPIPS, a perceptual distance of a reconstruction from its image, if its weights are installed.
 
 From the features :math:`f_l` of each layer of a network trained to classify, scaled to length 1 over their channels at
-each of :math:`H_l W_l` places, with weights :math:`w_l` fitted to what people said of pairs of images:
+each of :math:`H_l W_l` places, with weights :math:`w_l` fitted to people's judgments of pairs of images:
 
 .. math::
     \text{LPIPS}(x, y) = \sum_l \frac{1}{H_l W_l} \sum_{h, w, c} w_{l c} \big(f_{l h w c}(x) - f_{l h w c}(y)\big)^2
 
-It is 0 for equal images; lower is better. The network is not ours: the package ``lpips`` or ``torchmetrics`` brings
-:math:`w_l`, and torchvision the classifier, whose weights must have been downloaded before. Nothing here downloads.
+It is 0 for equal images; lower is better. The package ``lpips`` or ``torchmetrics`` provides :math:`w_l`, and
+torchvision the classifier, whose weights must have been downloaded before. Nothing here downloads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 class _Backbone(NamedTuple):
-    """A classifier of torchvision: the name of its weights, and the shortest side in pixels that its pooling leaves."""
+    """A classifier of torchvision: the name of its weights, and the least side in pixels that its pooling allows."""
 
     weights: str
     smallest_side: int
@@ -53,7 +53,7 @@ def _of_lpips(network: str) -> nn.Module:
 
 
 def _of_torchmetrics(network: str) -> nn.Module:
-    # the metric itself gives no more than a mean over images; its network gives one distance for each
+    # the metric returns only a mean over images; its network returns one distance for each
     return importlib.import_module("torchmetrics.image.lpip").LearnedPerceptualImagePatchSimilarity(network).net
 
 
@@ -61,22 +61,22 @@ _PACKAGES: dict[str, Callable[[str], nn.Module]] = {"lpips": _of_lpips, "torchme
 
 
 def load_lpips(network: Network = "alex") -> Distance | None:
-    """LPIPS, version 0.1, if all that it needs is on this machine.
+    """Loads LPIPS, version 0.1, if all that it needs is on this machine.
 
-    Where something is missing, or does not load, the log says once (level info) what it is and how to get it. Nothing
-    is downloaded, and the global random state is left as it was.
+    If something is missing, or does not load, the log says once (level info) what it is and how to get it. Nothing is
+    downloaded, and the global random state does not change.
 
     Args:
-        network: Whose features are compared: AlexNet's, as most papers report, VGG-16's or SqueezeNet's.
+        network: Network of the features: AlexNet, as in most papers, VGG-16 or SqueezeNet.
 
     Returns:
         A function of images and targets, both floats in [0, 1] ``(B, C, H, W)`` with one channel or three and no side
-        below 31 pixels (VGG: 16, SqueezeNet: 17). It gives the distance of each pair, float32 ``(B,)`` without a
-        gradient, on the device of the images, and raises ``ValueError`` for any others. None where LPIPS is not at
-        hand.
+        below 31 pixels (VGG: 16, SqueezeNet: 17). It returns the distance of each pair, float32 ``(B,)`` without a
+        gradient, on the device of the images, and raises ``ValueError`` for other inputs. None if LPIPS is not
+        installed.
 
     Raises:
-        ValueError: If there is no such network.
+        ValueError: If the network is unknown.
 
     References:
         The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (Zhang et al., 2018),
@@ -100,16 +100,16 @@ def load_lpips(network: Network = "alex") -> Distance | None:
             _say(f"the weights of its network are not here. Save {url} as {weights}")
             return None
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how the package calls torchvision, which is no concern of the caller's
+            warnings.simplefilter("ignore")  # about how the package calls torchvision, which the caller cannot change
             module = _PACKAGES[package](network)
-    except Exception as error:  # whatever is broken in there may cost this figure, and no other
+    except Exception as error:  # a broken package costs this metric, and no other
         _say(f"{package} does not load ({type(error).__name__}: {error}). Install it again, or remove it")
         return None
     return functools.partial(_distance, module.eval().requires_grad_(False), network)
 
 
 def can_compare(shape: torch.Size, network: Network = "alex") -> bool:
-    """Whether LPIPS is defined for images ``(*, C, H, W)``: gray or color, and large enough for the network."""
+    """Returns whether LPIPS is defined for images ``(*, C, H, W)``: gray or color, and large enough for the network."""
     return shape[-3] in (1, 3) and min(shape[-2:]) >= _BACKBONES[network].smallest_side
 
 
@@ -122,9 +122,9 @@ def _distance(module: nn.Module, network: Network, images: Tensor, targets: Tens
             "LPIPS of smaller images is not defined; enlarge both, and say so."
         )
     for name, values in (("images", images), ("targets", targets)):
-        inside = (values >= -RANGE_TOLERANCE) & (values <= 1 + RANGE_TOLERANCE)  # NaN is not
+        inside = (values >= -RANGE_TOLERANCE) & (values <= 1 + RANGE_TOLERANCE)  # NaN fails, too
         if not (values.is_floating_point() and bool(inside.all())):
-            raise ValueError(f"'{name}' must be finite floats in [0, 1], got others. Divide 8-bit values by 255.")
+            raise ValueError(f"'{name}' must be finite floats in [0, 1], got other values. Divide 8-bit values by 255.")
     module.to(images.device)
     with torch.autocast(images.device.type, enabled=False):
         # its networks take three channels in [-1, 1]

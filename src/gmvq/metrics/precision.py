@@ -1,4 +1,4 @@
-"""Figures are summed in float64, and distributions are checked before they count."""
+"""Conversion to float64, in which metrics are summed, and checks of distributions."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def in_float64(values: Tensor) -> Tensor:
-    """The values in float64, on their device if it has that type (Apple's MPS has not) and on the CPU otherwise."""
+    """Converts values to float64, on their device if it has that type (Apple's MPS has not), else on the CPU."""
     return values.cpu().double() if values.device.type == "mps" else values.double()
 
 
 def distributions(name: str, probabilities: Tensor) -> Tensor:
-    """Rows in float64 that sum to 1 exactly, after a check that they nearly do."""
+    """Checks that rows nearly sum to 1, and returns them in float64 with a sum of 1."""
     rows = in_float64(probabilities)
     sums = rows.sum(dim=-1, keepdim=True)
     # Half precision is off by up to 1e-2. Written so that NaN fails, too.

@@ -1,6 +1,6 @@
-r"""How far made series and vectors are from real ones, in the data's own units.
+r"""Distortion of series and vectors, in the data's own units.
 
-For one item x of C channels and n places in each, and y made of it:
+For an item x of C channels with n places each, and its reconstruction y:
 
 .. math::
     \text{MSE} = \tfrac{1}{C n} \sum_{c, i} (x_{c i} - y_{c i})^2 \qquad
@@ -16,7 +16,7 @@ each averaged over items, and over all places of all items of the data set toget
 the share of variance explained, the mean over the channels V that vary. So channels of large units weigh more in MSE,
 MAE and cosine, and all weigh the same in :math:`R^2`.
 
-Computed in float64 whatever the input.
+All metrics are computed in float64, whatever the input.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gmvq.metrics.base import Distortion, Measure
 from gmvq.metrics.precision import in_float64
 
 _ROUNDING = 1e-9
-"""Deviation, over the mean, below which a channel counts as constant."""
+"""Deviation, relative to the mean, below which a channel counts as constant."""
 
 
 class RealDistortion(Distortion):
@@ -82,7 +82,7 @@ class RealDistortion(Distortion):
 
         Args:
             made: Floats ``(B, C, *S)``.
-            real: What to compare with, of the same shape.
+            real: Reference of the same shape.
             lengths: Samples of each sequence ``(B, C, T)`` that count ``(B,)``; None for all.
 
         Raises:
@@ -114,7 +114,7 @@ class RealDistortion(Distortion):
         self._places = added
 
     def metrics(self) -> dict[str, float | None]:
-        """``mse``, ``mae``, with ``cosine`` also ``cosine``, and ``r2``; None for it where no channel varies."""
+        """Returns ``mse``, ``mae``, with ``cosine`` also ``cosine``, and ``r2``, which is None if no channel varies."""
         if self._places is None:
             return {}
         items, squared, absolute, cosine = self._sums.tolist()
@@ -132,9 +132,9 @@ class RealDistortion(Distortion):
         return int(self._sums[0])
 
     def merged(self) -> RealDistortion:
-        """Sum over all ranks into a new accumulator; without a process group it is a copy.
+        """Sums over all ranks into a new accumulator; without a process group it is a copy.
 
-        A collective: when a process group exists at the call, every rank must call it, each after at least one item.
+        This is a collective: when a process group exists at the call, every rank must call it, after at least one item.
         """
         merged = RealDistortion(cosine=self.cosine)
         merged._sums = sum_over_ranks(self._sums).clone()
@@ -144,7 +144,7 @@ class RealDistortion(Distortion):
 
 
 def _mask(items: Tensor, lengths: Tensor | None) -> Tensor:
-    """Which places count, ``(B, C, T)``."""
+    """Returns a mask of the places that count, ``(B, C, T)``."""
     if lengths is None:
         return torch.ones_like(items, dtype=torch.bool)
     ends, longest = lengths.cpu(), items.shape[-1]
@@ -155,7 +155,7 @@ def _mask(items: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def _of_items(y: Tensor, x: Tensor, counts: Tensor) -> Tensor:
-    """1, MSE, MAE and cosine of each item, ``(4, B)``."""
+    """Computes 1, MSE, MAE and cosine of each item, ``(4, B)``."""
     y, x, values = y.flatten(1), x.flatten(1), counts.sum((1, 2))
     error = y - x
     norms = (y.square().sum(1) * x.square().sum(1)).sqrt()  # one root, so that equal vectors have a cosine of 1 exactly
@@ -165,7 +165,7 @@ def _of_items(y: Tensor, x: Tensor, counts: Tensor) -> Tensor:
 
 
 def _of_channels(y: Tensor, x: Tensor, counts: Tensor) -> Tensor:
-    """Count, mean, squared deviations and squared errors of each channel, ``(4, C)``."""
+    """Computes count, mean, squared deviations and squared errors of each channel, ``(4, C)``."""
     count = counts.sum((0, 2)).double()
     mean = x.sum((0, 2)) / count
     deviations = torch.where(counts, x - mean[:, None], 0.0).square().sum((0, 2))
@@ -173,7 +173,7 @@ def _of_channels(y: Tensor, x: Tensor, counts: Tensor) -> Tensor:
 
 
 def _joined(parts: Tensor, add: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sets of places as one, by Chan's formula: ``(4, *, C)`` -> ``(4, C)``, with what adds the sets up."""
+    """Merges sets of places by Chan's formula, ``(4, *, C)`` -> ``(4, C)``; ``add`` sums over the sets."""
     count, mean, deviations, errors = parts
     total = add(count)
     common = add(count * mean) / total

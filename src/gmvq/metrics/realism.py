@@ -1,7 +1,7 @@
-r"""How real a set of images looks beside another: distances of two sets of features.
+r"""Realism of drawn images: distances between their features and those of real images.
 
-A network takes each image to a vector of F features. The figures say how the features of drawn images stand to those
-of real ones; they mean something beside the network, and the numbers of images, that they were taken with.
+A network maps each image to a vector of F features. The metrics compare the features of drawn images with those of real
+ones; they have a meaning only together with the network and the numbers of images that they were measured with.
 
 .. math::
     \text{Fréchet} &= |m_1 - m_2|^2 + \operatorname{tr}\big(C_1 + C_2 - 2 (C_1 C_2)^{1/2}\big) \\
@@ -12,7 +12,7 @@ With the features of an Inception network they are called FID and KID; with othe
 estimate of the kernel distance has no bias, that of the Fréchet distance falls with the number of images.
 
 **Precision** is the share of drawn images that lie within reach of a real one, **recall** that of real ones within
-reach of a drawn one; the reach of an image is its distance to its k-th nearest neighbour in its own set.
+reach of a drawn one; the reach of an image is its distance to its k-th nearest neighbor in its own set.
 
 All sums are in float64, over all ranks.
 
@@ -34,7 +34,7 @@ from torch import Tensor
 from gmvq.distributed import gather_rows
 from gmvq.metrics.precision import in_float64
 
-NEIGHBOURS = 3
+NEIGHBORS = 3
 """k of precision and recall."""
 
 BLOCK_ROWS = 4096
@@ -42,7 +42,7 @@ BLOCK_ROWS = 4096
 
 
 class Realism(NamedTuple):
-    """How drawn images stand to real ones.
+    """Metrics of drawn images against real ones.
 
     Attributes:
         frechet: Fréchet distance of normal distributions with their means and covariances, at least 0.
@@ -61,19 +61,19 @@ class Realism(NamedTuple):
     drawn: int
 
 
-def measure_realism(real: Tensor, drawn: Tensor, neighbours: int = NEIGHBOURS) -> Realism:
-    """All figures of two sets of features.
+def measure_realism(real: Tensor, drawn: Tensor, neighbors: int = NEIGHBORS) -> Realism:
+    """Computes all metrics of two sets of features.
 
     Args:
         real: Features of real images of this rank, floats ``(N, F)``.
         drawn: Features of drawn images of this rank, ``(M, F)``.
-        neighbours: k of precision and recall.
+        neighbors: k of precision and recall.
 
     Returns:
-        The figures over all ranks, the same on each.
+        The metrics over all ranks, the same on each.
 
     Raises:
-        ValueError: If features do not fit together, are not finite, or are of fewer than ``neighbours + 1`` images.
+        ValueError: If features do not fit together, are not finite, or are of fewer than ``neighbors + 1`` images.
 
     Example:
         >>> features = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
@@ -81,19 +81,19 @@ def measure_realism(real: Tensor, drawn: Tensor, neighbours: int = NEIGHBOURS) -
         >>> round(same.frechet, 6), same.precision, same.recall
         (0.0, 1.0, 1.0)
     """
-    real, drawn = (_all(name, rows, neighbours) for name, rows in (("real", real), ("drawn", drawn)))
+    real, drawn = (_all(name, rows, neighbors) for name, rows in (("real", real), ("drawn", drawn)))
     if real.shape[1] != drawn.shape[1]:
         raise ValueError(
-            f"'real' and 'drawn' must have as many features, got {real.shape[1]} and {drawn.shape[1]}. Take both from "
-            "one network."
+            f"'real' and 'drawn' must have the same number of features, got {real.shape[1]} and {drawn.shape[1]}. Take "
+            "both from one network."
         )
-    precision, recall = precision_and_recall(real, drawn, neighbours)
-    figures = frechet_distance(real, drawn), kernel_distance(real, drawn), precision, recall
-    return Realism(*figures, len(real), len(drawn))
+    precision, recall = precision_and_recall(real, drawn, neighbors)
+    distances = frechet_distance(real, drawn), kernel_distance(real, drawn)
+    return Realism(*distances, precision, recall, len(real), len(drawn))
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """Fréchet distance of the normal distributions with two sets' means and covariances.
+    """Computes the Fréchet distance of the normal distributions with two sets' means and covariances.
 
     Args:
         first: Features ``(N, F)``, N at least 2.
@@ -107,7 +107,7 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy with the kernel (x y / F + 1)^3.
+    """Estimates, without bias, the squared maximum mean discrepancy with the kernel (x y / F + 1)^3.
 
     Args:
         first: Features ``(N, F)``, N at least 2.
@@ -120,25 +120,25 @@ def kernel_distance(first: Tensor, second: Tensor) -> float:
     return float(own[0] / numbers[0] + own[1] / numbers[1] - 2 * across)
 
 
-def precision_and_recall(real: Tensor, drawn: Tensor, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
-    """Shares of drawn images within reach of real ones, and of real ones within reach of drawn ones.
+def precision_and_recall(real: Tensor, drawn: Tensor, neighbors: int = NEIGHBORS) -> tuple[float, float]:
+    """Computes the shares of drawn images within reach of real ones, and of real ones within reach of drawn ones.
 
     Args:
-        real: Features ``(N, F)``, N above ``neighbours``.
-        drawn: Features ``(M, F)``, M above ``neighbours``.
-        neighbours: k, whose distance is the reach of an image.
+        real: Features ``(N, F)``, N above ``neighbors``.
+        drawn: Features ``(M, F)``, M above ``neighbors``.
+        neighbors: k; the distance to the k-th neighbor is the reach of an image.
     """
     real, drawn = in_float64(real), in_float64(drawn)
-    return _reached(drawn, real, neighbours), _reached(real, drawn, neighbours)
+    return _reached(drawn, real, neighbors), _reached(real, drawn, neighbors)
 
 
-def nearest_neighbours(queries: Tensor, among: Tensor) -> Tensor:
-    """Index of the nearest of some rows to each query: ``(M, F)`` and ``(N, F)`` -> int64 ``(M,)``."""
+def nearest_neighbors(queries: Tensor, among: Tensor) -> Tensor:
+    """Returns the index of the row nearest to each query: ``(M, F)`` and ``(N, F)`` -> int64 ``(M,)``."""
     return torch.cat([torch.cdist(block, among).argmin(1) for block in queries.split(BLOCK_ROWS)])
 
 
 def _mean_and_root(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean ``(F,)`` and symmetric root of the covariance (n - 1) ``(F, F)``."""
+    """Computes mean ``(F,)`` and symmetric root of the covariance (n - 1) ``(F, F)``."""
     mean = rows.mean(0)
     centered = rows - mean
     values, vectors = torch.linalg.eigh(centered.T @ centered / (len(rows) - 1))
@@ -146,7 +146,7 @@ def _mean_and_root(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _kernel(first: Tensor, second: Tensor) -> Tensor:
-    """The kernel of rows side by side, ``(N,)``."""
+    """Computes the kernel of pairs of rows, ``(N,)``."""
     return ((first * second).sum(-1) / first.shape[1] + 1) ** 3
 
 
@@ -156,22 +156,22 @@ def _kernel_sum(first: Tensor, second: Tensor) -> Tensor:
     ).sum()
 
 
-def _reached(queries: Tensor, among: Tensor, neighbours: int) -> float:
-    """Share of the queries that lie within the reach of one of the others."""
+def _reached(queries: Tensor, among: Tensor, neighbors: int) -> float:
+    """Computes the share of the queries that lie within reach of a row of ``among``."""
     reach = torch.cat(
-        [torch.cdist(block, among).kthvalue(neighbours + 1, dim=1).values for block in among.split(BLOCK_ROWS)]
+        [torch.cdist(block, among).kthvalue(neighbors + 1, dim=1).values for block in among.split(BLOCK_ROWS)]
     )
     hits = [(torch.cdist(block, among) <= reach).any(1) for block in queries.split(BLOCK_ROWS)]
     return float(torch.cat(hits).double().mean())
 
 
-def _all(name: str, rows: Tensor, neighbours: int) -> Tensor:
-    """Rows of all ranks in float64."""
+def _all(name: str, rows: Tensor, neighbors: int) -> Tensor:
+    """Checks rows and returns those of all ranks in float64."""
     if rows.ndim != 2 or not rows.is_floating_point():
         raise ValueError(f"'{name}' must be floats (N, F), got {rows.dtype} {tuple(rows.shape)}. Flatten the features.")
     rows = gather_rows(in_float64(rows), torch.ones(len(rows), dtype=torch.bool, device=rows.device))
     if not bool(rows.isfinite().all()):
         raise ValueError(f"'{name}' must be finite, got NaN or infinity. Check the images.")
-    if len(rows) <= neighbours:
-        raise ValueError(f"'{name}' must be of more than {neighbours} images, got {len(rows)}. Draw more.")
+    if len(rows) <= neighbors:
+        raise ValueError(f"'{name}' must be of more than {neighbors} images, got {len(rows)}. Draw more.")
     return rows

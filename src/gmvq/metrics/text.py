@@ -1,14 +1,14 @@
-r"""How far made text is from real text.
+r"""Distortion of text.
 
-For one item of symbols x of length n and y made of it, of the same length, which decode to texts t and s:
+For an item x of n symbols and its reconstruction y of the same length, which decode to texts t and s:
 
 .. math::
     \text{accuracy} = \tfrac{1}{n} \sum_i [x_i = y_i] \qquad
     \text{exact} = [x = y] \qquad
     \text{CER} = \frac{\operatorname{lev}(s, t)}{\max(|t|, 1)}
 
-where lev is the distance of Levenshtein: the least number of characters to replace, insert or leave out. Each is
-averaged over items.
+where lev is Levenshtein's distance: the least number of characters to replace, insert or delete. Each is averaged over
+items.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from gmvq.metrics.base import Distortion, Measure
 
 
 class TextDistortion(Distortion):
-    """Shares of symbols and of items that are right, and the character error rate, streamed.
+    """Shares of right symbols and of right items, and the character error rate, streamed.
 
     The metrics are those of the items that this process has seen. Under ``torch.distributed`` take them from
     :meth:`merged`, which every rank must call. The protocol is that of the module's docstring.
 
     Args:
-        decode: Reads symbols ``(T,)`` as text, for the character error rate; None leaves that out.
+        decode: Function that decodes symbols ``(T,)`` to text, for the character error rate; None leaves that out.
 
     Example:
         >>> distortion = TextDistortion()
@@ -91,7 +91,7 @@ class TextDistortion(Distortion):
 
         Args:
             made: Symbols ``(B, T)``.
-            real: What to compare with, of the same shape.
+            real: Reference of the same shape.
             lengths: Symbols of each text that count ``(B,)``; None for all.
 
         Raises:
@@ -119,7 +119,7 @@ class TextDistortion(Distortion):
         self._sums += torch.stack([torch.ones_like(right), right, (right == 1).double(), rates]).sum(1)
 
     def metrics(self) -> dict[str, float | None]:
-        """``symbol_accuracy``, ``exact_share``, and with ``decode`` also ``character_error_rate``, each a share."""
+        """Returns ``symbol_accuracy``, ``exact_share``, and with ``decode`` ``character_error_rate``, each a share."""
         if not self.items:
             return {}
         accuracy, exact, rate = (self._sums[1:] / self._sums[0]).tolist()
@@ -132,13 +132,13 @@ class TextDistortion(Distortion):
         return int(self._sums[0])
 
     def of_error(self, error: float) -> dict[str, float]:
-        """The share of symbols that are right, of that of those that are wrong."""
+        """Converts the share of wrong symbols to that of right ones."""
         return {"symbol_accuracy": 1 - error}
 
     def merged(self) -> TextDistortion:
-        """Sum over all ranks into a new accumulator; without a process group it is a copy.
+        """Sums over all ranks into a new accumulator; without a process group it is a copy.
 
-        A collective: when a process group exists at the call, every rank must call it.
+        This is a collective: when a process group exists at the call, every rank must call it.
         """
         merged = TextDistortion(self.decode)
         merged._sums = sum_over_ranks(self._sums).clone()
@@ -146,7 +146,7 @@ class TextDistortion(Distortion):
 
 
 def character_error_rate(made: str, real: str) -> float:
-    """Edit distance over the number of real characters, above 1 for a made text that is much longer.
+    """Computes the edit distance over the number of real characters, above 1 for a text that is much longer.
 
     Example:
         >>> character_error_rate("kitten", "sitting")
@@ -156,10 +156,10 @@ def character_error_rate(made: str, real: str) -> float:
 
 
 def edit_distance(made: str, real: str) -> int:
-    """Least number of characters to replace, insert or leave out to turn one text into the other.
+    """Computes the least number of characters to replace, insert or delete to turn one text into the other.
 
-    A whole column of the table of distances is one integer of as many bits: its differences from row to row are +1
-    where ``up`` has a bit, -1 where ``down`` has one.
+    Two integers hold a whole column of the table of distances: its differences from row to row are +1 where ``up`` has
+    a bit, -1 where ``down`` has one.
 
     References:
         A fast bit-vector algorithm for approximate string matching based on dynamic programming (Myers, 1999),

@@ -20,7 +20,7 @@ from gmvq.data import Items, held_out_batches
 from gmvq.generation import Generator
 from gmvq.metrics import measure_realism
 from gmvq.metrics.inception import Features
-from gmvq.metrics.realism import nearest_neighbours
+from gmvq.metrics.realism import nearest_neighbors
 from gmvq.modalities import Data
 from gmvq.networks import Classifier
 from gmvq.priors import Sampling
@@ -168,4 +168,4 @@ def _looked_at(classifier: Classifier, items: Tensor) -> tuple[Tensor, Tensor]:
 def nearest_real(classifier: Classifier, drawn: Tensor, items: Items) -> list[int]:
     """For each drawn item the training item whose features are nearest: memorization shows there."""
     real = torch.cat([_looked_at(classifier, batch.items)[0] for batch in held_out_batches(items, 256)])
-    return nearest_neighbours(_looked_at(classifier, drawn)[0], real).tolist()
+    return nearest_neighbors(_looked_at(classifier, drawn)[0], real).tolist()
