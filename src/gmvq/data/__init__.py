@@ -1,4 +1,4 @@
-"""Data: sets of items, and how they become batches.
+"""Data: sets of items, and loaders that make batches of them.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Archives of files: what lies in them, without unpacking them to disk."""
+"""Access to the files in archives, without unpacking them to disk."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pathlib import Path, PurePosixPath
 from gmvq.data.finding import is_visible
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
-"""Endings of their names, in lower case."""
+"""Endings of the names of archives, in lower case."""
 DAMAGED = (OSError, EOFError, RuntimeError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
-"""What :func:`members` raises for a damaged one."""
+"""Errors that :func:`members` raises for a damaged archive."""
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is an archive by its name."""
+    """Returns whether a file is an archive, by its name."""
     return path.name.lower().endswith(ARCHIVES)
 
 
 def members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    """Name, size in bytes and content of each file of an archive; the content must be read before the next file."""
+    """Yields name, size in bytes and content of each file of an archive; read the content before the next file."""
     if path.suffix.lower() == ".zip":
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
@@ -40,7 +40,7 @@ def members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
 
 
 def first_names(path: Path, most: int) -> list[str]:
-    """Names of the first files of an archive, but for hidden ones; none of one that is damaged."""
+    """Returns the names of the first files of an archive, without hidden ones; empty if it is damaged."""
     try:
         names = [name for name, _, _ in itertools.islice(members(path), most)]
     except DAMAGED:
@@ -49,5 +49,5 @@ def first_names(path: Path, most: int) -> list[str]:
 
 
 def is_seen(name: str) -> bool:
-    """Whether neither a file of an archive nor a folder that it lies in is hidden."""
+    """Returns whether neither a file of an archive nor any of its folders is hidden."""
     return all(is_visible(part) for part in PurePosixPath(name).parts if part not in (".", "..", "/"))

@@ -1,4 +1,4 @@
-"""The files below a folder, as people have them: nested, mixed, linked, partly unreadable."""
+"""Search for files below a folder, which may be nested, mixed, linked or partly unreadable."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def find_files(folder: Path, wanted: Callable[[Path], bool], skipped: list[Skipp
     Nested folders are searched, links to folders followed, hidden files and folders ignored.
 
     Args:
-        folder: Where to look.
-        wanted: Whether a file counts, by its name alone.
-        skipped: Takes wanted files that are no regular files, and folders that cannot be looked into.
+        folder: Folder to search.
+        wanted: Function that returns whether a file counts, by its name alone.
+        skipped: List to extend by wanted files that are not regular files, and by unreadable folders.
 
     Returns:
-        The files in order of their path within the folder.
+        The files, sorted by their path within the folder.
     """
     found: list[Path] = []
     visited: set[tuple[int, int]] = set()
@@ -47,5 +47,5 @@ def find_files(folder: Path, wanted: Callable[[Path], bool], skipped: list[Skipp
 
 
 def is_visible(name: str) -> bool:
-    """Whether a file or folder is one of its owner's, and not of the system's."""
+    """Returns whether a name is neither that of a hidden file or folder nor of one that macOS adds to archives."""
     return not name.startswith(".") and name != "__MACOSX"

@@ -1,10 +1,10 @@
-"""A set of items is a sequence of tensors: images, recordings, series, texts or vectors.
+"""Sets of items as sequences of tensors: images, recordings, series, texts or vectors.
 
 ::
 
     Items --[i]--> (C, *S), of symbols (T,)      ArrayItems   one tensor, all of one size
                                                  ListItems    a tensor for each item, of any size
-                                                 FileItems    files, read when asked for
+                                                 FileItems    files, read on access
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Items(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Tensor:
-        """Item ``index``, as it is stored. It may be shared with later calls: do not write to it."""
+        """Returns item ``index``, as it is stored. It may be shared with later calls: do not write to it."""
 
     @property
     @abstractmethod
@@ -52,7 +52,7 @@ class Items(ABC):
 
     @abstractmethod
     def subset(self, indices: Iterable[int]) -> Items:
-        """The items at ``indices``, in that order."""
+        """Returns the items at ``indices``, in that order."""
 
 
 class ArrayItems(Items):
@@ -73,7 +73,7 @@ class ArrayItems(Items):
     ) -> None:
         if array.ndim - axes not in (1, 2) or 0 in array.shape[1:]:
             raise ValueError(
-                f"'array' must have {axes} axes beside those of items and channels, none of them empty, got "
+                f"'array' must have {axes} axes beside those of items and channels, no axis empty, got "
                 f"{tuple(array.shape)}. Add an axis for one item with array[None]."
             )
         self.array = array.contiguous()
@@ -83,7 +83,7 @@ class ArrayItems(Items):
         self.labels = _checked_labels(labels, len(array))
 
     def __getitem__(self, index: int) -> Tensor:
-        """Item ``index``, a view."""
+        """Returns item ``index``, a view."""
         return self.array[index]
 
     @property
@@ -92,7 +92,7 @@ class ArrayItems(Items):
         return [tuple(self.array.shape[self.array.ndim - self.axes :])] * len(self.names)
 
     def subset(self, indices: Iterable[int]) -> ArrayItems:
-        """The items at ``indices``, in that order: a view if they follow each other, else a copy."""
+        """Returns the items at ``indices``, in that order: a view if they are consecutive, else a copy."""
         chosen = list(indices)
         names = [self.names[i] for i in chosen]
         if chosen and chosen[0] >= 0 and chosen == list(range(chosen[0], chosen[0] + len(chosen))):
@@ -106,7 +106,7 @@ class ListItems(Items):
     """Items of any size, all in memory.
 
     Args:
-        items: Tensors ``(C, *S)``, or symbols ``(T,)``, alike but for their sizes.
+        items: Tensors ``(C, *S)``, or symbols ``(T,)``, of one type and number of channels.
         axes: Axes beside the channels.
         names: A name for each.
         labels: Integers ``(N,)``, or None.
@@ -132,7 +132,7 @@ class ListItems(Items):
         self.labels = _checked_labels(labels, len(items))
 
     def __getitem__(self, index: int) -> Tensor:
-        """Item ``index``."""
+        """Returns item ``index``."""
         return self._items[index]
 
     @property
@@ -141,16 +141,16 @@ class ListItems(Items):
         return [tuple(item.shape[item.ndim - self.axes :]) for item in self._items]
 
     def subset(self, indices: Iterable[int]) -> ListItems:
-        """The items at ``indices``, in that order; the tensors are shared."""
+        """Returns the items at ``indices``, in that order; the tensors are shared."""
         chosen = list(indices)
         labels = None if self.labels is None else self.labels[chosen]
         return ListItems([self._items[i] for i in chosen], self.axes, [self.names[i] for i in chosen], labels)
 
 
 class _Read:
-    """Items of files, kept until the budget is spent and then never replaced.
+    """Cache of the items of files, filled until the budget is spent and then never changed.
 
-    Training visits all items in random order: dropping one for another would only trade one miss for the next.
+    Training visits all items in random order: replacing one item by another would only trade one miss for the next.
     """
 
     def __init__(self, memory_bytes: int) -> None:
@@ -168,13 +168,13 @@ class _Read:
 
 
 class FileItems(Items):
-    """Files with an item each, read when they are asked for and kept as far as the memory budget goes.
+    """Items of one file each, read on access and kept in memory up to a budget.
 
     Args:
         paths: The files.
         axes: Axes of an item beside its channels.
-        read: Reads a file's item.
-        measure: Size of a file's item, from its header alone; by default the file is read.
+        read: Function that reads a file's item.
+        measure: Function that reads the size of a file's item from its header alone; by default the file is read.
         names: A name for each; by default its path.
         labels: Integers ``(N,)``, or None.
         memory_bytes: Budget in bytes for kept items; files beyond it are read each time.
@@ -200,7 +200,7 @@ class FileItems(Items):
         self._kept = _Read(memory_bytes)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Item ``index``."""
+        """Returns item ``index``."""
         path = self.paths[index]
         item = self._kept.items.get(path)
         if item is None:
@@ -221,7 +221,7 @@ class FileItems(Items):
         return [known[path] for path in self.paths]
 
     def subset(self, indices: Iterable[int]) -> FileItems:
-        """The items at ``indices``, in that order; what is kept, and the budget, are shared."""
+        """Returns the items at ``indices``, in that order; kept items and the budget are shared."""
         chosen = list(indices)
         part = FileItems(
             [self.paths[i] for i in chosen],
@@ -236,11 +236,11 @@ class FileItems(Items):
 
 
 class Skipped(NamedTuple):
-    """A file that was to be read and could not be.
+    """A file that could not be read.
 
     Attributes:
         path: The file.
-        reason: Why, in a few words.
+        reason: The reason, in a few words.
     """
 
     path: Path
@@ -248,7 +248,7 @@ class Skipped(NamedTuple):
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
-    """Places below a count at even steps, all of them if there are not more than ``most``.
+    """Returns ``most`` integers below ``count`` at even steps, or all if there are fewer.
 
     Example:
         >>> evenly_spaced(10, 4), evenly_spaced(3, 4)
@@ -259,7 +259,7 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 
 
 def central(item: Tensor, axes: int, side: int) -> Tensor:
-    """The middle of an item: at most ``side`` samples along each of its last ``axes`` axes, a view."""
+    """Returns the middle of an item, at most ``side`` samples along each of its last ``axes`` axes, a view."""
     for axis in range(item.ndim - axes, item.ndim):
         length = item.shape[axis]
         if length > side:

@@ -1,4 +1,4 @@
-"""Labels of files, whatever they hold: from a table beside them, or from the folders that they lie in.
+"""Labels of files of any kind, from a table beside them or from the folders that they are in.
 
 ::
 
@@ -46,22 +46,22 @@ class Labels(NamedTuple):
 def labels_of(names: Sequence[str], root: Path, table: Path | None = None) -> Labels | None:
     """Finds the labels of files.
 
-    A table wins: ``labels.csv`` in the root, or in each of its ``train`` and ``test`` (or ``val``) folders, or else
-    ``metadata.csv`` likewise if it has labels. Its first line names a column ``name`` (or ``file``, ``file_name``,
-    ``filename``, ``path``) and a column ``label`` (or ``class``), separated by commas, semicolons or tabs; it may have
-    others. Names of files are relative to its folder.
+    A table has precedence: ``labels.csv`` in the root, or in each of its ``train`` and ``test`` (or ``val``) folders,
+    or else ``metadata.csv`` likewise if it has labels. Its first line names a column ``name`` (or ``file``,
+    ``file_name``, ``filename``, ``path``) and a column ``label`` (or ``class``), separated by commas, semicolons or
+    tabs; other columns are ignored. Names of files are relative to its folder.
 
     Without a table, the folders in the root, or in its ``train`` and ``test`` folders, are the classes, if at least two
-    of them hold files directly. Files deeper in them count too. A file outside these folders leaves all without labels,
-    which a warning says.
+    of them hold files directly. Files deeper in them count, too. If a file is outside these folders, there are no
+    labels, and a warning says so.
 
     Args:
         names: Names of the files relative to ``root``, with ``/``.
-        root: Their folder.
+        root: Folder of the files.
         table: Table to read instead of those above; its names are relative to ``root``.
 
     Returns:
-        The labels in the order of ``names``, None if there are none.
+        The labels in the order of ``names``, or None without labels.
 
     Raises:
         ValueError: If a table is damaged, names a file twice with different labels, or lacks the label of a file.
@@ -101,7 +101,7 @@ def split_folders(root: Path) -> tuple[Path, Path] | None:
 
 
 def normalized(name: str) -> str:
-    r"""Brings the name of a file to one form: ``/`` between folders, no ``./``, composed accents (Unicode's NFC).
+    r"""Normalizes the name of a file: ``/`` between folders, no ``./``, composed accents (Unicode's NFC).
 
     Example:
         >>> normalized(".\\cat//1.png")
@@ -111,7 +111,7 @@ def normalized(name: str) -> str:
 
 
 def printable(name: str | Path) -> str:
-    r"""Escapes what is no visible character in a name: line breaks, control characters, bytes that are no Unicode.
+    r"""Escapes what is not printable in a name: line breaks, control characters, bytes that are not Unicode.
 
     Example:
         >>> print(printable("two\nlines.png"))
@@ -121,7 +121,7 @@ def printable(name: str | Path) -> str:
 
 
 def _find_tables(names: Sequence[str], root: Path) -> list[tuple[str, Path]]:
-    """Tables, each with what stands before its names: that in the root, or those in the folders of a split."""
+    """Finds tables, each with the prefix of its names: the one in the root, or those in the folders of a split."""
     sides = sorted({name.split("/")[0] for name in names}) if _in_split_folders(names) else []
     for table in (LABELS_TABLE, METADATA_TABLE):
         if (root / table).is_file():
@@ -133,14 +133,14 @@ def _find_tables(names: Sequence[str], root: Path) -> list[tuple[str, Path]]:
 
 
 def _in_split_folders(names: Sequence[str]) -> bool:
-    """Whether all files lie in folders that are called as those of a split."""
+    """Returns whether all files are in folders that have the names of a split."""
     folders = {name.partition("/")[0].lower() if "/" in name else "" for name in names}
     return folders <= {*TRAIN_FOLDERS, *HELD_OUT_FOLDERS}
 
 
 def _read_table(path: Path, *, required: bool) -> dict[str, str] | None:
-    """The label of each name; None if there is no column of labels and none is ``required``."""
-    # names that are no Unicode are kept as Python keeps those of files
+    """Reads the label of each name; None without a column of labels, unless that is ``required``."""
+    # names that are not Unicode are kept as Python keeps file names
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         header = file.readline()
         delimiter = max(",;\t", key=header.count)
@@ -191,7 +191,7 @@ def _from_tables(names: Sequence[str], root: Path, found: Mapping[str, str], tab
 
 
 def _from_folders(names: Sequence[str], root: Path) -> list[str] | None:
-    """The class folder of each file, None without classes."""
+    """Returns the class folder of each file, None without classes."""
     places = [name.split("/")[:-1] for name in names]
     if _in_split_folders(names):
         places = [place[1:] for place in places]
@@ -217,6 +217,6 @@ def _ordered(words: Iterable[str]) -> tuple[str, ...]:
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first of some names, and their number if there are more."""
+    """Lists the first names, and how many more there are."""
     text = ", ".join(f"'{printable(name)}'" for name in names[:_NAMED])
     return text if len(names) <= _NAMED else f"{text} and {len(names) - _NAMED} more"

@@ -1,4 +1,4 @@
-"""Items or codes become batches: which ones, and which windows, is a pure function of the seed and the step.
+"""Loaders of batches of items or codes, whose choice of items and windows depends only on the seed and the step.
 
 ::
 
@@ -40,10 +40,10 @@ class AbstractLoader(ABC, Generic[Drawn]):
     equally often and none is dropped.
 
     Args:
-        items: Their number.
+        items: Number of items.
         batch_size: Items in a batch, on each rank.
         seed: Non-negative integer from which all randomness comes.
-        repeats: How often an epoch draws each item.
+        repeats: Number of times that an epoch draws each item.
         rank: Number of this process. ``world_size`` ranks with batches of B see disjoint slices of what one process
             with batches of ``world_size * B`` sees.
         world_size: Number of processes.
@@ -80,7 +80,7 @@ class AbstractLoader(ABC, Generic[Drawn]):
         """Draws the batch of one step, on this rank.
 
         Args:
-            step: Number of the step, from 0; steps may be asked for in any order.
+            step: Number of the step, from 0; the order of steps is free.
         """
 
     def iterate(self, first_step: int = 0, last_step: int | None = None) -> Iterator[Drawn]:
@@ -89,7 +89,7 @@ class AbstractLoader(ABC, Generic[Drawn]):
         The thread ends with the iterator: at its last step, when it is closed or forgotten, or when either side raises.
 
         Raises:
-            ImageError: Or whatever else :meth:`batch` raised in the thread.
+            ImageError: Or any other error that :meth:`batch` raised in the thread.
         """
         ready: queue.Queue[Drawn | Exception | None] = queue.Queue(_PREFETCHED)
         stop = threading.Event()
@@ -104,22 +104,22 @@ class AbstractLoader(ABC, Generic[Drawn]):
                 yield item
         finally:
             stop.set()
-            _drain(ready)  # it may be waiting for room; after one more item it sees the event
+            _drain(ready)  # the thread may wait for room; after one more item it sees the event
             thread.join()
 
     def __call__(self, first_step: int = 0, last_step: int | None = None) -> Iterator[Drawn]:
-        """The same as :meth:`iterate`."""
+        """Yields the same as :meth:`iterate`."""
         return self.iterate(first_step, last_step)
 
     def _drawn(self, step: int) -> tuple[NDArray[np.int64], slice]:
-        """Items of a step on this rank, and their places among those of all ranks."""
+        """Returns the items of a step on this rank, and their places among those of all ranks."""
         at_least("step", step, 0)
         total = self.batch_size * self.world_size
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         return self._indices(np.arange(step * total, (step + 1) * total)[mine]), mine
 
     def _indices(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Items at positions of the endless sequence of epochs."""
+        """Returns the items at positions of the endless sequence of epochs."""
         epochs, places = np.divmod(positions, self.items * self.repeats)
         drawn = [self._order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
         return np.concatenate(drawn) % self.items
@@ -128,12 +128,12 @@ class AbstractLoader(ABC, Generic[Drawn]):
         order = self._orders.get(epoch)
         if order is None:
             order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.items * self.repeats)
-            self._orders = {**dict(list(self._orders.items())[-1:]), epoch: order}  # a batch can need two of them
+            self._orders = {**dict(list(self._orders.items())[-1:]), epoch: order}  # a batch can need two epochs
         return order
 
 
 Window = Callable[[Tensor, int | None, NDArray[np.float64]], Tensor]
-"""Cuts an item down to a size, by random numbers in [0, 1): see :meth:`gmvq.modalities.Modality.window`."""
+"""Function that cuts an item to a size, by random numbers in [0, 1): see :meth:`gmvq.modalities.Modality.window`."""
 
 
 class Loader(AbstractLoader[Batch]):
@@ -142,11 +142,11 @@ class Loader(AbstractLoader[Batch]):
     Args:
         items: The items.
         batch_size: Items in a batch, on each rank.
-        window: Cuts an item; None leaves them whole.
+        window: Function that cuts an item; None for whole items.
         size: Samples of a window along each axis; None for whole items.
-        mirror: Tell ``window`` to mirror half of the items.
+        mirror: Whether ``window`` mirrors half of the items.
         seed: Non-negative integer from which all randomness comes.
-        windows_per_item: How often an epoch draws each item.
+        windows_per_item: Number of times that an epoch draws each item.
         rank: Number of this process, see :class:`AbstractLoader`.
         world_size: Number of processes.
 
@@ -184,14 +184,14 @@ class Loader(AbstractLoader[Batch]):
         """Draws the batch of one step, on this rank.
 
         Args:
-            step: Number of the step, from 0; steps may be asked for in any order.
+            step: Number of the step, from 0; the order of steps is free.
 
         Returns:
             Items as they are stored ``(B, C, *S)``, with their labels if the data have any. Sequences of different
-            lengths are continued by zeros, and come with their lengths.
+            lengths are padded with zeros, and come with their lengths.
         """
         indices, mine = self._drawn(step)
-        # Drawn for all ranks, so that a slice of it does not depend on how many there are.
+        # Drawn for all ranks, so that a slice does not depend on the number of ranks.
         chance = np.random.default_rng([self.seed, 1, step]).random((self.batch_size * self.world_size, 3))[mine]
         if not self.mirror:
             chance[:, 2] = 1.0
@@ -200,8 +200,8 @@ class Loader(AbstractLoader[Batch]):
         return Batch(items, lengths, None if labels is None else labels[torch.from_numpy(indices)])
 
     def _windows(self, indices: NDArray[np.int64], chance: NDArray[np.float64]) -> tuple[Tensor, Tensor | None]:
-        """The items, cut, and the lengths of sequences that are shorter than others: a copy."""
-        # numpy, not torch: this runs beside the training, and torch would start a second team of threads for it.
+        """Returns a copy of the items, cut, and the lengths of sequences that differ in theirs."""
+        # numpy, not torch: this runs beside the training, and torch would start a second pool of threads for it.
         if isinstance(self.all, ArrayItems) and (self.window is None or (self.size is None and not self.mirror)):
             return torch.from_numpy(self.all.array.numpy()[indices]), None
         items = [self.all[int(index)] for index in indices]
@@ -211,10 +211,10 @@ class Loader(AbstractLoader[Batch]):
 
 
 def stacked(items: Sequence[Tensor], axes: int) -> tuple[Tensor, Tensor | None]:
-    """Items as one batch ``(B, C, *S)``, and the lengths ``(B,)`` of sequences that differ in theirs.
+    """Stacks items to one batch ``(B, C, *S)``, with the lengths ``(B,)`` of sequences that differ in theirs.
 
     Args:
-        items: Alike but for their lengths.
+        items: Items that differ at most in their lengths.
         axes: Axes of an item beside its channels; only where it is 1 may lengths differ.
     """
     if axes != 1 or len({item.shape[-1] for item in items}) == 1:
@@ -232,13 +232,13 @@ class CodeLoader(AbstractLoader[CodeBatch]):
     Args:
         codes: Integers ``(N, *grid[, levels])``.
         labels: Class of each item ``(N,)``, or None.
-        batch_size: Images in a batch, on each rank.
+        batch_size: Items in a batch, on each rank.
         seed: Non-negative integer from which all randomness comes.
         rank: Number of this process, see :class:`AbstractLoader`.
         world_size: Number of processes.
 
     Raises:
-        ValueError: If an argument is out of range, there are no codes, or not one label for each.
+        ValueError: If an argument is out of range, there are no codes, or labels are not one for each item.
     """
 
     def __init__(
@@ -273,7 +273,7 @@ def held_out_batches(items: Items, batch_size: int) -> Iterator[Batch]:
 
     Args:
         items: The items, of any sizes.
-        batch_size: Most items in a batch.
+        batch_size: Largest number of items in a batch.
 
     Yields:
         Items as they are stored ``(b, C, *S)``, all of one size, with their labels if the data have any.
@@ -284,7 +284,7 @@ def held_out_batches(items: Items, batch_size: int) -> Iterator[Batch]:
 
 
 def batches_by_size(items: Items, batch_size: int) -> list[list[int]]:
-    """Indices of the items in batches of one size.
+    """Groups the indices of items into batches of one size.
 
     Sizes follow in the order in which they first appear and items keep their order within a size. Items of more than
     65,536 samples in each channel come one by one.
@@ -316,7 +316,7 @@ def _produce(
             ready.put(loader.batch(step))
             step += 1
         ready.put(None)
-    except Exception as error:  # raised again where the batches are used
+    except Exception as error:  # raised again in the thread that uses the batches
         ready.put(error)
 
 

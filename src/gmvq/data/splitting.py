@@ -1,11 +1,11 @@
-"""Held-out items of data without a split of their own: a pure function of their content.
+"""Split of data without one of their own: held-out items, as a pure function of their content.
 
 ::
 
     file | row of an array --digest_of--> 32 bytes --held_out(fraction)--> indices of the held-out items
 
-Names, order and the number of items do not matter: an item that is added to a folder moves no other to the other side,
-and copies of an item all land on one side, so that none is both learned from and measured.
+Names, order and number of items have no effect: an item that is added to a folder moves no other item to the other
+side, and all copies of an item are on one side, so that no content is both trained on and measured.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def digest_of(content: str | Path | Tensor | NDArray[Any]) -> bytes:
 
 
 def digests_of_files(paths: Sequence[str | Path]) -> list[bytes]:
-    """The digest of each file, several at a time.
+    """Computes the digest of each file, several at a time.
 
     Raises:
         OSError: If a file cannot be read.
@@ -60,7 +60,7 @@ def digests_of_files(paths: Sequence[str | Path]) -> list[bytes]:
 def held_out(digests: Sequence[bytes], fraction: float) -> list[int]:
     """Selects the items to hold out: those whose number in [0, 1) is below ``fraction``.
 
-    The number is that of the first 8 bytes of the digest, over 2^64. If no item is below, the contents with the least
+    The number is the first 8 bytes of the digest, over 2^64. If no item is below, the contents with the least
     number are held out; if all are, those with the greatest are kept for training.
 
     Args:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writing of files, whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes its place at the end: a crash or a full disk leaves what was there before.
+    """Opens a file that replaces ``path`` at the end: a crash or a full disk leaves the old file.
 
     Raises:
         OSError: If it cannot be written; the error names ``path``.
@@ -47,14 +47,14 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextmanager
 def naming(what: str, remedy: str) -> Iterator[None]:
-    """Says of an error of writing, in one line, what could not be written and where, and what is to be done.
+    """Rewords an error of writing, in one line: what could not be written, where, and what to do.
 
     Args:
-        what: What is written, as ``The log``.
-        remedy: What is still valid, and what to do, in sentences.
+        what: Name of what is written, as ``The log``.
+        remedy: Sentences that say what is still valid, and what to do.
 
     Raises:
-        OSError: In place of one that was raised inside, with its ``errno``; one that is named already stays as it is.
+        OSError: In place of one that was raised inside, with its ``errno``; an error that is reworded already stays.
     """
     try:
         yield
