@@ -1,24 +1,24 @@
-r"""An autoencoder and a discriminator, in one module with one loss: reconstructions that are taken for real.
+r"""An autoencoder and a discriminator in one module with one loss, for reconstructions that look real.
 
 ::
 
-    images --autoencoder--> reconstructions --discriminator (held still)--> L_G --adaptive weight--+
+    images --autoencoder--> reconstructions --discriminator (frozen)------> L_G --adaptive weight--+
        |                          |                                                                +--> loss
        +--discriminator--> L_D <--+ (detached) --------------------------------------------------- +
 
-With a network of features, and unless it is told to look at pixels, the discriminator is shown features in place of
-images: those of a network that stays as it is.
+With a distance of features, the input of the discriminator are features of its frozen network in place of images,
+unless the configuration says ``pixels``.
 
 .. math:: L = L_{\text{autoencoder}} + w_f\, s\, L_{\text{features}} + w(t)\, a\, \lambda\, L_G + L_D
 
-s is the weight that the likelihood gives to a squared error of the images, so that distances of features weigh as one.
-The discriminator is held still in :math:`L_G`, and the reconstructions in :math:`L_D`, so the gradient of the sum is
-each part's own: one optimizer step moves both. :math:`\lambda` makes :math:`L_G` pull at the pixels as strongly as the
-squared error does; w(t) is 0 until the discriminator has learned for a while, and then rises; and the discriminator's
-lead a, from 0 where it guesses to 1 where it tells 62% of the patches, holds back one that has nothing to teach, whose
-slope :math:`\lambda` would blow up.
+s is the weight that the likelihood gives to a squared error of the images, and distances of features have it, too. The
+discriminator is frozen in :math:`L_G`, and the reconstructions are detached in :math:`L_D`, so each part gets the
+gradient of its own loss and one optimizer step moves both. :math:`\lambda` makes the gradient of :math:`L_G` at the
+pixels as large as that of the squared error; w(t) is 0 until the discriminator has learned for a while, and then rises.
+The factor a rises from 0 to 1 as the discriminator's accuracy rises from chance to 62% of the patches: without it
+:math:`\lambda` would amplify the meaningless gradient of a discriminator that has learned nothing.
 
-Under several processes each has its own a and :math:`\lambda`, of its own images.
+Each of several processes computes a and :math:`\lambda` from its own images.
 """
 
 from __future__ import annotations
@@ -45,41 +45,41 @@ from gmvq.networks.discriminators import DiscriminatorNorm, FeatureDiscriminator
 from gmvq.types import Reconstruction
 
 _Seen = tuple[Sequence[Tensor], Sequence[Tensor]]
-"""What a discriminator is shown of reconstructions and of images: themselves, or their features."""
+"""Inputs of the discriminator, from reconstructions and from images: pixels or features."""
 Sight = Literal["features", "pixels"]
 
 GUESSES, LEADS = 0.52, 0.62
-"""Shares of patches told up to which a discriminator is taken to guess, and from which its loss counts in full."""
+"""Accuracies of the discriminator: its loss does not count up to the first, and counts in full from the second."""
 
 LEARNING, OPPOSING = "discriminator_share", "adversarial_share"
-"""Figures that say whether the discriminator learned in a step, and whether its loss counted: 1 or 0."""
+"""Metrics that say whether the discriminator learned in a step, and whether its loss counted: 1 or 0."""
 DISCRIMINATOR = ("discriminator", "real_logit", "fake_logit", "discriminator_accuracy")
 GENERATOR = ("adversarial", "adversarial_weight")
-"""Figures that mean something in such steps alone, and are 0 in others."""
+"""Metrics that are measured in such steps alone, and otherwise 0."""
 
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """How a discriminator sharpens a tokenizer.
+    """Settings of adversarial training.
 
     Args:
-        weight: w, of the adversarial loss once it counts in full: at 1 it pulls at pixels as the squared error does.
+        weight: w, of the adversarial loss after the warm-up: at 1 its gradient at pixels equals the squared error's.
         loss: ``hinge`` or ``non-saturating``.
-        sees: What the discriminator is shown: ``features``, of the network of the distance of features where there is
-            one, or ``pixels``.
+        sees: Input of the discriminator: ``features`` of the network of the distance of features, if there is one, or
+            ``pixels``.
         width: Channels of the discriminator's first layer, or of each head of features.
-        layers: Its strided convolutions, where it is shown pixels.
+        layers: Number of its strided convolutions, if it sees pixels.
         norm: ``spectral``, ``layer`` or ``none``.
         discriminator_start: Progress of training in [0, 1] at which the discriminator begins to learn.
         start: Progress at which the adversarial loss begins to count.
-        warmup: Share of training over which its weight rises from 0 along a line then.
+        warmup: Share of training over which its weight then rises linearly from 0.
         gradient_penalty: Weight of R1; 0 for none.
         lecam: Weight of the LeCam regularizer; 0 for none.
-        feature_weight: w_f, of the distance of features against the squared error, where there is one.
+        feature_weight: w_f, of the distance of features, if there is one, relative to the squared error.
 
     Raises:
-        ValueError: If a weight is below 0, a number of the discriminator is not at least 1, there is no such loss or
-            norm, ``discriminator_start`` comes after ``start``, or training ends before the warm-up.
+        ValueError: If a weight is below 0, a number of the discriminator is not at least 1, loss or norm is unknown,
+            ``discriminator_start`` comes after ``start``, or training ends before the warm-up.
     """
 
     weight: float = 1.0
@@ -115,11 +115,11 @@ class AdversarialConfig:
 
     @property
     def smallest_side(self) -> int:
-        """Pixels of the shorter side that an image must have."""
+        """Least length of an image's shorter side, in pixels."""
         return 2**self.layers
 
     def weight_at(self, progress: float) -> float:
-        """The weight w at a progress of training in [0, 1].
+        """Computes the weight w at a progress of training in [0, 1].
 
         Example:
             >>> AdversarialConfig(weight=1.0, start=0.4, warmup=0.2).weight_at(0.5)
@@ -136,10 +136,10 @@ class AdversarialAutoencoder(nn.Module):
     """An autoencoder in training against a discriminator.
 
     Args:
-        autoencoder: The tokenizer: what is kept in the end.
-        config: How the discriminator works.
-        features: A distance of features beside, whose network is also what the discriminator sees by; or None. It is no
-            part of the model's state.
+        autoencoder: The tokenizer, the part to keep after training.
+        config: Settings of adversarial training.
+        features: Distance of features to add to the loss, whose network also makes the discriminator's input; or None.
+            It is not part of the model's state.
 
     Shape:
         images ``(B, C, H, W)`` -> :class:`gmvq.types.Reconstruction`; in evaluation that of the autoencoder alone.
@@ -180,16 +180,16 @@ class AdversarialAutoencoder(nn.Module):
 
     @property
     def sees_features(self) -> bool:
-        """True if the discriminator is shown features, False if pixels."""
+        """True if the discriminator sees features, False if pixels."""
         return self.features is not None and self.config.sees == "features"
 
     def set_progress(self, progress: float) -> None:
-        """Tells how far training has come, in [0, 1]."""
+        """Sets the progress of training, in [0, 1]."""
         self.autoencoder.bottleneck.set_progress(progress)
         self._progress = progress
 
     def forward(self, images: Tensor) -> Reconstruction:
-        """Reconstruction, codes and the objective of a batch."""
+        """Computes reconstruction, codes and objective of a batch."""
         made = self.autoencoder(images)
         if not self.training:
             return made
@@ -210,17 +210,17 @@ class AdversarialAutoencoder(nn.Module):
                 terms["feature_distance"] = distance.detach()
             if self.sees_features:
                 seen = found, aim
-        # a log has the same figures from the first step
+        # a log has the same metrics from the first step
         terms |= dict.fromkeys((LEARNING, OPPOSING, *DISCRIMINATOR, *GENERATOR), loss.new_zeros(()))
         if begun:
-            opposed, figures = self._opposed(made.items, images, seen, error_weight)
-            loss, terms = loss + opposed, terms | figures
+            opposed, metrics = self._opposed(made.items, images, seen, error_weight)
+            loss, terms = loss + opposed, terms | metrics
         return made._replace(loss=loss, terms=terms)
 
     def _opposed(
         self, fakes: Tensor, images: Tensor, seen: _Seen, error_weight: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the discriminator adds to the loss, and figures of it; ``seen`` is what it is shown of both."""
+        """Computes what the discriminator adds to the loss, and metrics; ``seen`` are its inputs from both."""
         config = self.config
         of_fakes, of_images = seen
         if config.gradient_penalty:
@@ -228,7 +228,7 @@ class AdversarialAutoencoder(nn.Module):
             of_images = [images]
             if self.features is not None and self.sees_features:
                 of_images = self.features.features(images)
-        real, fake = self._told(of_images), self._told([part.detach() for part in of_fakes])
+        real, fake = self._logits(of_images), self._logits([part.detach() for part in of_fakes])
         own = discriminator_loss(config.loss, real, fake)
         accuracy = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
         terms = {
@@ -246,14 +246,14 @@ class AdversarialAutoencoder(nn.Module):
         if not weight:
             return own, terms
         still = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        fooled = generator_loss(config.loss, self._told(of_fakes, still))
+        fooled = generator_loss(config.loss, self._logits(of_fakes, still))
         lead = ((accuracy - GUESSES) / (LEADS - GUESSES)).clamp(0, 1)
         balanced = weight * lead * adaptive_weight(fooled, fakes, images, error_weight)
         terms |= {OPPOSING: terms[LEARNING], "adversarial": fooled.detach(), "adversarial_weight": balanced}
         return own + balanced * fooled, terms
 
-    def _told(self, seen: Sequence[Tensor], weights: dict[str, Tensor] | None = None) -> Tensor:
-        """The discriminator's logits of what it is shown, by its own weights or by others."""
+    def _logits(self, seen: Sequence[Tensor], weights: dict[str, Tensor] | None = None) -> Tensor:
+        """Computes the discriminator's logits of its input, with its own weights or the given ones."""
         shown = seen if self.sees_features else seen[0]
         if weights is None:
             return self.discriminator(shown).float()

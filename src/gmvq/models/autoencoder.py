@@ -1,4 +1,4 @@
-r"""VAE, VQ-VAE and GM-VQ are one autoencoder with three bottlenecks.
+r"""One autoencoder for VAE, VQ-VAE and GM-VQ, which differ in the bottleneck.
 
 ::
 
@@ -6,9 +6,9 @@ r"""VAE, VQ-VAE and GM-VQ are one autoencoder with three bottlenecks.
                                       |
                                     codes
 
-The objective is in nats for each data dimension; the bottleneck says what its loss weighs there. That of the VAE is in
-nats for each token and counts as the model says. That of a quantizer is a squared error of the latents and counts as
-one of the items does.
+The objective is in nats for each data dimension; the bottleneck gives the weight of its loss. The loss of the VAE, in
+nats for each token, is converted to nats for each dimension. The loss of a quantizer is a squared error of the latents
+and has the weight of a squared error of the items.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from gmvq.types import Batch, Reconstruction, Signal
 
 
 class Autoencoder(nn.Module):
-    """A tokenizer.
+    """A tokenizer: encoder, bottleneck, decoder and likelihood.
 
     Args:
-        config: What it is made of.
+        config: Settings of the parts.
 
     Shape:
         items ``(B, C, *S)``, of symbols ``(B, T)`` <-> codes ``(B, *grid)``, or ``(B, *grid, levels)`` where the
@@ -57,12 +57,12 @@ class Autoencoder(nn.Module):
 
     @property
     def signal(self) -> Signal:
-        """What the tensors of an item are."""
+        """Description of the items' tensors."""
         return self.config.signal
 
     @property
     def modality(self) -> Modality:
-        """What the items are."""
+        """Modality of the items."""
         assert self.config.modality is not None
         return self.config.modality
 
@@ -78,7 +78,7 @@ class Autoencoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next(self.encoder.parameters()).device
 
     @property
@@ -103,11 +103,11 @@ class Autoencoder(nn.Module):
         return self.bottleneck.codebook_sizes
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Tokens along each axis of an item of some size."""
+        """Computes the number of tokens along each axis of an item of a size."""
         return self.signal.grid(size, self.downsampling)
 
     def prepared(self, items: Tensor) -> Tensor:
-        """Items as the networks take them: floats in range, real numbers standardized; symbols as they are.
+        """Checks items and converts them to the networks' input: floats in range, standardized real numbers or symbols.
 
         Raises:
             ValueError: If shape, type or values do not fit the model.
@@ -116,7 +116,7 @@ class Autoencoder(nn.Module):
         return items if self.standardization is None else self.standardization(items)
 
     def latents(self, items: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """What the encoder says: items ``(B, C, *S)`` -> ``(B, *grid, dim)``.
+        """Encodes items to latents: ``(B, C, *S)`` -> ``(B, *grid, dim)``.
 
         Args:
             items: As :meth:`encode` takes them.
@@ -128,7 +128,7 @@ class Autoencoder(nn.Module):
         return self.latents_of(self.prepared(items), lengths)
 
     def latents_of(self, items: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """:meth:`latents` of items that are :meth:`prepared`."""
+        """Encodes items that are :meth:`prepared` to :meth:`latents`."""
         if items.is_floating_point():
             items = items.to(self.dtype)
         padded = _whole_tokens(items, self.signal.axes, self.downsampling, lengths)
@@ -138,14 +138,14 @@ class Autoencoder(nn.Module):
         return self.encoder(padded, tokens * self.downsampling).movedim(1, -1)
 
     def _tokens(self, lengths: Tensor | None) -> Tensor | None:
-        """Tokens of sequences of some lengths ``(B,)``."""
+        """Computes the number of tokens of sequences ``(B,)``."""
         return None if lengths is None else -(-lengths // self.downsampling)
 
     @torch.no_grad()
     def encode(self, items: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Codes of items: floats or what is stored ``(B, C, *S)`` -> int64 ``(B, *grid[, levels])``.
+        """Encodes items to codes: floats or the stored type ``(B, C, *S)`` -> int64 ``(B, *grid[, levels])``.
 
-        A VAE gives its means instead, floats ``(B, *grid, dim)``; a hierarchical quantizer the codes of all scales in
+        A VAE returns its means instead, floats ``(B, *grid, dim)``; a hierarchical quantizer the codes of all scales in
         one row, ``(B, T)``.
 
         Args:
@@ -159,12 +159,12 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
-        """Items of codes: int64 ``(B, *grid[, levels])`` -> ``(B, C, *S)``; symbols ``(B, T)``.
+        """Decodes codes to items: int64 ``(B, *grid[, levels])`` -> ``(B, C, *S)``; symbols ``(B, T)``.
 
         Args:
-            codes: What :meth:`encode` returned; what follows the last token of a sequence that ended is 0 in effect.
-            size: Lengths of the axes to crop to, for items whose size is no multiple of the downsampling. Codes of
-                several scales, ``(B, T)``, do not tell the size of their item, and need it.
+            codes: Output of :meth:`encode`; tokens after the end of a sequence count as 0.
+            size: Lengths of the axes to crop to, for items whose size is not a multiple of the downsampling. Codes of
+                several scales, ``(B, T)``, need it, since they do not determine the size of their item.
 
         Raises:
             ValueError: If the codes' shape, type or range does not fit the model.
@@ -173,7 +173,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def decode_with_values(self, codes: Tensor, size: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:
-        """:meth:`decode`'s items of codes, and the values ``(B, *grid, dim)`` that the decoder saw."""
+        """Decodes codes as :meth:`decode`, and returns items and the decoder's input, values ``(B, *grid, dim)``."""
         values = self._values_of(codes, size)
         tokens = None
         if self.signal.axes == 1 and self.has_code_maps:  # sequences may have ended
@@ -181,19 +181,19 @@ class Autoencoder(nn.Module):
         return self.mean(self.decode_values(values, size, tokens)), values
 
     def mean(self, parameters: Tensor) -> Tensor:
-        """Expected items in the data's units, for what the decoder returned."""
+        """Computes expected items in the data's units from the decoder's output."""
         made = self.likelihood.mean(parameters)
         return made if self.standardization is None else self.standardization.undo(made)
 
     def _values_of(self, codes: Tensor, size: tuple[int, ...] | None) -> Tensor:
-        """What the decoder sees for codes, ``(B, *grid, dim)``."""
+        """Returns the decoder's input for codes, ``(B, *grid, dim)``."""
         if not isinstance(codes, Tensor):
             raise ValueError(f"'codes' must be a tensor, got {type(codes).__name__}. Use torch.as_tensor(codes).")
         if isinstance(self.bottleneck, Hierarchical):
             if size is None:
                 raise ValueError(
-                    "'size' must be given for codes of several scales, which do not tell the size of their item. Pass "
-                    "its lengths, as items.shape[-2:] of images."
+                    "'size' must be given for codes of several scales, which do not determine the size of their item. "
+                    "Pass its lengths, as items.shape[-2:] of images."
                 )
             return self.bottleneck.decode(codes, self.grid(size))
         inner = len(self.bottleneck.code_shape) if self.codebook_size else 1
@@ -207,10 +207,10 @@ class Autoencoder(nn.Module):
     def decode_values(
         self, values: Tensor, size: tuple[int, ...] | None = None, tokens: Tensor | None = None
     ) -> Tensor:
-        """Parameters of the likelihood: values ``(B, *grid, dim)`` -> ``(B, C, *S)``, cropped to ``size``.
+        """Decodes values to parameters of the likelihood: ``(B, *grid, dim)`` -> ``(B, C, *S)``, cropped to ``size``.
 
         Args:
-            values: What the bottleneck returned.
+            values: Output of the bottleneck.
             size: Lengths to crop to; None for whole tokens.
             tokens: Tokens of each sequence that count ``(B,)``; None for all.
         """
@@ -222,11 +222,11 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, items: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Items through their hard codes and back: ``(B, C, *S)`` of the same shape."""
+        """Encodes items to hard codes and decodes these: ``(B, C, *S)`` -> the same shape."""
         return self.decode(self.encode(items, lengths), self.signal.size(items))
 
     def forward(self, items: Tensor, lengths: Tensor | None = None) -> Reconstruction:
-        """Reconstruction, codes and the objective of a batch.
+        """Computes reconstruction, codes and objective of a batch.
 
         Args:
             items: As :meth:`encode` takes them.
@@ -257,12 +257,12 @@ class Autoencoder(nn.Module):
         return Reconstruction(made, quantized.codes, reconstruction + cost, terms)
 
     def _tokens_per_dimension(self, values: Tensor, items: Tensor, lengths: Tensor | None) -> float:
-        """Tokens over data dimensions; of sequences that end early, as if they did not."""
+        """Computes tokens over data dimensions, those of padding included."""
         return values[..., 0].numel() / items.numel()
 
     @torch.no_grad()
     def standardize(self, batches: Iterable[Tensor]) -> None:
-        """Takes mean and deviation of each channel from training items of real numbers; others have no use for it.
+        """Sets mean and deviation of each channel from training items of real numbers; does nothing for other items.
 
         Args:
             batches: Items ``(B, C, *S)``.
@@ -272,7 +272,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Sets the likelihood's scale to the error that draws from the posterior make on training items.
+        """Sets the likelihood's scale to the error of draws from the posterior on training items.
 
         Args:
             batches: Items ``(B, C, *S)`` with their lengths.
@@ -307,7 +307,7 @@ class Autoencoder(nn.Module):
 
 
 def _whole_tokens(items: Tensor, axes: int, stride: int, lengths: Tensor | None) -> Tensor:
-    """Items whose axes are multiples of the stride: the border is repeated, of a sequence behind its last sample.
+    """Pads items to multiples of the stride by repeating the border, of a sequence its last sample.
 
     Reflection would need items larger than the padding.
     """

@@ -1,4 +1,4 @@
-"""Settings of an autoencoder, as a recipe, a file and the command line have them."""
+"""Settings of an autoencoder, for recipes, files and the command line."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ NetworkName = Literal["convolutional", "sq-vae"]
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """What an autoencoder is made of.
+    """Settings of an autoencoder.
 
     Args:
-        quantizer: A name of ``gmvq.quantizers.QUANTIZERS``, which has a title for each: ``gaussian-mixture`` is
+        quantizer: A name in ``gmvq.quantizers.QUANTIZERS``, which has a title for each: ``gaussian-mixture`` is
             GM-VQ, ``vector-ema`` a VQ-VAE with moving averages, ``none`` a VAE.
-        modality: What the items are, with all its settings known; None until data are, for a model that is planned.
+        modality: Modality of the items with all its settings; None until the data are known.
         codebook_size: Number of codes.
-        code_dim: Features of a latent; FSQ, LFQ and BSQ take as many as their codebook needs instead.
+        code_dim: Features of a latent; FSQ, LFQ and BSQ derive it from their codebook instead.
         width: Channels of the networks.
-        downsampling: Samples of a token along each axis, a power of two; 1 for items without axes. None for what is
-            usual for the modality.
+        downsampling: Samples of a token along each axis, a power of two; 1 for items without axes. None for the default
+            of the modality.
         blocks: Residual blocks of encoder and of decoder.
         normalization: ``layer`` (over the channels of each place), ``group``, ``batch`` or ``none``.
         likelihood: ``gaussian`` (variance at its maximum-likelihood value), ``mean-squared-error``, ``laplace``,
             ``bernoulli`` or ``categorical``; None for the first that fits the values.
-        spectral_weight: Weight of the distance of log-mel spectra beside the likelihood, of sounds alone, see
+        spectral_weight: Weight of the distance of log-mel spectra beside the likelihood, for sounds alone, see
             :class:`gmvq.losses.SpectralLoss`; 0 leaves it out.
         network: ``convolutional``, or ``sq-vae``: that of the SQ-VAE paper, on which the literature compares
-            quantizers of images; half the width after the first halving, batch normalization always, a sigmoid at the
-            end.
-        quantizer_options: Arguments of the quantizer beside or instead of those that its name stands for, as JSON has
-            them; an object is written ``{"kind": NAME, ...}``, see :func:`gmvq.quantizers.catalogue.from_json`.
+            quantizers of images, with half the width after the first halving, always batch normalization, and a
+            sigmoid at the end.
+        quantizer_options: Arguments of the quantizer beside or instead of those of its name, in JSON; an object is
+            written ``{"kind": NAME, ...}``, see :func:`gmvq.quantizers.catalogue.from_json`.
 
     Raises:
         ValueError: If a field is out of range or fields contradict each other.
@@ -84,7 +84,7 @@ class AutoencoderConfig:
 
     @property
     def signal(self) -> Signal:
-        """What the tensors of an item are.
+        """Description of the items' tensors.
 
         Raises:
             ValueError: If the modality is not known yet.
@@ -100,16 +100,16 @@ class AutoencoderConfig:
         return self.downsampling
 
     def described(self) -> dict[str, Any]:
-        """The configuration as JSON has it."""
+        """Returns the configuration in types of JSON."""
         return {**asdict(self), "modality": None if self.modality is None else described(self.modality)}
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Self:
-        """The configuration that :meth:`described` described.
+        """Makes the configuration that :meth:`described` returned as JSON.
 
         Raises:
             ValueError: If a field is out of range.
-            TypeError: If there is no such field.
+            TypeError: If a field is unknown.
         """
         modality = description["modality"]
         return cls(**{**description, "modality": None if modality is None else from_description(modality)})

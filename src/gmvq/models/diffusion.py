@@ -1,4 +1,4 @@
-r"""A decoder that draws what codes leave open: a flow from noise to the detail that a tokenizer's own decoder lacks.
+r"""A diffusion decoder: a flow from noise to the detail that a tokenizer's own decoder lacks.
 
 ::
 
@@ -8,9 +8,9 @@ r"""A decoder that draws what codes leave open: a flow from noise to the detail 
 .. math:: r_t = (1 - t)\, \epsilon + t\, (x - x_0) / s, \qquad
           \min_v \mathbb{E} \big| v(r_t, t \mid x_0, z) - ((x - x_0) / s - \epsilon) \big|^2
 
-x is an image, z the values of its codes, s the standard deviation of what the decoder lacks. A decoder of least squared
-error shows the mean of all images that have the codes, which is blurred; this one shows one of them. Its squared error
-is up to twice as large.
+x is an image, z the values of its codes, s the standard deviation of the detail x - x0. A decoder of least squared
+error returns the mean of all images that have the codes, which is blurred; this one draws a single image. Its squared
+error is up to twice as large.
 
 References:
     Flow Matching for Generative Modeling (Lipman et al., 2022), https://arxiv.org/abs/2210.02747;
@@ -34,7 +34,7 @@ from gmvq.networks.layers import even_times
 from gmvq.types import Signal
 
 MOST_PIXELS = 1 << 22
-"""Largest image that is drawn: at a width of 64 it takes 1 GB for the features of one layer."""
+"""Pixels of the largest image: at a width of 64 the features of one layer take 1 GB."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class DiffusionConfig:
 
     Args:
         channels: Channels C of the images.
-        dim: Features of the values that the tokenizer's decoder sees.
+        dim: Features of the values, the input of the tokenizer's decoder.
         downsampling: Pixels of a token's side, a power of two.
         width: Channels of the network's first level.
         blocks: Residual blocks of each level.
         steps: Steps of the flow; each takes two passes.
 
     Raises:
-        ValueError: If a number is not at least 1, or the downsampling no power of two of at least 2.
+        ValueError: If a number is not at least 1, or the downsampling is not a power of two of at least 2.
     """
 
     channels: int
@@ -69,10 +69,10 @@ class DiffusionConfig:
 
 
 class DiffusionDecoder(nn.Module):
-    """Draws images of codes, beside the tokenizer that made them.
+    """Draws images from codes, together with the tokenizer that made them.
 
     Args:
-        config: Its size.
+        config: Size of the network.
 
     Shape:
         images and reconstructions ``(B, C, H, W)``, values ``(B, h, w, dim)`` -> a squared error of the velocity,
@@ -101,7 +101,7 @@ class DiffusionDecoder(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def set_scale(self, deviation: float) -> None:
-        """Tells s, the standard deviation of what the tokenizer's decoder lacks, before learning.
+        """Sets s, the standard deviation of the detail that the tokenizer's decoder lacks, before training.
 
         Raises:
             ValueError: If it is not a finite number above 0.
@@ -111,12 +111,12 @@ class DiffusionDecoder(nn.Module):
         self.scale.fill_(deviation)
 
     def forward(self, images: Tensor, reconstructions: Tensor, values: Tensor) -> Tensor:
-        """What to learn from, ``()``.
+        """Computes the training loss, ``()``.
 
         Args:
             images: Float in [0, 1], ``(B, C, H, W)``.
-            reconstructions: What the tokenizer's decoder makes of their codes, the same shape.
-            values: What it sees, ``(B, h, w, dim)``.
+            reconstructions: Output of the tokenizer's decoder for their codes, the same shape.
+            values: Input of that decoder, ``(B, h, w, dim)``.
         """
         size = images.shape[-2:]
         known, lacking = self._whole(reconstructions), self._whole((images - reconstructions) / self.scale)
@@ -137,22 +137,22 @@ class DiffusionDecoder(nn.Module):
         seed: int = 0,
         first: int = 0,
     ) -> Tensor:
-        """Images of codes, each by random numbers of its own.
+        """Draws images from codes, each with its own random numbers.
 
         Args:
-            reconstructions: What the tokenizer's decoder makes of the codes, float in [0, 1] ``(B, C, H, W)``.
-            values: What it sees, ``(B, h, w, dim)``.
-            steps: Steps of the flow; as the configuration says, by default.
-            temperature: Of the noise: 0 for none, which comes near the reconstruction.
-            seed: Of the noise.
-            first: Number of the first image: its noise is the same in any batch.
+            reconstructions: Output of the tokenizer's decoder for the codes, float in [0, 1] ``(B, C, H, W)``.
+            values: Input of that decoder, ``(B, h, w, dim)``.
+            steps: Steps of the flow; by default those of the configuration.
+            temperature: Scale of the noise; 0 for no noise, which comes near the reconstruction.
+            seed: Seed of the noise.
+            first: Number of the first image: the noise of an image depends on its number, not on its batch.
 
         Returns:
             Float in [0, 1], ``(B, C, H, W)``.
 
         Raises:
-            ValueError: If ``steps`` is not at least 1, ``temperature`` no finite number of at least 0, ``seed`` or
-                ``first`` below 0, or the images have more than 2^22 pixels.
+            ValueError: If ``steps`` is not at least 1, ``temperature`` is not a finite number of at least 0, ``seed``
+                or ``first`` is below 0, or the images have more than 2^22 pixels.
         """
         steps = self.config.steps if steps is None else steps
         if type(steps) is not int or steps < 1:
@@ -179,26 +179,26 @@ class DiffusionDecoder(nn.Module):
     def decode(
         self, tokenizer: Autoencoder, codes: Tensor, size: tuple[int, ...] | None = None, **how: int | float
     ) -> Tensor:
-        """Images of codes, as :meth:`gmvq.Autoencoder.decode` and with the detail that it leaves open.
+        """Decodes codes to images, as :meth:`gmvq.Autoencoder.decode`, with the detail that it lacks.
 
         Args:
-            tokenizer: What made the codes, in evaluation mode.
-            codes: What its ``encode`` returned.
+            tokenizer: The tokenizer that made the codes, in evaluation mode.
+            codes: Output of its ``encode``.
             size: Height and width to crop to.
             how: ``steps``, ``temperature``, ``seed`` and ``first``, see :meth:`draw`.
 
         Raises:
-            ValueError: If codes do not fit the tokenizer, or the tokenizer not this decoder.
+            ValueError: If codes do not fit the tokenizer, or the tokenizer does not fit this decoder.
         """
         self.check_fits(tokenizer)
         reconstructions, values = tokenizer.decode_with_values(codes, size)
         return self.draw(reconstructions, values, **how)  # pyright: ignore[reportArgumentType]
 
     def check_fits(self, tokenizer: Autoencoder) -> None:
-        """Refuses a tokenizer of other images or values.
+        """Checks that a tokenizer has the images and values that this decoder was fitted to.
 
         Raises:
-            ValueError: If it is one.
+            ValueError: If it does not.
         """
         self.check_signal(tokenizer.signal)
         own = (self.config.channels, self.config.dim, self.config.downsampling)
@@ -211,10 +211,10 @@ class DiffusionDecoder(nn.Module):
 
     @staticmethod
     def check_signal(signal: Signal) -> None:
-        """Refuses items other than images.
+        """Checks that items are images.
 
         Raises:
-            ValueError: If they are.
+            ValueError: If they are not.
         """
         if signal.axes != 2 or signal.values != "unit":
             raise ValueError(
@@ -223,15 +223,15 @@ class DiffusionDecoder(nn.Module):
             )
 
     def _whole(self, images: Tensor) -> Tensor:
-        """Images with sides of whole tokens, their border repeated."""
+        """Pads images to whole tokens, by repeating their border."""
         right, bottom = (-side % self.config.downsampling for side in (images.shape[-1], images.shape[-2]))
         return F.pad(images, (0, right, 0, bottom), mode="replicate") if right or bottom else images
 
 
 def _noise(like: Tensor, seed: int, first: int) -> Tensor:
-    """Normal numbers, those of an image by its number."""
+    """Draws normal numbers, those of an image by its number."""
     rows = [
-        # the last number tells them from those by which codes are drawn, of the same seed and image
+        # the last number separates them from those that draw codes, of the same seed and image
         np.random.default_rng((seed, index, 1)).standard_normal(like.shape[1:], dtype=np.float32)
         for index in range(first, first + len(like))
     ]

@@ -1,4 +1,4 @@
-"""The mode of a module for a while."""
+"""Temporary changes of the mode of a module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; each module's own mode comes back afterwards."""
+    """Sets evaluation mode, and restores each module's own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
