@@ -63,7 +63,7 @@ def test_png_with_too_many_channels(tmp_path):
         (["a", "a.png/b"], "of a file and of a folder"),
         (["ok", "x" * 5000], "too long"),
         (["ok", "x/" * 2000 + "y"], "too long"),
-        (["ok", "\ud800"], "no valid Unicode"),
+        (["ok", "\ud800"], "not valid Unicode"),
         (["ok", "../b"], "would lead out"),
     ],
 )

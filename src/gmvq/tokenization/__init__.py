@@ -1,4 +1,4 @@
-"""Items become one file of codes, and the file becomes items again.
+"""Tokenization: items to one file of codes, and the file back to items.
 
 ::
 

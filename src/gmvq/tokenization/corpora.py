@@ -1,4 +1,4 @@
-"""Sets of items become a file of tokens, and the file becomes items again."""
+"""Conversion of sets of items to a file of tokens, and of the file back to items."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gmvq.tokenization.naming import file_of_all, targets
 from gmvq.tokenization.tokens import TokenFile, TokenInfo, write_tokens
 
 OnProgress = Callable[[int], None]
-"""Takes the number of items done."""
+"""Function that takes the number of items done."""
 
 
 def tokenize(
@@ -32,14 +32,14 @@ def tokenize(
         model: The tokenizer, on any device.
         items: Items of its modality, of any sizes.
         path: The file to write.
-        batch_size: Most items at a time; fewer if they are large.
+        batch_size: Largest number of items at a time; fewer if they are large.
         on_progress: Called after each batch.
 
     Returns:
-        What the file says of itself.
+        The description in the file.
 
     Raises:
-        ValueError: If the model has no codes (a VAE) or none for each place, the items do not fit it, or the path is
+        ValueError: If the model has no codes (a VAE) or no code for each place, the items do not fit it, or the path is
             that of a folder.
         OSError: If the file cannot be written.
     """
@@ -53,7 +53,7 @@ def tokenize(
 
 
 def info_of(model: Autoencoder, names: Sequence[str], sizes: Sequence[Size]) -> TokenInfo:
-    """What a file of a model's codes says of itself.
+    """Describes a file of a model's codes.
 
     Args:
         model: The tokenizer.
@@ -61,7 +61,7 @@ def info_of(model: Autoencoder, names: Sequence[str], sizes: Sequence[Size]) -> 
         sizes: Lengths of their axes beside the channels.
 
     Raises:
-        ValueError: If the model has no codes, or none for each place.
+        ValueError: If the model has no codes, or no code for each place.
     """
     levels = _level_sizes(model)
     has_levels = len(model.bottleneck.code_shape) > 0
@@ -82,17 +82,17 @@ def detokenize(
     Args:
         model: The tokenizer that made the file.
         path: The file.
-        out: Folder of the files; made if it is not there. Items of which one file holds several, as lines of text, go
-            into one, whose name this may be.
-        force: Decode although the tokens are another tokenizer's. The items will be wrong unless the decoders agree.
-        batch_size: Most items at a time; fewer if they are large.
+        out: Folder of the files, made if it does not exist. A modality that keeps several items in a file, as lines of
+            text, writes one file, and this may be its path.
+        force: Decode tokens of another tokenizer, too. The items will be wrong unless the decoders agree.
+        batch_size: Largest number of items at a time; fewer if they are large.
         on_progress: Called after each batch.
 
     Returns:
         The files, in the order of the items.
 
     Raises:
-        FileNotFoundError: If the file is not there.
+        FileNotFoundError: If the file does not exist.
         ValueError: If it is damaged, another tokenizer's, or would write outside the folder.
         OSError: If a file cannot be written.
     """
@@ -111,7 +111,7 @@ def detokenize(
 
 
 def join(data: Data) -> Items:
-    """All items of a data set, whatever its split, sorted by name.
+    """Joins both sides of a data set's split, sorted by name.
 
     Names that both sides use get the prefix ``train/`` or ``held_out/``.
     """
@@ -152,10 +152,10 @@ class _Joined(Items):
 
 
 def _check_fits(model: Autoencoder, tokens: TokenFile, *, force: bool) -> None:
-    """Refuses tokens of another tokenizer; ``force`` allows one with codes of the same form.
+    """Checks that tokens are of this tokenizer; ``force`` allows another one with codes of the same form.
 
     Raises:
-        ValueError: If they are.
+        ValueError: If they are not.
     """
     mark, info = hub.fingerprint(model), tokens.info
     if info.tokenizer != mark and not force:
@@ -189,7 +189,7 @@ def _encoded(
 def _decoded(
     model: Autoencoder, tokens: TokenFile, batch_size: int, on_progress: OnProgress | None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Each item with its index, in order."""
+    """Yields each item with its index, in order."""
     done = 0
     with torch.no_grad(), evaluating(model):
         for indices in _blocks(tokens.info, batch_size):
@@ -203,7 +203,7 @@ def _decoded(
 
 
 def _blocks(info: TokenInfo, batch_size: int) -> Iterator[list[int]]:
-    """Runs of neighbouring items with one number of tokens, few enough to decode together."""
+    """Yields runs of consecutive items with equal grids of tokens, few enough to decode together."""
     grids, block = info.grids, []
     for index, grid in enumerate(grids):
         most = max(1, min(batch_size, MAX_SAMPLES // (math.prod(grid) * info.downsampling ** len(grid))))

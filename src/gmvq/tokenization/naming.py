@@ -1,4 +1,4 @@
-"""Items leave as files, under names that cannot leave their folder."""
+"""Names of the files of items, which cannot lead out of their folder."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 LONGEST_PART = 240
-"""Bytes of a part of a name: file systems take 255, and a file that is being written has a longer name."""
+"""Most bytes of a part of a name: file systems take 255, and a file that is being written has a longer name."""
 LONGEST_NAME = 3000
-"""Bytes of a whole name."""
+"""Most bytes of a whole name."""
 
 
 def file_names(names: Sequence[str], suffix: str) -> list[str]:
-    """A name with a certain ending for each item: that of a file replaces its own, unless that makes two alike.
+    """Makes a file name with a given ending for each item; it replaces an item's own ending unless two names clash.
 
     Args:
         names: Names of items, relative paths with ``/``.
@@ -40,15 +40,15 @@ def file_names(names: Sequence[str], suffix: str) -> list[str]:
 
 
 def targets(folder: Path, names: Sequence[str], suffix: str) -> list[Path]:
-    """The file of each item in a folder, all checked before the first is written.
+    """Returns the path of each item's file in a folder; all are checked before the first is written.
 
     Args:
-        folder: Where they go.
+        folder: Folder of the files.
         names: Names of items, relative paths with ``/``.
         suffix: Ending of the files' names.
 
     Raises:
-        ValueError: If a name would lead out of the folder, cannot be that of a file, or is another one's folder.
+        ValueError: If a name would lead out of the folder, is not valid for a file, or is that of another's folder.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"'OUT' must be a folder, and {folder} is a file. Choose another.")
@@ -61,24 +61,24 @@ def targets(folder: Path, names: Sequence[str], suffix: str) -> list[Path]:
 
 
 def file_of_all(out: Path, name: str) -> Path:
-    """The one file of all items: ``out``, or where that is a folder the file of some name in it."""
+    """Returns the path of the file of all items: ``out``, or if that is a folder, ``name`` in it."""
     return out if out.suffix and not out.is_dir() else out / name
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of a named file in a folder.
+    """Returns the path of a named file in a folder.
 
     Raises:
-        ValueError: If the name would lead out of the folder, or cannot be that of a file.
+        ValueError: If the name would lead out of the folder, or is not valid for a file.
     """
     path, root = PurePosixPath(name), folder.resolve()
     foreign = "\0\\:" if os.name == "nt" else "\0"
     if not path.name or path.is_absolute() or ".." in path.parts or set(name) & set(foreign):
-        raise ValueError(f"The name {name!r} would lead out of the folder {folder}. The file is not to be trusted.")
+        raise ValueError(f"The name {name!r} would lead out of the folder {folder}. Do not trust the file.")
     try:
         lengths = [len(os.fsencode(part)) + 1 for part in path.parts]
     except UnicodeEncodeError as error:
-        raise ValueError(f"The name {name!r} is no valid Unicode. Rename the item.") from error
+        raise ValueError(f"The name {name!r} is not valid Unicode. Rename the item.") from error
     if max(lengths) > LONGEST_PART or sum(lengths) > LONGEST_NAME:
         raise ValueError(f"The name {name[:40]!r}... is too long for a file. Rename the item.")
     target = root.joinpath(*path.parts)
@@ -88,6 +88,6 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def _has_suffix(name: str) -> bool:
-    """Whether a name ends as that of a file: not ``v1.2``, whose ending is a number."""
+    """Returns whether a name ends like that of a file, unlike ``v1.2``, whose ending is a number."""
     suffix = PurePosixPath(name).suffix
     return 2 <= len(suffix) <= 6 and suffix[1:].isalnum() and not suffix[1:].isdecimal()

@@ -1,4 +1,4 @@
-"""Codes at rest: one safetensors file for a set of items.
+"""Storage of codes: one safetensors file for a set of items.
 
 It holds three tensors beside metadata of a few hundred bytes, whatever the number of items:
 
@@ -15,7 +15,7 @@ It holds three tensors beside metadata of a few hundred bytes, whatever the numb
     {"format": "gmvq.tokens", "version": "1", "tokenizer": fingerprint, "codebook_sizes": "[512]", "downsampling": "4",
      "signal": {...}, "digest": SHA-256 of the codes' bytes}
 
-The header goes first and the codes follow as they are made, so that memory holds one batch, whatever the number of
+The header is written first and the codes as they are made, so that memory holds one batch, whatever the number of
 items.
 """
 
@@ -48,14 +48,14 @@ _BLOCK = 1 << 24
 
 
 class TokenInfo(NamedTuple):
-    """What a file of tokens says of itself.
+    """Description of a file of tokens.
 
     Attributes:
         tokenizer: Fingerprint of the model that made the codes, see :func:`gmvq.hub.fingerprint`.
         codebook_sizes: Number of codes K at each level of a token.
         has_levels: Whether codes have an axis of levels.
         downsampling: Samples of a token along each axis.
-        signal: What the items are.
+        signal: Description of the items' tensors.
         names: Name of each item, a relative path with ``/``.
         sizes: Lengths of each item's axes beside its channels, in samples.
     """
@@ -70,28 +70,28 @@ class TokenInfo(NamedTuple):
 
     @property
     def grids(self) -> list[tuple[int, ...]]:
-        """Tokens of each item along each axis."""
+        """Number of tokens of each item along each axis."""
         return [self.signal.grid(size, self.downsampling) for size in self.sizes]
 
     @property
     def tokens(self) -> int:
-        """Tokens of all items."""
+        """Number of tokens of all items."""
         return sum(math.prod(grid) for grid in self.grids)
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """The axis of levels, if there is one."""
+        """Length of the axis of levels, as a tuple; empty without that axis."""
         return (len(self.codebook_sizes),) if self.has_levels else ()
 
 
 class TokenFile:
-    """A file of tokens, opened for reading; codes are read from the disk when asked for.
+    """A file of tokens, opened for reading; codes are read from the disk on access.
 
     Args:
         path: The file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         DamagedFileError: If it is damaged, of another format or version, or contradicts itself.
     """
 
@@ -122,11 +122,11 @@ class TokenFile:
         return len(self.info.names)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Codes of item ``index``: int64 ``(*grid[, levels])``.
+        """Reads the codes of item ``index``: int64 ``(*grid[, levels])``.
 
         Raises:
             IndexError: If there is no such item.
-            DamagedFileError: If a code is none of the codebook's.
+            DamagedFileError: If a code is not in the codebook.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"'index' must be below {len(self)}, the number of items, got {index}.")
@@ -145,10 +145,10 @@ class TokenFile:
         return torch.from_numpy(codes.astype(np.int64))
 
     def verify(self) -> None:
-        """Reads all codes and compares them with the digest that the file was written with.
+        """Reads all codes and compares them with the digest in the file.
 
         Raises:
-            DamagedFileError: If a code is another than was written.
+            DamagedFileError: If a code has changed since it was written.
         """
         with self.path.open("rb") as file:
             found = _digest_of(file)
@@ -169,7 +169,7 @@ def write_tokens(path: str | Path, info: TokenInfo, batches: Iterable[tuple[Sequ
 
     Args:
         path: The file.
-        info: What it says of itself.
+        info: Description of the file.
         batches: Indices of items and their codes, integers ``(len(indices), *grid[, levels])``; each item once.
 
     Raises:
@@ -218,7 +218,7 @@ def write_tokens(path: str | Path, info: TokenInfo, batches: Iterable[tuple[Sequ
 
 
 def token_kind(codebook_size: int) -> str:
-    """The smallest of ``U8``, ``U16``, ``I32`` and ``I64`` (safetensors' names) that holds K - 1."""
+    """Returns the smallest of ``U8``, ``U16``, ``I32`` and ``I64`` (safetensors' names) that holds K - 1."""
     for kind, bits in (("U8", 8), ("U16", 16), ("I32", 31)):
         if codebook_size <= 1 << bits:
             return kind
@@ -226,7 +226,7 @@ def token_kind(codebook_size: int) -> str:
 
 
 def _fits(codes: np.ndarray, info: TokenInfo) -> bool:
-    """Whether codes of an item are in the codebooks of their levels."""
+    """Returns whether codes of an item are in the codebooks of their levels."""
     if not codes.size:
         return True
     if not np.issubdtype(codes.dtype, np.integer) or codes.min() < 0:
@@ -237,14 +237,14 @@ def _fits(codes: np.ndarray, info: TokenInfo) -> bool:
 
 
 def _header(info: TokenInfo, grids: Sequence[tuple[int, ...]], size: int) -> tuple[bytes, bytes]:
-    """The head of a safetensors file, with room for the digest, and what follows the codes.
+    """Returns the head of a safetensors file, with room for the digest, and the bytes that follow the codes.
 
     The head is its length as 8 bytes, little-endian, and JSON, padded to a multiple of 8.
     """
     whole = len(set(grids)) == 1
     shape = [*((len(grids), *grids[0]) if whole else (info.tokens,)), *info.levels]
     sizes = np.array(info.sizes, "<i8").reshape(len(info.sizes), info.signal.axes).tobytes()
-    names = json.dumps(list(info.names), separators=(",", ":")).encode()  # ASCII, whatever a name holds
+    names = json.dumps(list(info.names), separators=(",", ":")).encode()  # ASCII, whatever the names
     padding = -size % 8  # tensors begin at multiples of their items
     parts = [("codes", token_kind(max(info.codebook_sizes)), shape, 0, size)]
     start = size + padding
@@ -272,7 +272,7 @@ def _header(info: TokenInfo, grids: Sequence[tuple[int, ...]], size: int) -> tup
 
 
 def _digest_of(file: BinaryIO) -> str:
-    """SHA-256 of all that follows the head of a safetensors file: codes, sizes and names."""
+    """Computes SHA-256 of all that follows the head of a safetensors file: codes, sizes and names."""
     (length,) = struct.unpack("<Q", file.read(8))
     file.seek(8 + length)
     digest = hashlib.sha256()
@@ -308,7 +308,7 @@ def _parse(path: Path, metadata: dict[str, str], names: bytes, sizes: np.ndarray
 
 
 class _Sizes(Sequence[tuple[int, ...]]):
-    """Sizes as tuples, out of one array: millions of them stay small."""
+    """Sizes as tuples, kept in one array, so that millions of them take little memory."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
