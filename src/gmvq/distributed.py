@@ -1,4 +1,4 @@
-"""Sums over ranks, taken at the time of the call: without a process group nothing happens."""
+"""Sums over the ranks of a process group, if there is one at the time of the call."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Number of ranks, 1 without a process group."""
+    """Returns the number of ranks, 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this rank, 0 without a process group."""
+    """Returns the number of this rank, 0 without a process group."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -39,20 +39,20 @@ def _reduced(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def broadcast(values: Tensor) -> Tensor:
-    """The first rank's tensor on all ranks, in place."""
+    """Copies the first rank's tensor to all ranks, in place."""
     if world_size() > 1:
         dist.broadcast(values, 0)
     return values
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Sum of a tensor over all ranks, differentiable; the tensor itself without a process group."""
+    """Sums a tensor over all ranks, differentiably; returns the tensor itself without a process group."""
     return _AllReduceSum.apply(values) if world_size() > 1 else values
 
 
 @torch.no_grad()
 def logsumexp_over_ranks(values: Tensor) -> Tensor:
-    """Logarithm of the sum over all ranks of the exponentials, element by element."""
+    """Computes the logarithm of the sum over all ranks of the exponentials, element by element."""
     if world_size() == 1:
         return values
     parts = [torch.empty_like(values) for _ in range(world_size())]
@@ -62,7 +62,7 @@ def logsumexp_over_ranks(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gather_rows(rows: Tensor, kept: Tensor) -> Tensor:
-    """Rows of all ranks that are kept, in the order of ranks."""
+    """Gathers the rows of all ranks where ``kept`` is True, in the order of ranks."""
     rows = rows[kept]
     if world_size() == 1:
         return rows

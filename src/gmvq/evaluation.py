@@ -1,10 +1,10 @@
-r"""A model over a set of items -> one table of metrics, and the protocol they were measured by.
+r"""Evaluation of a model on a set of items: one table of metrics, and the protocol of their measurement.
 
 ::
 
     items --encoder--> latents --+-- hard:    the most likely code --decoder--> the modality's distances
-                                 +-- soft:    E_q[z]               --decoder--> those that cost little, with _soft
-                                 +-- sampled: z ~ q(z | x)         --decoder--> and with _sampled
+                                 +-- soft:    E_q[z]               --decoder--> the cheap ones of these, with _soft
+                                 +-- sampled: z ~ q(z | x)         --decoder--> the same, with _sampled
                                  +-- codes, q(c | x)               -----------> use of the codebook, information
                                  +-- z_1 ... z_S ~ q(z | x)        --decoder--> log p(x | z_s): ELBO, IWAE, ALBO
 """
@@ -46,25 +46,25 @@ MAX_DISTANCES = 1 << 22
 """Distances of tokens to codes held at a time."""
 
 MOST_ENUMERATED = 1 << 16
-"""Largest codebook whose posterior is written out for each token: beyond it, that would be most of the time."""
+"""Largest codebook whose posterior is computed for each token: beyond it, that would take most of the time."""
 
 BOUND_SAMPLES = 1 << 14
-"""Samples of the central part that stands for a larger item in the bounds: 128 x 128 pixels."""
+"""Samples of the central part by which bounds of a larger item are computed: 128 x 128 pixels."""
 
 OnProgress = Callable[[float], None]
-"""Takes the number of items done; those that the bounds are computed of count for half."""
+"""Function that takes the number of items done; an item with bounds counts half until they are done."""
 
 
 class Evaluation(NamedTuple):
-    """What :func:`evaluate` measured.
+    """Result of :func:`evaluate`.
 
     Attributes:
-        metrics: Metrics by name, finite or None where the model has no such metric; JSON can hold them.
-        statistics: How often each code was used, or None for a continuous bottleneck.
+        metrics: Metrics by name, finite or None where the model does not have a metric; JSON can hold them.
+        statistics: Counts of the used codes, or None for a continuous bottleneck.
         protocol: How the metrics were measured, in sentences.
-        modality: What the items are.
-        headline: Key of the metric that the model is judged by.
-        higher_is_better: Whether a higher headline is a better one.
+        modality: Name of the items' modality.
+        headline: Key of the main metric.
+        higher_is_better: Whether a higher value of that metric is better.
     """
 
     metrics: dict[str, float | None]
@@ -76,7 +76,7 @@ class Evaluation(NamedTuple):
 
 
 class _Reconstructions(NamedTuple):
-    """Sums over all items of what one pass of encoder and decoder shows."""
+    """Metrics of one pass of encoder and decoder over all items."""
 
     hard: Distortion
     soft: Distortion
@@ -107,35 +107,35 @@ def evaluate(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
-    """Measure an autoencoder on items.
+    """Evaluates an autoencoder on items.
 
-    All metrics are those of the given items alone: no rank of a distributed run waits for another, and each that calls
-    measures all items. The model's mode and the global random state are left as they were.
+    All metrics are those of the given items alone: no rank of a distributed run waits for another, and each calling
+    rank measures all items. The model's mode and the global random state do not change.
 
     Args:
-        model: What to measure, on any device.
+        model: The model, on any device.
         items: Held-out items of its modality, of any sizes.
         samples: Draws of z for each item in the bounds.
-        batch_size: Items at a time, fewer if they are large.
+        batch_size: Number of items at a time, fewer if they are large.
         limit: Measure the first ``limit`` items; None for all.
-        likelihood_limit: Compute the bounds on the first ``likelihood_limit`` of these; 0 leaves the bounds out. Of an
+        likelihood_limit: Compute the bounds on the first ``likelihood_limit`` of these; 0 leaves the bounds out. For an
             item of more than 2^14 samples they are those of its central part.
-        seed: Of all draws.
-        on_progress: Called with the number of items done after each batch, and after each draw of the bounds: those
-            items that the bounds are of count for half before these.
+        seed: Seed of all draws.
+        on_progress: Called with the number of items done after each batch, and after each draw of the bounds: an item
+            with bounds counts half until they are done.
 
     Returns:
         Metrics, by key:
 
-        - those of the modality's distortion, of the hard codes: ``psnr`` (dB), ``ssim``, ``mse`` and ``lpips`` of
-          images; with ``_soft`` those of the posterior mean and with ``_sampled`` those of a draw that cost little.
-        - ``usage``, ``used_codes``, ``perplexity``, ``code_entropy_bits``: of the hard codes, for each token; of
-          several levels those of their combinations, or beyond 2^24 of these of the levels together.
-        - ``bits_per_token`` (log2 K) and ``bits_per_`` and the modality's name of a sample, as ``bits_per_pixel``: that
-          for all tokens, over all samples; and ``bits_per_second`` where there is a clock.
+        - those of the modality's distortion, from hard codes: ``psnr`` (dB), ``ssim``, ``mse`` and ``lpips`` of images;
+          the cheap ones also with ``_soft``, from the posterior mean, and with ``_sampled``, from a draw.
+        - ``usage``, ``used_codes``, ``perplexity``, ``code_entropy_bits``: of the hard codes, for each token; with
+          several levels of their combinations, or beyond 2^24 combinations of all levels together.
+        - ``bits_per_token`` (log2 K); ``bits_per_`` with the modality's name of a sample, as ``bits_per_pixel``: bits
+          of all tokens over all samples; and ``bits_per_second`` where there is a clock.
         - ``posterior_entropy``, ``aggregated_posterior_entropy``, ``mutual_information``: nats for each token.
         - ``elbo_bits_per_dim``, ``iwae_bits_per_dim``, ``albo_bits_per_dim``: bits per dimension of what is stored,
-          lower is better; ``likelihood_items`` says of how many items.
+          lower is better; ``likelihood_items`` is the number of items.
         - ``items``, ``seconds``, ``items_per_second``: of encoding and decoding hard codes.
 
     Raises:
@@ -177,7 +177,7 @@ def _reconstruct(
     for index, batch in enumerate(_batches(model, items, batch_size)):
         size, real = model.signal.size(batch), model.signal.checked(batch)
         if index == 0:
-            model.decode(model.encode(batch[:1]), size)  # the first call pays for set-up; the clock starts after it
+            model.decode(model.encode(batch[:1]), size)  # the first call includes set-up; the clock starts after it
         start = _clock(device)
         latents = model.latents(batch)
         codes = bottleneck.encode(latents)
@@ -201,13 +201,13 @@ def _reconstruct(
 
 
 def levels_counted(model: Autoencoder, codes: Tensor) -> Tensor:
-    """Codes of a model as its statistics count them: ``(B, *grid[, levels])`` -> ``(B, *grid, places)``."""
+    """Converts a model's codes to those its statistics count: ``(B, *grid[, levels])`` -> ``(B, *grid, places)``."""
     inner = len(model.bottleneck.code_shape) if model.has_code_maps else 0
     return counted(codes[..., None] if inner == 0 else codes.flatten(-inner), model.level_sizes)
 
 
 def _levels(model: Autoencoder) -> int:
-    """Codes of a token."""
+    """Returns the number of codes of a token."""
     return math.prod(model.bottleneck.code_shape) if model.has_code_maps else 1
 
 
@@ -220,7 +220,7 @@ def _bound(
     seed: int,
     on_progress: OnProgress,
 ) -> _Bounds:
-    """Bounds in bits per dimension: the sum of all items' nats over the sum of their dimensions."""
+    """Computes bounds in bits per dimension: the sum of all items' nats over the sum of their dimensions."""
     bottleneck = model.bottleneck
     generator = torch.Generator(model.device).manual_seed(seed)
     elbo, iwae, albo, dimensions, done = 0.0, 0.0, 0.0, 0, 0
@@ -246,7 +246,7 @@ def _bound(
 def _draws(
     model: Autoencoder, items: Tensor, latents: Tensor, samples: int, generator: torch.Generator, on_draw: OnProgress
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Nats log p(x | z_s), log p(z_s) and log q(z_s | x), each ``(S, B)``, one draw after the other."""
+    """Computes log p(x | z_s), log p(z_s) and log q(z_s | x) in nats, each ``(S, B)``, one draw after the other."""
     size = model.signal.size(items)
     nats: list[tuple[Tensor, Tensor, Tensor]] = []
     values: Tensor | None = None
@@ -267,7 +267,7 @@ def _draws(
 def _aggregated_terms(
     bottleneck: GaussianMixtureQuantizer, latents: Tensor, aggregated: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Expected distance and T KL(q_B || p) of each item in nats, both ``(B,)``."""
+    """Computes expected distance and T KL(q_B || p) of each item in nats, both ``(B,)``."""
     distance = _by_block(lambda rows: bottleneck.expected_distance(rows), latents, bottleneck)
     divergence = categorical_divergence(aggregated, bottleneck.log_prior.cpu())
     tokens = latents.shape[1:-1].numel()
@@ -301,7 +301,7 @@ def _table(model: Autoencoder, measured: _Reconstructions, bounds: _Bounds, boun
 
 
 def use_of(statistics: CompositeStatistics | None) -> dict[str, float | None]:
-    """Use of the codebook, by key; None for a continuous bottleneck."""
+    """Returns the use of the codebook, by key; None for a continuous bottleneck."""
     if statistics is None:
         return dict.fromkeys(("usage", "used_codes", "perplexity", "code_entropy_bits"))
     bits = statistics.bits_per_token
@@ -330,12 +330,12 @@ def _protocol(
         sentences.append(f"Use of the codebook is counted over the hard codes of all tokens of these {items}.")
     if metrics["elbo_bits_per_dim"] is not None:
         sentences.append(
-            f"Bounds are of what is stored of the first {modality.counted(bounded)}, of larger ones the "
+            f"Bounds are those of the stored values of the first {modality.counted(bounded)}, of larger ones the "
             f"central part of at most {BOUND_SAMPLES:,} samples, with {samples} draws of z for each (seed {seed}): "
-            "nats of all over dimensions of all."
+            "the sum of nats over the sum of dimensions."
         )
     if model.standardization is not None:
-        sentences.append("They are of a density in units of each channel's deviation in training.")
+        sentences.append("They are those of a density in units of each channel's deviation in training.")
     if metrics["albo_bits_per_dim"] is not None:
         sentences.append(f"ALBO takes the aggregated posterior of all {items}, and is not always a bound.")
     sentences.append(
@@ -346,13 +346,13 @@ def _protocol(
 
 
 def _batches(model: Autoencoder, items: Items, batch_size: int, most: int | None = None) -> Iterator[Tensor]:
-    """All items in batches of one size, as they are stored ``(B, C, *S)``, where the model is.
+    """Yields all items in batches of one size, as they are stored ``(B, C, *S)``, on the model's device.
 
     Args:
-        model: Whose items they are.
-        items: What to take them from.
-        batch_size: Most items of a batch; fewer where they have more than ``MAX_SAMPLES`` together.
-        most: Most samples of an item, larger ones are cut to their central part; None for no cut.
+        model: The model of the items.
+        items: The items.
+        batch_size: Largest number of items in a batch; fewer if they have more than ``MAX_SAMPLES`` together.
+        most: Largest number of samples of an item, larger ones are cut to their central part; None for no cut.
     """
     axes = model.signal.axes
     side = None if most is None or not axes else round(most ** (1 / axes))
@@ -368,14 +368,14 @@ def _first(items: Items, number: int) -> Items:
 
 
 def _blocks(latents: Tensor, bottleneck: AbstractBottleneck) -> tuple[Tensor, ...]:
-    """Rows ``(n, dim)``, few enough that their posterior over all codes fits in memory; all if there is none."""
+    """Splits latents to rows ``(n, dim)``, so few that their posterior over all codes, if any, fits in memory."""
     assert bottleneck.quantizes_rows
     codebook_size = bottleneck.codebook_size if bottleneck.has_posterior else None
     return latents.flatten(0, -2).split(max(1, MAX_DISTANCES // (codebook_size or 1)))
 
 
 def _by_block(function: Callable[[Tensor], Tensor], latents: Tensor, bottleneck: AbstractBottleneck) -> Tensor:
-    """The function of all tokens ``(B, *grid, dim)``, a block of rows at a time where rows stand for themselves."""
+    """Applies a function to all tokens ``(B, *grid, dim)``, by blocks of rows if rows are quantized independently."""
     if not bottleneck.quantizes_rows:
         return function(latents)
     return torch.cat([function(block) for block in _blocks(latents, bottleneck)]).unflatten(0, latents.shape[:-1])
@@ -390,7 +390,7 @@ def _sample(bottleneck: AbstractBottleneck, latents: Tensor, generator: torch.Ge
 
 
 def _over_tokens(nats: Tensor) -> Tensor:
-    """Sum over the tokens of each item, in float64: ``(B, *grid)`` -> ``(B,)``."""
+    """Sums over the tokens of each item, in float64: ``(B, *grid)`` -> ``(B,)``."""
     return in_float64(nats).reshape(len(nats), -1).sum(dim=1)
 
 

@@ -1,4 +1,4 @@
-"""New items: a prior draws codes, or two items share theirs; the tokenizer decodes them.
+"""Generation of items: a prior draws codes, or codes of two items are mixed; the tokenizer decodes them.
 
 ::
 
@@ -20,11 +20,11 @@ from gmvq.priors import AbstractPrior, Sampling
 
 
 class Generated(NamedTuple):
-    """Items that were drawn.
+    """Drawn items and their codes.
 
     Attributes:
         items: As the tokenizer decodes them, ``(B, C, *S)``; symbols ``(B, T)``.
-        codes: What they were decoded from, int64 ``(B, *grid[, levels])``.
+        codes: The codes that were decoded, int64 ``(B, *grid[, levels])``.
     """
 
     items: Tensor
@@ -32,12 +32,12 @@ class Generated(NamedTuple):
 
 
 class Generator:
-    """A prior over the codes of a tokenizer, with that tokenizer.
+    """A tokenizer with a prior over its codes.
 
     Args:
-        tokenizer: In evaluation mode.
-        prior: Over its codes, in evaluation mode, on the same device.
-        decoder: What decodes the codes in place of the tokenizer's own decoder, there too; None for that.
+        tokenizer: The tokenizer, in evaluation mode.
+        prior: Prior over its codes, in evaluation mode, on the same device.
+        decoder: Decoder in place of the tokenizer's own, on the same device; None for the tokenizer's own.
 
     Raises:
         ValueError: If the tokenizer has no codes for each place, or the prior or the decoder is another tokenizer's.
@@ -61,7 +61,7 @@ class Generator:
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Samples along each axis of what is drawn: height and width of images."""
+        """Samples along each axis of drawn items: height and width of images."""
         return tuple(length * self.tokenizer.downsampling for length in self.prior.shape.grid)
 
     @torch.no_grad()
@@ -77,11 +77,11 @@ class Generator:
         """Draws items.
 
         Args:
-            number: Items B.
-            labels: Class of each ``(B,)``; None for none.
+            number: Number of items B.
+            labels: Class of each item ``(B,)``; None for no classes.
             sampling: Temperature, guidance, seed and so on.
-            first: Number of the first item: each has random numbers of its own, in any batch.
-            batch_size: Items at a time.
+            first: Number of the first item: the random numbers of an item depend on its number, not on its batch.
+            batch_size: Number of items at a time.
 
         Raises:
             ValueError: If a number is out of range, or labels do not fit.
@@ -111,12 +111,12 @@ class Generator:
         """Draws the hidden part of items anew.
 
         Args:
-            items: As the tokenizer encodes them, of the prior's size.
+            items: Items as the tokenizer encodes them, of the prior's size.
             mask: Booleans ``(*S)`` or ``(B, *S)``, True where a sample is hidden. A token is drawn if any of its
-                samples is hidden; the encoder sees the mean of the shown samples there, of symbols the first.
-            labels: Class of each item ``(B,)``; None for none.
+                samples is hidden; the encoder gets the mean of the shown samples there, or symbol 0.
+            labels: Class of each item ``(B,)``; None for no classes.
             sampling: Temperature, guidance, seed and so on.
-            keep: Put the shown samples back over what was decoded.
+            keep: Put the shown samples back into the decoded items.
             first: Number of the first item, for its random numbers.
 
         Raises:
@@ -128,7 +128,7 @@ class Generator:
         size = signal.size(items)
         if size != self.size or tuple(mask.shape) not in (size, (len(items), *size)) or mask.dtype != torch.bool:
             raise ValueError(
-                f"'items' must have {_by(self.size)} samples and 'mask' be boolean of that size, one or one for each, "
+                f"'items' must have {_by(self.size)} samples and 'mask' be boolean of that size, for all or for each, "
                 f"got {tuple(items.shape)} and {mask.dtype} {tuple(mask.shape)}. Resize or cut them."
             )
         items, mask = signal.checked(items.to(self.prior.device)), mask.to(self.prior.device)
@@ -142,37 +142,37 @@ class Generator:
 
     @torch.no_grad()
     def reconstruct(self, items: Tensor, *, first: int = 0) -> Tensor:
-        """Items through their codes and back, decoded as drawn codes are: ``(B, C, *S)``.
+        """Encodes items and decodes their codes as drawn codes: ``(B, C, *S)`` -> the same shape.
 
         Args:
-            items: As the tokenizer encodes them, of whole tokens.
+            items: Items as the tokenizer encodes them, of whole tokens.
             first: Number of the first item, for the noise of a diffusion decoder.
         """
         return self._decoded(self.tokenizer.encode(items), None, first)
 
     def _decoded(self, codes: Tensor, sampling: Sampling | None, first: int) -> Tensor:
-        """Items of codes; a diffusion decoder's noise is that of the sampling's seed and the item's number."""
+        """Decodes codes; a diffusion decoder's noise depends on the sampling's seed and the item's number."""
         if self.decoder is None:
             return self.tokenizer.decode(codes)
         seed = 0 if sampling is None else sampling.seed
         return self.decoder.decode(self.tokenizer, codes, seed=seed, first=first)
 
     def _filling(self, items: Tensor, shown: Tensor) -> Tensor:
-        """What the encoder sees where items are hidden."""
+        """Returns the encoder's input where items are hidden."""
         if self.tokenizer.signal.values == "symbols":
             return torch.zeros_like(items)
         axes = tuple(range(2, items.ndim))
         return (items * shown).sum(axes, keepdim=True) / shown.sum(axes, keepdim=True).clamp_min(1)
 
     def _of_levels(self, places: Tensor) -> Tensor:
-        """Booleans of places ``(B, *grid)``, for all levels of their codes."""
+        """Gives booleans of places ``(B, *grid)`` an axis for the levels of their codes, if there is one."""
         return (
             places if self.prior.shape.levels == 1 and not self.tokenizer.bottleneck.code_shape else places[..., None]
         )
 
 
 def _tokens_with_any(marked: Tensor, stride: int) -> Tensor:
-    """Tokens that have a marked sample: booleans ``(B, *S)`` -> ``(B, *grid)``, of parts of tokens, too."""
+    """Marks tokens that have a marked sample: booleans ``(B, *S)`` -> ``(B, *grid)``, partial tokens included."""
     for axis in range(1, marked.ndim):
         parts = marked.split(stride, axis)
         marked = torch.stack([part.any(axis) for part in parts], axis)
@@ -181,15 +181,15 @@ def _tokens_with_any(marked: Tensor, stride: int) -> Tensor:
 
 @torch.no_grad()
 def interpolate(tokenizer: Autoencoder, first: Tensor, second: Tensor, steps: int) -> Tensor:
-    """Items between two, by way of their latents: each step is quantized, so that it is an item that codes can hold.
+    """Interpolates between items by their latents; each step is quantized, so that codes can represent it.
 
-    Of a VAE, whose latents are not quantized, they are the items of latents between two means.
+    Latents of a VAE are not quantized: its steps decode latents between two means.
 
     Args:
-        tokenizer: In evaluation mode.
-        first: As the tokenizer encodes them, ``(B, C, *S)``.
-        second: The same.
-        steps: Items on the way, both ends among them, at least 2.
+        tokenizer: The tokenizer, in evaluation mode.
+        first: Items as the tokenizer encodes them, ``(B, C, *S)``.
+        second: Items of the same shape.
+        steps: Number of steps, both ends included, at least 2.
 
     Returns:
         ``(steps, B, C, *S)``.
@@ -210,14 +210,14 @@ def interpolate(tokenizer: Autoencoder, first: Tensor, second: Tensor, steps: in
 
 @torch.no_grad()
 def swap(tokenizer: Autoencoder, first: Tensor, second: Tensor, mask: Tensor) -> Generated:
-    """Items with the codes of others in some places.
+    """Replaces codes of items by those of other items in some places, and decodes them.
 
     Args:
-        tokenizer: In evaluation mode, with codes for each place.
-        first: What is changed, ``(B, C, *S)``.
-        second: What the codes are of, the same.
+        tokenizer: The tokenizer, in evaluation mode, with codes for each place.
+        first: Items to change, ``(B, C, *S)``.
+        second: Items that give codes, of the same shape.
         mask: Booleans ``(*S)`` or ``(B, *S)``, True where a sample is to be of the second: the codes of a token are
-            taken if any of its samples is.
+            replaced if any of its samples is.
 
     Raises:
         ValueError: If items and mask do not fit each other, or the tokenizer has no codes for each place, or items

@@ -1,7 +1,7 @@
-r"""Semi-amortized inference: codes that the encoder guesses, made better for each image by the decoder's own gradient.
+r"""Semi-amortized inference: the decoder's gradient improves the encoder's codes for each image.
 
-An encoder is trained to guess good codes of all images at once; for one image other codes may reconstruct better. With
-the error :math:`E = |x - \hat x(c)|^2` of the hard codes, its gradient g with respect to what the decoder sees and a
+An encoder is trained to predict good codes of all images; for a single image other codes may reconstruct better. With
+the error :math:`E = |x - \hat x(c)|^2` of the hard codes, its gradient g with respect to the decoder's input and a
 curvature :math:`h M`, moving one token from code c to c' changes the error by about
 
 .. math::
@@ -10,18 +10,18 @@ curvature :math:`h M`, moving one token from code c to c' changes the error by a
 which is least for the code nearest to :math:`e_c - M^{-1} g / h` in the metric of M. M is that of Gauss and Newton,
 :math:`2 J^T J` of the decoder's Jacobian J, the mean over the image's tokens: white noise n in the pixels, taken back
 through the decoder once, gives :math:`J^T n` at each token, and :math:`E[J^T n n^T J] = J^T J`. h is a number for each
-token, which rises where its moves do harm. Tokens that move together disturb each other, so a part of them moves in a
-step, and an image keeps what has lowered its error.
+token, which rises where its moves raise the error. Tokens that move together disturb each other, so a part of them
+moves in a step, and an image keeps the moves that lower its error.
 
 ::
 
     codes --decoder--> E at each token, g --+-- some tokens to the code nearest to e - M^-1 g / h --+--> candidate
-                                            +-- moves of the last step that did harm, back ---------+        |
+                                            +-- harmful moves of the last step, reversed -----------+        |
                                                                                                              |
-    codes = candidate where E of the image is less; else next comes what did good of it, alone <---decoder---+
+    codes = candidate where E of the image is less; else its helpful moves come next, alone <------decoder---+
 
 For GM-VQ without noise and with even mixture weights E is the negative log-joint -log p(x, c) up to a factor and a
-constant, and this is a search for its mode from the encoder's guess.
+constant, and this is a search for its mode from the encoder's codes.
 
 References:
     Semi-Amortized Variational Autoencoders (Kim et al., 2018), https://arxiv.org/abs/1802.02550
@@ -42,32 +42,32 @@ from gmvq.models.modes import evaluating
 from gmvq.quantizers import AbstractQuantizer, Joined
 
 MOST_LISTED = 2**16
-"""Largest codebook of which the nearest code is looked for in the image's metric; beyond it the quantizer's own."""
+"""Largest codebook whose nearest code is searched for in the image's metric; beyond it in the quantizer's own."""
 
 FIRST_CURVATURE = 2.0
-"""h of the first moves: more than 1, since the neighbours of a token move with it."""
+"""h of the first moves: more than 1, since the neighbors of a token move with it."""
 
 CORRECTION = 2**0.5
-"""Factor by which h grows where a move did harm, and shrinks where none was found."""
+"""Factor by which h grows where a move raised the error, and shrinks where no move was found."""
 
 LEAST_CURVATURE = 1e-3
-"""h that takes a token beyond all codes; at much less the target is no number."""
+"""Least h: its target is beyond all codes, and at a much smaller h the target would not be finite."""
 
 PRIOR_TOKENS = 16.0
-"""Tokens for which the same curvature in all directions counts in the mean of M: a small image has few of its own."""
+"""Weight, in tokens, of a curvature equal in all directions in the mean of M: a small image has few tokens."""
 
 ROUNDING = 1e-6
-"""Share of the error by which it must fall: less is the rounding of a batch of another size."""
+"""Least relative fall of the error that counts: less is the rounding of a batch of another size."""
 
 
 class Refined(NamedTuple):
-    """What :func:`refine` found.
+    """Result of :func:`refine`.
 
     Attributes:
         codes: The better codes, int64 ``(B, h, w[, levels])``.
-        error_before: Mean squared error of the codes that were given, ``(B,)``.
+        error_before: Mean squared error of the given codes, ``(B,)``.
         error_after: Mean squared error of ``codes``, ``(B,)``: for no image more than before.
-        decoder_passes: Times that the batch went through the decoder, forward or backward.
+        decoder_passes: Number of passes of the batch through the decoder, forward or backward.
     """
 
     codes: Tensor
@@ -79,13 +79,13 @@ class Refined(NamedTuple):
 def refine(model: Autoencoder, images: Tensor, codes: Tensor, steps: int) -> Refined:
     """Lowers the mean squared error of hard codes, image by image.
 
-    No image depends on the others of its batch, and the same call gives the same codes. The model's mode, weights and
-    gradients stay as they are; where parts of it are in training mode, they are in evaluation mode meanwhile.
+    No image depends on other images of its batch, and the same call returns the same codes. The model's mode, weights
+    and gradients do not change; the search itself runs in evaluation mode.
 
     Args:
-        model: What has made the codes and will decode them.
+        model: The model that made the codes and will decode them.
         images: Float in [0, 1] or uint8 ``(B, C, H, W)``, of any size.
-        codes: int64 ``(B, h, w[, levels])``, as ``model.encode(images)`` gives them.
+        codes: int64 ``(B, h, w[, levels])``, as ``model.encode(images)`` returns them.
         steps: Candidates to try, each one a forward and a backward pass of the decoder. Most of the gain comes in the
             first 4 to 16.
 
@@ -120,7 +120,7 @@ def refine(model: Autoencoder, images: Tensor, codes: Tensor, steps: int) -> Ref
 
 
 class _Made(NamedTuple):
-    """What the decoder sees ``(B, h, w, dim)``, what it makes of it, and each token's squared error ``(B, h, w)``."""
+    """Input of the decoder ``(B, h, w, dim)``, its output, and each token's squared error ``(B, h, w)``."""
 
     values: Tensor
     images: Tensor
@@ -128,13 +128,13 @@ class _Made(NamedTuple):
 
 
 class _Search:
-    """The present codes of a batch, and what the next candidate is made of.
+    """State of a search: the current codes of a batch, and the terms of the next candidate.
 
     Args:
-        model: In evaluation mode.
+        model: The model, in evaluation mode.
         quantizer: Its bottleneck.
         images: Floats ``(B, C, H, W)``.
-        codes: Where to start, ``(B, h, w)``.
+        codes: Codes to start from, ``(B, h, w)``.
     """
 
     def __init__(self, model: Autoencoder, quantizer: AbstractQuantizer, images: Tensor, codes: Tensor) -> None:
@@ -142,14 +142,14 @@ class _Search:
         self.decoder_passes = 0
         made = self._made(codes, differentiable=True)
         self.errors, self.gradient = made.errors.detach(), self._backward(made.errors, made.values, retain_graph=True)
-        # the same noise for each image: none depends on the others
+        # the same noise for each image, so that no image depends on the others
         noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(0)).to(made.images)
         with torch.enable_grad():
             noisy = made.images * noise
         self.metric = _Metric(quantizer, self._backward(noisy, made.values))
         self.curvature = torch.full_like(self.errors, FIRST_CURVATURE)
         self.planned = torch.full_like(codes, -1)  # codes to try next, -1 for none
-        self.alone = torch.zeros_like(codes[:, 0, 0], dtype=torch.bool)  # images that try them and nothing else
+        self.alone = torch.zeros_like(codes[:, 0, 0], dtype=torch.bool)  # images that try only these
         self.phase = torch.zeros_like(codes[:, 0, 0])
 
     def step(self, last: bool) -> None:
@@ -161,7 +161,7 @@ class _Search:
         made = self._made(candidate, differentiable=not last)
         gradient = self.gradient if last else self._backward(made.errors, made.values)
         errors, moved = made.errors.detach(), candidate != self.codes
-        # what a token decodes to reaches into its neighbours' pixels
+        # a token also changes its neighbors' pixels
         change = F.avg_pool2d((errors - self.errors)[:, None], 3, stride=1, padding=1, divisor_override=1)[:, 0]
         self._learn_curvature(moved, chosen, change >= 0)
         better = errors.flatten(1).sum(1) < self.errors.flatten(1).sum(1) * (1 - ROUNDING)
@@ -172,12 +172,12 @@ class _Search:
         self.gradient = torch.where(better[..., None], gradient, self.gradient)
 
     def _learn_curvature(self, moved: Tensor, chosen: Tensor, harmful: Tensor) -> None:
-        """Moves that did harm went too far; where the nearest code is the present one, the next may go further."""
+        """Raises h of harmful moves, which went too far, and lowers it where the nearest code is the current one."""
         factor = torch.where(moved & harmful, CORRECTION, torch.where(chosen & ~moved, 1 / CORRECTION, 1.0))
         self.curvature = (self.curvature * factor).clamp_min(LEAST_CURVATURE)
 
     def _plan(self, candidate: Tensor, moved: Tensor, harmful: Tensor, better: Tensor) -> None:
-        """After a success the moves that did harm go back; after a failure those that did good are tried alone."""
+        """Plans to reverse the harmful moves after a success, and to try the helpful ones alone after a failure."""
         back = torch.where(moved & harmful, self.codes, -1)
         mixed = (moved & harmful).flatten(1).any(1)[:, None, None]  # without harm the same candidate would come again
         again = torch.where(moved & ~harmful & mixed, candidate, -1)
@@ -186,11 +186,11 @@ class _Search:
         self.phase = torch.where(self.alone, self.phase, self.phase + 1)
 
     def _turn(self) -> Tensor:
-        """The tokens whose turn it is, booleans ``(B, h, w)``: both halves of a checkerboard first, then quarters."""
+        """Selects the tokens to move, booleans ``(B, h, w)``: both halves of a checkerboard first, then quarters."""
         rows, columns = (torch.arange(length, device=self.codes.device) % 2 for length in self.codes.shape[1:])
         rows, phase = rows[:, None], self.phase[:, None, None]
         halves = (rows + columns) % 2 == phase
-        # diagonal neighbours follow each other
+        # diagonal neighbors follow each other
         quarters = (rows == phase % 2) & ((rows + columns) % 2 == phase // 2 % 2)
         return torch.where(phase < 2, halves, quarters) & ~self.alone[:, None, None]
 
@@ -211,10 +211,10 @@ class _Search:
 
 
 class _Metric:
-    """Distances between codes as the decoder feels them, for each image: M of the module's equation.
+    """Distances between codes by their effect on the decoder's output, for each image: M of the module's equation.
 
     Args:
-        quantizer: Whose codes they are.
+        quantizer: The quantizer of the codes.
         responses: White noise taken back through the decoder, ``(B, h, w, dim)``.
     """
 
@@ -228,15 +228,15 @@ class _Metric:
         scale = moments.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] / rows.shape[1]
         prior = scale.clamp_min(1e-12) * torch.eye(rows.shape[-1]).to(rows)
         matrix = (moments + PRIOR_TOKENS * prior) / (rows.shape[1] + PRIOR_TOKENS)
-        self.factor = torch.linalg.cholesky_ex(matrix).L  # M = L L^T; of a model that is NaN nothing is ever better
+        self.factor = torch.linalg.cholesky_ex(matrix).L  # M = L L^T; if the model is NaN, no candidate is better
 
     def nearest(self, values: Tensor, gradient: Tensor, curvature: Tensor) -> Tensor:
-        """The code nearest to values - M^-1 gradient / h of each token, int64 ``(B, h, w)``."""
+        """Finds the code nearest to values - M^-1 gradient / h of each token, int64 ``(B, h, w)``."""
         shape = curvature.shape
         slopes = torch.linalg.solve_triangular(self.factor, (gradient.flatten(1, 2) @ self.basis).mT, upper=False).mT
         targets = values.flatten(1, 2) @ self.basis @ self.factor - slopes / curvature.flatten(1)[..., None]
         if self.codebook is None:
-            targets = torch.linalg.solve_triangular(self.factor.mT, targets.mT, upper=True).mT  # as latents are
+            targets = torch.linalg.solve_triangular(self.factor.mT, targets.mT, upper=True).mT  # back to latents
             return self.quantizer.encode(targets).clamp_min(0).reshape(shape)
         listed = self.codebook @ self.basis
         found = [nearest_code(rows, listed @ factor) for rows, factor in zip(targets, self.factor, strict=True)]
@@ -244,7 +244,7 @@ class _Metric:
 
 
 def _directions(codebook: Tensor) -> Tensor:
-    """Orthonormal directions in which codes differ, ``(dim, r)``: a projected codebook fills few of its features."""
+    """Finds orthonormal directions in which codes differ, ``(dim, r)``: a projected codebook spans only some."""
     centered = (codebook - codebook.mean(0)).cpu().double()
     variances, directions = torch.linalg.eigh(centered.T @ centered)
     number = max(1, int((variances > 1e-10 * variances[-1]).sum()))
@@ -252,7 +252,7 @@ def _directions(codebook: Tensor) -> Tensor:
 
 
 def _checked(model: Autoencoder, images: Tensor, codes: Tensor) -> tuple[AbstractQuantizer, Tensor, Tensor]:
-    """The model's quantizer, images as floats, and codes as int64.
+    """Returns the model's quantizer, images as floats, and codes as int64.
 
     Raises:
         ValueError: If they do not fit the model, or it has no codes.
@@ -285,7 +285,7 @@ def _checked(model: Autoencoder, images: Tensor, codes: Tensor) -> tuple[Abstrac
 
 
 def _joined(quantizer: AbstractQuantizer) -> Joined:
-    """A quantizer with one code in place of several, whose codebook can be searched; the one inside stays as it is."""
+    """Wraps a quantizer to one code in place of several, whose codebook can be searched, without changing it."""
     parts = [part for part in quantizer.modules() if isinstance(part, AbstractQuantizer)]
     updating = [part.updates_itself for part in parts]
     joined = Joined(quantizer).to(quantizer.training_progress.device)

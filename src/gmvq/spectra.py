@@ -1,4 +1,4 @@
-r"""Sound as the ear has it: magnitudes of short stretches in bands of the mel scale, by their logarithm.
+r"""Log-mel spectra of sound: logarithms of the magnitudes of short windows in bands of the mel scale.
 
 ::
 
@@ -6,8 +6,8 @@ r"""Sound as the ear has it: magnitudes of short stretches in bands of the mel s
 
 The definition is that of HiFi-GAN (Kong et al., 2020, https://arxiv.org/abs/2010.05646) and DAC (Kumar et al., 2023,
 https://arxiv.org/abs/2306.06546): Hann windows, magnitudes (not powers), Slaney's mel scale with triangles of area 1,
-and a floor of 1e-5 under the logarithm, about what the rounding to 16 bits leaves. Beyond both ends there is silence,
-where they mirror the sound, so that a padded item is exactly the shorter one.
+and a floor of 1e-5 under the logarithm, about the error of rounding to 16 bits. Beyond both ends there is silence,
+where they mirror the sound, so that a padded item has exactly the spectrum of the shorter one.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ FLOOR = 1e-5
 """Least magnitude of a band, so that silence has a logarithm."""
 
 WINDOWS = (32, 64, 128, 256, 512, 1024, 2048)
-"""Samples of the windows by which sounds are compared, as in DAC: short ones see when, long ones which tone."""
+"""Samples of the windows by which sounds are compared, as in DAC: short ones resolve time, long ones pitch."""
 
 _LINEAR_HZ, _MEL_OF_LINEAR, _MEL_OF_OCTAVES = 1000.0, 3 / 200, 27 / math.log(6.4)
 
 
 def hertz_to_mel(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Slaney's mel scale: linear up to 1 kHz, which is 15, logarithmic above.
+    """Converts hertz to Slaney's mel scale: linear up to 1 kHz, which is 15, logarithmic above.
 
     Example:
         >>> hertz_to_mel(np.array([200.0, 1000.0, 6400.0])).tolist()
@@ -42,18 +42,18 @@ def hertz_to_mel(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def mel_to_hertz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The inverse of :func:`hertz_to_mel`."""
+    """Converts Slaney's mel scale to hertz: the inverse of :func:`hertz_to_mel`."""
     border = _LINEAR_HZ * _MEL_OF_LINEAR
     return np.minimum(mel, border) / _MEL_OF_LINEAR * np.exp(np.maximum(mel - border, 0) / _MEL_OF_OCTAVES)
 
 
 def mel_filters(rate: float, window: int, bands: int) -> Tensor:
-    """Triangles over the bins of a spectrum, evenly spaced in mel from 0 to half the rate, each of area 1.
+    """Makes triangles over the bins of a spectrum, evenly spaced in mel from 0 to half the rate, each of area 1.
 
     Args:
         rate: Samples per second, Hz.
         window: Samples of a window.
-        bands: Number of triangles. Those so narrow that no bin lies in them are left out.
+        bands: Number of triangles. Those without any bin are left out.
 
     Returns:
         Weights of bins, float64 ``(at most bands, window // 2 + 1)``, per Hz.
@@ -67,7 +67,7 @@ def mel_filters(rate: float, window: int, bands: int) -> Tensor:
 
 
 class LogMel(nn.Module):
-    """Natural logarithm of the magnitudes of mel bands, in frames whose middles are samples 0, ``hop``, 2 ``hop``, ...
+    """Natural logarithm of the magnitudes of mel bands, in frames centered at samples 0, ``hop``, 2 ``hop``, ...
 
     Args:
         rate: Samples per second, Hz.
@@ -117,7 +117,7 @@ class LogMel(nn.Module):
         return bands.clamp_min(FLOOR).log().unflatten(0, samples.shape[:2])
 
     def differences(self, made: Tensor, real: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Absolute differences of two sounds.
+        """Computes absolute differences of the spectra of two sounds.
 
         Args:
             made: Floats ``(B, C, T)``.
@@ -125,8 +125,8 @@ class LogMel(nn.Module):
             lengths: Samples of each item that count ``(B,)``; None for all.
 
         Returns:
-            Sums over the frames of each item of the mean over its channels and bands ``(B,)``, and the frames of each
-            item ``(B,)``: those whose middle is no later than the item's end.
+            The sum over the frames of each item of the mean over channels and bands ``(B,)``, and the number of its
+            frames ``(B,)``: those centered no later than its end.
         """
         if lengths is not None:
             beyond = torch.arange(real.shape[-1], device=real.device) >= lengths.to(real.device)[:, None, None]
