@@ -61,7 +61,7 @@ class Evaluation(NamedTuple):
     Attributes:
         metrics: Metrics by name, finite or None where the model does not have a metric; JSON can hold them.
         statistics: Counts of the used codes, or None for a continuous bottleneck.
-        protocol: How the metrics were measured, in sentences.
+        protocol: Protocol of the measurement, in sentences.
         modality: Name of the items' modality.
         headline: Key of the main metric.
         higher_is_better: Whether a higher value of that metric is better.

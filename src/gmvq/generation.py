@@ -23,7 +23,7 @@ class Generated(NamedTuple):
     """Drawn items and their codes.
 
     Attributes:
-        items: As the tokenizer decodes them, ``(B, C, *S)``; symbols ``(B, T)``.
+        items: Items as the tokenizer decodes them, ``(B, C, *S)``; symbols ``(B, T)``.
         codes: The codes that were decoded, int64 ``(B, *grid[, levels])``.
     """
 

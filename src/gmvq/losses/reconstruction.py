@@ -232,7 +232,7 @@ class FixedGaussianLikelihood(GaussianLikelihood):
 
 
 class LaplaceLikelihood(_Location):
-    """A Laplace distribution with its scale at the maximum-likelihood value: its loss is the log absolute error."""
+    """A Laplace distribution whose scale is at its maximum-likelihood value: the log of the mean absolute error."""
 
     scale: Tensor
 
@@ -274,7 +274,7 @@ class BernoulliLikelihood(AbstractLikelihood):
         return masked_mean(losses, mask)
 
     def squared_error_weight(self, error: Tensor) -> Tensor:
-        """Takes it from the cross entropy's expansion about probability 1/2, where it is least."""
+        """Returns that of the cross entropy's expansion about probability 1/2, where it is least."""
         return torch.full_like(error, 2.0)
 
     def mean(self, parameters: Tensor) -> Tensor:  # noqa: D102
@@ -319,7 +319,7 @@ LIKELIHOODS: dict[str, tuple[type[AbstractLikelihood], tuple[str, ...]]] = {
     "bernoulli": (BernoulliLikelihood, ("unit",)),
     "categorical": (CategoricalLikelihood, ("symbols",)),
 }
-"""All likelihoods by name, with the kinds of value that they fit: the one list."""
+"""All likelihoods by name, with the kinds of value that they fit."""
 
 
 def default_likelihood(values: Values) -> str:

@@ -46,7 +46,7 @@ class Distortion(ABC):
         headline: Key of the main metric of a run.
         higher_is_better: Whether a higher value of that metric is better.
         measures: Explanations of the metrics.
-        protocol: How the metrics are computed, as a sentence.
+        protocol: Protocol of the metrics, in sentences.
     """
 
     headline: ClassVar[str]

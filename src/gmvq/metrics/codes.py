@@ -161,7 +161,7 @@ class CodebookStatistics:
         if len(times) == 0:
             raise ValueError("The entropy needs at least 1 counted code, got 0. Call update(codes) first.")
         frequencies = in_float64(times) / int(times.sum())
-        # Rounding may lift an even codebook above its bound by an ulp.
+        # Rounding may lift an evenly used codebook above its bound by an ulp.
         return min(float(torch.special.entr(frequencies).sum()), math.log(self.codebook_size))
 
     @property

@@ -207,7 +207,7 @@ class ImageDistortion(Distortion):
 
     @property
     def protocol(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """How the metrics are computed."""
+        """Protocol of the metrics, in sentences."""
         sentence = (
             "MSE, PSNR and SSIM are means over images of each image's value, of float reconstructions in [0, 1] from "
             f"hard codes; an image's PSNR counts as at most {PSNR_CAP:g} dB."

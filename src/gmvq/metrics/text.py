@@ -77,7 +77,7 @@ class TextDistortion(Distortion):
 
     @property
     def protocol(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """How the metrics are computed."""
+        """Protocol of the metrics, in sentences."""
         sentence = (
             "Symbols right are the mean over texts of each text's share, of the most likely symbols from hard codes."
         )

@@ -6,8 +6,8 @@ r"""An autoencoder and a discriminator in one module with one loss, for reconstr
        |                          |                                                                +--> loss
        +--discriminator--> L_D <--+ (detached) --------------------------------------------------- +
 
-With a distance of features, the input of the discriminator are features of its frozen network in place of images,
-unless the configuration says ``pixels``.
+With a distance of features, the discriminator's input is the features of that frozen network in place of images, unless
+the configuration says ``pixels``.
 
 .. math:: L = L_{\text{autoencoder}} + w_f\, s\, L_{\text{features}} + w(t)\, a\, \lambda\, L_G + L_D
 

@@ -119,7 +119,7 @@ class Autoencoder(nn.Module):
         """Encodes items to latents: ``(B, C, *S)`` -> ``(B, *grid, dim)``.
 
         Args:
-            items: As :meth:`encode` takes them.
+            items: Items in the form that :meth:`encode` takes.
             lengths: Samples of each sequence that count ``(B,)``; None for all.
 
         Raises:
@@ -149,7 +149,7 @@ class Autoencoder(nn.Module):
         one row, ``(B, T)``.
 
         Args:
-            items: Of any size.
+            items: Items of any size.
             lengths: Samples of each sequence that count ``(B,)``: tokens beyond them have code -1.
 
         Raises:
@@ -229,7 +229,7 @@ class Autoencoder(nn.Module):
         """Computes reconstruction, codes and objective of a batch.
 
         Args:
-            items: As :meth:`encode` takes them.
+            items: Items in the form that :meth:`encode` takes.
             lengths: Samples of each sequence that count ``(B,)``; None for all.
         """
         items = self.prepared(items)

@@ -203,7 +203,7 @@ class Transformer(nn.Module):
         self.causal = causal
         self._rotations: Rotation | None = None
         initialize(self)
-        for name, parameter in self.named_parameters():  # the more layers add to the identity, the less each
+        for name, parameter in self.named_parameters():  # deeper networks start with smaller residual branches
             if name.endswith(("project_out.weight", "perceptron.2.weight")):
                 nn.init.normal_(parameter, std=INITIAL_DEVIATION / math.sqrt(2 * depth))
 

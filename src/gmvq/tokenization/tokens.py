@@ -125,7 +125,7 @@ class TokenFile:
         """Reads the codes of item ``index``: int64 ``(*grid[, levels])``.
 
         Raises:
-            IndexError: If there is no such item.
+            IndexError: If the index is out of range.
             DamagedFileError: If a code is not in the codebook.
         """
         if not -len(self) <= index < len(self):
@@ -200,7 +200,7 @@ def write_tokens(path: str | Path, info: TokenInfo, batches: Iterable[tuple[Sequ
                     f"got {codes.dtype} {codes.min()} to {codes.max()}. Encode with the same model."
                 )
             codes = codes.astype(dtype)
-            # items that follow each other lie side by side: they are written at once
+            # consecutive items are adjacent in the file: they are written at once
             starts = [place for place, index in enumerate(indices) if not place or index != indices[place - 1] + 1]
             for first, last in pairwise([*starts, len(indices)]):
                 file.seek(len(header) + ends[indices[first]])
