@@ -49,13 +49,13 @@ _Seen = tuple[Sequence[Tensor], Sequence[Tensor]]
 Sight = Literal["features", "pixels"]
 
 GUESSES, LEADS = 0.52, 0.62
-"""Accuracies of the discriminator: its loss does not count up to the first, and counts in full from the second."""
+"""Accuracies of the discriminator up to which the adversarial loss counts 0, and from which it counts in full."""
 
 LEARNING, OPPOSING = "discriminator_share", "adversarial_share"
-"""Metrics that say whether the discriminator learned in a step, and whether its loss counted: 1 or 0."""
+"""Metrics that say whether the discriminator learned in a step, and whether the adversarial loss counted: 1 or 0."""
 DISCRIMINATOR = ("discriminator", "real_logit", "fake_logit", "discriminator_accuracy")
 GENERATOR = ("adversarial", "adversarial_weight")
-"""Metrics that are measured in such steps alone, and otherwise 0."""
+"""Metrics that are measured in such steps only, and 0 in all other steps."""
 
 
 @dataclass(frozen=True)
