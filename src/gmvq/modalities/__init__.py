@@ -1,4 +1,4 @@
-"""Kinds of data: images, and what else has a file here."""
+"""Kinds of data: images, audio, time series, vectors and text."""
 
 from gmvq.modalities.audio import Audio
 from gmvq.modalities.base import (

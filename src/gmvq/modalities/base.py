@@ -1,4 +1,4 @@
-"""What only a person of images, of sound, of text knows: five verbs.
+"""The interface of a kind of data: five operations that differ between images, sound, text and tables.
 
 ::
 
@@ -7,9 +7,9 @@
     items made, items real, codes --exhibit--> Exhibit        (reports, the page)
     items made --write--> files                               (reconstruct, detokenize, sample)
 
-A modality is a frozen dataclass of settings. Those that depend on data are None until :meth:`Modality.load` has seen
-some; what it returns carries a modality with all of them known, which a model keeps and saves: the rate of its sound,
-the vocabulary of its text. A modality that knows its settings loads other data by them.
+A modality is a frozen dataclass of settings. Settings that depend on data are None until :meth:`Modality.load` has
+read some; the returned data set has a modality with all settings known, which a model keeps and saves: the sampling
+rate of audio, the vocabulary of text. A modality whose settings are known loads other data with them.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _SAMPLED = 64
 
 
 class Picture(NamedTuple):
-    """A drawing of an exhibit.
+    """A picture of an exhibit.
 
     Attributes:
         data: The bytes of an image file.
         kind: ``png``, shown pixel by pixel, ``webp`` or ``svg``.
-        text: What it shows, for who cannot see it.
-        width: In pixels, as it should be shown at most.
+        text: Alternative text: what the picture shows.
+        width: Largest display width in pixels.
     """
 
     data: bytes
@@ -57,7 +57,7 @@ class Sound(NamedTuple):
 
     Attributes:
         data: The bytes of a WAV file.
-        text: What it is.
+        text: Description of the recording.
     """
 
     data: bytes
@@ -68,8 +68,8 @@ class Passage(NamedTuple):
     """A text of an exhibit.
 
     Attributes:
-        runs: Pieces of the text, and whether each is marked: changed, or wrong.
-        text: What it is.
+        runs: Pieces of the text, each with a flag: True if it is marked as changed or wrong.
+        text: Description of the passage.
     """
 
     runs: tuple[tuple[str, bool], ...]
@@ -80,13 +80,13 @@ Part = Picture | Sound | Passage
 
 
 class Exhibit(NamedTuple):
-    """One item beside what codes keep of it.
+    """An item and its reconstruction.
 
     Attributes:
         name: Name of the item.
-        note: How near they are, in a few words, as ``29.4 dB``.
-        real: The item.
-        made: What was made of it; empty for an item that was drawn from a prior.
+        note: The distortion in a few words, as ``29.4 dB``.
+        real: The original item.
+        made: The reconstruction; empty for a sample of a prior.
         codes: The codes.
     """
 
@@ -102,11 +102,11 @@ class Data(NamedTuple):
 
     Attributes:
         name: Name in reports.
-        train: What to learn from.
-        held_out: What to measure on.
-        modality: What the items are, with all settings known.
+        train: Items for training.
+        held_out: Items for evaluation.
+        modality: Kind of the items, with all settings known.
         skipped: Files that could not be read.
-        classes: Names of the classes that labels count, in their order; empty where they have none.
+        classes: Names of the classes, indexed by the labels; empty if the classes have no names.
     """
 
     name: str
@@ -118,12 +118,12 @@ class Data(NamedTuple):
 
     @property
     def signal(self) -> Signal:
-        """What the tensors of an item are."""
+        """Type and shape of an item's tensor."""
         return self.modality.signal
 
     @property
     def labelled(self) -> bool:
-        """True if the items of both sides have labels."""
+        """True if the items for training and for evaluation have labels."""
         return self.train.labels is not None and self.held_out.labels is not None
 
 
@@ -132,18 +132,18 @@ class Modality(ABC):
     """A kind of data.
 
     Attributes:
-        kind: Its name on the command line and in files.
-        item: What one item is called, as ``image``.
-        items: The plural.
-        sample: What one place along its axes is called, as ``pixel``.
-        wanted: What a path should lead to, as ``the path of a folder of images``.
-        measures: The metrics of its distortion, explained.
-        learned: Settings that only data give, and that nobody types.
-        bundled: Data that come with gmvq's dependencies, by name: functions of the modality.
-        several: True if one such file holds any number of items: lines of a text, rows of a table.
-        lays_out: True if :meth:`write` lays several items out in one file to look at, as a sheet of images.
-        window_size: Samples of a training window along each axis where nothing else is asked for; None for whole items.
-        downsampling: Samples of a token along each axis where nothing else is asked for.
+        kind: Name on the command line and in files.
+        item: Noun for one item, as ``image``.
+        items: Plural of ``item``.
+        sample: Noun for one sample of an item, as ``pixel``.
+        wanted: Description of a valid path, as ``the path of a folder of images``.
+        measures: Explanations of the distortion metrics.
+        learned: Settings that are derived from data, not set by users.
+        bundled: Data sets that come with gmvq's dependencies: name -> function of the modality.
+        several: True if one file of :meth:`write` can hold several items, as lines of a text or rows of a table.
+        lays_out: True if :meth:`write` can arrange several items in one file for viewing, as a sheet of images.
+        window_size: Default number of samples of a training window along each axis; None for whole items.
+        downsampling: Default number of samples per token along each axis.
     """
 
     kind: ClassVar[str]
@@ -162,17 +162,17 @@ class Modality(ABC):
     @property
     @abstractmethod
     def signal(self) -> Signal:
-        """What the tensors of an item are.
+        """Type and shape of an item's tensor.
 
         Raises:
             ValueError: If a setting that depends on data is not known yet.
         """
 
     def counted(self, number: int, kind: str = "") -> str:
-        """A number of items in words: ``1 image``, ``2,000 held-out images``.
+        """Formats a number of items: ``1 image``, ``2,000 held-out images``.
 
         Args:
-            number: How many.
+            number: Number of items.
             kind: Words before the name of the items, as ``held-out``.
         """
         return " ".join(filter(None, (f"{number:,}", kind, self.item if number == 1 else self.items)))
@@ -181,18 +181,18 @@ class Modality(ABC):
         """Reads items from a path and splits them.
 
         Args:
-            source: A file or a folder, where ``~`` is understood; or ``bundled:NAME`` for data that come with gmvq's
+            source: A file or a folder, where ``~`` is expanded; or ``bundled:NAME`` for data that come with gmvq's
                 dependencies.
-            held_out_fraction: Share held out where the data have no split of their own; at least one item. 0 holds none
-                out and cuts no item: the items to learn from then stand for both sides.
-            memory_bytes: Budget in bytes for keeping files' items in memory.
+            held_out_fraction: Fraction held out if the data have no split of their own; at least one item. 0 holds
+                nothing out and cuts no item: the same items are then used for training and for evaluation.
+            memory_bytes: Budget in bytes for keeping items of files in memory.
 
         Returns:
             The data set. Files that could not be read are in ``skipped`` and named by one warning.
 
         Raises:
-            FileNotFoundError: If nothing is at the path.
-            ValueError: If nothing there can be read, or settings do not fit it.
+            FileNotFoundError: If the path does not exist.
+            ValueError: If no file there can be read, or settings do not fit the data.
         """
         if held_out_fraction:
             fraction("held_out_fraction", held_out_fraction, "The default is 0.1.", closed=False)
@@ -218,24 +218,24 @@ class Modality(ABC):
 
     @abstractmethod
     def read(self, path: Path, held_out_fraction: float, memory_bytes: int) -> Data:
-        """What :meth:`load` does for a path where there is something."""
+        """Reads items from an existing path and splits them: the part of :meth:`load` that depends on the kind."""
 
     @property
     @abstractmethod
     def suffix(self) -> str:
-        """Ending of the names of files that :meth:`write` makes."""
+        """File name suffix of the files that :meth:`write` makes."""
 
     @property
     def holds_several(self) -> bool:
-        """Whether :meth:`write` takes several items for one file."""
+        """True if :meth:`write` accepts several items for one file."""
         return self.several or self.lays_out
 
     @abstractmethod
     def recognizes(self, source: Path) -> bool:
-        """Whether a file, or what a folder mostly holds, looks like this kind of data, by names alone."""
+        """Returns whether a file, or most files of a folder, are of this kind, judged by their names alone."""
 
     def suits(self, file: Path) -> bool:
-        """Whether a file whose name other kinds recognize, too, holds this one: looked into as little as can be.
+        """Returns whether a file whose name fits several kinds is of this kind, reading as little of it as possible.
 
         Raises:
             ValueError: If it cannot be read.
@@ -246,45 +246,45 @@ class Modality(ABC):
     def window(self, item: Tensor, size: int | None, chance: NDArray[np.float64]) -> Tensor:
         """Cuts an item for training.
 
-        It is a pure function of its arguments.
+        The result depends on the arguments alone.
 
         Args:
-            item: As it is stored.
+            item: The item as stored.
             size: Samples along each axis; None for the whole item.
-            chance: Three random numbers in [0, 1], two that say where, and one that mirrors below 1/2.
+            chance: Three random numbers in [0, 1]: two for the position, and one that mirrors the window if below 1/2.
         """
 
     def padded(self, item: Tensor, length: int) -> Tensor:
-        """Continues a sequence to some length: by zeros, as silence is."""
+        """Pads a sequence with zeros to the given length, as with silence."""
         return F.pad(item, (0, length - item.shape[-1])) if length > item.shape[-1] else item
 
     @abstractmethod
     def distortion(self, *, quick: bool = False) -> Distortion:
-        """A new accumulator of distances between made and real items.
+        """Creates an accumulator of distortion metrics between reconstructed and real items.
 
         Args:
-            quick: Leave out what costs much: for measures during training, and of draws.
+            quick: Leave out expensive metrics: for validation during training, and for samples.
         """
 
     @abstractmethod
     def exhibit(self, name: str, real: Tensor, made: Tensor | None = None, codes: Tensor | None = None) -> Exhibit:
-        """What a report shows of an item.
+        """Builds the exhibit of an item for reports.
 
         Args:
             name: Name of the item.
-            real: The item, or a drawn one, as a model takes or returns it.
-            made: What a model made of it.
+            real: The item or a sample, in the form that a model takes and returns.
+            made: The reconstruction of a model.
             codes: Its codes ``(*grid[, levels])``.
         """
 
     @abstractmethod
     def write(self, path: Path, items: Sequence[Tensor], *, columns: int = 8) -> None:
-        """Writes items as a model returns them to one file, whole or not at all.
+        """Writes items in the form that a model returns to one file, atomically.
 
         Args:
             path: The file, whose name ends in ``suffix``.
-            items: One, or where ``several`` or ``lays_out`` any number.
-            columns: Items in a row, where they are laid out.
+            items: One item, or any number if ``several`` or ``lays_out`` is True.
+            columns: Items in a row of the layout.
 
         Raises:
             ValueError: If the file cannot hold them.
@@ -293,11 +293,11 @@ class Modality(ABC):
 
 
 BUNDLED = "bundled:"
-"""How sources begin that come with gmvq's dependencies: every other source is a path."""
+"""Prefix of sources that come with gmvq's dependencies: every other source is a path."""
 
 Kind = TypeVar("Kind", bound=Modality)
 MODALITIES: dict[str, type[Modality]] = {}
-"""All modalities by kind: the one list."""
+"""All modalities by kind."""
 
 
 def register(modality: type[Kind]) -> type[Kind]:
@@ -307,15 +307,15 @@ def register(modality: type[Kind]) -> type[Kind]:
 
 
 def described(modality: Modality) -> dict[str, Any]:
-    """Kind and settings of a modality, as JSON has them."""
+    """Returns the kind and settings of a modality as JSON types."""
     return {"kind": modality.kind, **asdict(modality)}
 
 
 def from_description(description: Mapping[str, Any]) -> Modality:
-    """The modality that :func:`described` described.
+    """Creates the modality from the result of :func:`described`.
 
     Raises:
-        ValueError: If there is none of that kind, or it has no such settings.
+        ValueError: If the kind is unknown, or it has no such settings.
     """
     kind = one_of("kind", str(description.get("kind")), MODALITIES)
     made: Callable[..., Modality] = MODALITIES[kind]
@@ -329,14 +329,14 @@ def from_description(description: Mapping[str, Any]) -> Modality:
 
 
 def listed(skipped: Iterable[Skipped], limit: int = 10) -> str:
-    """Names and reasons on one line, at most ``limit`` of them."""
+    """Joins names and reasons into one line, at most ``limit`` of them."""
     items = list(skipped)
     text = "; ".join(f"{printable(item.path)} ({printable(item.reason)})" for item in items[:limit])
     return text + (f"; and {len(items) - limit} more" if len(items) > limit else "")
 
 
 def fingerprint(data: Data) -> str:
-    """SHA-256 of names, labels, sizes and the values of up to 64 items of each side, for the record of a run.
+    """Computes a SHA-256 of names, labels, sizes and values of up to 64 items of each side, for the record of a run.
 
     Returns:
         64 hexadecimal digits. The same files give the same digits on every machine whose decoders agree.

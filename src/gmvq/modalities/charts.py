@@ -1,4 +1,4 @@
-"""Numbers as pictures of a report: curves over curves, bars beside bars, a strip of codes."""
+"""Pictures of numbers in reports: curves, bars, and a strip of codes."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from gmvq.modalities.base import Picture
 
 SHOWN_CHANNELS, SHOWN_STEPS, SHOWN_FEATURES = 4, 256, 12
 REAL, MADE = "#17365d", "#f39c1f"
-"""Dark blue and light orange, which differ in lightness, too."""
+"""Dark blue and light orange, which differ in lightness too."""
 
 _WIDTH, _ROW, _DENSITY = 4.8, 0.8, 2
-"""Of a picture and of one channel in hundreds of pixels, and dots of the file for each pixel shown."""
+"""Width of a picture and height of one channel in hundreds of pixels, and dots of the file per displayed pixel."""
 _INK, _LINE = "#333333", "#bbbbbb"
 _LEGEND = {"fontsize": 6, "frameon": False, "ncols": 3, "labelcolor": _INK, "borderpad": 0}
 _UNITS = (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0), ("milliseconds", 1e-3))
 LEFT, RIGHT = 0.16, 0.98
 _NUMBERED = 24
-"""Most codes of a strip that carry their numbers."""
+"""Largest number of codes in a strip that are labeled with their numbers."""
 
 
 def curves(real: Tensor, made: Tensor | None, names: Sequence[str], rate: float | None, text: str) -> Picture:
-    """Draws the first 256 steps of up to 4 channels, each with a scale of its own.
+    """Draws the first 256 steps of up to 4 channels, each on its own scale.
 
     Args:
         real: Series ``(C, T)``.
-        made: What a model made of it, drawn over it; None for the real one alone.
-        names: Of the channels.
+        made: Reconstruction, drawn over it; None to draw the real series alone.
+        names: Names of the channels.
         rate: Steps per second, Hz, or None to count steps.
         text: What the picture shows.
     """
@@ -64,10 +64,10 @@ def curves(real: Tensor, made: Tensor | None, names: Sequence[str], rate: float 
 
 
 def code_strip(codes: Tensor, text: str, steps: int = 0) -> Picture:
-    """Draws a color for each code, far apart for neighboring numbers, a row for each level, along the curves' axis.
+    """Draws each code as a color, with distant colors for neighboring numbers, and a row for each level.
 
     Args:
-        codes: Codes ``(T'[, levels])`` of a series, or ``([levels])`` of a vector.
+        codes: Codes ``(T'[, levels])`` of a series, on the axis of :func:`curves`, or ``([levels])`` of a vector.
         text: What the picture shows.
         steps: Steps T of the series, of which the first 256 are shown; 0 for a vector.
     """
@@ -90,14 +90,14 @@ def code_strip(codes: Tensor, text: str, steps: int = 0) -> Picture:
 def bars(
     real: Tensor, made: Tensor | None, names: Sequence[str], text: str, means: Sequence[float] | None = None
 ) -> Picture:
-    """Draws up to 12 features as bars with their values, each with a scale of its own.
+    """Draws up to 12 features as bars with their values, each on its own scale.
 
     Args:
         real: Vector ``(C,)``.
-        made: What a model made of it, beside it; None for the real one alone.
-        names: Of the features.
+        made: Reconstruction, drawn beside it; None to draw the real vector alone.
+        names: Names of the features.
         text: What the picture shows.
-        means: Of the features over the training items, marked by lines.
+        means: Means of the features over the training items, marked by lines.
     """
     count = min(len(real), SHOWN_FEATURES)
     sides = [(real, REAL, "real")] + ([] if made is None else [(made, MADE, "made")])
@@ -139,14 +139,14 @@ def _color(code: int) -> tuple[float, float, float]:
 
 
 def new_figure(height: float) -> Any:  # noqa: ANN401
-    """A figure of matplotlib, as wide as all others and ``height`` hundreds of pixels high."""
-    from matplotlib.figure import Figure  # not at import: it takes longer than all else of gmvq but torch
+    """Creates a matplotlib figure of the common width, ``height`` hundreds of pixels high."""
+    from matplotlib.figure import Figure  # not at import: its import takes longer than all others but torch's
 
     return Figure(figsize=(_WIDTH, height), dpi=100 * _DENSITY)
 
 
 def as_picture(figure: Any, text: str) -> Picture:  # noqa: ANN401
-    """A figure as a PNG file, which shows what ``text`` says."""
+    """Converts a figure to a PNG file, with ``text`` as its description."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
@@ -157,7 +157,7 @@ def as_picture(figure: Any, text: str) -> Picture:  # noqa: ANN401
 
 
 def plain(ax: Any) -> None:  # noqa: ANN401
-    """Leaves of the frame of a chart its left and lower side, thin and gray."""
+    """Reduces the frame of a chart to its left and lower side, thin and gray."""
     ax.tick_params(labelsize=6, colors=_INK, color=_LINE, length=2)
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
@@ -165,7 +165,7 @@ def plain(ax: Any) -> None:  # noqa: ANN401
 
 
 def _unit(steps: int, rate: float | None) -> tuple[str, float]:
-    """Name of the axis of time, and what one step is of its unit."""
+    """Returns the name of the time axis and the length of one step in its unit."""
     if rate is None:
         return "steps", 1.0
     for name, seconds in _UNITS:
@@ -175,5 +175,5 @@ def _unit(steps: int, rate: float | None) -> tuple[str, float]:
 
 
 def _short(text: str, most: int) -> str:
-    """A name that fits its place; dollars, between which matplotlib reads equations, as they are."""
+    """Shortens a name to a length, and escapes dollar signs, between which matplotlib reads equations."""
     return (text if len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")

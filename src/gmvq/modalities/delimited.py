@@ -1,4 +1,4 @@
-"""Tables as text: CSV and its relatives, plain or packed by gzip or xz, within bounds of memory."""
+"""Tables as text: CSV and similar formats, plain or compressed by gzip or xz, within memory limits."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 PACKED = (".gz", ".xz")
-"""Endings of packed files."""
+"""Suffixes of compressed files."""
 
 _GAPS = frozenset({"", "?", "-", "na", "n/a", "#n/a", "#na", "nan", "-nan", "null", "none", "nil", "<na>"})
 _DELIMITERS = "\t;,"
 _SAMPLE = 32
 _CELLS = 1 << 18
-"""Cells that are parsed at a time."""
+"""Cells parsed at a time."""
 MOST_VALUES = 1 << 29
-"""Values of a table in memory, 4 GiB."""
+"""Largest number of values of a table in memory, 4 GiB."""
 _LONGEST_LINE = 1 << 26
 _UNPACKED, _RATIO = 1 << 26, 500
-"""Characters to which any packed file may unpack, and beyond that how many for each of its bytes: tables of numbers
-shrink to a tenth or less, a file that was made to fill the memory to a thousandth."""
+"""Characters that any compressed file may unpack to, and above that the allowed characters per byte: tables of numbers
+shrink to a tenth or less, a file made to fill the memory to a thousandth."""
 
 
 class TableError(ValueError):
     """A file cannot be read as numbers; the message names the file and the reason."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        """Keeps both parts, so that a list of skipped files can show them apart."""
+        """Keeps the path and the reason apart for lists of skipped files."""
         super().__init__(f"Cannot read '{path}': {reason}.")
         self.path, self.reason = path, reason
 
 
 class Strange(NamedTuple):
-    """Cells of a column that are no numbers.
+    """Cells of a column that are not numbers.
 
     Attributes:
-        number: How many there are.
-        row: Row of the first, from 1, headers not counted.
-        cell: What it says.
+        number: Number of such cells.
+        row: Row of the first one, counted from 1 without the header.
+        cell: Text of the first one.
     """
 
     number: int
@@ -58,13 +58,13 @@ class Strange(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What a file holds.
+    """Content of a table file.
 
     Attributes:
-        names: Of the columns; empty ones where there is no header.
+        names: Names of the columns; empty if there is no header.
         values: Floats ``(N, columns)``, NaN for gaps and text.
-        texts: Cells of some columns as they are in the file, by the column's place.
-        strange: Text in columns, by their place.
+        texts: Text of the cells of some columns, by column index.
+        strange: Text cells in columns of numbers, by column index.
     """
 
     names: tuple[str, ...]
@@ -74,29 +74,29 @@ class Table(NamedTuple):
 
     @property
     def named(self) -> bool:
-        """Whether there is a header."""
+        """True if the table has a header."""
         return any(self.names)
 
     def is_text(self, place: int) -> bool:
-        """Whether at least half of a column's cells are text, empty ones not counted."""
+        """Returns whether at least half of a column's non-empty cells are text."""
         texts = self.strange[place].number if place in self.strange else 0
         return texts > 0 and bool(texts >= np.count_nonzero(~np.isnan(self.values[:, place])))
 
     def counts_rows(self) -> bool:
-        """Whether the first column only numbers the rows, as an index without a name does."""
+        """Returns whether the first column is an unnamed index of the rows."""
         named = self.named and self.names[0].lower() in ("", "index", "id", "unnamed: 0")
         return named and 0 not in self.strange and bool((np.diff(self.values[:, 0]) == 1).all())
 
 
 def read_text(path: Path, keep: Collection[str] = (), most: int | None = None) -> Table:
-    """Reads a table of text: columns apart by commas, semicolons, tabs or spaces, with or without a header.
+    """Reads a table of text: columns separated by commas, semicolons, tabs or spaces, with or without a header.
 
-    Numbers have points, or commas where these do not part the columns. Comments before the table begin with ``#``.
+    Decimals have points, or commas if these do not separate columns. Comments before the table begin with ``#``.
 
     Args:
         path: The file, plain or packed.
-        keep: Names in lower case of columns whose text is wanted; that of a first column of text is always kept.
-        most: Rows to read; None for all.
+        keep: Lower-case names of columns whose text is kept; that of a text column in first place is always kept.
+        most: Largest number of rows to read; None for all.
 
     Raises:
         TableError: If it is damaged, empty, too large, or its rows differ in length.
@@ -117,10 +117,10 @@ def read_text(path: Path, keep: Collection[str] = (), most: int | None = None) -
 
 @contextmanager
 def lines_of(path: Path) -> Iterator[Iterator[str]]:
-    """The lines of a text file, unpacked and decoded, within bounds of size.
+    """Opens a text file and yields an iterator over its lines, unpacked and decoded, within size limits.
 
     Raises:
-        TableError: If it cannot be read, is no text, or unpacks to far more than tables do; also from the iterator.
+        TableError: If it cannot be read, is not text, or unpacks to far more than tables do; also from the iterator.
     """
     try:
         with path.open("rb") as raw:
@@ -128,7 +128,7 @@ def lines_of(path: Path) -> Iterator[Iterator[str]]:
             raw.seek(0)
             packed = None
             stream: BinaryIO = raw
-            if start[:2] == b"\x1f\x8b":  # by content: the ending is lost as often as not
+            if start[:2] == b"\x1f\x8b":  # by content: the suffix is often lost
                 stream, packed = cast(BinaryIO, gzip.GzipFile(fileobj=raw)), path.stat().st_size
             elif start == b"\xfd7zXZ\0":
                 stream, packed = cast(BinaryIO, lzma.LZMAFile(raw)), path.stat().st_size  # noqa: SIM115
@@ -167,7 +167,7 @@ def _encoding(start: bytes, path: Path) -> str:
 
 
 def _first_lines(lines: Iterator[str]) -> list[str]:
-    """Up to 32 lines that are not empty, without comments before them."""
+    """Returns up to 32 non-empty lines, without the comments before them."""
     sample: list[str] = []
     for line in lines:
         if line.strip() and (sample or not line.startswith("#")):
@@ -178,7 +178,7 @@ def _first_lines(lines: Iterator[str]) -> list[str]:
 
 
 def _table_of(sample: list[str], lines: Iterator[str], keep: Collection[str], path: Path, most: int | None) -> Table:
-    """The table of a file, by the form of its first lines."""
+    """Parses the table of a file in the format of its first lines."""
     delimiter = _delimiter(sample)
     head = list(_split(sample, delimiter))
     comma = delimiter != "," and _has_decimal_commas(head)
@@ -191,21 +191,21 @@ def _table_of(sample: list[str], lines: Iterator[str], keep: Collection[str], pa
 
 
 def _delimiter(sample: list[str]) -> str | None:
-    """What parts the cells of the first lines alike; None for white space, or a single column."""
-    for delimiter in _DELIMITERS:  # commas last: they may be decimal ones in the cells of the others
+    """Returns the separator of cells in the first lines; None for white space, or a single column."""
+    for delimiter in _DELIMITERS:  # commas last: with another delimiter they may be decimal commas
         if _is_even(_split(sample, delimiter)):
             return delimiter
     if _is_even(_split(sample, None)):
         return None
-    # rows of different lengths, which will be an error that says so, or one column
+    # rows of different lengths, which the parser reports as an error, or a single column
     return max(_DELIMITERS, key=lambda delimiter: sum(line.count(delimiter) for line in sample))
 
 
 def _is_even(rows: Iterator[list[str]]) -> bool:
-    """Whether all rows have the same number of cells, and more than one."""
+    """Returns whether all rows have the same number of cells, and more than one."""
     try:
         widths = {len(row) for row in rows}
-    except csv.Error:  # where nothing parts a long line it is one cell, too long for the reader
+    except csv.Error:  # a long line without delimiters is one cell, too long for the reader
         return False
     return len(widths) == 1 and widths != {1}
 
@@ -231,7 +231,7 @@ def _is_header(rows: list[list[str]], comma: bool) -> bool:
     cells = [cell.strip() for cell in rows[0]]
     counted = cells[1:] if cells[0] == "" else cells
     if rest and len(cells) > 2 and counted == [str(place) for place in range(len(counted))]:
-        return True  # what pandas calls columns that have no names
+        return True  # the names that pandas gives to columns without names
     below = [[row[place] for row in rest if place < len(row)] for place in range(len(first))]
     return any(kind == "text" and "number" in cells for kind, cells in zip(first, below, strict=True))
 
@@ -273,7 +273,7 @@ def _parsed(rows: Iterator[list[str]], names: tuple[str, ...], kept: set[int], c
 
 
 def _numbers(cells: Sequence[str], comma: bool) -> tuple[NDArray[np.float64], list[int]]:
-    """Numbers of a column, NaN for gaps and text, and the places of text."""
+    """Parses a column: its numbers, NaN for gaps and text, and the indices of text."""
     if comma:
         cells = [cell.replace(",", ".") for cell in cells]
     if not any("_" in cell for cell in cells):  # Python's float reads 1_000
@@ -293,5 +293,5 @@ def _numbers(cells: Sequence[str], comma: bool) -> tuple[NDArray[np.float64], li
 
 
 def cleaned(text: str) -> str:
-    """Text of a file that may go to a terminal and into a table."""
+    """Cleans text of a file for printing to a terminal and in tables."""
     return "".join(letter if letter.isprintable() else " " for letter in text).strip()[:100]

@@ -1,10 +1,10 @@
-"""Which files of a path are to be read, and which of them are held out by their own names.
+"""Which files of a path are read, and how file names split them into training and held-out files.
 
 ::
 
     a/train/*.csv, a/test/*.csv             folders
     a/train.csv, a/test.csv                 files
-    a/Gun_TRAIN.ts, a/Gun_TEST.ts           files of one data set; the path of either stands for both
+    a/Gun_TRAIN.ts, a/Gun_TEST.ts           files of one data set; the path of one stands for both
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from gmvq.modalities.base import listed
 from gmvq.modalities.tables import stem_of, suffix_of
 
 _SIDED = ".txt"
-"""What holds data if its name has a side, and words if not."""
+"""Suffix of files that hold data only if the name says training or test; otherwise they hold prose."""
 _SIDE = re.compile(rf"(?:(?P<set>.*)[_\-. ])?(?P<side>{'|'.join(TRAIN_FOLDERS + HELD_OUT_FOLDERS)})", re.I)
 
 
 class Files(NamedTuple):
-    """What is to be read.
+    """Files to read.
 
     Attributes:
-        name: Of the data set.
-        root: Folder from which names of items count.
-        train: Files to learn from, or all.
-        held_out: Files of the other side, or None where the data have no split of their own.
-        skipped: What could not be looked at.
+        name: Name of the data set.
+        root: Folder that names of items are relative to.
+        train: Files for training, or all files.
+        held_out: Files for evaluation, or None if the data have no split of their own.
+        skipped: Files and folders that could not be accessed.
     """
 
     name: str
@@ -47,15 +47,15 @@ class Files(NamedTuple):
 def gather(path: Path, suffixes: Collection[str]) -> Files:
     """Finds the files of a path.
 
-    Nested folders are searched, links to folders followed, hidden files and folders ignored. With a ``train`` and a
-    ``test`` (or ``val``, ``valid``) folder, or files that end so, only these two sides are read.
+    Searches nested folders, follows links to folders, and ignores hidden files and folders. If there are a ``train``
+    and a ``test`` (or ``val``, ``valid``) folder, or files whose names end so, only these two sides are read.
 
     Args:
         path: A folder, or a file of any name.
-        suffixes: Endings in lower case by which files of a folder are known, the preferred ones first.
+        suffixes: Lower-case suffixes of the files to find in a folder, the preferred ones first.
 
     Raises:
-        ValueError: If there is no such file, one side is empty, or a folder holds more than one data set with sides.
+        ValueError: If no such file exists, one side is empty, or a folder holds more than one data set with sides.
     """
     if not path.is_dir():
         if not path.is_file():
@@ -83,12 +83,12 @@ def gather(path: Path, suffixes: Collection[str]) -> Files:
 
 
 def has_side(path: Path) -> bool:
-    """Whether a file's name says that it is for training or for testing."""
+    """Returns whether a file's name says that it is for training or for testing."""
     return _SIDE.fullmatch(stem_of(path)) is not None
 
 
 def _pairs(files: Iterable[Path]) -> dict[Path, list[Path]]:
-    """File for training and file for evaluation of each data set, by its place; the first of several for a side."""
+    """Maps the place of each data set to its files for training and for evaluation, the first of several per side."""
     sets: dict[Path, dict[str, Path]] = {}
     for file in files:
         match = _SIDE.fullmatch(stem_of(file))
@@ -104,10 +104,10 @@ def _pairs(files: Iterable[Path]) -> dict[Path, list[Path]]:
 
 
 def _found(folder: Path, suffixes: Collection[str], skipped: list[Skipped]) -> list[Path]:
-    """Files below a folder in order of their names.
+    """Finds files below a folder, sorted by name.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If no file is found.
     """
     found = sorted(_walk(folder, suffixes, skipped), key=lambda file: file.as_posix())
     if not found:

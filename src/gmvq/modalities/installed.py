@@ -1,4 +1,4 @@
-"""Data that come with gmvq's dependencies, which have no place of their own."""
+"""Data that come with gmvq's dependencies."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 
 def package_folder(package: str, distribution: str) -> Path:
-    """The folder of an installed package.
+    """Returns the folder of an installed package.
 
     Args:
-        package: Name that it is imported by.
-        distribution: Name that it is installed by.
+        package: Import name.
+        distribution: Name on PyPI.
 
     Raises:
         ModuleNotFoundError: If it is not installed.
     """
-    # importlib.resources would import the package, for scikit-learn a second's work, only to learn its place.
+    # importlib.resources would import the package, which takes a second for scikit-learn, only to find its folder.
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"The bundled data need {distribution}. Install it with: pip install {distribution}")

@@ -1,4 +1,4 @@
-"""Which kind of data a path holds: by the names of its files, and where several kinds have such names by one of them.
+"""Recognition of the kind of data at a path: by file names, and if these fit several kinds, by reading one file.
 
 ::
 
@@ -19,23 +19,23 @@ from gmvq.modalities.base import MODALITIES, Modality
 from gmvq.modalities.tables import suffix_of
 
 LOOKED_AT = 5000
-"""Files of a folder whose names count."""
+"""Largest number of file names of a folder that are looked at."""
 PACKED = 100
-"""Files of an archive whose names count."""
+"""Largest number of file names of an archive that are looked at."""
 TRIED = 5
-"""Files of an ending that are looked into until one can be read."""
+"""Largest number of files per suffix that are opened until one can be read."""
 
 
 def recognized(source: Path) -> Modality:
-    """The modality of a file, or of most files in a folder.
+    """Returns the modality of a file, or of most files in a folder.
 
-    Names alone decide where they can. Tables may be series, texts or vectors: of each ending one file is looked into.
+    File names decide if they can. Tables may be series, texts or vectors: of each suffix one file is opened.
 
     Args:
-        source: Where there is something.
+        source: An existing file or folder.
 
     Raises:
-        FileNotFoundError: If there is nothing at the path.
+        FileNotFoundError: If the path does not exist.
         ValueError: If no file there looks like data of any kind.
     """
     if not source.exists():
@@ -62,7 +62,7 @@ def recognized(source: Path) -> Modality:
 
 
 def _files(source: Path) -> Iterator[Path]:
-    """Files that may hold data: neither hidden ones nor tables of labels."""
+    """Yields the files that may hold data: hidden files and tables of labels are left out."""
     if not source.is_dir():
         yield source
         return
@@ -76,7 +76,7 @@ def _files(source: Path) -> Iterator[Path]:
 
 
 def _looked_into(path: Path, kinds: Mapping[str, Modality]) -> str | None:
-    """The first kind that a file suits; None of one that cannot be read."""
+    """Returns the first kind that a file suits; None if it cannot be read."""
     try:
         return next((kind for kind, modality in kinds.items() if modality.suits(path)), None)
     except (ValueError, OSError, ImportError):

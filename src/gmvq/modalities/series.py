@@ -1,4 +1,4 @@
-"""Series of measurements: items are float32 ``(C, T)`` in the data's own units.
+"""Time series of measurements: items are float32 ``(C, T)`` in the data's own units.
 
 ::
 
@@ -36,7 +36,7 @@ from gmvq.modalities.tables import check_names, classes_of, columns, read_table,
 from gmvq.types import Signal
 
 LONGEST_GAP = 100
-"""Steps of the longest gap that is filled; of short series a tenth of their steps."""
+"""Longest gap in steps that is filled; for short series a tenth of their steps."""
 MEMBRANE = ("potential",)
 STOCKS = ("IBM", "AAPL", "MSFT", "XRX", "ADBE", "^GSPC", "^IXIC")
 
@@ -44,14 +44,14 @@ STOCKS = ("IBM", "AAPL", "MSFT", "XRX", "ADBE", "^GSPC", "^IXIC")
 @register
 @dataclass(frozen=True)
 class Series(Modality):
-    """Heartbeats, prices, load, weather: any number of channels in time.
+    """Time series such as heartbeats, prices, load or weather, with any number of channels.
 
-    Values stay in the data's units: models standardize them. Times are taken as evenly spaced.
+    Values keep the data's units: models standardize them. Steps are assumed to be evenly spaced.
 
     Args:
-        names: Of the channels, in their order; by default all columns of numbers but the time and labels of steps.
-            Those of a table are found by name, so that ``Series(names=("OT",))`` takes one channel of ETTh1.
-        rate: Steps per second, Hz; by default what evenly spaced dates of the data say.
+        names: Names of the channels, in order; by default all columns of numbers except time and step labels. Columns
+            of a table are selected by name: ``Series(names=("OT",))`` takes one channel of ETTh1.
+        rate: Steps per second, Hz; by default derived from evenly spaced dates of the data.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -89,12 +89,12 @@ class Series(Modality):
     def read(self, path: Path, held_out_fraction: float, memory_bytes: int) -> Data:
         """Reads series and splits them.
 
-        Files named ``*_TRAIN`` and ``*_TEST``, or folders ``train`` and ``test``, are the two sides. Otherwise a
-        single series is cut in time and its last part held out, and of several series some are by their content. All
-        are kept in memory, where they take a fraction of their files.
+        Files named ``*_TRAIN`` and ``*_TEST``, or folders ``train`` and ``test``, are the two sides. Otherwise the last
+        part of a single series is held out, and of several series some are held out by a hash of their content. All are
+        kept in memory, where they take a fraction of the size of their files.
 
-        Gaps of up to 100 steps, or a tenth of a shorter series, are filled by straight lines in time, those at the ends
-        by the nearest value, on each side by itself; at longer gaps a series is cut in two.
+        Gaps of up to 100 steps, or a tenth of a shorter series, are filled by linear interpolation in time, gaps at the
+        ends by the nearest value, on each side separately; at longer gaps a series is cut in two.
         """
         files = gather(path, SERIES_SUFFIXES)
         reading = _Reading(self.names, self.rate, files.root, files.skipped)
@@ -113,11 +113,11 @@ class Series(Modality):
         )
 
     def suits(self, file: Path) -> bool:
-        """Whether its rows are steps in time, or it is a collection of series."""
+        """Returns whether the rows of a file are steps in time, or it is a collection of series."""
         return looks_like_series(file)
 
     def window(self, item: Tensor, size: int | None, chance: NDArray[np.float64]) -> Tensor:
-        """A stretch of consecutive steps; shorter series whole, and never mirrored."""
+        """Cuts a stretch of consecutive steps; keeps shorter series whole, and never mirrors."""
         length = item.shape[-1]
         if size is None or length <= size:
             return item
@@ -130,7 +130,7 @@ class Series(Modality):
         return torch.cat([item, item[..., -1:].expand(*item.shape[:-1], more)], dim=-1) if more > 0 else item
 
     def distortion(self, *, quick: bool = False) -> RealDistortion:
-        """Squared and absolute error in the data's units, and the share of variance explained."""
+        """Creates an accumulator of squared and absolute error in the data's units, and explained variance."""
         return RealDistortion()
 
     def exhibit(  # noqa: D102
@@ -150,7 +150,7 @@ class Series(Modality):
         )
 
     def write(self, path: Path, items: Sequence[Tensor], *, columns: int = 8) -> None:
-        """Writes a table whose rows are steps, or under the name of a ``.npy`` file an array ``(1, C, T)``."""
+        """Writes a table whose rows are steps, or, for a ``.npy`` path, an array ``(1, C, T)``."""
         if len(items) != 1:
             raise ValueError(f"'items' must be one series for {path}, got {len(items)}. Give each a file of its own.")
         write_numbers(path, items[0].T, self._known, items[0][None])
@@ -163,10 +163,10 @@ class Series(Modality):
 
 
 class _Raw(NamedTuple):
-    """A series as it was read: its name, values ``(C, T)`` with gaps, file and class.
+    """A series as read: its name, values ``(C, T)`` with gaps, file and class.
 
     Attributes:
-        cut: First step and steps of the series out of which it was cut in time, or None for a whole one.
+        cut: First step and number of steps of the original series before its split in time, or None for a whole one.
     """
 
     name: str
@@ -177,13 +177,13 @@ class _Raw(NamedTuple):
 
     @property
     def longest_gap(self) -> int:
-        """Steps of the longest gap that is filled."""
+        """Longest gap in steps that is filled."""
         steps = self.values.shape[1] if self.cut is None else self.cut[1]
         return max(1, min(LONGEST_GAP, steps // 10))
 
 
 class _Reading:
-    """What has been learned of the channels, the rate and the classes from the files so far."""
+    """The channels, rate and classes found in the files so far."""
 
     def __init__(self, names: tuple[str, ...] | None, rate: float | None, root: Path, skipped: list[Skipped]) -> None:
         self.names, self.rate, self.root, self.skipped = names, rate, root, skipped
@@ -191,7 +191,7 @@ class _Reading:
         self.notes: list[str] = []
 
     def side(self, paths: Iterable[Path], *, alone: bool, folder: Path) -> list[_Raw]:
-        """All series of some files; what cannot be read of several is skipped."""
+        """Reads all series of some files; if there are several files, unreadable ones are skipped."""
         series: list[_Raw] = []
         for path in paths:
             try:
@@ -225,11 +225,11 @@ def without_gaps(values: NDArray[np.float32], longest: int) -> tuple[list[tuple[
 
     Args:
         values: Series ``(C, T)``, NaN for gaps.
-        longest: Steps of the longest gap that is filled.
+        longest: Longest gap in steps that is filled.
 
     Returns:
-        Stretches without gaps, each with its first step, and the number of values that were filled. Stretches that are
-        shorter than the longest gap that is filled, or have a channel of gaps alone, are left out.
+        Stretches without gaps, each with its first step, and the number of values that were filled. Stretches shorter
+        than the longest filled gap, or with a channel that is all gaps, are left out.
     """
     gaps, steps = np.isnan(values), values.shape[1]
     if not gaps.any():
@@ -253,13 +253,13 @@ def without_gaps(values: NDArray[np.float32], longest: int) -> tuple[list[tuple[
 
 
 def _runs(places: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """First place and end of each run of places that are true."""
+    """Returns the start and end of each run of true values."""
     borders = np.flatnonzero(np.diff(np.concatenate([[False], places, [False]])))
     return list(zip(borders[::2].tolist(), borders[1::2].tolist(), strict=True))
 
 
 def _split(series: list[_Raw], name: str, fraction: float) -> list[list[_Raw]]:
-    """One series in time, several by their content; a single side if there is nothing to hold out."""
+    """Splits one series in time, several by content; returns a single side if there is nothing to hold out."""
     if len(series) == 1 and fraction:
         length = series[0].values.shape[1]
         border = length - max(1, round(length * fraction))
@@ -275,7 +275,7 @@ def _split(series: list[_Raw], name: str, fraction: float) -> list[list[_Raw]]:
 
 
 def _finished(name: str, sides: list[list[_Raw]], modality: Series, path: Path, reading: _Reading) -> Data:
-    """Fills gaps, counts classes, and makes items of one side, which then stands for both, or of two."""
+    """Fills gaps, indexes classes, and makes items of two sides, or of one side that is used for both."""
     raws = [each for side in sides for each in side]
     labels = _labels(raws, reading, path)
     made: list[Items] = []
@@ -307,7 +307,7 @@ def _finished(name: str, sides: list[list[_Raw]], modality: Series, path: Path, 
 
 
 def _labels(raws: list[_Raw], reading: _Reading, source: Path) -> Labels | None:
-    """Classes that the files say, or else those of their folders."""
+    """Returns the classes given in the files, or else by their folders."""
     said = [each.label for each in raws if each.label is not None]
     if len(said) == len(raws):
         classes = reading.classes or classes_of(said)
@@ -325,11 +325,11 @@ def _stretch_name(raw: _Raw, start: int, length: int) -> str:
 
 
 def _stocks(modality: Series) -> Data:
-    """Loads monthly prices of five stocks and two indices, January 1990 to June 2022, as Yahoo Finance had them.
+    """Loads monthly prices of five stocks and two indices, January 1990 to June 2022, from Yahoo Finance.
 
-    IBM, Apple, Microsoft, Xerox and Adobe in dollars, the S&P 500 and the NASDAQ Composite in points, from the wheel of
-    matplotlib. The last tenth, from April 2019 on, is held out: most of it is above all that came before. Three stocks
-    that came later are left out, and so are rows without a price, which are days of dividends.
+    IBM, Apple, Microsoft, Xerox and Adobe in dollars, the S&P 500 and the NASDAQ Composite in points, from matplotlib's
+    sample data. The last tenth, from April 2019 on, is held out: most of it is above all earlier prices. Three stocks
+    with a later start are left out, and so are rows without a price, which are dividend dates.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
@@ -337,16 +337,16 @@ def _stocks(modality: Series) -> Data:
     """
     path = package_folder("matplotlib", "matplotlib") / "mpl-data" / "sample_data" / "Stocks.csv"
     chosen = columns(read_table(path), path, modality.names or STOCKS)
-    months = chosen.values[~np.isnan(chosen.values).all(1)][:-1]  # the last row says June once more
+    months = chosen.values[~np.isnan(chosen.values).all(1)][:-1]  # the last row repeats June
     reading = _Reading(chosen.names, modality.rate, path.parent, [])
     sides = _split([_Raw("stocks", np.ascontiguousarray(months.T), path)], "stocks", 0.1)
     return _finished("stocks", sides, replace(modality, names=chosen.names), path, reading)
 
 
 def _membrane(modality: Series) -> Data:
-    """Loads the potential of a nerve cell's membrane, 12,000 steps with 57 spikes, from the wheel of matplotlib.
+    """Loads the membrane potential of a nerve cell, 12,000 steps with 57 spikes, from matplotlib's sample data.
 
-    Steps 8,400 to 9,599 are held out; what is before and after them are the two series for training.
+    Steps 8,400 to 9,599 are held out; the steps before and after them are the two series for training.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""A file becomes series: one for its rows in time, or a collection in one of the forms of the UCR archive.
+"""Reads files as series: one series whose steps are the rows, or a collection in a format of the UCR archive.
 
 ::
 
@@ -32,24 +32,24 @@ from gmvq.modalities.tables import (
 
 SERIES_SUFFIXES = (".ts", *TABLE_SUFFIXES)
 _FEWEST_STEPS = 8
-"""An array (N, C, T) of fewer steps than this and than channels is taken for (N, T, C) in error."""
+"""An array (N, C, T) with fewer steps than this and fewer steps than channels is rejected as (N, T, C)."""
 _TIME_NAME = re.compile(r"|t|index|step|id|year|unnamed: 0|.*(date|time).*", re.I)
 _COUNTERS = ("", "index", "id", "unnamed: 0")
-"""Those of them that number rows of any kind."""
+"""Names of columns that number rows of any kind."""
 _TIME = re.compile(r"\d{1,4}[-/.:]\w")
 _STEP_LABELS = frozenset(LABEL_NAMES) - {"target"}
 
 
 class Found(NamedTuple):
-    """The series of a file.
+    """Series of a file.
 
     Attributes:
-        names: Of the channels.
+        names: Names of the channels.
         series: float32 ``(C, T)`` each, NaN for gaps.
-        labels: A class for each, or None.
-        classes: All classes in their order, where the file says.
+        labels: Class of each series, or None.
+        classes: All classes in order, if the file lists them.
         rate: Steps per second, Hz, if the times are evenly spaced.
-        notes: What was left out.
+        notes: Descriptions of what was left out.
     """
 
     names: tuple[str, ...]
@@ -61,7 +61,7 @@ class Found(NamedTuple):
 
 
 class _Clock(NamedTuple):
-    """The column of times, if any: its place, what it says of the rows, and how they are to be turned."""
+    """The time column, if any: its index, what its values say about the rows, and how these are reordered."""
 
     leave: frozenset[int] = frozenset()
     rate: float | None = None
@@ -70,14 +70,14 @@ class _Clock(NamedTuple):
 
 
 def read_series(path: Path, names: tuple[str, ...] | None) -> Found:
-    """Reads a file.
+    """Reads a file of series.
 
     Args:
         path: The file.
-        names: Of the channels to take, or None for all; see :func:`gmvq.modalities.tables.columns`.
+        names: Names of the channels to take, or None for all; see :func:`gmvq.modalities.tables.columns`.
 
     Raises:
-        TableError: If there are no such series.
+        TableError: If the file holds no such series.
         ModuleNotFoundError: If it is Parquet and pyarrow is not installed.
     """
     suffix = suffix_of(path)
@@ -99,9 +99,9 @@ def read_series(path: Path, names: tuple[str, ...] | None) -> Found:
 
 
 def looks_like_series(path: Path) -> bool:
-    """Whether a file holds series: a table whose rows have times, evenly spaced or without classes beside them.
+    """Returns whether a file holds series: a table whose rows have times, evenly spaced or without a class column.
 
-    Arrays of one axis are series, and of three, (N, C, T); those of two are rows.
+    Arrays of one axis are series, and so are arrays of three, (N, C, T); the rows of arrays of two axes are vectors.
 
     Raises:
         TableError: If it cannot be read.
@@ -120,19 +120,19 @@ def looks_like_series(path: Path) -> bool:
         return False
     steps = _steps_between_dates(table) if table.is_text(0) else np.diff(table.values[:, 0])
     if steps is None and not _TIME_NAME.fullmatch(names[0]):
-        return False  # what begins like a date may be the number of a part
+        return False  # text that begins like a date may be a part number
     is_even = steps is not None and len(steps) > 1 and bool(np.isclose(steps, steps[0]).all())
     return is_even or not any(name in LABEL_NAMES for name in names)
 
 
 def trimmed(series: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A series of a collection without the gaps at its end, which fill it up to the longest one."""
+    """Removes the trailing gaps of a series, which pad it to the longest one of its collection."""
     places = np.flatnonzero(~np.isnan(series).all(0))
     return series[:, : places[-1] + 1] if len(places) else series
 
 
 def _collection(path: Path, array: NDArray[np.generic], names: tuple[str, ...] | None) -> Found:
-    """Series of an array ``(N, C, T)``."""
+    """Reads the series of an array ``(N, C, T)``."""
     count, channels, steps = array.shape
     if names is not None and len(names) != channels:
         raise TableError(path, f"its series have {channels} channel(s) instead of {len(names)}")
@@ -143,7 +143,7 @@ def _collection(path: Path, array: NDArray[np.generic], names: tuple[str, ...] |
 
 
 def _with_axes(array: NDArray[np.generic], names: tuple[str, ...] | None, path: Path) -> NDArray[np.generic]:
-    """An array as ``(N, C, T)``."""
+    """Reshapes an array to ``(N, C, T)``."""
     shape, channels = array.shape, None if names is None else len(names)
     if array.ndim == 1:
         return array[None, None]
@@ -165,7 +165,7 @@ def _with_axes(array: NDArray[np.generic], names: tuple[str, ...] | None, path: 
 
 
 def _has_classes(table: Table) -> bool:
-    """Whether the first column numbers classes, as the text files of the UCR archive have it."""
+    """Returns whether the first column numbers classes, as in the text files of the UCR archive."""
     first = table.values[:, 0]
     if table.named or table.strange or table.values.shape[1] < 3 or not np.isfinite(first).all():
         return False
@@ -173,7 +173,7 @@ def _has_classes(table: Table) -> bool:
 
 
 def _clock(table: Table) -> _Clock:
-    """Recognizes the time in the first column."""
+    """Recognizes a time column in first place."""
     if table.values.shape[1] < 2 and 0 not in table.strange:
         return _Clock()
     name = table.names[0]
@@ -186,7 +186,7 @@ def _clock(table: Table) -> _Clock:
     if not (_TIME_NAME.fullmatch(name) and name) and not _TIME.match(table.strange[0].cell):
         return _Clock()
     steps = _steps_between_dates(table)
-    if steps is None or len(steps) == 0:  # if they are written in another way, the rows may still be in order
+    if steps is None or len(steps) == 0:  # dates in another format: the rows may still be in order
         return _Clock(frozenset({0}))
     falls = bool((steps < 0).all())
     if not falls and not (steps > 0).all():
@@ -196,7 +196,7 @@ def _clock(table: Table) -> _Clock:
 
 
 def _steps_between_dates(table: Table) -> NDArray[np.int64] | None:
-    """Microseconds between the dates of the first column; None where they are written in another way than ISO 8601."""
+    """Returns microseconds between the dates of the first column; None if they are not in ISO 8601."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # of time zones, which numpy drops
@@ -206,9 +206,9 @@ def _steps_between_dates(table: Table) -> NDArray[np.int64] | None:
 
 
 def _read_ts(path: Path, names: tuple[str, ...] | None) -> Found:
-    """Reads sktime's form: tags that begin with ``@``, and after ``@data`` a series a line.
+    """Reads sktime's format: tags that begin with ``@``, and after ``@data`` one series per line.
 
-    Channels are apart by colons, values by commas, and the class comes last.
+    Channels are separated by colons, values by commas, and the class comes last.
     """
     tags: dict[str, list[str]] = {}
     series: list[NDArray[np.float64]] = []

@@ -1,10 +1,10 @@
-"""Tables of numbers: CSV and its relatives, Parquet, ``.npy``, plain or packed by gzip or xz.
+"""Tables of numbers: CSV and similar formats, Parquet, ``.npy``, plain or compressed by gzip or xz.
 
 ::
 
     file --read_table--> Table --columns--> names, float32 (N, C), NaN where a cell is empty
 
-A cell of text in a column of numbers is an error that names it; a column of text is left out and named.
+A text cell in a column of numbers is an error that names the cell; a column of text is left out and reported.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from gmvq.modalities.delimited import MOST_VALUES, PACKED, Strange, Table, Table
 
 PARQUET = (".parquet", ".pq")
 TABLE_SUFFIXES = (".csv", ".tsv", *PARQUET, ".npy")
-"""Endings by which the files of a folder are known for tables, before ``.gz`` or ``.xz``; a file of another name that
-is given itself is read as text."""
+"""Suffixes of table files in folders, before ``.gz`` or ``.xz``; a file with another suffix that is given itself is
+read as text."""
 LABEL_NAMES = ("label", "labels", "class", "target")
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -34,12 +34,12 @@ _DEFAULT_NAME = re.compile(r"column_\d+")
 
 
 class Columns(NamedTuple):
-    """Columns of numbers, checked.
+    """Validated columns of numbers.
 
     Attributes:
-        names: One for each.
+        names: Name of each column.
         values: float32 ``(N, C)``, NaN for gaps.
-        left_out: Names of columns that are not in ``values`` since they hold text.
+        left_out: Names of columns that are left out because they hold text.
     """
 
     names: tuple[str, ...]
@@ -48,13 +48,13 @@ class Columns(NamedTuple):
 
 
 def suffix_of(path: Path) -> str:
-    """The ending of a name in lower case, before that of its packing: ``.csv`` of ``a.CSV.xz``."""
+    """Returns the lower-case suffix of a name, before that of its compression: ``.csv`` of ``a.CSV.xz``."""
     endings = [ending.lower() for ending in path.suffixes]
     return next((ending for ending in reversed(endings) if ending not in PACKED), "")
 
 
 def stem_of(path: Path) -> str:
-    """The name without its ending and that of its packing."""
+    """Returns the name without its suffix and that of its compression."""
     name = path.name
     while Path(name).suffix.lower() in PACKED:
         name = Path(name).stem
@@ -62,27 +62,27 @@ def stem_of(path: Path) -> str:
 
 
 def check_names(names: Sequence[str] | None) -> None:
-    """Raises ValueError unless ``names`` are None or at least one, all different."""
+    """Raises ValueError unless ``names`` is None or holds at least one name, all different."""
     if names is not None and (isinstance(names, str) or not names or len(set(names)) < len(names)):
         raise ValueError(f"'names' must be at least one name, all different, got {names!r}. Give them as a tuple.")
 
 
 def default_names(count: int) -> tuple[str, ...]:
-    """Names of columns that have none."""
+    """Creates names for columns without names."""
     return tuple(f"column_{place}" for place in range(1, count + 1))
 
 
 def read_table(path: Path, *, keep: Collection[str] = (), lists: bool = False) -> Table:
-    """Reads a file by its ending.
+    """Reads a table in the format of its suffix.
 
     Args:
-        path: ``.npy``, Parquet, or text of any other name: columns apart by commas, semicolons, tabs or spaces, with or
-            without a header.
-        keep: Names in lower case of columns whose text is wanted; that of a first column of text is always kept.
-        lists: Take a Parquet column of lists of one length for as many columns of numbers.
+        path: ``.npy``, Parquet, or text with any other suffix: columns separated by commas, semicolons, tabs or spaces,
+            with or without a header.
+        keep: Lower-case names of columns whose text is kept; that of a text column in first place is always kept.
+        lists: Read a Parquet column of equally long lists as one column of numbers per list element.
 
     Raises:
-        TableError: If it is damaged, empty, too large, or no table.
+        TableError: If it is damaged, empty, too large, or not a table.
         ModuleNotFoundError: If it is Parquet and pyarrow is not installed.
     """
     suffix = suffix_of(path)
@@ -92,22 +92,22 @@ def read_table(path: Path, *, keep: Collection[str] = (), lists: bool = False) -
 
 
 def first_rows(path: Path, most: int = 200) -> Table:
-    """The first rows of a table of text or of a Parquet file, see :func:`read_table`."""
+    """Reads the first rows of a table of text or of a Parquet file, see :func:`read_table`."""
     return read_parquet(path, most=most) if suffix_of(path) in PARQUET else read_text(path, most=most)
 
 
 def columns(table: Table, path: Path, names: tuple[str, ...] | None, leave: Collection[int] = ()) -> Columns:
-    """The columns of numbers of a table.
+    """Selects the columns of numbers of a table.
 
     Args:
         table: The table.
-        path: Where it was read, for errors.
-        names: Which columns, in which order; a table without names may have as many instead. None for all of numbers.
-        leave: Places of columns that are something else, as the time.
+        path: Source of the table, for errors.
+        names: Names of the columns, in order; a table without a header needs a name for each column. None for all.
+        leave: Indices of columns to leave out, as the time.
 
     Raises:
-        TableError: If a column has text among its numbers, infinity, only gaps or numbers beyond float32, or names are
-            not those of the table.
+        TableError: If a column has text among its numbers, infinity, only gaps or numbers beyond float32, or a name is
+            not in the table.
     """
     have = list[str]()
     for name, default in zip(table.names, default_names(len(table.names)), strict=True):
@@ -128,13 +128,13 @@ def columns(table: Table, path: Path, names: tuple[str, ...] | None, leave: Coll
 
 
 def in_float32(values: NDArray[Any], path: Path, names: Sequence[str], steps: int | None = None) -> NDArray[np.float32]:
-    """Numbers ``(N, C)`` as float32 with one NaN and one zero.
+    """Converts numbers ``(N, C)`` to float32 with one NaN and one zero.
 
     Args:
         values: The numbers.
-        path: Where they were read, for errors.
-        names: Of the columns.
-        steps: Rows that make up a series, or None where each stands for itself.
+        path: Source of the numbers, for errors.
+        names: Names of the columns.
+        steps: Rows per series, or None if each row is an item.
 
     Raises:
         TableError: If some are infinite or beyond float32, or a column is all gaps.
@@ -152,13 +152,13 @@ def in_float32(values: NDArray[Any], path: Path, names: Sequence[str], steps: in
     gaps = np.isnan(result)
     for place in np.flatnonzero(gaps.all(0))[:1]:
         raise TableError(path, f"its column '{names[place]}' is all gaps; leave it out")
-    result[gaps] = np.nan  # of any sign and content: equal rows are to have equal bytes
+    result[gaps] = np.nan  # of any sign and payload: equal rows must have equal bytes
     result += 0.0  # -0 is 0
     return result
 
 
 def classes_of(values: Sequence[str]) -> tuple[str, ...]:
-    """The distinct values in order: of numbers, if all are."""
+    """Returns the distinct values, sorted; numerically if all are numbers."""
     distinct = sorted(set(values))
     try:
         return tuple(sorted(distinct, key=float))
@@ -170,10 +170,10 @@ def read_array(path: Path) -> NDArray[Any]:
     """Reads the numbers of a ``.npy`` file.
 
     Raises:
-        TableError: If it is damaged, empty, or holds something else.
+        TableError: If it is damaged, empty, or holds anything but real numbers.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot claim what is not there
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a false size in the header allocates nothing
     except OSError as error:
         raise TableError(path, error.strerror or str(error)) from error
     except Exception as error:  # a damaged header makes numpy raise whatever its parser meets
@@ -188,10 +188,10 @@ def read_array(path: Path) -> NDArray[Any]:
 
 
 def table_of(array: NDArray[Any], path: Path) -> Table:
-    """Rows of an array as a table.
+    """Converts an array to a table, row by row.
 
     Raises:
-        TableError: If it has other than two axes.
+        TableError: If the array does not have two axes.
     """
     if array.ndim != 2:
         raise TableError(path, f"it must have an axis of rows and one of columns, got shape {array.shape}")
@@ -222,7 +222,7 @@ def read_parquet(path: Path, keep: Collection[str] = (), *, lists: bool = False,
     texts: dict[int, list[str]] = {}
     strange: dict[int, Strange] = {}
     for name, column in zip(map(cleaned, data.column_names), data.columns, strict=True):
-        if name.startswith("__index_level_"):  # pandas' own
+        if name.startswith("__index_level_"):  # an index that pandas stored
             continue
         numbers = _numbers_of(column, lists)
         if numbers is None:
@@ -240,10 +240,10 @@ def read_parquet(path: Path, keep: Collection[str] = (), *, lists: bool = False,
 
 
 def write_numbers(path: Path, rows: Tensor, names: Sequence[str], array: Tensor) -> None:
-    """Writes a table ``(N, C)`` as CSV with a header, or under the name of a ``.npy`` file an array.
+    """Writes a table ``(N, C)`` as CSV with a header, or, for a ``.npy`` path, as an array.
 
     Raises:
-        ValueError: If names are not one for each column, or the file has another ending.
+        ValueError: If there is not one name per column, or the path has another suffix.
         OSError: If the file cannot be written.
     """
     if rows.shape[1] != len(names):
@@ -257,7 +257,7 @@ def write_numbers(path: Path, rows: Tensor, names: Sequence[str], array: Tensor)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(names)
-        # the shortest decimals that are this float32 and no other
+        # the shortest decimals that identify each float32
         writer.writerows(rows.detach().float().cpu().numpy().astype(str).tolist())
         write_atomically(path, text.getvalue().encode())
     else:
@@ -265,7 +265,7 @@ def write_numbers(path: Path, rows: Tensor, names: Sequence[str], array: Tensor)
 
 
 def _places(names: tuple[str, ...], have: list[str], numeric: list[int], named: bool, path: Path) -> list[int]:
-    """Places of the columns that are asked for."""
+    """Returns the indices of the requested columns."""
     missing = [name for name in names if name not in have]
     if not missing:
         return [have.index(name) for name in names]
@@ -278,14 +278,14 @@ def _places(names: tuple[str, ...], have: list[str], numeric: list[int], named: 
 
 
 def _first_of(file: Any, most: int) -> Any:  # noqa: ANN401
-    """The first rows of an open Parquet file."""
+    """Reads the first rows of an open Parquet file."""
     from pyarrow import Table as ArrowTable
 
     return ArrowTable.from_batches([next(file.iter_batches(most))], file.schema_arrow)
 
 
 def _numbers_of(column: Any, lists: bool) -> NDArray[np.float64] | None:  # noqa: ANN401
-    """Numbers ``(N, 1)`` of an Arrow column, of lists of one length ``(N, width)``, or None for other types."""
+    """Returns numbers ``(N, 1)`` of an Arrow column, of equally long lists ``(N, width)``, or None for other types."""
     from pyarrow import types
 
     kind, width = column.type, 1
@@ -303,11 +303,11 @@ def _numbers_of(column: Any, lists: bool) -> NDArray[np.float64] | None:  # noqa
 
 
 def _cells_of(column: Any, whole: bool) -> list[str]:  # noqa: ANN401
-    """Cells of an Arrow column as text, or only up to the first that is not empty."""
+    """Returns the cells of an Arrow column as text, or only up to the first non-empty one."""
     from pyarrow import types
 
     if types.is_temporal(column.type) and not types.is_duration(column.type):
-        column = column.cast("string")  # as Python's own types, which lack nanoseconds
+        column = column.cast("string")  # not through Python's types, which lack nanoseconds
     cells: list[str] = []
     for cell in column:
         cells.append("" if cell.as_py() is None else str(cell.as_py()))

@@ -1,4 +1,4 @@
-"""Vectors of measurements or features: items are float32 ``(C,)`` in the data's own units.
+"""Feature vectors: items are float32 ``(C,)`` in the data's own units.
 
 ::
 
@@ -59,21 +59,21 @@ _BUNDLED = {
     "iris": ("iris.csv", "sepal_length sepal_width petal_length petal_width"),
     "diabetes": ("diabetes_data_raw.csv.gz", "age sex bmi bp s1 s2 s3 s4 s5 s6"),
 }
-"""Tables of scikit-learn's wheel: file, and the names of their features, which its code holds."""
+"""Tables in scikit-learn's distribution: file, and the names of their features, which its code holds."""
 _BUNDLED_FRACTION = 0.2
 
 
 @register
 @dataclass(frozen=True)
 class Vectors(Modality):
-    """Rows of tables, embeddings: any number of features without an order.
+    """Feature vectors: rows of tables, or embeddings, with any number of unordered features.
 
-    Values stay in the data's units: models standardize them.
+    Values keep the data's units: models standardize them.
 
     Args:
-        names: Of the features, in their order; by default all columns of numbers. Those of a table are found by name.
-        label: Name of the column of classes; by default ``label``, ``labels``, ``class`` or ``target`` if it has some.
-        fill: What stands for a gap in each feature; by default its mean over the training rows.
+        names: Names of the features, in order; by default all columns of numbers. A table's are selected by name.
+        label: Name of the class column; by default ``label``, ``labels``, ``class`` or ``target`` if it holds classes.
+        fill: Value that replaces gaps in each feature; by default its mean over the training rows.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -114,9 +114,9 @@ class Vectors(Modality):
     def read(self, path: Path, held_out_fraction: float, memory_bytes: int) -> Data:
         """Reads tables and splits them.
 
-        Files named ``train`` and ``test``, or folders, are the two sides. Otherwise rows are held out by their content,
-        so that equal rows are on one side. Classes are those of a column, or else of the folders of files. All rows are
-        kept in memory.
+        Files named ``train`` and ``test``, or such folders, are the two sides. Otherwise rows are held out by a hash of
+        their content, so that equal rows are on one side. Classes come from a column, or else from the folders of the
+        files. All rows are kept in memory.
         """
         files = gather(path, TABLE_SUFFIXES)
         reading = _Reading(self, files)
@@ -137,11 +137,11 @@ class Vectors(Modality):
         return suffix_of(source) in TABLE_SUFFIXES
 
     def window(self, item: Tensor, size: int | None, chance: NDArray[np.float64]) -> Tensor:
-        """The vector as it is."""
+        """Returns the whole vector."""
         return item
 
     def distortion(self, *, quick: bool = False) -> RealDistortion:
-        """Squared and absolute error in the data's units, cosine, and the share of variance explained."""
+        """Creates an accumulator of squared and absolute error in the data's units, cosine, and explained variance."""
         return RealDistortion(cosine=True)
 
     def exhibit(  # noqa: D102
@@ -162,7 +162,7 @@ class Vectors(Modality):
         )
 
     def write(self, path: Path, items: Sequence[Tensor], *, columns: int = 8) -> None:
-        """Writes a table of a row for each, or under the name of a ``.npy`` file an array ``(N, C)``."""
+        """Writes a table with a row per item, or, for a ``.npy`` path, an array ``(N, C)``."""
         if not items:
             raise ValueError(f"'items' must be at least one vector for {path}, got none. Give some.")
         rows = torch.stack(list(items))
@@ -184,14 +184,14 @@ class _Rows(NamedTuple):
 
 
 class _Reading:
-    """What has been learned of the features from the files so far."""
+    """The features found in the files so far."""
 
     def __init__(self, modality: Vectors, files: Files) -> None:
         self.names, self.label, self.files = modality.names, modality.label, files
         self.notes: list[str] = []
 
     def side(self, paths: Sequence[Path], source: Path) -> list[_Rows]:
-        """All rows of some files; what cannot be read of several is skipped."""
+        """Reads all rows of some files; if there are several files, unreadable ones are skipped."""
         rows: list[_Rows] = []
         for path in paths:
             try:
@@ -220,7 +220,7 @@ class _Reading:
         return _Rows(path, chosen.values, labels)
 
     def _classes(self, table: Table, path: Path) -> tuple[int | None, list[str] | None]:
-        """Place of the column of classes, and the class of each row."""
+        """Returns the index of the class column, and the class of each row."""
         wanted = LABEL_NAMES if self.label is None else (self.label.lower(),)
         names = [name.lower() for name in table.names]
         place = next((names.index(name) for name in wanted if name in names), None)
@@ -243,7 +243,7 @@ class _Reading:
 
 
 def _as_classes(table: Table, place: int) -> list[str] | None:
-    """Classes in a column, empty where there is a gap; None for fractions."""
+    """Returns the classes in a column, empty for a gap; None for fractions."""
     if place in table.strange:
         return [cleaned(cell) for cell in table.texts[place]]
     values = table.values[:, place]
@@ -254,7 +254,7 @@ def _as_classes(table: Table, place: int) -> list[str] | None:
 
 
 def _labels(rows: list[_Rows], source: Path) -> Labels | None:
-    """Classes of a column, or else of the folders."""
+    """Returns the classes of a column, or else of the folders."""
     said = [label for each in rows for label in each.labels or ()]
     if len(said) == sum(len(each.values) for each in rows):
         classes = classes_of(said)
@@ -268,7 +268,7 @@ def _labels(rows: list[_Rows], source: Path) -> Labels | None:
 
 
 def _row_names(rows: _Rows, root: Path | None) -> list[str]:
-    """A name for each row: its number, with a root after its file within it."""
+    """Names each row by its number, and if a root is given by its file's path below the root, too."""
     stem = "" if root is None else rows.path.with_name(stem_of(rows.path)).relative_to(root).as_posix() + "-"
     return [f"{stem}{row:05d}" for row in range(len(rows.values))]
 
@@ -284,7 +284,7 @@ def _finished(
     fraction: float,
     skipped: Sequence[Skipped] = (),
 ) -> Data:
-    """Splits rows, fills gaps by means of training, and makes items."""
+    """Splits rows, fills gaps by training means, and makes items."""
     if held is None:
         held = held_out([digest_of(row) for row in values], fraction)
     rest = np.setdiff1d(np.arange(len(values)), held)
@@ -307,11 +307,11 @@ def _finished(
 
 
 def _bundled(modality: Vectors, name: str) -> Data:
-    """Loads a table of scikit-learn's wheel, a fifth of it held out by content.
+    """Loads a table of scikit-learn's distribution, a fifth of it held out by a hash of the content.
 
     breast-cancer: 569 tumors in 30 features of their cell nuclei, malignant or benign. wine: 178 wines of three growers
-    in 13 measures. iris: 150 flowers of three species in 4 lengths (cm). diabetes: 442 patients in 10 measures, without
-    classes.
+    in 13 measurements. iris: 150 flowers of three species in 4 lengths (cm). diabetes: 442 patients in 10 measurements,
+    without classes.
 
     Raises:
         ModuleNotFoundError: If scikit-learn is not installed.

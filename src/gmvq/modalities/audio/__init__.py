@@ -1,4 +1,4 @@
-"""Sound: where it comes from, how it is cut, shown and written."""
+"""Audio: reading, windows, display and writing."""
 
 from gmvq.modalities.audio.decoding import SUFFIXES as AUDIO_SUFFIXES
 from gmvq.modalities.audio.decoding import AudioError, read_audio

@@ -1,4 +1,4 @@
-"""Recordings from files: WAV, FLAC, OGG, MP3, AIFF and whatever else libsndfile reads.
+"""Decoding of audio files: WAV, FLAC, OGG, MP3, AIFF and all other formats that libsndfile reads.
 
 ::
 
@@ -44,10 +44,10 @@ SUFFIXES: dict[str, str] = {
     }.items()
     for suffix in suffixes.split()
 }
-"""libsndfile's name of the format for each suffix of a file that is read, in lower case."""
+"""libsndfile's format name for each suffix of readable files, in lower case."""
 
 COMMON_SUFFIXES = ".wav, .flac, .ogg, .opus, .mp3, .aiff, .au"
-"""Some of them, for messages."""
+"""The most common suffixes, for messages."""
 
 UNREADABLE = {
     f".{suffix}": f"{name} cannot be read here: convert it to FLAC or WAV"
@@ -69,22 +69,22 @@ UNREADABLE = {
     }.items()
     for suffix in suffixes.split()
 }
-"""Why files of other suffixes, which are sound too, are not read."""
+"""Why audio files with other suffixes cannot be read."""
 
 LONGEST = 1 << 29
-"""Most samples of a recording over all channels, 2 GiB once decoded: 3.4 hours of one channel at 44.1 kHz."""
+"""Largest number of samples of a recording over all channels, 2 GiB decoded: 3.4 hours of one channel at 44.1 kHz."""
 
 LEAST_RATE, MOST_RATE = 100, 1_000_000
-"""In Hz; beyond is no recording."""
+"""Smallest and largest sampling rate in Hz."""
 
 _BLOCK = 1 << 20
 _LOUDEST = 4.0
-"""Samples of floats or lossy files may pass 1, and are clipped; beyond 12 dB they are on another scale."""
+"""Samples of float or lossy files may exceed 1 and are clipped; beyond 12 dB they must be on another scale."""
 
 _CUT_OFF = re.compile(r"^\s*(?:data|SSND|BODY|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-"""What libsndfile notes of a WAV, AIFF, AU or SVX file that is shorter than its header says, and reads all the same."""
+"""libsndfile's log message for a WAV, AIFF, AU or SVX file shorter than its header says, which it still reads."""
 _OPEN_ENDS = (0xFFFFFFFF, 0x80000000, 0x7FFFF000)
-"""Lengths in bytes that ffmpeg, arecord and SoX write where they cannot know how long a recording will be."""
+"""Lengths in bytes that ffmpeg, arecord and SoX write if the length is not known in advance."""
 
 Source = Path | BytesIO
 
@@ -93,20 +93,20 @@ class AudioError(ValueError):
     """A file cannot be read as a recording; the message names the file and the reason."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        """Keeps both parts, so that a list of skipped files can show them apart."""
+        """Keeps the path and the reason apart for lists of skipped files."""
         super().__init__(f"Cannot read the recording '{path}': {reason}. Replace the file or remove it from the data.")
         self.path, self.reason = path, reason
 
     def __reduce__(self) -> tuple[type[AudioError], tuple[Path, str]]:
-        """Lets it cross to another process, e.g. from a pool of workers."""
+        """Makes the error picklable for worker processes."""
         return type(self), (self.path, self.reason)
 
 
 class Header(NamedTuple):
-    """What a file says of its recording before it is decoded.
+    """Properties of a recording that are known before decoding.
 
     Attributes:
-        length: Samples of each channel.
+        length: Samples per channel.
         rate: Samples per second, Hz.
         channels: Number of channels.
     """
@@ -116,7 +116,7 @@ class Header(NamedTuple):
     channels: int
 
     def at(self, rate: int) -> int:
-        """Samples of each channel after resampling: to the nearest, halves up, as soxr has it.
+        """Returns the samples per channel after resampling, rounded half up as in soxr.
 
         Example:
             >>> Header(44100, 44100, 1).at(8000), Header(3, 2000, 1).at(1000)
@@ -126,34 +126,34 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path, source: Source | None = None) -> Header:
-    """Reads what a file says of its recording.
+    """Reads the header of a recording.
 
     Args:
         path: The file.
-        source: Its content, where that lies elsewhere.
+        source: Content of the file, if it is stored elsewhere.
 
     Raises:
-        AudioError: If it cannot be read, or says what cannot be.
+        AudioError: If the header cannot be read, or describes an unreadable recording.
     """
     with _opened(path, source) as file:
         return _header(path, file)
 
 
 def read_audio(path: Path, rate: int, channels: int, source: Source | None = None) -> Tensor:
-    """Reads a recording.
+    """Decodes a recording.
 
     Args:
         path: The file.
         rate: Samples per second of the result, Hz.
-        channels: Of the result: 1 is the mean of the file's, and a file of one channel is repeated.
-        source: Content of the file, where that lies elsewhere.
+        channels: Channels of the result: 1 is the mean of the file's channels; a file of one channel is repeated.
+        source: Content of the file, if it is stored elsewhere.
 
     Returns:
         float32 ``(channels, T)`` in [-1, 1], where T is ``read_header(path).at(rate)``.
 
     Raises:
-        AudioError: If it cannot be read, is cut off, has values that are not finite or not on the scale of sound, or
-            has other channels.
+        AudioError: If it cannot be read, is truncated, has values that are not finite or outside the scale of audio,
+            or has a number of channels that cannot be converted.
     """
     import soxr
 
@@ -172,10 +172,10 @@ def read_audio(path: Path, rate: int, channels: int, source: Source | None = Non
 
 
 def converted(samples: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
-    """Samples ``(..., C')`` in another number of channels: the mean of all, or one repeated.
+    """Converts samples ``(..., C')`` to another number of channels: the mean of all, or one channel repeated.
 
     Raises:
-        ValueError: If neither leads there.
+        ValueError: If neither gives that number of channels.
     """
     own = samples.shape[-1]
     if own == channels:
@@ -189,13 +189,13 @@ def converted(samples: NDArray[np.float32], channels: int) -> NDArray[np.float32
 
 @contextmanager
 def _opened(path: Path, source: Source | None) -> Iterator[Any]:
-    """A ``soundfile.SoundFile``; what goes wrong while it is open is told by its name."""
+    """Opens a ``soundfile.SoundFile``; errors while it is open name the path."""
     import soundfile
 
     source = path if source is None else source
     try:
         if isinstance(source, Path):
-            with source.open("rb") as file:  # so that errors of the system have their own words
+            with source.open("rb") as file:  # so that the system's errors keep their messages
                 empty = not file.read(1)
         else:
             empty = not source.getbuffer().nbytes
@@ -211,7 +211,7 @@ def _opened(path: Path, source: Source | None) -> Iterator[Any]:
 
 def _reason(error: Any) -> str:  # noqa: ANN401
     words = (error.error_string or "").rstrip(".")
-    if error.code in (1, 7):  # the second is what a file without one frame of MP3 is called
+    if error.code in (1, 7):  # 7 is the code of an MP3 file without a complete frame
         return "it is no sound file of a known format"
     return f"it is damaged ({words})" if words else "it is damaged"
 
@@ -234,10 +234,10 @@ def _header(path: Path, file: Any) -> Header:  # noqa: ANN401
 
 
 def _decoded(path: Path, file: Any, header: Header, channels: int) -> NDArray[np.float32]:  # noqa: ANN401
-    """All samples ``(T', channels)``, read block by block: memory is taken for what is there, not for what is said."""
+    """Decodes all samples ``(T', channels)`` block by block, so that a false header allocates no memory."""
     blocks: list[NDArray[np.float32]] = []
     loudest = 0.0
-    # soundfile seeks after each block, and a frame of MP3 that is sought lacks the bits that came before it
+    # soundfile seeks after each block, and after seeking an MP3 frame lacks the preceding bits that it needs
     most = header.length if file.format == "MP3" else _BLOCK
     while len(block := file.read(most, dtype="float32", always_2d=True)):
         if not np.isfinite(block).all():

@@ -1,4 +1,4 @@
-"""Sound: items are float32 ``(C, T)`` in [-1, 1], all at one rate."""
+"""Audio: items are float32 ``(C, T)`` in [-1, 1], all at one sampling rate."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from gmvq.types import Signal
 @register
 @dataclass(frozen=True)
 class Audio(Modality):
-    """Speech, music, noises.
+    """Audio recordings: speech, music, noises.
 
     Args:
-        rate: Samples per second to which all recordings are brought, Hz; by default the most common rate of the data.
-        channels: Channels of all recordings, where 1 is the mean of a file's; by default those of the files if they
-            agree, else 1.
+        rate: Sampling rate that all recordings are resampled to, Hz; by default the most common rate of the data.
+        channels: Number of channels of all recordings, where 1 is the mean of a file's channels; by default that of the
+            files if they agree, else 1.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -71,8 +71,8 @@ class Audio(Modality):
     def read(self, path: Path, held_out_fraction: float, memory_bytes: int) -> Data:
         """Reads recordings and splits them.
 
-        Folders, nested and mixed with other files, single files, archives, which are held in memory packed, and
-        ``.npy`` arrays of recordings of one length, for which ``rate`` must be set. A file is read whole, up to 2 GiB
+        The path is a folder, nested and mixed with other files, a single file, an archive, which is held compressed in
+        memory, or a ``.npy`` array of equally long recordings, which needs ``rate``. A file is read whole, up to 2 GiB
         decoded. See :func:`gmvq.modalities.audio.sources.read_source` for the split and the labels.
         """
         found = read_source(path, self.rate, self.channels, held_out_fraction, memory_bytes)
@@ -83,7 +83,7 @@ class Audio(Modality):
         return source.suffix.lower() in SUFFIXES
 
     def window(self, item: Tensor, size: int | None, chance: NDArray[np.float64]) -> Tensor:
-        """A stretch of consecutive samples; shorter recordings whole, and below 1/2 with the sign of all turned."""
+        """Cuts a stretch of consecutive samples; keeps shorter ones whole; inverts the sign if chance is below 1/2."""
         length = item.shape[-1]
         if size is not None and length > size:
             start = min(int(chance[0] * (length - size + 1)), length - size)
@@ -91,7 +91,7 @@ class Audio(Modality):
         return -item if chance[2] < 0.5 else item
 
     def distortion(self, *, quick: bool = False) -> AudioDistortion:
-        """Mel distance, SI-SDR and squared error; quick the same, since none costs much and one name is one number."""
+        """Creates an accumulator of mel distance, SI-SDR and squared error, all cheap: ``quick`` is ignored."""
         return AudioDistortion(self._known)
 
     def exhibit(  # noqa: D102
@@ -107,7 +107,7 @@ class Audio(Modality):
             part, tokens = shown_part(real.shape[-1], rate), len(codes)
             first = part.start * tokens // real.shape[-1]
             last = -(-part.stop * tokens // real.shape[-1])
-            strip = (code_strip(codes[first:last], f"Codes of {name}", steps=1),)  # all of them
+            strip = (code_strip(codes[first:last], f"Codes of {name}", steps=1),)  # steps=1: show all these codes
         return Exhibit(
             name,
             note,
@@ -122,7 +122,7 @@ class Audio(Modality):
         )
 
     def write(self, path: Path, items: Sequence[Tensor], *, columns: int = 8) -> None:
-        """Writes a WAV file of 16 bits, or under the name of one a FLAC file."""
+        """Writes a 16-bit WAV file, or, for a ``.flac`` path, a FLAC file."""
         if len(items) != 1:
             raise ValueError(
                 f"'items' must be one recording for {path}, got {len(items)}. Give each a file of its own."

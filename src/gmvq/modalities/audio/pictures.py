@@ -1,4 +1,4 @@
-"""Recordings leave as files, and as players and spectrograms of a report."""
+"""Writing of audio files, and players and spectrograms of reports."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from gmvq.modalities.charts import LEFT, RIGHT, as_picture, new_figure, plain
 from gmvq.spectra import FLOOR, LogMel, hertz_to_mel
 
 SHOWN_SECONDS = 10
-"""Longest part of a recording that a report holds: the middle."""
+"""Longest part of a recording in a report, taken from its middle."""
 
 BANDS, DEPTH = 80, 80.0
-"""Mel bands of a spectrogram, and decibels from its darkest to its brightest."""
+"""Mel bands of a spectrogram, and decibels from its darkest to its brightest color."""
 
 _WINDOW_SECONDS, _FRAMES = 0.032, 400
 _TICKS = (500, 1000, 2000, 4000, 8000, 16000)
 _INK = "#333333"
 _FORMATS = {".wav": ("WAV", 1024), ".flac": ("FLAC", 8)}
-"""Format and most channels by the suffix of a file."""
+"""Format and largest number of channels by file suffix."""
 
 
 def to_integers(samples: Tensor) -> Tensor:
-    """Floats in [-1, 1] as 16-bit values, rounded to the nearest."""
+    """Converts floats in [-1, 1] to 16-bit values, rounded to the nearest."""
     return (samples.detach().float() * (1 << 15)).round().clamp(-(1 << 15), (1 << 15) - 1).to(torch.int16).cpu()
 
 
 def encoded(samples: Tensor, rate: int, kind: str = "WAV") -> bytes:
-    """A sound file of 16 bits.
+    """Encodes a 16-bit audio file.
 
     Args:
         samples: Floats in [-1, 1], ``(C, T)``.
@@ -49,15 +49,15 @@ def encoded(samples: Tensor, rate: int, kind: str = "WAV") -> bytes:
 
 
 def write_audio(path: Path, samples: Tensor, rate: int) -> None:
-    """Writes a recording of 16 bits, whole or not at all.
+    """Writes a 16-bit recording, atomically.
 
     Args:
         path: The file: ``.wav`` or ``.flac``.
-        samples: Floats ``(C, T)``; what lies beyond [-1, 1] is clipped.
+        samples: Floats ``(C, T)``; values outside [-1, 1] are clipped.
         rate: Samples per second, Hz.
 
     Raises:
-        ValueError: If the format is another or cannot hold the recording, or samples are not finite.
+        ValueError: If the format is unknown or cannot hold the recording, or samples are not finite.
         OSError: If the file cannot be written.
     """
     suffix = path.suffix.lower()
@@ -77,14 +77,14 @@ def write_audio(path: Path, samples: Tensor, rate: int) -> None:
 
 
 def shown_part(length: int, rate: int) -> slice:
-    """The samples of a recording that a report holds."""
+    """Returns the part of a recording that a report shows."""
     most = SHOWN_SECONDS * rate
     start = max(0, length - most) // 2
     return slice(start, start + min(length, most))
 
 
 def player(samples: Tensor, rate: int, text: str) -> Sound:
-    """The middle of a recording ``(C, T)`` as it is heard; more than two channels are mixed."""
+    """Encodes the middle of a recording ``(C, T)`` for playing; more than two channels are mixed."""
     length = samples.shape[-1]
     part = shown_part(length, rate)
     heard = samples[:, part] if samples.shape[0] <= 2 else samples[:, part].mean(0, keepdim=True)
@@ -94,18 +94,18 @@ def player(samples: Tensor, rate: int, text: str) -> Sound:
 
 
 def loudness(samples: Tensor, rate: int) -> float:
-    """The loudest band of a recording in dB, from which a spectrogram of it counts."""
+    """Returns the level of the loudest band of a recording in dB, the reference of its spectrogram."""
     return float(_decibels(samples, rate).max())
 
 
 def spectrogram(samples: Tensor, rate: int, text: str, loudest: float) -> Picture:
-    """Draws mel bands over time, the middle of a recording ``(C, T)``, mixed.
+    """Draws mel bands over time of the middle of a recording ``(C, T)``, mixed to one channel.
 
     Args:
         samples: Floats ``(C, T)``.
         rate: Samples per second, Hz.
         text: What the picture shows.
-        loudest: dB of the brightest color, from :func:`loudness`; 80 dB below is the darkest.
+        loudest: Level of the brightest color in dB, from :func:`loudness`; 80 dB below is the darkest.
     """
     part = shown_part(samples.shape[-1], rate)
     seconds = (part.start / rate, part.stop / rate)
@@ -132,7 +132,7 @@ def spectrogram(samples: Tensor, rate: int, text: str, loudest: float) -> Pictur
 
 
 def _decibels(samples: Tensor, rate: int) -> np.ndarray:
-    """Magnitudes of bands ``(bands, frames)`` of the middle of a recording, mixed, in dB."""
+    """Computes band magnitudes ``(bands, frames)`` of the middle of a recording, mixed to one channel, in dB."""
     part = samples.detach().float().cpu().mean(0)[shown_part(samples.shape[-1], rate)]
     window = max(32, 1 << math.ceil(math.log2(_WINDOW_SECONDS * rate)))
     hop = max(1, min(window // 4, len(part) // _FRAMES))

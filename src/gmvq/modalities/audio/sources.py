@@ -1,4 +1,4 @@
-"""From a path to recordings with a split: folders, files, archives and arrays.
+"""Reads recordings from folders, files, archives and arrays, and splits them.
 
 ::
 
@@ -50,16 +50,16 @@ Result = TypeVar("Result")
 
 
 class Recordings(NamedTuple):
-    """What a path holds.
+    """Recordings of a path.
 
     Attributes:
-        name: Of the data set.
-        train: Recordings to learn from.
-        held_out: Recordings to measure on; the same where there is one alone.
-        rate: Of all, Hz.
-        channels: Of all.
-        skipped: What could not be read.
-        classes: Names of the labels, empty without.
+        name: Name of the data set.
+        train: Recordings for training.
+        held_out: Recordings for evaluation; the same as ``train`` if there is only one.
+        rate: Sampling rate of all recordings, Hz.
+        channels: Number of channels of all recordings.
+        skipped: Files that could not be read.
+        classes: Names of the labels, empty if there are no labels.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Recordings(NamedTuple):
 
 
 class _Files(NamedTuple):
-    """Files of recordings below a root, on one side or on two; ``contents`` holds those of an archive."""
+    """Files of recordings below a root, on one side or two; ``contents`` holds those of an archive."""
 
     root: Path
     sides: list[list[Path]]
@@ -95,7 +95,7 @@ class _Files(NamedTuple):
         return digest_of(np.frombuffer(self.contents[path], np.uint8) if path in self.contents else path)
 
     def check(self, readable: Collection[Path]) -> None:
-        """Raises ValueError if a side has nothing that can be read."""
+        """Raises ValueError if no file of a side can be read."""
         for side in self.sides:
             if not any(path in readable for path in side):
                 place = os.path.commonpath(path.parent for path in side) if len(self.sides) > 1 else self.root
@@ -109,21 +109,21 @@ def read_source(
 ) -> Recordings:
     """Reads recordings from a path and splits them.
 
-    A folder whose recordings are all in one archive stands for it. Every file is decoded once, so that damaged ones are
-    known now. The split is that of a ``train`` and a ``test`` (or
-    ``val``, ``valid``) folder, or the official one of the Free Spoken Digit Dataset; otherwise some are held out by
-    their content. Labels are those of folders or of a table, see :func:`gmvq.data.labels.labels_of`, or the digits of
-    that data set; a table within an archive is not read.
+    A folder whose recordings are all in one archive is read as that archive. Every file is decoded once to find
+    damaged ones. The split is that of a ``train`` and a ``test`` (or ``val``, ``valid``) folder, or the official one of
+    the Free Spoken Digit Dataset; otherwise recordings are held out by a hash of their content. Labels are those of
+    folders or of a table, see :func:`gmvq.data.labels.labels_of`, or the digits of that data set; a table in an archive
+    is not read.
 
     Args:
-        path: Where there is something.
-        rate: Hz to which all are brought; by default the most common one, of several the lowest.
-        channels: Of all; by default those of the files if they agree, else 1.
-        held_out_fraction: Share held out where the data have no split of their own.
+        path: An existing file or folder.
+        rate: Sampling rate in Hz that all are resampled to; by default the most common one, the lowest of several.
+        channels: Number of channels of all; by default that of the files if they agree, else 1.
+        held_out_fraction: Fraction held out if the data have no split of their own.
         memory_bytes: Budget in bytes for decoded recordings, and for the files of an archive.
 
     Raises:
-        ValueError: If there are no recordings, or none on one side that can be read.
+        ValueError: If there are no recordings, or no readable ones on one side.
     """
     if path.suffix.lower() == ".npy":
         return _read_array(path, rate, channels, held_out_fraction)
@@ -149,7 +149,7 @@ def read_source(
 
 
 def _find(path: Path, memory_bytes: int) -> _Files:
-    """The files of recordings at a path."""
+    """Finds the files of recordings at a path."""
     if path.is_dir():
         if (archive := _lone_archive(path)) is not None:
             return _unpacked(archive, memory_bytes)
@@ -171,7 +171,7 @@ def _find(path: Path, memory_bytes: int) -> _Files:
 
 
 def _lone_archive(folder: Path) -> Path | None:
-    """The only archive of a folder that has no recordings beside it."""
+    """Returns the only archive of a folder that has no recordings beside it."""
     packed = [each for each in _others(folder) if archives.is_archive(each)]
     if len(packed) != 1 or find_files(folder, lambda each: each.suffix.lower() in SUFFIXES, []):
         return None
@@ -179,13 +179,13 @@ def _lone_archive(folder: Path) -> Path | None:
 
 
 def _others(folder: Path) -> list[Path]:
-    """Files directly in a folder that may hold recordings and are none: archives and arrays."""
+    """Returns archives and arrays directly in a folder, which may hold recordings."""
     files = (each for each in folder.iterdir() if each.is_file() and is_visible(each.name))
     return [each for each in files if archives.is_archive(each) or each.suffix.lower() == ".npy"]
 
 
 def _readable(found: Sequence[Path], skipped: list[Skipped], place: Path) -> list[Path]:
-    """The files of known formats among those that look like sound."""
+    """Selects the readable formats among audio files."""
     unread = [Skipped(each, UNREADABLE[each.suffix.lower()]) for each in found if each.suffix.lower() in UNREADABLE]
     skipped.extend(unread)
     if len(unread) < len(found):
@@ -203,7 +203,7 @@ def _readable(found: Sequence[Path], skipped: list[Skipped], place: Path) -> lis
 
 
 def _unpacked(path: Path, memory_bytes: int) -> _Files:
-    """The files of an archive, in memory."""
+    """Reads the files of an archive into memory."""
     contents: dict[Path, bytes] = {}
     looked: list[Path] = []
     left = memory_bytes
@@ -232,7 +232,7 @@ def _unpacked(path: Path, memory_bytes: int) -> _Files:
     while len(tops := {parts[0] for parts in places.values()}) == 1 and all(
         len(parts) > 2 for parts in places.values()
     ):
-        path = path / tops.pop()  # a folder around all
+        path = path / tops.pop()  # a folder that holds all others
         places = {each: parts[1:] for each, parts in places.items()}
     sides = [
         [each for each in found if len(places[each]) > 1 and places[each][0].lower() in names]
@@ -242,7 +242,7 @@ def _unpacked(path: Path, memory_bytes: int) -> _Files:
 
 
 def _common(headers: Sequence[Header], rate: int | None, channels: int | None) -> tuple[int, int]:
-    """Rate and channels of the data, where they are not given."""
+    """Returns the given rate and number of channels, or those derived from the data."""
     rates = Counter(header.rate for header in headers)
     kinds = {header.channels for header in headers}
     return (
@@ -252,20 +252,20 @@ def _common(headers: Sequence[Header], rate: int | None, channels: int | None) -
 
 
 def _split(files: _Files, items: FileItems, fraction: float) -> tuple[Labels | None, set[int]]:
-    """Labels of the items, and which of them are held out."""
+    """Returns the labels of the items and the indices of held-out ones."""
     labels = labels_of(items.names, files.root)
     if len(files.sides) == 2:
         second = set(files.sides[1])
         return labels, {index for index, path in enumerate(items.paths) if path in second}
     labels, tested = _as_spoken_digits(items.names, labels)
     if not tested:
-        with ThreadPoolExecutor(_threads()) as pool:  # hashlib works outside the interpreter's lock
+        with ThreadPoolExecutor(_threads()) as pool:  # hashlib releases the interpreter's lock
             tested = set(held_out(list(pool.map(files.digest, items.paths)), fraction))
     return labels, tested
 
 
 def _as_spoken_digits(names: Sequence[str], labels: Labels | None) -> tuple[Labels | None, set[int]]:
-    """Digits, and the official test part, where all files are called as in the Free Spoken Digit Dataset."""
+    """Returns digits and the official test part if all files are named as in the Free Spoken Digit Dataset."""
     matches = [_SPOKEN_DIGIT.fullmatch(PurePosixPath(name).name) for name in names]
     known = [match for match in matches if match is not None]
     if len(known) < len(names):
@@ -280,7 +280,7 @@ def _as_spoken_digits(names: Sequence[str], labels: Labels | None) -> tuple[Labe
 
 
 def _read_array(path: Path, rate: int | None, channels: int | None, fraction: float) -> Recordings:
-    """Recordings of one length ``(N, T)`` or ``(N, C, T)``, floats in [-1, 1] or int16."""
+    """Reads equally long recordings ``(N, T)`` or ``(N, C, T)``, floats in [-1, 1] or int16."""
     if rate is None:
         raise ValueError(
             f"'rate' must be set for arrays, which do not say theirs, got None for '{path}'. Give it in Hz."
@@ -316,7 +316,7 @@ def _read_array(path: Path, rate: int | None, channels: int | None, fraction: fl
 
 
 def _in_range(samples: NDArray[np.float32], channels: int, path: Path, index: int) -> NDArray[np.float32]:
-    """One recording ``(T, C')`` as ``(channels, T)`` in [-1, 1]."""
+    """Converts one recording ``(T, C')`` to ``(channels, T)`` in [-1, 1]."""
     loudest = float(np.abs(samples).max())
     if loudest > 1 + _RANGE_TOLERANCE:
         raise ValueError(
@@ -347,7 +347,7 @@ def _threads() -> int:
 def _attempt(
     function: Callable[[Item], Result], items: Iterable[Item], skipped: list[Skipped]
 ) -> list[tuple[Item, Result]]:
-    """Applies a reader to all items in threads (libsndfile decodes outside the interpreter's lock), in order."""
+    """Applies a reader to all items in threads, in order: libsndfile releases the interpreter's lock."""
 
     def one(item: Item) -> tuple[Item, Result] | Skipped:
         try:

@@ -1,4 +1,4 @@
-"""Images: where they come from, what is measured of them, how they are shown and written."""
+"""Images: reading, distortion metrics, display and writing."""
 
 from gmvq.modalities.image.bundled import digits, photographs
 from gmvq.modalities.image.decoding import IMAGE_SUFFIXES, ImageError, read_image

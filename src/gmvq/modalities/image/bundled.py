@@ -1,6 +1,6 @@
-"""Photographs and digits that ship with gmvq's dependencies, so that nothing has to be downloaded.
+"""Photographs and digits from gmvq's dependencies, which need no download.
 
-The photographs are those of scikit-image's and scikit-learn's wheels, selected by eye. Left out are drawings, text and
+The photographs are a hand-picked selection from scikit-image and scikit-learn. Left out are drawings, text and
 test patterns (page, text, logo, horse, phantom, chessboards, color wheel), a blurred frame (clock_motion), cutouts
 (microaneurysms, the 25x25 faces), and motorcycle_right, which shows the scene of motorcycle_left again.
 """
@@ -47,20 +47,20 @@ _HELD_OUT_DIGITS = 359
 def photographs(modality: Modality) -> Data:
     """Loads 17 photographs, 14 for training and 3 held out whole: astronaut, chelsea (a cat) and coffee.
 
-    Ten are in color; the gray ones (brick, camera, cell, coins, grass, gravel, moon) are repeated to three channels. A
-    photograph with a side above 1,024 pixels (only retina, 1411x1411) is halved by averaging 2x2 pixels. Sizes run from
+    Ten are in color; the gray ones (brick, camera, cell, coins, grass, gravel, moon) are repeated to 3 channels. Only
+    one with a side above 1,024 pixels (retina, 1411x1411) is halved by averaging 2x2 pixels. Sizes run from
     384x303 to 1000x872 pixels: train with ``Loader(size=...)``.
 
     Args:
         modality: Images of 3 channels.
 
     Returns:
-        The data set, named ``photographs``, 3 channels, no labels. A photograph that another version of the wheels
-        does not have is in ``skipped`` and named by a warning.
+        The data set, named ``photographs``, 3 channels, no labels. A photograph that the installed versions lack is in
+        ``skipped`` and named in a warning.
 
     Raises:
         ModuleNotFoundError: If scikit-image or scikit-learn is not installed.
-        ValueError: If one side of the split is left without photographs.
+        ValueError: If one side of the split has no photographs.
     """
     skipped: list[Skipped] = []
     sides: list[ListItems] = []
@@ -86,7 +86,7 @@ def photographs(modality: Modality) -> Data:
 def digits(modality: Modality) -> Data:
     """Loads the 1,797 handwritten digits of scikit-learn (UCI, 8x8 gray), 1,438 for training and 359 held out.
 
-    The held-out digits are the last of the file, so that the split never changes. The values 0 to 16 are scaled to 0 to
+    The held-out digits are the last ones of the file, so the split never changes. Values 0 to 16 are scaled to 0 to
     255.
 
     Args:

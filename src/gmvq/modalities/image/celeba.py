@@ -1,4 +1,4 @@
-"""CelebA as papers on variational autoencoders use it: the center of each aligned face, scaled down.
+"""CelebA with the preprocessing of papers on variational autoencoders: the center of each face, scaled down.
 
 ::
 
@@ -40,14 +40,14 @@ _CROPS = {(178, 218): (19, 39, 159, 179), (89, 109): (9, 19, 79, 89)}
 pixels; of the four crops of 70 x 70 around it, it is the upper left one."""
 _SUFFIXES = (".jpg", ".jpeg")
 _LARGEST_FILE = 1 << 24
-"""In bytes; the largest JPEG of CelebA has less than a thousandth of it."""
+"""Limit in bytes; the largest JPEG of CelebA is a thousand times smaller."""
 _CHUNK = 1024
 
 Face = Callable[[], bytes]
 
 
 class _Found(NamedTuple):
-    """Where the faces lie, what reads the bytes of each, and what is no face."""
+    """Place of the faces, a reader of each one's bytes, and the skipped files."""
 
     place: Path
     faces: dict[str, Face]
@@ -61,21 +61,21 @@ def check_side(name: str, side: int | None) -> None:
 
 
 def read_celeba(source: Path, side: int, channels: int | None = None, held_out_fraction: float = 0.1) -> Parts:
-    """Reads the faces, cropped to their center and scaled to ``side`` x ``side``, sorted by name.
+    """Reads the faces, cropped to the center and scaled to ``side`` x ``side``, sorted by name.
 
-    The split is the official one, its training part against its test part, if ``list_eval_partition.txt`` (or
-    ``.csv``) lies beside the images. Otherwise the last of the sorted names are held out.
+    The split is the official one, its training part and its test part, if ``list_eval_partition.txt`` (or ``.csv``) is
+    next to the images. Otherwise the last of the sorted names are held out.
 
     Args:
-        source: A folder with ``img_align_celeba/*.jpg``, ``img_align_celeba.zip`` or ``celeba_89x109.zip`` (of them
-            the first), the folder of the images itself, or a zip of them.
+        source: A folder with ``img_align_celeba/*.jpg``, ``img_align_celeba.zip`` or ``celeba_89x109.zip`` (the first
+            one found), the folder of the images itself, or a zip of them.
         side: Height and width of the result in pixels, at most 140, or 70 for images of half the size.
         channels: 1, 3, 4 or None for 3.
-        held_out_fraction: Share held out where there is no partition; at least one image of several, or none for 0.
+        held_out_fraction: Fraction held out if there is no partition; at least one image of several, or none for 0.
 
     Returns:
-        Images ``(N, C, side, side)``; both parts share one tensor. Skipped are files that are no images, have another
-        size than the first, or are missing from the partition.
+        Images ``(N, C, side, side)``; both parts share one tensor. Files that are not images, differ in size from the
+        first, or are missing from the partition are skipped.
 
     Raises:
         ValueError: If no face can be read, ``side`` is out of range, or the partition is damaged or leaves one part
@@ -84,7 +84,7 @@ def read_celeba(source: Path, side: int, channels: int | None = None, held_out_f
     check_side("face_side", side)
     place = _locate(source)
     with warnings.catch_warnings(), ExitStack() as stack:
-        warnings.simplefilter("ignore")  # Pillow's, of metadata it dislikes
+        warnings.simplefilter("ignore")  # Pillow's warnings about metadata
         found = _in_archive(place, stack) if place.is_file() else _in_folder(place)
         size = _common_size(found)
         _check_crop(side, size, place)
@@ -122,7 +122,7 @@ def _read_partitioned(
 
 
 def _cut(images: ArrayItems, trained: int, found: _Found) -> Parts:
-    """The first ``trained`` images to learn from, the others held out; a single image is not cut."""
+    """Splits off the first ``trained`` images for training; a single image is not split."""
     if len(images) == 1:
         return Parts(images, None, tuple(found.skipped))
     held_out = images.subset(range(trained, len(images)))
@@ -130,18 +130,18 @@ def _cut(images: ArrayItems, trained: int, found: _Found) -> Parts:
 
 
 def _decode(found: _Found, names: Sequence[str], size: tuple[int, int], side: int, channels: int | None) -> ArrayItems:
-    """What can be read of ``names``, in their order."""
+    """Decodes the readable images among ``names``, in order."""
     pixels = np.empty((len(names), channels or 3, side, side), np.uint8)
     kept: list[str] = []
 
     def one(name: str) -> NDArray[np.uint8] | str:
         try:
             return convert_channels(_prepared(found.faces[name](), size, side), channels)
-        except Exception as error:  # a damaged file can raise nearly anything
+        except Exception as error:  # a damaged file can raise nearly any exception
             return reason_of(error)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the interpreter's lock
-        for start in range(0, len(names), _CHUNK):  # few at a time, so that all are in memory once only
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow releases the interpreter's lock
+        for start in range(0, len(names), _CHUNK):  # in chunks, so that all are in memory only once
             chunk = names[start : start + _CHUNK]
             for name, face in zip(chunk, pool.map(one, chunk), strict=True):
                 if isinstance(face, str):
@@ -155,7 +155,7 @@ def _decode(found: _Found, names: Sequence[str], size: tuple[int, int], side: in
 
 
 def _prepared(data: bytes, size: tuple[int, int], side: int) -> NDArray[np.uint8]:
-    """One face ``(side, side, 3)``."""
+    """Decodes, crops and scales one face to ``(side, side, 3)``."""
     with Image.open(io.BytesIO(data)) as image:
         if image.size != size:
             raise ValueError(f"it has {image.width} x {image.height} pixels instead of {size[0]} x {size[1]}")
@@ -164,7 +164,7 @@ def _prepared(data: bytes, size: tuple[int, int], side: int) -> NDArray[np.uint8
 
 
 def _common_size(found: _Found) -> tuple[int, int]:
-    """Width and height of the first image that has a size of CelebA."""
+    """Returns width and height of the first image that has a size of CelebA."""
     seen = ""
     for name in sorted(found.faces):
         try:
@@ -192,10 +192,10 @@ def _check_crop(side: int, size: tuple[int, int], place: Path) -> None:
 
 
 def _locate(source: Path) -> Path:
-    """The archive or the folder that holds the images themselves."""
+    """Returns the archive or the folder that holds the images."""
     if source.is_file():
         return source
-    nested = (source / _FOLDER / _FOLDER, source / _FOLDER)  # Kaggle's archive has the name twice
+    nested = (source / _FOLDER / _FOLDER, source / _FOLDER)  # Kaggle's archive nests the folder twice
     archives = (source / name for name in _ARCHIVES)
     place = next((place for place in (*nested, *archives, source) if place.is_file() or _holds_faces(place)), None)
     if place is not None:
@@ -220,7 +220,7 @@ def _in_folder(folder: Path) -> _Found:
 
 
 def _in_archive(path: Path, stack: ExitStack) -> _Found:
-    """The members of a zip under their names without folders; it is read from until ``stack`` is closed."""
+    """Finds the members of a zip by file name; they can be read until ``stack`` is closed."""
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
     except zipfile.BadZipFile as error:
@@ -259,7 +259,7 @@ def _add(found: _Found, name: str, size: int, read: Face) -> None:
 
 
 def _read_partition(places: Sequence[Path]) -> dict[str, int] | None:
-    """The part of each image, 0, 1 or 2, from the first partition's file found; None if there is none."""
+    """Reads the part of each image, 0, 1 or 2, from the first partition file found; returns None if there is none."""
     path = next((place / name for place in places for name in _PARTITIONS if (place / name).is_file()), None)
     if path is None:
         return None

@@ -1,7 +1,7 @@
-"""CIFAR-10 as Python pickles, binary batches, their archives, and sheets of WebP.
+"""CIFAR-10 from Python pickles, binary batches, their archives, and WebP sheets.
 
-The official files are pickles, and a pickle is a program. The reader does not run it: classes that only keep the bytes
-stand for the few NumPy names that such a file mentions, and every other name is refused.
+The official files are pickles, and loading a pickle can run code. This reader runs nothing: it replaces the few NumPy
+names in such files by classes that only keep the bytes, and rejects every other name.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def read_cifar(source: Path, channels: int | None) -> Parts | None:
     """Reads CIFAR-10 from a folder or a ``.tar.gz``, the test batch as held-out part.
 
     Args:
-        source: The folder with the batches, one that holds ``cifar-10-batches-py`` or ``-bin``, or their archive.
+        source: The folder of the batches, a folder with ``cifar-10-batches-py`` or ``-bin``, or their archive.
         channels: 1, 3, 4 or None for 3.
 
     Returns:
-        Images ``(N, 3, 32, 32)`` with labels; None if there are no such files. A batch that is missing or damaged is
-        listed as skipped.
+        Images ``(N, 3, 32, 32)`` with labels; None if there are no such files. Missing or damaged batches are listed as
+        skipped.
 
     Raises:
-        ValueError: If the files are there and no training batch can be read.
+        ValueError: If the files exist and no training batch can be read.
     """
     if source.is_file():
         return _read_batches(_archive_members(source), source, channels)
@@ -69,13 +69,13 @@ def load_batch(data: bytes) -> Rows:
         uint8 ``(N, 3, 32, 32)`` and int64 ``(N,)`` or None.
 
     Raises:
-        ValueError: If the pickle is damaged, asks for anything but numpy arrays, or holds no batch.
+        ValueError: If the pickle is damaged, refers to anything but numpy arrays, or holds no batch.
     """
     try:
         content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except pickle.UnpicklingError as error:
         raise ValueError(f"it is damaged or unsafe: {error}") from error
-    except Exception as error:  # a damaged pickle can raise nearly anything
+    except Exception as error:  # a damaged pickle can raise nearly any exception
         raise ValueError(f"it is damaged: {type(error).__name__}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__} instead of a dictionary with 'data' and 'labels'")
@@ -93,7 +93,7 @@ def load_batch(data: bytes) -> Rows:
 
 
 class _Dtype:
-    """Stands for numpy.dtype in a pickle."""
+    """Replaces numpy.dtype in a pickle."""
 
     def __init__(self, code: bytes | str, *_: object) -> None:
         self.code = code.decode("latin1") if isinstance(code, bytes) else str(code)
@@ -110,7 +110,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy.ndarray in a pickle: shape, type and bytes, not yet looked at."""
+    """Replaces numpy.ndarray in a pickle: keeps shape, type and bytes without interpreting them."""
 
     def __init__(self, *_: object) -> None:
         self.state: tuple[Any, ...] = ()
@@ -133,7 +133,7 @@ class _Array:
 
 
 def _encode(text: str, encoding: str | bytes) -> bytes:
-    """Stands for _codecs.encode, by which Python 3 writes bytes into old pickles; only that use is known here."""
+    """Replaces _codecs.encode, which Python 3 uses for bytes in old pickles; other uses are rejected."""
     if encoding not in ("latin1", b"latin1"):
         raise pickle.UnpicklingError(f"encoding {encoding!r} is not allowed")
     return text.encode("latin1")
@@ -149,7 +149,7 @@ _ALLOWED: dict[tuple[str, str], Callable[..., object]] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Plain containers, numbers, strings and the stand-ins above; nothing is ever imported."""
+    """Unpickler of plain containers, numbers, strings and the classes above; it imports nothing."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:  # noqa: ANN401  (the type of the base class)
         try:

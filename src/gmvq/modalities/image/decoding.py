@@ -1,12 +1,12 @@
-"""Image files: each becomes one uint8 tensor, or an error that names the file.
+"""Decoding of image files: each file becomes one uint8 tensor, or an error that names the file.
 
 ::
 
-    path --read_header--> Header (size and channels, nothing decoded)
+    path --read_header--> Header (size and channels, without decoding)
     path --read_image---> uint8 (C, H, W)
 
-Differences between formats end here: bit depth, palette, transparency, orientation and color space. All other files of
-this room see uint8 with 1, 3 or 4 channels.
+Differences between formats are resolved here: bit depth, palette, transparency, orientation and color space. All other
+modules of this package receive uint8 with 1, 3 or 4 channels.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ IMAGE_SUFFIXES = SUFFIXES
 CHANNEL_CHOICES = (1, 3, 4)
 
 OVERSHOOT = 0.01
-"""Share of the range by which values may exceed it, as resampled pictures do."""
+"""Fraction of the range by which values may exceed it, as after resampling."""
 
 _EXIF_ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
 _PAGED = frozenset({"DCX", "IM"})
-"""Formats beside TIFF whose frames are pages and not an animation."""
+"""Formats other than TIFF whose frames are pages, not an animation."""
 _GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
@@ -46,7 +46,7 @@ class ImageError(ValueError):
     """A file cannot be read as an image; the message names the file and the reason."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        """Keeps both parts, so that a list of skipped files can show them apart."""
+        """Keeps the path and the reason apart for lists of skipped files."""
         super().__init__(
             f"Cannot read the image '{printable(path)}': {printable(reason)}. Replace the file or remove it from the "
             "data."
@@ -55,21 +55,21 @@ class ImageError(ValueError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[Path, str]]:
-        """Lets it cross to another process, e.g. from a pool of workers."""
+        """Makes the error picklable for worker processes."""
         return type(self), (self.path, self.reason)
 
 
 class RangeError(ImageError):
-    """The values of a file are outside their range, so what is white in it and in files like it has to be stated."""
+    """The values of a file are out of range, so that the value of white has to be given for such files."""
 
 
 class Header(NamedTuple):
-    """Size and channels of an image file, known before it is decoded.
+    """Size and channels of an image file, read without decoding the pixels.
 
     Attributes:
         height: Rows in pixels, after the orientation.
         width: Columns in pixels, after the orientation.
-        channels: 1 for a gray file, 3 for a colored one; transparency is not counted.
+        channels: 1 for a gray file, 3 for a colored one; alpha is not counted.
     """
 
     height: int
@@ -84,10 +84,10 @@ def read_header(path: str | Path) -> Header:
         path: An image file.
 
     Returns:
-        The header, which agrees with what :func:`read_image` returns; the pixels may still turn out to be damaged.
+        The header, which agrees with the result of :func:`read_image`; the pixels may still be damaged.
 
     Raises:
-        ImageError: If the file is no image, has no pixels or too many (``PIL.Image.MAX_IMAGE_PIXELS``), or holds
+        ImageError: If the file is not an image, has no pixels or too many (``PIL.Image.MAX_IMAGE_PIXELS``), or holds
             several pages.
     """
     path = Path(path)
@@ -101,17 +101,17 @@ def read_header(path: str | Path) -> Header:
 def read_image(path: str | Path, channels: int | None = None, maximum: float | None = None) -> Tensor:
     """Decodes one image file of a format that Pillow reads (PNG, JPEG, WebP, TIFF, AVIF, ...).
 
-    Of an animation the first frame is taken; a file of several pages is refused, since one page would stand for all.
+    Of an animation the first frame is read; a file of several pages is an error, since it holds several images.
 
     Values of more than 8 bits are scaled from [0, white] to [0, 255]. White is 1 for floats and 2^bits - 1 for unsigned
-    integers of up to 16 bits, unless ``maximum`` says otherwise; values that exceed the range by up to 1 % of it are
-    clipped. Pillow keeps the high byte of 16-bit color. The orientation is applied. A transparent image is laid on
+    integers of up to 16 bits, unless ``maximum`` is given; values that exceed the range by up to 1 % of it are clipped.
+    Pillow keeps the high byte of 16-bit color. The orientation is applied. A transparent image is composited onto
     white unless ``channels`` is 4. Color becomes gray by the luma of ITU-R 601.
 
     Args:
         path: An image file.
         channels: 1 (gray), 3 (RGB), 4 (RGBA) or None for the file's own, 1 or 3.
-        maximum: Value of white in float files and in gray files of more than 8 bits; None for what their type says.
+        maximum: Value of white in float files and in gray files of more than 8 bits; None for their type's default.
 
     Returns:
         uint8, shape ``(C, H, W)``.
@@ -149,10 +149,10 @@ def convert_channels(pixels: NDArray[np.uint8], channels: int | None) -> NDArray
 
     Args:
         pixels: uint8 ``(*, C)`` with C = 1, 2, 3 or 4.
-        channels: 1, 3, 4 or None for 1 or 3, whatever the pixels have without transparency.
+        channels: 1, 3, 4 or None for 1 or 3, the channels without alpha.
 
     Returns:
-        uint8 ``(*, channels)``; the argument itself if nothing is to be done.
+        uint8 ``(*, channels)``; the argument itself if there is nothing to change.
     """
     has = pixels.shape[-1]
     wanted = channels if channels is not None else (1 if has < 3 else 3)
@@ -184,19 +184,19 @@ def sixteen_to_eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 class _OutsideError(ValueError):
-    """Values are outside their range."""
+    """The values are out of range."""
 
 
 Decode = Callable[[float | None], NDArray[np.uint8]]
-"""Takes the value of white, returns oriented pixels: uint8 ``(H, W, C)`` with C in 1, 2 (gray + alpha), 3, 4."""
+"""Function from the value of white to oriented pixels: uint8 ``(H, W, C)`` with C in 1, 2 (gray + alpha), 3, 4."""
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Header, Decode]]:
-    """The header of a file and what decodes it: one reading for both, so that they agree."""
+    """Opens a file and yields its header and its decoder: both use one reading, so that they agree."""
     if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait forever
         raise ValueError("it is no regular file")
-    with path.open("rb") as file:  # Pillow maps files that it opens itself into memory, and then turns TIFF wrongly
+    with path.open("rb") as file:  # Pillow memory-maps files that it opens itself, and then rotates TIFF wrongly
         page = read_page(file) if is_tiff(file) else None
         if page is not None:
             _check_size(page.width, page.height)
@@ -210,13 +210,13 @@ def _opened(path: Path) -> Iterator[tuple[Header, Decode]]:
             image.seek(page.number)
         elif image.format in _PAGED and getattr(image, "n_frames", 1) > 1:
             raise ValueError(several_pages(getattr(image, "n_frames", 1)))
-        gray = _is_gray(image)  # before the orientation, for which Pillow may decode the file
+        gray = _is_gray(image)  # before reading the orientation, for which Pillow may decode the file
         orientation = _orientation(image) if page is None else page.orientation
         yield _header(page or image, orientation, gray), partial(_decode_image, image, page, gray, orientation)
 
 
 def _open_image(file: BinaryIO, page: Page | None) -> Image.Image | None:
-    """The file as Pillow opens it, None for a TIFF whose samples Pillow does not know."""
+    """Opens a file with Pillow; returns None for a TIFF whose samples Pillow does not support."""
     if page is not None and page.misread:
         return None
     file.seek(0)
@@ -250,13 +250,13 @@ def _decode_image(
         white = page.white if page is not None else (1.0 if image.mode.startswith("F") else 65535.0)
         values = np.asarray(image)[..., None]
         pixels = _scaled(values, white, maximum)
-        if page is not None and page.photometric == 0:  # Pillow inverts the others
+        if page is not None and page.photometric == 0:  # Pillow inverts all others itself
             pixels = 255 - pixels
         if isinstance(transparent := image.info.get("transparency"), int):
             pixels = np.concatenate([pixels, np.where(values == transparent, 0, 255).astype(np.uint8)], axis=-1)
     else:
         pixels = _to_bytes(image, gray)
-    return _turned(pixels, orientation) if page is None else pixels  # Pillow turns TIFF itself
+    return _turned(pixels, orientation) if page is None else pixels  # Pillow rotates TIFF itself
 
 
 def _decode_samples(file: BinaryIO, page: Page, maximum: float | None) -> NDArray[np.uint8]:
@@ -274,7 +274,7 @@ def _of_samples(samples: NDArray[np.generic], page: Page, maximum: float | None)
 
 
 def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Pixels ``(H, W, C)`` as they are to be seen, for an EXIF orientation of 1 to 8."""
+    """Applies an EXIF orientation of 1 to 8 to pixels ``(H, W, C)``."""
     if orientation in _QUARTER_TURNS:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -283,11 +283,11 @@ def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _to_bytes(image: Image.Image, gray: bool) -> NDArray[np.uint8]:
-    if image.mode == "La":  # premultiplied, which Pillow turns into LA alone
+    if image.mode == "La":  # premultiplied, which Pillow can only convert to LA
         image = image.convert("LA")
     transparent = image.has_transparency_data
     if transparent:
-        # Through RGBA, the only target that understands every way a file can state its transparent color.
+        # Through RGBA, the only mode for which Pillow converts all kinds of transparent colors.
         image = image.convert("RGBA")
     image = image.convert(("LA" if transparent else "L") if gray else ("RGBA" if transparent else "RGB"))
     pixels = np.asarray(image)
@@ -295,7 +295,7 @@ def _to_bytes(image: Image.Image, gray: bool) -> NDArray[np.uint8]:
 
 
 def _scaled(values: NDArray[np.generic], white: float | None, maximum: float | None) -> NDArray[np.uint8]:
-    """Values in [0, white] become [0, 255]; ``maximum`` is the white of all that have more than 8 bits."""
+    """Scales [0, white] to [0, 255]; ``maximum`` replaces white for types of more than 8 bits."""
     kind, size = values.dtype.kind, values.dtype.itemsize
     if kind == "u" and white is not None and white <= 255:
         maximum = white
@@ -324,16 +324,16 @@ def _is_gray(image: Image.Image) -> bool:
     if image.mode in ("P", "PA"):
         palette = np.asarray(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         return bool((palette == palette[:, :1]).all())
-    # Pillow opens 16-bit gray with alpha as RGBA; the raw mode says what it was
+    # Pillow opens 16-bit gray with alpha as RGBA; the raw mode has the original one
     tiles = getattr(image, "tile", []) if image.format == "PNG" else []
     return image.mode in _GRAY_MODES or any(str(tile[3]).startswith("LA") for tile in tiles)
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8."""
+    """Returns the EXIF orientation, 1 to 8."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # damaged metadata say nothing about the pixels
+    except Exception:  # the pixels can still be read if metadata are damaged
         return 1
     return orientation if orientation in range(1, 9) else 1
 
@@ -348,10 +348,10 @@ def _as_image_error(path: Path, error: Exception) -> ImageError:
 
 
 def reason_of(error: Exception, *, empty: bool = False) -> str:
-    """Says why a file cannot be read, in a sentence on one line; ``empty`` if it has no bytes."""
+    """Describes in one line why a file cannot be read; ``empty`` if it has no bytes."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    if isinstance(error, Image.UnidentifiedImageError):  # its text has an address in memory
+    if isinstance(error, Image.UnidentifiedImageError):  # its message contains a memory address
         return "it is empty" if empty else "its content is no image that is known here"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"it has too many pixels, more than PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}"

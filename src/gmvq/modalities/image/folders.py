@@ -1,4 +1,4 @@
-"""Folders of image files: nested, mixed, partly broken."""
+"""Folders of image files: nested, mixed, partly damaged."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Folder(NamedTuple):
     """Images of a folder.
 
     Attributes:
-        images: All images that can be read, sorted by name.
+        images: All readable images, sorted by name.
         train: Their indices for training, or None if the folder names no split.
-        held_out: Their indices for evaluation, or None likewise.
-        skipped: Files that are images by their suffix and cannot be read.
-        classes: Name of each class, empty without labels.
+        held_out: Their indices for evaluation, or None if the folder names no split.
+        skipped: Files with image suffixes that cannot be read.
+        classes: Name of each class, empty if there are no labels.
     """
 
     images: FileItems
@@ -46,25 +46,25 @@ class Folder(NamedTuple):
 
 
 def read_folder(folder: Path, *, channels: int | None, memory_bytes: int, maximum: float | None = None) -> Folder:
-    """Finds the images below a folder and sets aside those that cannot be read.
+    """Finds the images below a folder; unreadable ones are returned as skipped.
 
-    Nested folders are searched, links to folders followed, hidden files and folders ignored. A file is an image by its
-    suffix, in any case; images of formats that cannot be read, as HEIC, are skipped with a reason. With a ``train`` and
+    Searches nested folders, follows links to folders, and ignores hidden files and folders. Images are recognized by
+    suffix, in any case; images of unsupported formats, as HEIC, are skipped with a reason. If there are a ``train`` and
     a ``test`` (or ``val``, ``valid``) folder, only these two are read. Labels are those of
     :func:`gmvq.data.labels.labels_of`.
 
     Args:
-        folder: Where to look.
+        folder: The folder to search.
         channels: 1, 3, 4 or None: 3 if any file is colored, else 1.
         memory_bytes: Budget in bytes for decoded images.
-        maximum: Value of white in files of more than 8 bits; None for what their type says.
+        maximum: Value of white in files of more than 8 bits; None for the default of their type.
 
     Returns:
-        The images, sorted by their path within the folder.
+        The images, sorted by their path relative to the folder.
 
     Raises:
-        ValueError: If there is no image file, or none that can be read, or the table of their labels is damaged.
-        RangeError: If the values of a file are out of range, which puts those of all others like it in doubt.
+        ValueError: If there is no image file, or no readable one, or the table of their labels is damaged.
+        RangeError: If the values of a file are out of range: others of its kind may have a wrong scale, too.
     """
     skipped: list[Skipped] = []
     split = split_folders(folder) or (folder,)
@@ -98,13 +98,13 @@ def read_files(
     skipped: list[Skipped],
     maximum: float | None = None,
 ) -> FileItems:
-    """Turns image files into a set of one channel count; files that cannot be read are added to ``skipped``.
+    """Reads image files as items with one number of channels; unreadable files are appended to ``skipped``.
 
     Raises:
         ValueError: If no file can be read.
     """
     with warnings.catch_warnings():
-        # Pillow warns of metadata it dislikes and of large images; what matters of that is in `skipped`.
+        # Pillow warns about metadata and large images; relevant problems are in `skipped`.
         warnings.simplefilter("ignore")
         headers = _attempt(read_header, paths, skipped)
         while headers:
@@ -123,7 +123,7 @@ def read_files(
             headers = [header for index, header in enumerate(headers) if index in readable]
             if headers and (channels is not None or common == max(header.channels for _, header in headers)):
                 return images.subset(sorted(readable))
-            # The only colored files were broken: once more, in gray.
+            # The only colored files were damaged: read again as gray.
     raise ValueError(_nothing_found(root, skipped))
 
 
@@ -135,7 +135,7 @@ def _measure(path: Path) -> tuple[int, int]:
 def _attempt(
     function: Callable[[Item], Result], items: Iterable[Item], skipped: list[Skipped]
 ) -> list[tuple[Item, Result]]:
-    """Applies a reader to all items in threads (Pillow decodes outside the interpreter's lock), keeping the order."""
+    """Applies a reader to all items in threads, in order: Pillow releases the interpreter's lock."""
 
     def one(item: Item) -> tuple[Item, Result] | Skipped:
         try:

@@ -46,7 +46,7 @@ class Parts(NamedTuple):
         train: All images, or the training part.
         held_out: The official test part, or None.
         skipped: Files that could not be read.
-        digests: Digest of each image as it is stored, where there is no test part; empty for those of the pixels.
+        digests: Digest of each stored image if there is no test part; empty to use digests of the pixels.
     """
 
     train: ArrayItems
@@ -56,10 +56,10 @@ class Parts(NamedTuple):
 
 
 def read_npy(path: Path, channels: int | None, maximum: float | None = None) -> Parts:
-    """Reads a ``.npy`` file that holds an array as :func:`array_to_images` takes it.
+    """Reads a ``.npy`` file that holds an array for :func:`array_to_images`.
 
     Raises:
-        ValueError: If the file is damaged, holds pickled objects or no images.
+        ValueError: If the file is damaged, holds pickled objects or is not an array of images.
     """
 
     def whole(file: BinaryIO) -> NDArray[np.generic]:
@@ -72,7 +72,7 @@ def read_npy(path: Path, channels: int | None, maximum: float | None = None) -> 
 def read_npz(path: Path, channels: int | None, maximum: float | None = None) -> Parts:
     """Reads a ``.npz`` file with ``images`` (or ``x``), or ``x_train`` and ``x_test``.
 
-    Labels may stand beside them as ``labels`` (or ``y``), or ``y_train`` and ``y_test``.
+    Optional labels are ``labels`` (or ``y``), or ``y_train`` and ``y_test``.
 
     Raises:
         ValueError: If the file is damaged, holds pickled objects or no images, or lengths differ.
@@ -112,21 +112,21 @@ def read_npz(path: Path, channels: int | None, maximum: float | None = None) -> 
 def array_to_images(
     array: NDArray[np.generic], channels: int | None = None, name: str = "images", maximum: float | None = None
 ) -> Tensor:
-    """Turns an array of images into uint8 ``(N, C, H, W)``.
+    """Converts an array of images to uint8 ``(N, C, H, W)``.
 
     Args:
-        array: ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``: an axis of 1, 3 or 4 is taken for C, the last
+        array: ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``: an axis of 1, 3 or 4 is taken as C, the last
             one first, else the smaller of the two if it is at most 16. Type uint8; uint16, scaled by 255 / 65535;
-            bool; or float in [0, 1]. Floats may exceed that by 1 % and are clipped.
-        channels: 1, 3, 4 or None for the array's own (4 become 3, laid on white).
+            bool; or float in [0, 1]. Floats may exceed the range by 1 % and are clipped.
+        channels: 1, 3, 4 or None for the array's own (4 become 3, composited onto white).
         name: Name of the array in errors.
-        maximum: Value of white in floats and in integers of more than 8 bits; with it these may have any type.
+        maximum: Value of white in floats and in integers of more than 8 bits; if given, these may have any type.
 
     Returns:
         uint8 ``(N, C, H, W)``.
 
     Raises:
-        ValueError: For other shapes, types and values; the message has the index of the image.
+        ValueError: For other shapes, types and values; the message gives the index of the image.
     """
     check_channels(channels)
     array, axis = _find_channels(array, name)
@@ -137,7 +137,7 @@ def array_to_images(
             f"'{name}' has {count} channels, which cannot become {channels}. Leave 'channels' out, or pick channels."
         )
     chunks = []
-    for start in range(0, len(array), _CHUNK):  # float data would otherwise need several times its memory
+    for start in range(0, len(array), _CHUNK):  # in chunks: float data would need several times their memory
         pixels = np.moveaxis(_bytes_from(array[start : start + _CHUNK], name, start, maximum), axis, -1)
         if count in CHANNEL_CHOICES:
             pixels = convert_channels(pixels, channels)
@@ -146,14 +146,14 @@ def array_to_images(
 
 
 def digests_of(array: NDArray[np.generic]) -> tuple[bytes, ...]:
-    """Computes the digest of each item of an array as it is stored, before its channels are changed."""
+    """Computes the digest of each item of an array as stored, before its channels are converted."""
     return tuple(digest_of(item) for item in array)
 
 
 def find_idx(folder: Path) -> dict[str, Path]:
     """Finds the idx files of a folder (or of its ``raw`` folder) by ``train-images``, ``train-labels``, ``test-...``.
 
-    Of the same file plain and compressed, the plain one is taken.
+    If the same file is plain and compressed, the plain one is used.
     """
     for place in (folder, folder / "raw", *sorted(folder.glob("*MNIST/raw"))):
         if not place.is_dir():
@@ -176,7 +176,7 @@ def is_idx(path: Path) -> bool:
 
 
 def read_idx_files(files: Mapping[str, Path], channels: int | None) -> Parts:
-    """Reads the files of :func:`find_idx`; labels that cannot be read or do not fit are skipped, not the images.
+    """Reads the files of :func:`find_idx`; labels that are damaged or do not match are skipped, not the images.
 
     Raises:
         ValueError: If no images can be read.
@@ -221,7 +221,7 @@ def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
 
 def _decompressed(path: Path) -> bytes:
     data = path.read_bytes()
-    try:  # by content: the suffix is lost as often as not
+    try:  # by content: the suffix is often lost
         if data[:2] == b"\x1f\x8b":
             return gzip.decompress(data)
         return lzma.decompress(data) if data[:6] == b"\xfd7zXZ\0" else data
@@ -243,7 +243,7 @@ def _read_numpy(path: Path, read: Callable[[BinaryIO], Value]) -> Value:
     try:
         with path.open("rb") as file:  # np.load would leave a damaged file open
             return read(file)
-    except Exception as error:  # a damaged header makes numpy raise whatever its parser meets
+    except Exception as error:  # a damaged header can make numpy raise nearly any exception
         if "allow_pickle" in str(error) or "pickled" in str(error):
             reason = "it holds Python objects, or is no numpy file; reading objects could run foreign code"
         else:
@@ -280,7 +280,7 @@ def _labelled(
 
 
 def _find_channels(array: NDArray[np.generic], name: str) -> tuple[NDArray[np.generic], int]:
-    """The array with four axes and the position of its channel axis, 1 or 3."""
+    """Returns the array with four axes and the index of its channel axis, 1 or 3."""
     shape = array.shape
     if array.ndim == 2 or (array.ndim == 3 and shape[2] in (3, 4) and shape[1] > 8):
         raise ValueError(f"'{name}' has shape {shape}, which looks like one image. Add an axis for it: images[None].")
@@ -312,7 +312,7 @@ def _check_type(array: NDArray[np.generic], name: str, maximum: float | None) ->
 
 
 def _bytes_from(array: NDArray[np.generic], name: str, start: int, maximum: float | None) -> NDArray[np.uint8]:
-    """A chunk, whose first image is number ``start``, as uint8."""
+    """Converts a chunk, whose first image is number ``start``, to uint8."""
     if array.dtype == np.uint8:
         return array.astype(np.uint8, copy=False)
     if array.dtype == np.bool_:

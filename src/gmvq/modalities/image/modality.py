@@ -27,21 +27,20 @@ from gmvq.modalities.tables import read_array
 from gmvq.types import Signal
 
 ARRAY_SUFFIXES = (".npy", ".npz")
-"""Endings of files of arrays that may be images."""
+"""Suffixes of array files that may hold images."""
 PNG_CHANNELS = 4
-"""Most channels of a PNG file."""
+"""Largest number of channels of a PNG file."""
 
 
 @register
 @dataclass(frozen=True)
 class Image(Modality):
-    """Photographs, faces, scans, of any number of channels.
+    """Images such as photographs, faces or scans, with any number of channels.
 
     Args:
-        channels: Channels of all images; by default what the data have: 3 if any image is colored, else 1.
-        face_side: Side in pixels to which faces of CelebA are brought after the standard center crop; None for other
-            data.
-        maximum: Value of white in data of floats or of more than 8 bits, e.g. 255; None for what their type says.
+        channels: Number of channels of all images; by default that of the data: 3 if any image is colored, else 1.
+        face_side: Side in pixels that faces of CelebA are scaled to after the standard center crop; None otherwise.
+        maximum: Value of white in float data or data of more than 8 bits, e.g. 255; None for the default of their type.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -98,14 +97,14 @@ class Image(Modality):
         return suffix in IMAGE_SUFFIXES or suffix in ARRAY_SUFFIXES or is_idx(source)
 
     def suits(self, file: Path) -> bool:
-        """Whether an array has the values and axes of images, which are bytes (N, H, W) or (N, H, W, C)."""
+        """Returns whether an array has the values and axes of images: bytes (N, H, W) or (N, H, W, C)."""
         if file.suffix.lower() != ".npy":
             return True
         array = read_array(file)
         return array.dtype == np.uint8 and array.ndim in (3, 4)
 
     def window(self, item: Tensor, size: int | None, chance: NDArray[np.float64]) -> Tensor:
-        """A square crop; smaller images are continued by reflection, and below 1/2 mirrored left to right."""
+        """Cuts a square crop; pads smaller images by reflection; mirrors left to right if chance is below 1/2."""
         pixels = item.numpy()
         if size is not None:
             rows = _window(pixels.shape[1], size, chance[0])
@@ -119,7 +118,7 @@ class Image(Modality):
         return torch.from_numpy(pixels)
 
     def distortion(self, *, quick: bool = False) -> ImageDistortion:
-        """PSNR and squared error, and unless it is to be quick structural similarity and LPIPS."""
+        """Creates an accumulator of PSNR, squared error and, unless ``quick``, structural similarity and LPIPS."""
         return ImageDistortion(structure=not quick, perceptual=None if quick else _perceptual())
 
     def exhibit(  # noqa: D102
@@ -139,14 +138,14 @@ class Image(Modality):
         )
 
     def write(self, path: Path, items: Sequence[Tensor], *, columns: int = 8) -> None:
-        """Writes a PNG file; images of more than 4 channels, or under such a name, a TIFF or ``.npy`` file.
+        """Writes a PNG file; images of more than 4 channels, or for other suffixes, a TIFF or ``.npy`` file.
 
-        Several images are laid out side by side on white, small ones magnified so that they can be seen.
+        Several images are arranged side by side on white; small ones are magnified for viewing.
         """
         write_image(path, items[0] if len(items) == 1 else sheet(items, columns))
 
     def _checked(self, data: Data) -> Data:
-        """The data with the channels that they turned out to have."""
+        """Returns the data with the number of channels found in them."""
         channels = data.train[0].shape[0]
         if self.channels is not None and channels != self.channels:
             raise ValueError(
@@ -156,7 +155,7 @@ class Image(Modality):
 
 
 def _perceptual() -> Callable[[Tensor, Tensor], Tensor | None] | None:
-    """LPIPS of images that are large enough for it, if it is there."""
+    """Returns LPIPS for images that are large enough, if it is installed."""
     distance = load_lpips()
     if distance is None:
         return None
@@ -176,7 +175,7 @@ Image.bundled = {"photographs": _bundled(photographs), "digits": _bundled(digits
 
 
 def _window(length: int, crop: int, chance: float) -> slice | NDArray[np.int64]:
-    """Pixels of a crop along one axis; an axis that is too short is continued by reflection on both sides."""
+    """Selects the pixels of a crop along one axis; an axis that is too short is padded by reflection on both sides."""
     if length >= crop:
         start = min(int(chance * (length - crop + 1)), length - crop)
         return slice(start, start + crop)

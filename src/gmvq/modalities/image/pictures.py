@@ -1,4 +1,4 @@
-"""Images leave as files, and as pictures of a report."""
+"""Writing of image files, and pictures of reports."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from gmvq.data.writing import write_atomically
 from gmvq.modalities.base import Picture
 
 VISIBLE = 64
-"""Pixels to whose side small images of a sheet are magnified."""
+"""Side in pixels that small images of a sheet are magnified to."""
 SMALL = 96
-"""Pixels of the longer side up to which images are shown magnified, pixel by pixel."""
+"""Images whose longer side is at most this number of pixels are magnified without smoothing."""
 SHOWN = 192
-"""Pixels of the longer side at which these are shown."""
+"""Longer side in pixels of these magnified images."""
 
 
 def to_bytes(image: Tensor) -> Tensor:
-    """Floats in [0, 1] as 8-bit values, rounded to the nearest."""
+    """Converts floats in [0, 1] to 8-bit values, rounded to the nearest."""
     return (image.detach().float() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 def write_image(path: Path, image: Tensor) -> None:
-    """Writes an image, whole or not at all.
+    """Writes an image, atomically.
 
     Args:
         path: The file: PNG for 1 to 4 channels; TIFF or ``.npy`` ``(C, H, W)`` for any number.
         image: Float in [0, 1] ``(C, H, W)``.
 
     Raises:
-        ValueError: If the file's format cannot hold so many channels.
+        ValueError: If the file's format cannot hold that number of channels.
         OSError: If the file cannot be written.
     """
     pixels, buffer = to_bytes(image), BytesIO()
@@ -61,15 +61,15 @@ def write_image(path: Path, image: Tensor) -> None:
 
 
 def sheet(images: Sequence[Tensor], columns: int, gap: int = 2) -> Tensor:
-    """Images side by side on white, in rows of one height: ``(C, rows, columns)``.
+    """Arranges images side by side on white, in rows of one height: ``(C, rows, columns)``.
 
-    Those of less than 64 pixels are magnified by a whole factor, so that they can be seen; those of other heights than
-    the smallest large one are scaled to it.
+    Images smaller than 64 pixels are magnified by an integer factor; larger ones are scaled to the height of the
+    smallest of them.
 
     Args:
         images: Float in [0, 1] ``(C, H, W)``, at least one.
         columns: Images in a row.
-        gap: Pixels between them.
+        gap: Pixels between images.
     """
     height = min(max(VISIBLE, image.shape[1]) for image in images)
     shown = [_of_height(image.detach().float().cpu(), height) for image in images]
@@ -87,7 +87,7 @@ def sheet(images: Sequence[Tensor], columns: int, gap: int = 2) -> Tensor:
 
 
 def _of_height(image: Tensor, height: int) -> Tensor:
-    """An image of about some height: small ones by a whole factor, larger ones smoothly."""
+    """Scales an image to about the given height: small ones by an integer factor, larger ones smoothly."""
     if image.shape[1] <= height:
         times = max(1, height // image.shape[1])
         return image.repeat_interleave(times, dim=-1).repeat_interleave(times, dim=-2)
@@ -96,10 +96,10 @@ def _of_height(image: Tensor, height: int) -> Tensor:
 
 
 def png(pixels: Tensor) -> bytes:
-    """A PNG file of uint8 ``(C, H, W)``.
+    """Encodes uint8 ``(C, H, W)`` as a PNG file.
 
     Raises:
-        ValueError: If PNG has no such number of channels.
+        ValueError: If PNG does not support that number of channels.
     """
     if not 1 <= pixels.shape[0] <= 4:
         raise ValueError(f"A PNG file has 1 to 4 channels, got {pixels.shape[0]}. Write .tiff or .npy.")
@@ -110,10 +110,10 @@ def png(pixels: Tensor) -> bytes:
 
 
 def item_picture(image: Tensor, text: str) -> Picture:
-    """An image in a report; of more channels than a screen has, the first."""
+    """Shows an image in a report; of more channels than a screen has, only the first."""
     pixels = to_bytes(image)
     pixels = pixels if pixels.shape[0] in (1, 3, 4) else pixels[: 3 if pixels.shape[0] > 4 else 1]
-    if max(pixels.shape[1:]) <= SMALL:  # shown pixel by pixel
+    if max(pixels.shape[1:]) <= SMALL:  # magnified without smoothing
         return Picture(png(pixels), "png", text, pixels.shape[2] * max(1, SHOWN // max(pixels.shape[1:])))
     buffer = BytesIO()  # a fifth of the size of PNG for a photograph
     array = pixels[0].numpy() if pixels.shape[0] == 1 else pixels.movedim(0, -1).contiguous().numpy()
@@ -122,7 +122,7 @@ def item_picture(image: Tensor, text: str) -> Picture:
 
 
 def code_picture(codes: Tensor, text: str) -> Picture:
-    """A color for each code ``(h, w[, levels])``, of the first level: far apart for neighboring numbers."""
+    """Draws codes ``(h, w[, levels])`` of the first level as colors, distant ones for neighboring numbers."""
     first = (codes if codes.ndim == 2 else codes[..., 0]).cpu()
     golden = 0.618033988749895  # steps of the golden ratio around the color wheel never come close to each other
     colors = [

@@ -1,6 +1,6 @@
-"""Suffixes of image files: of those that Pillow reads, and of those that cannot be read here.
+"""Suffixes of image files: those that Pillow reads, and those that cannot be read.
 
-Readers that are registered with Pillow before this is imported count too, as those of pillow-heif for HEIC.
+Readers that are registered with Pillow before this import count too, such as pillow-heif for HEIC.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from PIL import Image
 _NO_PICTURES = frozenset(
     {
         *("EPS", "PDF", "WMF"),  # drawings and documents: other programs would render them
-        *("FLI", "MPEG"),  # films
+        *("FLI", "MPEG"),  # video
         *("BUFR", "FITS", "GRIB", "HDF5", "IMT", "IPTC", "MCIDAS", "SPIDER"),  # measurements, records
         *("GBR", "PALM", "XVTHUMB"),  # brushes, thumbnails
-        "PSD",  # layers; editors add the whole picture only on request
+        "PSD",  # layers; the merged picture is optional
     }
 )
 _CAMERAS = "3fr arw cr2 cr3 crw dng erf iiq kdc mrw nef nrw orf pef raf rw2 rwl sr2 srf srw x3f"
@@ -43,30 +43,30 @@ _OTHERS = {
 
 
 def _find_formats() -> tuple[str, ...]:
-    Image.init()  # otherwise Pillow knows a few formats only, until it meets another
+    Image.init()  # before it Pillow knows only a few formats
     return tuple(sorted(set(Image.OPEN) - _NO_PICTURES))
 
 
 def _find_suffixes() -> frozenset[str]:
-    readable = {*FORMATS, "MPO"}  # which the reader of JPEG opens
+    readable = {*FORMATS, "MPO"}  # MPO is opened by the reader of JPEG
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readable)
 
 
 COMMON_SUFFIXES = ".png, .jpg, .webp, .tif, .avif, .jp2, .bmp, .gif"
-"""Some of them, for messages."""
+"""The most common suffixes, for messages."""
 FORMATS = _find_formats()
-"""Pillow's names of the formats that are read."""
+"""Pillow's names of the readable formats."""
 SUFFIXES = _find_suffixes()
-"""Their suffixes, in lower case with the dot."""
+"""Suffixes of the readable formats, in lower case with the dot."""
 UNREADABLE = {
     f".{suffix}": f"{name} cannot be read here: convert it to {target}"
     for target, names in _OTHERS.items()
     for suffix, name in names.items()
     if f".{suffix}" not in SUFFIXES
 }
-"""Why files of other suffixes, which are images too, are not read."""
+"""Why image files with other suffixes cannot be read."""
 
 
 def reason_unread(path: Path) -> str | None:
-    """Says why a file that is an image by its suffix cannot be read; None for all others."""
+    """Describes why a file with an image suffix cannot be read; returns None for other files."""
     return UNREADABLE.get(path.suffix.lower())

@@ -1,4 +1,4 @@
-"""Data sets from paths, with a split, whatever lies at the path."""
+"""Reads images from folders, files and archives, and splits them."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ def read_source(
 
     The split is the data's own if there is one: official test parts, ``x_test`` in a ``.npz``, a ``train`` folder
     beside a ``test`` (or ``val``, ``valid``) folder. Otherwise images are held out by a hash of their bytes, see
-    :func:`gmvq.data.splitting.held_out`: whatever is added or renamed, an image stays on its side, and copies of an
+    :func:`gmvq.data.splitting.held_out`: if files are added or renamed, an image stays on its side, and copies of an
     image are on one side.
 
-    Images of a folder have labels if ``labels.csv`` lies beside them, or else if they lie in folders that are classes,
+    Images of a folder have labels if ``labels.csv`` is next to them, or else if their folders are classes,
     see :func:`gmvq.data.labels.labels_of`.
 
-    With ``face_side`` the path is read as CelebA: a folder with ``img_align_celeba``, its zip or the zip of half the
-    size. Its split is the official one if ``list_eval_partition.txt`` lies beside the images, else the last ones are
-    held out, as its authors do.
+    With ``face_side`` the path is read as CelebA: a folder with ``img_align_celeba``, its zip or the zip of half-size
+    images. Its split is the official one if ``list_eval_partition.txt`` is next to the images, else the last ones are
+    held out, as in the official split.
 
     Args:
-        path: Where there is something.
-        modality: What the data set is to carry.
-        channels: 1, 3 or 4 for all images. By default what the data have: 3 if any image is colored, else 1.
+        path: An existing file or folder.
+        modality: Modality that the data set gets.
+        channels: 1, 3 or 4 for all images. By default that of the data: 3 if any image is colored, else 1.
         face_side: Side in pixels to which the center crops of CelebA's faces are scaled; all are kept in memory. None
             for other data.
         maximum: Value of white in files and arrays of floats, and in gray files and integer arrays of more than 8 bits,
-            e.g. 255 for floats from 0 to 255. None for what the type says: 1 for floats, 65535 for 16 bits.
-        fraction: Share held out where the data have no split of their own, met on average; at least one image.
+            e.g. 255 for floats from 0 to 255. None for the default of the type: 1 for floats, 65535 for 16 bits.
+        fraction: Expected fraction held out if the data have no split of their own; at least one image.
         memory_bytes: Budget in bytes for keeping image files decoded.
 
     Raises:
-        ValueError: If no images are found there, or an argument or the data are out of range, as float images are that
-            exceed 1 without ``maximum``.
+        ValueError: If no images are found, or an argument or the data are out of range, as float images that exceed 1
+            without ``maximum``.
     """
     if face_side is None:
         parts = _read_arrays(path, channels, maximum)
@@ -76,7 +76,7 @@ def read_source(
 
 
 def _read_arrays(path: Path, channels: int | None, maximum: float | None) -> Parts | None:
-    """Reads what lies at the path if it is arrays and not image files."""
+    """Reads arrays at a path; returns None for image files."""
     if path.is_dir():
         cifar = read_cifar(path, channels)
         if cifar is not None:
@@ -124,7 +124,7 @@ def _split(
     measured: Items | None,
     digests: Sequence[bytes] = (),
 ) -> Data:
-    """The data with their own held-out part ``measured``, or with one chosen by the digests of the images."""
+    """Splits off the data's own held-out part ``measured``, or one chosen by the digests of the images."""
     name = _name(path)
     if measured is not None:
         channels = images[0].shape[0], measured[0].shape[0]

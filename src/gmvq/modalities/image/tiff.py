@@ -1,8 +1,8 @@
-"""TIFF files: what their tags say of the picture, and the samples of those that Pillow does not know.
+"""TIFF files: their tags, and the samples that Pillow does not support.
 
 ::
 
-    file --read_page--> Page (size, orientation, samples, white)   Pillow passes over some of these
+    file --read_page--> Page (size, orientation, samples, white)   Pillow ignores some of these
     file, Page --read_samples--> (H, W, samples)                   floats in color, 16 bits with alpha, ...
 """
 
@@ -21,29 +21,29 @@ _SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 274
 _REDUCED_OR_MASK = 1 | 4  # of NewSubfileType
 _COLORS = {0: 1, 1: 1, 2: 3}
-"""Samples for a color by photometric interpretation: 0 is white, 0 is black, RGB."""
+"""Samples per color by photometric interpretation: 0 is white, 0 is black, RGB."""
 _OTHER_COLORS = 4
-"""At most, of the colors that Pillow alone reads: CMYK."""
+"""Largest number of samples of colors that only Pillow reads: CMYK."""
 _UNSPECIFIED, _PREMULTIPLIED, _STRAIGHT = 0, 1, 2
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _MOST_EXTRA, _MOST_PAGES = 3, 10_000
 _UNSAID = logging.NullHandler()
-"""What tifffile logs of damaged files is raised as an error too; unhandled, it would appear on the terminal."""
+"""Handler for tifffile's log of damaged files, which would appear on the terminal: they raise errors as well."""
 
 
 class Page(NamedTuple):
-    """The picture of a TIFF file, as it is stored.
+    """The picture of a TIFF file, as stored.
 
     Attributes:
-        number: Number of its page, from 0.
+        number: Index of its page, from 0.
         height: Rows in pixels, before the orientation.
         width: Columns in pixels, before the orientation.
         orientation: 1 to 8, as in EXIF.
         photometric: 0 for gray with 0 as white, 1 for gray with 0 as black, 2 for RGB, others for other colors.
-        alpha: Place of the alpha among the samples, or None.
-        premultiplied: True if the colors are multiplied by the alpha already.
-        white: Value of white: 1 for floats, the largest of unsigned integers up to 16 bits, None if nothing says it.
-        misread: True if Pillow reads it, but wrongly: signed integers of up to 8 bits, 16 bits in planes.
+        alpha: Index of the alpha sample, or None.
+        premultiplied: True if the colors are already multiplied by alpha.
+        white: Value of white: 1 for floats, the largest of unsigned integers up to 16 bits, None if it is not known.
+        misread: True if Pillow reads it, but incorrectly: signed integers of up to 8 bits, 16 bits in planes.
     """
 
     number: int
@@ -58,18 +58,18 @@ class Page(NamedTuple):
 
     @property
     def gray(self) -> bool:
-        """True if a pixel has one value, beside alpha."""
+        """True if a pixel has one value besides alpha."""
         return self.photometric in (0, 1)
 
 
 def is_tiff(file: BinaryIO) -> bool:
-    """Returns whether a file starts as those of TIFF and BigTIFF do."""
+    """Returns whether a file starts like TIFF or BigTIFF."""
     file.seek(0)
     return file.read(4) in _SIGNATURES
 
 
 def read_page(file: BinaryIO) -> Page:
-    """Reads what a TIFF file says of its picture; reduced copies and masks beside it are passed over.
+    """Reads the tags of a TIFF file's picture; reduced copies and masks are ignored.
 
     Raises:
         ValueError: If the file holds several pictures, or samples of unknown meaning.
@@ -86,7 +86,7 @@ def read_page(file: BinaryIO) -> Page:
     if number_of_pages > 1:
         raise ValueError(several_pages(number_of_pages))
     strips = prod(page.chunked)
-    if 0 < len(page.dataoffsets) < strips:  # readers would leave the others black
+    if 0 < len(page.dataoffsets) < strips:  # readers would fill the missing ones with black
         raise ValueError(f"it is damaged or cut off: it holds {len(page.dataoffsets)} of {strips} strips or tiles")
     alpha, premultiplied = _find_alpha(page)
     orientation = page.tags.get(_ORIENTATION)
@@ -107,13 +107,13 @@ def read_page(file: BinaryIO) -> Page:
 
 
 def read_samples(file: BinaryIO, page: Page) -> NDArray[np.generic]:
-    """Decodes a gray or RGB picture as it is stored.
+    """Decodes a gray or RGB picture, without conversion.
 
     Returns:
         ``(H, W, C)`` of the file's type, C = 1 or 3, and one more with alpha.
 
     Raises:
-        ValueError: If the colors are of another kind.
+        ValueError: If the colors are neither gray nor RGB.
         Exception: Whatever tifffile raises for a damaged file.
     """
     if page.photometric not in _COLORS:
@@ -149,7 +149,7 @@ def _open(file: BinaryIO) -> Any:  # noqa: ANN401  (tifffile has few types)
 
 
 def _pages(tiff: Any) -> Iterator[Any]:  # noqa: ANN401  (as above)
-    """The pages of a file; a page that leads back to a former one is the last."""
+    """Yields the pages of a file, up to the first link back to an earlier page."""
     seen: set[int] = set()
     for number in count():
         try:
@@ -163,16 +163,16 @@ def _pages(tiff: Any) -> Iterator[Any]:  # noqa: ANN401  (as above)
 
 
 def _is_planar(page: Any) -> bool:  # noqa: ANN401  (as above)
-    """Whether the samples are stored one plane after the other."""
+    """Returns whether the samples are stored in separate planes."""
     return page.samplesperpixel > 1 and int(page.planarconfig) == 2
 
 
 def _find_alpha(page: Any) -> tuple[int | None, bool]:  # noqa: ANN401  (as above)
-    """Place of the alpha among the samples, None if there is none, and whether colors are multiplied by it."""
+    """Returns the index of the alpha sample, None if there is none, and whether colors are multiplied by it."""
     colors = _COLORS.get(int(page.photometric), _OTHER_COLORS)
     extra = page.samplesperpixel - colors
     stated = tuple(int(kind) for kind in page.extrasamples)
-    # RGB with a fourth sample and no word about it is RGBA by custom
+    # RGB with a fourth, undeclared sample is RGBA by convention
     kind = stated[0] if stated else (_STRAIGHT if colors == 3 and extra == 1 else _UNSPECIFIED)
     if extra > _MOST_EXTRA or (colors == 1 and extra and (extra > 1 or kind == _UNSPECIFIED)):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Text: where it comes from, how it becomes symbols, how it is shown and written."""
+"""Text: reading files, encoding as symbols, display and writing."""
 
 from gmvq.modalities.text.modality import Text
 from gmvq.modalities.text.symbols import Characters, Subwords

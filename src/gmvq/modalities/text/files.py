@@ -1,11 +1,11 @@
-"""Files of text: which of them are read, in which encoding, and what in them is an item.
+"""Text files: which files of a path are read, in which encoding, and how they are divided into items.
 
 ::
 
-    file --decode--> lines, or a whole document in parts        .txt, or any other name, plain or packed
+    file --decode--> lines, or a whole document in parts        .txt, or any other name, plain or compressed
          --parse---> rows with a column ``text``                .jsonl, .csv, .tsv
 
-    a/train.en.gz, a/val.en.gz            sides by the names of files; also train and test folders
+    a/train.en.gz, a/val.en.gz            sides by file names; also train and test folders
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from gmvq.modalities.tables import suffix_of
 from gmvq.modalities.text.rows import ROW_SUFFIXES, TextError, read_rows
 
 TEXT_SUFFIXES = (".txt", *ROW_SUFFIXES)
-"""Endings in lower case by which the files of a folder are known, before ``.gz`` or ``.xz``."""
+"""Lower-case suffixes of the text files to find in a folder, before ``.gz`` or ``.xz``."""
 _MOST_BYTES = 1 << 30
 _UNPACKED, _RATIO = 1 << 26, 500
-"""Bytes to which any packed file may unpack, and beyond that how many for each of its bytes."""
+"""Bytes that any compressed file may unpack to, and above that the allowed unpacked bytes per byte of the file."""
 _LANGUAGE = re.compile(r"\.([a-z]{2}|src|tgt|raw|tokens|pos|neg)")
-"""Other endings of texts, which count where the names of files have sides, as ``train.en`` beside ``val.en``."""
+"""Other suffixes of texts, accepted if file names also give sides, as ``train.en`` beside ``val.en``."""
 _NOT_LANGUAGES = (".ts", ".py", ".md", ".pq", ".h5", ".db")
 _HELD_OUT = (*HELD_OUT_FOLDERS, "dev")
 _SIDE = re.compile(
@@ -43,17 +43,17 @@ _SIDE = re.compile(
 )
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _MOST_BLANK = 0.05
-"""Share of blank lines up to which a file counts as a list of items: in prose they part paragraphs."""
+"""Largest share of blank lines in a file whose lines are items: in prose they separate paragraphs."""
 
 
 class Entry(NamedTuple):
-    """An item before it is written as symbols.
+    """An item before its encoding as symbols.
 
     Attributes:
-        name: Its name.
+        name: Name of the item.
         text: The text.
-        path: Its file, if it has one.
-        label: Its class, if the file says one.
+        path: File of the item, if any.
+        label: Class of the item, if the file gives one.
     """
 
     name: str
@@ -63,15 +63,15 @@ class Entry(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """What was read.
+    """Texts read from a path.
 
     Attributes:
-        name: Of the data set.
-        train: Items to learn from, or all.
-        held_out: Items of the other side, or None where the data have no split of their own.
-        lines: Whether the items are lines or rows.
+        name: Name of the data set.
+        train: Items for training, or all items.
+        held_out: Items for evaluation, or None if the data have no split of their own.
+        lines: True if the items are lines or rows.
         skipped: Files that could not be read.
-        notes: What else is to be said of the files.
+        notes: Other remarks about the files.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Texts(NamedTuple):
 
 
 class _Content(NamedTuple):
-    """A file that was read: rows with their labels, or a text."""
+    """Content of a file: rows with their labels, or a text."""
 
     path: Path
     name: str
@@ -95,12 +95,12 @@ def read_texts(path: Path, lines: bool | None) -> Texts:
     """Reads a file, or all files of a folder.
 
     Args:
-        path: Where there is something.
-        lines: True for an item on each line, False for documents; by default lines, where the files have more lines
-            than files and hardly a blank one. Rows of tables are items whatever is asked for.
+        path: An existing file or folder.
+        lines: True for one item per line, False for documents; by default lines if the files have more lines than
+            files and few blank lines. Rows of tables are always items.
 
     Raises:
-        ValueError: If there is no text on one side.
+        ValueError: If one side has no text.
     """
     skipped, notes = list[Skipped](), list[str]()
     root, sides = _sides(path, skipped, notes)
@@ -130,13 +130,13 @@ def read_texts(path: Path, lines: bool | None) -> Texts:
 
 
 def has_side(path: Path) -> bool:
-    """Whether a file's name says that it is for training or for testing, and that it is in a language."""
+    """Returns whether a file's name says that it is for training or for testing, and names a language."""
     language = _LANGUAGE.fullmatch(suffix_of(path)) is not None and suffix_of(path) not in _NOT_LANGUAGES
     return language and _SIDE.fullmatch(_stem(path)) is not None
 
 
 def _sides(path: Path, skipped: list[Skipped], notes: list[str]) -> tuple[Path, list[list[Path]]]:
-    """The folder from which names count, and the files of one side or of two."""
+    """Returns the folder that names are relative to, and the files of one side or of two."""
     if not path.is_dir():
         if not path.is_file():
             raise ValueError(f"'{path}' is no regular file. Pass the path of a file or of a folder.")
@@ -156,10 +156,10 @@ def _sides(path: Path, skipped: list[Skipped], notes: list[str]) -> tuple[Path, 
 
 
 def _texts(files: Sequence[Path], folder: Path, skipped: list[Skipped]) -> list[Path]:
-    """Those that are texts by their names.
+    """Selects the texts by their file names.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If no file is a text.
     """
     found = [file for file in files if _is_text(file)]
     if not found:
@@ -176,9 +176,9 @@ def _is_text(path: Path) -> bool:
 
 
 def _paired(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Files of both sides by their names, of the same ending and otherwise the same name.
+    """Pairs training and held-out files whose names differ only in the side.
 
-    Where several are held out, one whose name has nothing else comes first: ``val.en`` before ``test_2016.en``.
+    Of several held-out files one without other words in its name comes first: ``val.en`` before ``test_2016.en``.
     """
     train: dict[tuple[Path, str, str], Path] = {}
     held: dict[tuple[Path, str, str], list[tuple[bool, int, Path]]] = {}
@@ -197,7 +197,7 @@ def _paired(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _stem(path: Path) -> str:
-    """The name without its ending, and without that of its packing."""
+    """Returns the name without its suffix and that of its compression."""
     name = path.name
     suffix = suffix_of(path)
     place = name.lower().rfind(suffix) if suffix else -1
@@ -205,12 +205,12 @@ def _stem(path: Path) -> str:
 
 
 def _named(path: Path) -> str:
-    """The name without ``.txt`` and without the ending of its packing."""
+    """Returns the name without ``.txt`` and the suffix of its compression."""
     return _stem(path) + ("" if _is_text(path) else path.name[len(_stem(path)) :][: len(suffix_of(path))])
 
 
 def _names(files: Sequence[Path], root: Path) -> dict[Path, str]:
-    """What the names of a file's items begin with: its place without endings, as far as that tells files apart."""
+    """Returns the prefix of item names for each file: its path without suffixes, if these are still distinct."""
     short = {file: file.relative_to(root).with_name(_named(file)).as_posix() for file in files}
     times = Counter(short.values())
     return {file: name if times[name] == 1 else file.relative_to(root).as_posix() for file, name in short.items()}
@@ -227,13 +227,13 @@ def _read(path: Path, name: str, encodings: dict[str, list[str]]) -> _Content:
 
 
 def decoded(data: bytes, path: Path) -> tuple[str, str]:
-    """Text of bytes: UTF-8, with a mark of byte order UTF-16, or else Windows' Western European.
+    """Decodes bytes: UTF-8, UTF-16 with a byte order mark, or else Windows-1252.
 
     Returns:
-        The text, and what is to be said of its encoding, which may be nothing.
+        The text, and a remark on its encoding, which may be empty.
 
     Raises:
-        TextError: If it is no text.
+        TextError: If the bytes are not text.
     """
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         try:
@@ -259,7 +259,7 @@ def decoded(data: bytes, path: Path) -> tuple[str, str]:
 
 
 def _bytes_of(path: Path) -> bytes:
-    """All bytes of a file, unpacked within bounds."""
+    """Reads all bytes of a file, unpacked within size limits."""
     try:
         with path.open("rb") as raw:
             start = raw.read(6)
@@ -283,7 +283,7 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _are_lists(texts: Sequence[str]) -> bool:
-    """Whether texts are lists of items: more lines than texts, and hardly a blank one; True of none."""
+    """Returns whether texts are lists of items: more lines than texts, and few blank lines; True for no texts."""
     blank, filled = 0, 0
     for text in texts:
         lines = _LINE_END.split(text)
@@ -294,7 +294,7 @@ def _are_lists(texts: Sequence[str]) -> bool:
 
 
 def _entries(content: _Content, lines: bool, counts: Counter[str]) -> Iterator[Entry]:
-    """The items of a file; counts what is left out."""
+    """Yields the items of a file; counts the omitted ones."""
     rows: Sequence[tuple[str, str | None]]
     what = "row"
     if content.rows is not None:

@@ -1,4 +1,4 @@
-"""Texts that were read become items: split, cut, encoded and labelled.
+"""Turns texts into items: splits, cuts, encodes and labels them.
 
 ::
 
@@ -22,20 +22,20 @@ from gmvq.modalities.text.files import Entry
 from gmvq.modalities.text.symbols import AbstractAlphabet
 
 LONGEST = 1 << 16
-"""Most characters of an item: of longer ones the parts are items."""
+"""Largest number of characters of an item: longer texts are cut into several items."""
 
 _AT_ONCE = 4096
 _INT64 = 8
 
 
 class TextItems(Items):
-    """Sequences of symbols, end to end in one tensor.
+    """Sequences of symbols, stored end to end in one tensor.
 
     Args:
-        symbols: Integers ``(N,)`` of any type; items are int64 whatever it is.
-        spans: Where each item begins and ends.
-        names: A name for each.
-        labels: int64, one for each, or None.
+        symbols: Integers ``(N,)`` of any type; items are converted to int64.
+        spans: Start and end of each item.
+        names: Name of each item.
+        labels: int64, one per item, or None.
     """
 
     axes = 1
@@ -47,32 +47,32 @@ class TextItems(Items):
         self.names, self.labels = list(names), labels
 
     def __getitem__(self, index: int) -> Tensor:
-        """Item ``index``: a view of int64 symbols, of others a copy."""
+        """Returns item ``index``: a view of int64 symbols, a converted copy of other types."""
         start, stop = self.spans[index]
         return self.symbols[start:stop].long()
 
     @property
     def sizes(self) -> list[Size]:
-        """Symbols of each item."""
+        """Number of symbols of each item."""
         return [(stop - start,) for start, stop in self.spans]
 
     def subset(self, indices: Iterable[int]) -> TextItems:
-        """The items at ``indices``, in that order; the symbols are shared."""
+        """Returns the items at ``indices``, in that order; the symbols are shared."""
         chosen = list(indices)
         labels = None if self.labels is None else self.labels[chosen]
         return TextItems(self.symbols, [self.spans[i] for i in chosen], [self.names[i] for i in chosen], labels)
 
 
 def split(entries: list[Entry], fraction: float, *, lines: bool) -> list[list[Entry]]:
-    """Holds items out by their content; of a single document the end, from a line on where it has lines.
+    """Holds items out by a hash of their content; a single document is cut, at a line start if possible.
 
     Args:
         entries: All items.
-        fraction: Share to hold out, 0 for none.
-        lines: Whether they are lines, which are not cut.
+        fraction: Fraction to hold out, 0 for nothing.
+        lines: True if the items are lines, which are not cut.
 
     Returns:
-        Two sides, or one if there is too little to split.
+        Two sides, the second held out, or one if there is too little to split.
     """
     if len(entries) > 1 or lines or not fraction:
         digests = [hashlib.sha256(entry.text.encode()).digest() for entry in entries]
@@ -90,7 +90,7 @@ def split(entries: list[Entry], fraction: float, *, lines: bool) -> list[list[En
 
 
 def parted(entry: Entry, first: int = 1, *, always: bool = False) -> list[Entry]:
-    """The parts of a long text, numbered; a short one itself, unless ``always`` numbers it, too."""
+    """Cuts a long text into numbered parts; returns a short one unchanged, or numbered if ``always`` is set."""
     parts = list(parts_of(entry.text))
     if len(parts) == 1 and not always:
         return [entry]
@@ -98,7 +98,7 @@ def parted(entry: Entry, first: int = 1, *, always: bool = False) -> list[Entry]
 
 
 def parts_of(text: str, longest: int = LONGEST) -> Iterator[str]:
-    r"""Cuts a text after line ends, where there are any, into parts that join to it again.
+    r"""Cuts a text into parts, after line ends if possible; their concatenation is the text.
 
     Example:
         >>> list(parts_of("one\ntwo\nthree", 9))
@@ -115,9 +115,9 @@ def parts_of(text: str, longest: int = LONGEST) -> Iterator[str]:
 def encoded(
     texts: Sequence[str], alphabet: AbstractAlphabet, memory_bytes: int
 ) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Symbols of all texts, end to end, and where each begins and ends.
+    """Encodes texts as symbols, end to end, and returns the start and end of each.
 
-    They are int64 where that takes at most ``memory_bytes``, else the smallest type that holds the vocabulary.
+    The type is int64 if that takes at most ``memory_bytes``, else the smallest type that holds the vocabulary.
     """
     small = torch.int16 if alphabet.size <= torch.iinfo(torch.int16).max else torch.int32
     chunks, spans, stop = list[Tensor](), list[tuple[int, int]](), 0
@@ -131,11 +131,11 @@ def encoded(
 
 
 def labels_of_texts(entries: Sequence[Entry], root: Path | None) -> Labels | None:
-    """Classes that the files say of each text, or else those of their folders.
+    """Returns the classes given in the files, or else by their folders.
 
     Args:
         entries: All texts.
-        root: The folder that was read; None for one file.
+        root: The folder that was read; None for a single file.
     """
     said = [entry.label for entry in entries if entry.label is not None]
     if said and len(said) == len(entries):

@@ -1,4 +1,4 @@
-"""Sentences of Python's own manual, which comes with Python as what ``help()`` shows."""
+"""Sentences of Python's own manual, which Python includes for ``help()``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 SHORTEST, LONGEST = 20, 200
-"""Characters of the sentences that are taken."""
+"""Smallest and largest number of characters of a sentence."""
 
 _BLOCK = re.compile(r"\n[ \t]*\n")
 _RULE = re.compile(r"([-=*~^+#\"'])\1{2,}")
@@ -22,14 +22,14 @@ _QUOTES = str.maketrans("’‘“”", "''\"\"")
 
 
 def sentences(topics: Mapping[str, str]) -> list[str]:
-    """Collects what can be read as English.
+    """Collects sentences of plain English.
 
     Args:
-        topics: Texts as ``pydoc_data.topics`` has them, in the plain form of reStructuredText.
+        topics: Texts in the format of ``pydoc_data.topics``, reStructuredText rendered as plain text.
 
     Returns:
-        Distinct sentences of 20 to 200 characters, in the order of the topics' names. Grammars, code, headings, tables
-        and notes on versions are left out, and so are sentences with signs that are no punctuation.
+        Distinct sentences of 20 to 200 characters, sorted by the topics' names. Grammars, code, headings, tables and
+        notes on versions are left out, and so are sentences with symbols other than punctuation.
     """
     found = {
         sentence: None
@@ -42,13 +42,13 @@ def sentences(topics: Mapping[str, str]) -> list[str]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Blocks of lines that may be prose, each as one line without markup."""
+    """Yields blocks of lines that may be prose, each joined to one line without markup."""
     for block in _BLOCK.split(text.translate(_QUOTES)):
         lines = block.strip("\n").splitlines()
         if "::=" in block or any(_RULE.match(line.strip()) for line in lines):
             continue
         if len(lines) > 1 and not _BULLET.match(lines[0]) and _indent(lines[1]) > _indent(lines[0]):
-            lines = lines[1:]  # a term and what it means
+            lines = lines[1:]  # a term above its definition
         words = " ".join(" ".join(lines).split())
         words = _LEAD.sub("", _CROSS.sub("", _EMPHASIS.sub(r"\1", _BULLET.sub("", words, count=1))), count=1)
         if not _LEFT_OUT.match(words):
@@ -68,10 +68,10 @@ def _is_english(sentence: str) -> bool:
 
 
 def manual_sentences() -> list[str]:
-    """Collects the sentences of this Python's manual, see :func:`sentences`.
+    """Collects the sentences of the running Python's manual, see :func:`sentences`.
 
     Raises:
-        ModuleNotFoundError: If this Python came without it.
+        ModuleNotFoundError: If this Python was installed without its manual.
     """
     try:
         from pydoc_data.topics import topics

@@ -1,4 +1,4 @@
-"""Text: items are symbols int64 ``(T,)``, of characters or of subwords.
+"""Text: items are symbols int64 ``(T,)`` that stand for characters or subwords.
 
 ::
 
@@ -39,23 +39,23 @@ UNITS = ("characters", "subwords")
 @register
 @dataclass(frozen=True)
 class Text(Modality):
-    """Sentences, poems, dialogues, source code, in any language.
+    """Text such as sentences, poems, dialogues or source code, in any language.
 
-    Symbol 0 is the end, with which shorter texts are continued. Every text is encoded without loss: what the vocabulary
-    lacks is spelled by bytes.
+    Symbol 0 is the end symbol, which also pads shorter texts. Every text is encoded without loss: characters outside
+    the vocabulary are encoded as bytes.
 
     Args:
-        units: What a symbol stands for: ``characters``, or ``subwords``, which are learned from the training text by
-            merging frequent pairs of bytes.
-        lines: True for an item on each line, False for documents, of which training sees windows. By default lines
-            where there are several in a file and hardly a blank one.
-        vocabulary_size: Most symbols of subwords.
-        vocabulary: Characters beyond ASCII that have a symbol of their own; by default those that occur at least twice
-            in the training text, at most 4,096. ASCII needs none: its characters are single bytes, which have symbols.
-        subwords: JSON of the learned subwords, as the library ``tokenizers`` has it.
+        units: Unit of a symbol: ``characters``, or ``subwords``, which are learned from the training text by merging
+            frequent pairs of bytes.
+        lines: True for one item per line, False for documents, which training cuts into windows. By default lines if
+            files have several lines and few blank ones.
+        vocabulary_size: Largest number of symbols if the units are subwords.
+        vocabulary: Characters beyond ASCII with a symbol of their own; by default those that occur at least twice in
+            the training text, at most 4,096. ASCII characters are single bytes, which always have symbols.
+        subwords: JSON of the learned subwords, in the format of the library ``tokenizers``.
 
     Raises:
-        ValueError: If a setting is out of range, or fits other units.
+        ValueError: If a setting is out of range, or does not apply to the units.
     """
 
     kind: ClassVar[str] = "text"
@@ -86,11 +86,11 @@ class Text(Modality):
         if getattr(self, name) is not None:
             raise ValueError(f"'{name}' must be None for units of {self.units}, got some. Set '{other}' or neither.")
         if self.vocabulary is not None or self.subwords is not None:
-            _ = self.alphabet  # a damaged one is refused at once
+            _ = self.alphabet  # raises at once if it is damaged
 
     @cached_property
     def alphabet(self) -> AbstractAlphabet:
-        """What writes text as symbols.
+        """Encoder of text as symbols.
 
         Raises:
             ValueError: If the vocabulary is not known yet.
@@ -113,29 +113,29 @@ class Text(Modality):
         return ".txt"
 
     def encode(self, text: str) -> Tensor:
-        """Writes a text as symbols int64 ``(T,)``, without the end.
+        """Encodes a text as symbols int64 ``(T,)``, without the end symbol.
 
         Raises:
-            ValueError: If it has lone surrogates, which are no characters, or the vocabulary is not known yet.
+            ValueError: If it has lone surrogates, which are not characters, or the vocabulary is not known yet.
         """
         return self.alphabet.encode([text])[0]
 
     def decode(self, symbols: Tensor) -> str:
-        """Reads symbols ``(T,)`` up to the first end; bytes that are no UTF-8 are read as U+FFFD.
+        """Decodes symbols ``(T,)`` up to the first end symbol; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            ValueError: If a symbol is not of the vocabulary, or it is not known yet.
+            ValueError: If a symbol is not in the vocabulary, or it is not known yet.
         """
         return self.alphabet.decode(symbols)
 
     def read(self, path: Path, held_out_fraction: float, memory_bytes: int) -> Data:
         """Reads texts and splits them.
 
-        Folders ``train`` and ``test``, or in a folder files whose names say so, as ``train.en`` and ``val.en``, are the
-        two sides. Otherwise some lines or documents are held out by their content, copies on one side; of a single
-        document the end is. Lines and documents of more than 65,536 characters are cut.
+        Folders ``train`` and ``test``, or files of a folder whose names say so, as ``train.en`` and ``val.en``, are the
+        two sides. Otherwise some lines or documents are held out by a hash of their content, copies on one side, and of
+        a single document the last part. Lines and documents of more than 65,536 characters are cut.
 
-        All texts are kept in memory: 8 bytes for each symbol, or 2 to 4 beyond ``memory_bytes``.
+        All texts are kept in memory: 8 bytes per symbol, or 2 to 4 if they would exceed ``memory_bytes``.
         """
         texts = read_texts(path, self.lines)
         if texts.notes:
@@ -146,11 +146,11 @@ class Text(Modality):
         return suffix_of(source) in TEXT_SUFFIXES or has_side(source)
 
     def suits(self, file: Path) -> bool:
-        """Whether a table has a column of texts."""
+        """Returns whether a table has a column of texts."""
         return suffix_of(file) not in (".csv", ".tsv") or TEXT_COLUMN in map(str.lower, first_rows(file).names)
 
     def window(self, item: Tensor, size: int | None, chance: NDArray[np.float64]) -> Tensor:
-        """A stretch of consecutive symbols; shorter texts whole."""
+        """Cuts a stretch of consecutive symbols; keeps shorter texts whole."""
         length = item.shape[-1]
         if size is None or length <= size:
             return item
@@ -158,7 +158,7 @@ class Text(Modality):
         return item[start : start + size]
 
     def distortion(self, *, quick: bool = False) -> TextDistortion:
-        """Shares of symbols and of items that are right, and unless it is to be quick the character error rate."""
+        """Creates an accumulator of symbol accuracy, exact items and, unless ``quick``, the character error rate."""
         return TextDistortion(None if quick else self.decode)
 
     def exhibit(  # noqa: D102
@@ -173,7 +173,7 @@ class Text(Modality):
         return Exhibit(name, note, texts[:1], texts[1:], () if codes is None else (code_passage(codes, name),))
 
     def write(self, path: Path, items: Sequence[Tensor], *, columns: int = 8) -> None:
-        r"""Writes UTF-8: a text on each line, where line ends within it become ``\n``; a single document as it is."""
+        r"""Writes UTF-8 with one text per line and its line ends as ``\n``; a single document unchanged."""
         if path.suffix.lower() != self.suffix:
             raise ValueError(f"Texts are written as .txt, got {path}. Use {path.with_suffix('.txt')}.")
         texts = [self.decode(item) for item in items]
@@ -181,11 +181,11 @@ class Text(Modality):
             lines = [text.replace("\r", "\\r").replace("\n", "\\n") for text in texts]
             texts = [f"{line}\n" for line in lines]
         whole = "".join(texts)
-        mark = "\ufeff" if whole.startswith("\ufeff") else ""  # readers take the first one as a mark and drop it
+        mark = "\ufeff" if whole.startswith("\ufeff") else ""  # readers remove the first one as a byte order mark
         write_atomically(path, (mark + whole).encode())
 
     def _data(self, texts: Texts, root: Path | None, fraction: float, memory_bytes: int) -> Data:
-        """The data set, with the vocabulary of its training side."""
+        """Creates the data set, with a vocabulary learned from the training side."""
         sides = [texts.train, texts.held_out or []]
         if texts.held_out is None:
             sides = split(texts.train, fraction, lines=texts.lines)
@@ -202,7 +202,7 @@ class Text(Modality):
         return Data(texts.name, made[0], made[-1], modality, tuple(texts.skipped), classes)
 
     def _learned(self, texts: Sequence[str]) -> Text:
-        """The modality with a vocabulary: its own, or that of some texts."""
+        """Returns the modality with a known vocabulary: its own, or one learned from the given texts."""
         if self.vocabulary is not None or self.subwords is not None:
             return self
         if self.units == "subwords":
@@ -215,12 +215,13 @@ class Text(Modality):
 
 
 def _manual(modality: Text) -> Data:
-    """Loads sentences of Python's own manual, which ``help()`` shows: see :func:`manual_sentences`.
+    """Loads sentences of Python's own manual, the text of ``help()``: see :func:`manual_sentences`.
 
-    About 1,250 sentences of 20 to 200 characters; versions of Python differ in some. A tenth is held out by content.
+    About 1,250 sentences of 20 to 200 characters, which differ a little between Python versions. A tenth is held out
+    by a hash of the content.
 
     Raises:
-        ModuleNotFoundError: If this Python came without its manual.
+        ModuleNotFoundError: If this Python was installed without its manual.
     """
     entries = [Entry(f"manual-{number:05d}", text) for number, text in enumerate(manual_sentences(), 1)]
     return modality._data(Texts("manual", entries, None, True, [], []), None, 0.1, 1 << 30)

@@ -1,4 +1,4 @@
-"""Text under text, with what changed marked."""
+"""An original text and its reconstruction, with differences marked."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 from gmvq.modalities.base import Passage
 
 _SHOWN = 1000
-"""Characters that are shown of a text."""
+"""Largest number of characters of a text that are shown."""
 _CODES = 256
-"""Tokens whose codes are shown."""
+"""Largest number of tokens whose codes are shown."""
 _UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""What a page cannot show, and what turns the direction of what follows."""
+"""Characters that a page cannot show, and those that change the writing direction of the following text."""
 
 
 def passages(real: str, made: str | None, name: str) -> tuple[Passage, ...]:
-    """A text, and below it what was made of it, each with what the other lacks marked.
+    """Shows a text above its reconstruction, each with the characters that the other lacks marked.
 
-    Texts of one length are compared character by character, others aligned. Of long ones the first 1,000 characters are
-    shown. Control characters are shown as U+FFFD.
+    Texts of equal length are compared character by character, others are aligned. Of long ones the first 1,000
+    characters are shown. Control characters are shown as U+FFFD.
     """
     said = name if len(real) <= _SHOWN else f"{name}, the first {_SHOWN:,} of {len(real):,} characters"
     if made is None:
@@ -34,7 +34,7 @@ def passages(real: str, made: str | None, name: str) -> tuple[Passage, ...]:
 
 
 def code_passage(codes: Tensor, name: str) -> Passage:
-    """Codes ``(T[, levels])`` as a line of numbers, levels of a token joined by points."""
+    """Formats codes ``(T[, levels])`` as a line of numbers, with the levels of a token joined by points."""
     rows = codes[:_CODES].reshape(min(len(codes), _CODES), -1).tolist()
     more = " ..." if len(codes) > _CODES else ""
     line = " ".join(".".join(map(str, row)) for row in rows) + more

@@ -1,4 +1,4 @@
-"""Rows of tables that have a text each: JSON lines, CSV and TSV."""
+"""Rows of tables with one text per row: JSON lines, CSV and TSV."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gmvq.data.labels import LABEL_COLUMNS
 from gmvq.modalities.delimited import cleaned
 
 ROW_SUFFIXES = (".jsonl", ".csv", ".tsv")
-"""Endings of files whose rows are items."""
+"""Suffixes of files whose rows are items."""
 TEXT_COLUMN = "text"
 
 _DELIMITERS = ",;\t"
@@ -26,17 +26,17 @@ class TextError(ValueError):
     """A file cannot be read as text; the message names the file and the reason."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        """Keeps both parts, so that a list of skipped files can show them apart."""
+        """Keeps the path and the reason apart for lists of skipped files."""
         super().__init__(f"Cannot read '{path}': {reason}.")
         self.path, self.reason = path, reason
 
 
 def read_rows(text: str, path: Path) -> Rows:
-    """Finds the texts of a table, and their labels where it has any.
+    """Reads the texts of a table, and their labels if it has any.
 
     Args:
-        text: What the file says.
-        path: Its name, which says the format, before ``.gz`` or ``.xz``.
+        text: Content of the file.
+        path: Path of the file; its suffix before ``.gz`` or ``.xz`` is the format.
 
     Raises:
         TextError: If a row is damaged or has no field ``text``.
@@ -86,7 +86,7 @@ def _of_table(text: str, path: Path, *, tabs: bool) -> Rows:
 
 
 def _is_quoted(text: str) -> bool:
-    """Whether a table between tabs quotes its cells: rows of one width only if quotes are understood."""
+    """Returns whether a tab-separated table quotes its cells: read without quotes, its rows differ in width."""
     try:
         return len({len(row) for row in _parsed(text, "\t")}) > 1
     except csv.Error:
@@ -100,7 +100,7 @@ def _parsed(text: str, delimiter: str, *, quotes: bool = False) -> list[list[str
 
 
 def _whole(text: str) -> str:
-    """A text whose pairs of surrogates, which JSON may have, are characters, and lone ones U+FFFD."""
+    """Joins surrogate pairs, which JSON may have, to characters, and replaces lone surrogates by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

@@ -1,12 +1,11 @@
-"""Text as symbols and back, without loss.
+"""Lossless encoding of text as symbols.
 
 ::
 
-    str --encode--> int64 (T,)      0: the end        1 ... 256: the bytes of UTF-8, among them all of ASCII
+    str --encode--> int64 (T,)      0: the end symbol    1 ... 256: the bytes of UTF-8, including all of ASCII
         <--decode--                 from 257 on: frequent characters beyond ASCII, or subwords in place of all this
 
-Every text without lone surrogates comes back exactly, whatever the vocabulary was learned from: what it lacks is
-spelled by bytes.
+Every text without lone surrogates is restored exactly, with any vocabulary: characters outside it are encoded as bytes.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ import torch
 from torch import Tensor
 
 END = 0
-"""The symbol that ends a text and continues shorter ones."""
+"""The symbol that ends a text and pads shorter ones."""
 BYTES = 256
 MOST_CHARACTERS = 4096
-"""Most characters that get a symbol of their own."""
+"""Largest number of characters with a symbol of their own."""
 
 _SPELLED = 1 + BYTES
 _LEAST_COUNT = 2
@@ -32,34 +31,34 @@ _SURROGATES = range(0xD800, 0xE000)
 _ALL_BYTES = "a  b\r\n" + "".join(
     map(chr, [*range(0xC0), *range(0xC0, 0x800, 0x40), *range(0x800, 0xD800, 0x1000), *range(0xE000, 0x110000, 0x1F00)])
 )
-"""Characters whose UTF-8 has every byte that there is, and some that are often changed: spaces, compatibility forms."""
+"""Text whose UTF-8 contains every possible byte, and some that is often normalized: spaces, compatibility forms."""
 
 
 class AbstractAlphabet(ABC):
-    """A way to write text as integers.
+    """An encoding of text as integers.
 
     Attributes:
-        size: Number of symbols, the end among them.
+        size: Number of symbols, including the end symbol.
     """
 
     size: int
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
-        """Writes texts as symbols.
+        """Encodes texts as symbols.
 
         Returns:
-            int64 ``(T,)`` for each, without the end.
+            int64 ``(T,)`` for each text, without the end symbol.
 
         Raises:
-            ValueError: If a text has lone surrogates, which are no characters.
+            ValueError: If a text has lone surrogates, which are not characters.
         """
 
     def decode(self, symbols: Tensor) -> str:
-        """Reads symbols ``(T,)`` up to the first end; bytes that are no UTF-8 are read as U+FFFD.
+        """Decodes symbols ``(T,)`` up to the first end symbol; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            ValueError: If a symbol is not of this alphabet.
+            ValueError: If a symbol is not in this alphabet.
         """
         numbers = symbols.detach().cpu().tolist()
         if not all(0 <= number < self.size for number in numbers):
@@ -74,10 +73,10 @@ class AbstractAlphabet(ABC):
 
 
 class Characters(AbstractAlphabet):
-    """A symbol for each byte of UTF-8, and for each of some characters beyond ASCII.
+    """Alphabet with a symbol for each byte of UTF-8, and for each of some characters beyond ASCII.
 
     Args:
-        vocabulary: The characters.
+        vocabulary: The characters beyond ASCII.
 
     Raises:
         ValueError: If they are not distinct single characters beyond ASCII.
@@ -105,7 +104,7 @@ class Characters(AbstractAlphabet):
 
     @classmethod
     def learned(cls, texts: Iterable[str]) -> tuple[str, ...]:
-        """The characters beyond ASCII that occur at least twice, the most frequent first."""
+        """Returns the characters beyond ASCII that occur at least twice, the most frequent first."""
         counts: Counter[str] = Counter()
         for text in texts:
             if not text.isascii():
@@ -117,7 +116,7 @@ class Characters(AbstractAlphabet):
         return [self._encoded(text) for text in texts]
 
     def _encoded(self, text: str) -> Tensor:
-        # each symbol as the character of its number: both steps run in C
+        # each symbol as the character with its number: both steps run in C
         _check_characters(text)
         symbols = text.translate(self._spelling).encode("utf-32-le")
         return torch.from_numpy(np.frombuffer(symbols, "<u4").astype(np.int64))
@@ -127,13 +126,13 @@ class Characters(AbstractAlphabet):
 
 
 class Subwords(AbstractAlphabet):
-    """Pairs of bytes merged again and again (byte-pair encoding), the tokenizer's numbers shifted by one for the end.
+    """Alphabet of byte-pair encoding; its numbers are those of the tokenizer plus one, since 0 is the end symbol.
 
     Args:
-        description: JSON of a tokenizer of the library ``tokenizers`` that works on bytes.
+        description: JSON of a byte-level tokenizer of the library ``tokenizers``.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not such a tokenizer.
         ModuleNotFoundError: If ``tokenizers`` is not installed.
 
     References:
@@ -160,7 +159,7 @@ class Subwords(AbstractAlphabet):
 
     @classmethod
     def learned(cls, texts: Iterable[str], size: int) -> str:
-        """Learns subwords from texts, up to a number of symbols, and describes them as JSON."""
+        """Learns subwords from texts, up to a number of symbols, and returns them as JSON."""
         library = _tokenizers()
         tokenizer = library.Tokenizer(library.models.BPE())
         tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -181,7 +180,7 @@ class Subwords(AbstractAlphabet):
 
 
 class _Spelling(dict[int, str]):
-    """What stands for each character of a text: what has no symbol of its own is spelled by bytes."""
+    """Translation table of characters to symbols: characters without a symbol are spelled by bytes."""
 
     def __missing__(self, character: int) -> str:
         spelled = "".join(chr(1 + byte) for byte in chr(character).encode())
