@@ -1,8 +1,8 @@
-"""What is learned: a model, the batches it sees, and what its figures are. The trainer knows how to learn it.
+"""What is learned: a model, the batches it sees, and what its metrics are. The trainer knows how to learn it.
 
 ::
 
-    Batch --inputs--> tensors --model--> its answer --outcome--> loss, figures, codes
+    Batch --inputs--> tensors --model--> its answer --outcome--> loss, metrics, codes
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         loss: What to minimize, ``()``.
-        terms: Its parts and other figures to log, detached, each ``()``.
+        terms: Its parts and other metrics to log, detached, each ``()``.
         codes: Codes whose use is counted, ``(*, levels)``; None where there is nothing to count.
     """
 
@@ -86,20 +86,20 @@ class AbstractTask(ABC, Generic[Model, Drawn]):
         """The parts of the model whose gradients are clipped each by its own norm."""
         return (self.model,)
 
-    def averaged(self, figures: dict[str, float | None]) -> dict[str, float | None]:
-        """Figures of training for the log, of their means over the steps since the last line."""
-        return figures
+    def averaged(self, metrics: dict[str, float | None]) -> dict[str, float | None]:
+        """Metrics of training for the log, of their means over the steps since the last line."""
+        return metrics
 
     def held_out(self, batch_size: int) -> Callable[[Model], dict[str, float | None]] | None:
-        """Figures of a model in evaluation mode on held-out data, or None without any."""
+        """Metrics of a model in evaluation mode on held-out data, or None without any."""
         return None
 
-    def score(self, figures: Mapping[str, float | None]) -> float | None:
-        """How good held-out figures are, higher is better; None if they do not say."""
+    def score(self, metrics: Mapping[str, float | None]) -> float | None:
+        """How good held-out metrics are, higher is better; None if they do not say."""
         return None
 
-    def advice(self, figures: Mapping[str, float | None]) -> str | None:
-        """A warning about figures of training that are not as they should be; None if they are."""
+    def advice(self, metrics: Mapping[str, float | None]) -> str | None:
+        """A warning about metrics of training that are not as they should be; None if they are."""
         return None
 
     def begin(self) -> None:

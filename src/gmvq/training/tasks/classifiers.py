@@ -66,8 +66,8 @@ class ClassifierTask(AbstractTask[Classifier, Batch]):
     def held_out(self, batch_size: int) -> Callable[[Classifier], dict[str, float | None]] | None:  # noqa: D102
         return lambda classifier: {"accuracy": accuracy_of(classifier, self.data.held_out)}
 
-    def score(self, figures: Mapping[str, float | None]) -> float | None:  # noqa: D102
-        return figures.get("accuracy")
+    def score(self, metrics: Mapping[str, float | None]) -> float | None:  # noqa: D102
+        return metrics.get("accuracy")
 
     def save(self, averaged: Classifier, out: Path) -> None:  # noqa: D102
         hub.save(averaged, out)

@@ -59,8 +59,8 @@ class DiffusionTask(AbstractTask[DiffusionDecoder, Batch]):
         batches = HeldOut(self.data.held_out, self.tokenizer.signal, batch_size).batches
         return lambda decoder: {"held_out_loss": self._loss(decoder, batches)}
 
-    def score(self, figures: Mapping[str, float | None]) -> float | None:  # noqa: D102
-        loss = figures.get("held_out_loss")
+    def score(self, metrics: Mapping[str, float | None]) -> float | None:  # noqa: D102
+        loss = metrics.get("held_out_loss")
         return None if loss is None else -loss
 
     def save(self, averaged: DiffusionDecoder, out: Path) -> None:  # noqa: D102

@@ -74,8 +74,8 @@ class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
             return lambda prior: {"bits_per_code": prior.bits_per_code(codes, labels, batch_size)}
         return lambda prior: {"held_out_loss": _loss_of(prior, codes, labels, batch_size)}
 
-    def score(self, figures: Mapping[str, float | None]) -> float | None:  # noqa: D102
-        loss = figures.get("bits_per_code" if self.model.has_likelihood else "held_out_loss")
+    def score(self, metrics: Mapping[str, float | None]) -> float | None:  # noqa: D102
+        loss = metrics.get("bits_per_code" if self.model.has_likelihood else "held_out_loss")
         return None if loss is None else -loss
 
     def save(self, averaged: AbstractPrior, out: Path) -> None:  # noqa: D102

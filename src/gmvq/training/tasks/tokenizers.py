@@ -80,17 +80,17 @@ class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
         """Encoder and decoder: codes belong where the latents are."""
         return self.model.encoder, self.model.decoder
 
-    def averaged(self, figures: dict[str, float | None]) -> dict[str, float | None]:
+    def averaged(self, metrics: dict[str, float | None]) -> dict[str, float | None]:
         """Adds the headline that the mean error stands for."""
-        error = figures.get(self.model.likelihood.error_name)
-        return {**figures, **({} if error is None else self.model.modality.distortion(quick=True).of_error(error))}
+        error = metrics.get(self.model.likelihood.error_name)
+        return {**metrics, **({} if error is None else self.model.modality.distortion(quick=True).of_error(error))}
 
     def held_out(self, batch_size: int) -> Callable[[Autoencoder], dict[str, float | None]] | None:  # noqa: D102
         return HeldOut(self.data.held_out, self.model.signal, batch_size).measure if len(self.data.held_out) else None
 
-    def score(self, figures: Mapping[str, float | None]) -> float | None:  # noqa: D102
+    def score(self, metrics: Mapping[str, float | None]) -> float | None:  # noqa: D102
         distortion = self.model.modality.distortion(quick=True)
-        value = figures.get(distortion.headline)
+        value = metrics.get(distortion.headline)
         return value if value is None or distortion.higher_is_better else -value
 
     def begin(self) -> None:
@@ -174,20 +174,20 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
         measure = self.alone.held_out(batch_size)
         return None if measure is None else lambda model: measure(model.autoencoder)
 
-    def averaged(self, figures: dict[str, float | None]) -> dict[str, float | None]:
-        """Figures of the discriminator over the steps in which it learned, and None before there are any."""
-        figures = self.alone.averaged(dict(figures))
+    def averaged(self, metrics: dict[str, float | None]) -> dict[str, float | None]:
+        """Metrics of the discriminator over the steps in which it learned, and None before there are any."""
+        metrics = self.alone.averaged(dict(metrics))
         for name, of in ((LEARNING, DISCRIMINATOR), (OPPOSING, GENERATOR)):
-            share = figures.pop(name)
+            share = metrics.pop(name)
             for key in of:
-                value = figures[key]
-                figures[key] = value / share if share and value is not None else None
-        return figures
+                value = metrics[key]
+                metrics[key] = value / share if share and value is not None else None
+        return metrics
 
-    def advice(self, figures: Mapping[str, float | None]) -> str | None:
+    def advice(self, metrics: Mapping[str, float | None]) -> str | None:
         """Says when the discriminator tells all patches, or none, once its loss counts."""
-        accuracy = figures.get("discriminator_accuracy")
-        if accuracy is None or figures.get("adversarial_weight") is None:
+        accuracy = metrics.get("discriminator_accuracy")
+        if accuracy is None or metrics.get("adversarial_weight") is None:
             return None
         if accuracy > WINS:
             return (
