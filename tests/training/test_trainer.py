@@ -639,8 +639,8 @@ def test_what_contradicts_a_discriminator_is_refused(data, make_model, make_trai
     assert not tmp_path.exists() or not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("bias", "said"), [(9.0, "as if it guessed"), (None, "its gradient says little then")])
-def test_a_broken_discriminator_is_told_of(data, make_model, make_training, tmp_path, monkeypatch, bias, said):
+@pytest.mark.parametrize(("bias", "said"), [(9.0, "like guessing"), (None, "its gradient is of little use")])
+def test_a_broken_discriminator_is_reported(data, make_model, make_training, tmp_path, monkeypatch, bias, said):
     def broken(discriminator, images):
         logits = images.mean((1, 2, 3))[:, None, None, None]
         if bias is not None:  # it takes all for real

@@ -1,4 +1,4 @@
-"""Training: a model and data become a run's folder.
+"""Training: fits a model to data and writes a run's folder.
 
 ``train(model, data, training, out)`` writes weights, log and checkpoints there.
 """

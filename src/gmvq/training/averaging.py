@@ -1,11 +1,11 @@
-r"""Averaged weights: smoother than the last ones, and what a run saves.
+r"""Averaged weights: smoother than the last ones; a run saves them.
 
 .. math:: \bar\theta_n = \gamma_n \bar\theta_{n-1} + (1 - \gamma_n) \theta_n, \quad
           \gamma_n = \min\big(\gamma, \tfrac{1 + n}{10 + n}\big)
 
-Parameters are averaged, buffers are copied: moving-average codes, variances and normalization statistics are running
-averages over past steps already. Averaged twice, the codes would lag behind the averaged encoder, and a dead code that
-is revived again and again would end in the middle of all places where it has been.
+Parameters are averaged, buffers are copied: moving-average codes, variances and normalization statistics already are
+running averages over past steps. Averaged twice, the codes would lag behind the averaged encoder, and a dead code that
+is revived repeatedly would end up between all its former positions.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class WeightAverage:
     """The moving average of a model's parameters.
 
     Args:
-        model: Whose parameters to follow.
-        decay: gamma, in [0, 1); 0 follows at once.
+        model: The model whose parameters are averaged.
+        decay: gamma, in [0, 1); 0 keeps the current parameters.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -33,31 +33,31 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes the parameters after optimizer step ``step``, counted from 1, into the average."""
+        """Adds the parameters after optimizer step ``step``, counted from 1, to the average."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._averages, self._parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The averages by name."""
+        """Returns the averages by name."""
         return dict(zip(self.names, self._averages, strict=True))
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Goes on from averages that :meth:`tensors` gave."""
+        """Restores averages from the result of :meth:`tensors`."""
         for name, average in self.tensors().items():
             average.copy_(tensors[name])
 
     @torch.no_grad()
     def write_to(self, averaged: nn.Module, model: nn.Module) -> None:
         """Loads the averaged parameters, and the buffers of ``model``, into another model of the same kind."""
-        # load_state_dict and not copy_: modules recall flags that they keep on the host when they are loaded
+        # load_state_dict instead of copy_: on loading, modules update flags that they keep on the host
         averaged.load_state_dict({**model.state_dict(), **self.tensors()})
 
 
 class BestWeights:
-    """The state of the model that was best on held-out data so far: what a run saves that would learn too much.
+    """The state of the model that was best on held-out data so far, which a run that overfits saves.
 
     Attributes:
-        score: Of that model, higher is better.
+        score: Score of that model, higher is better.
         state: Its parameters and buffers by name, empty before the first.
     """
 
@@ -67,16 +67,16 @@ class BestWeights:
 
     @torch.no_grad()
     def offer(self, score: float, model: nn.Module) -> None:
-        """Takes a model if it is better than all before."""
+        """Stores a model if its score is the best so far."""
         if score > self.score:
             self.score = score
             self.state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """State and score, for a checkpoint."""
+        """Returns state and score for a checkpoint."""
         return {**self.state, "score": torch.tensor(self.score, dtype=torch.float64)}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on from what :meth:`tensors` gave."""
+        """Restores the result of :meth:`tensors`."""
         self.score = float(tensors["score"])
         self.state = {name: tensor for name, tensor in tensors.items() if name != "score"}

@@ -1,8 +1,8 @@
-"""Where a run stands, in one file: everything that the next step depends on.
+"""Checkpoints of a run: everything that the next step depends on, in one file.
 
-``checkpoint/state.safetensors`` holds the weights, their average, the optimizer's moments and the metrics that wait
-for the next line of the log as tensors, and the rest as JSON in its header; no pickle. One file that replaces another
-in one operation is whole at any time: a kill or a full disk leaves the last checkpoint as it was.
+``checkpoint/state.safetensors`` holds as tensors the weights, their average, the optimizer's moments and the metrics
+not yet logged, and the rest as JSON in its header, without pickle. Each checkpoint replaces the last one in one atomic
+operation: a kill or a full disk leaves the last one intact.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ REPLACED = "replaced.safetensors"
 
 
 class Checkpoint(NamedTuple):
-    """Where a run stands after an optimizer step.
+    """State of a run after an optimizer step.
 
     Attributes:
-        step: Finished steps.
-        seconds: Time that training has taken so far.
-        configuration: What the run is made of: model, training and data. Only the same run can go on from here.
+        step: Number of finished steps.
+        seconds: Training time so far.
+        configuration: Model, training and data of the run. Only a run with the same configuration can resume from it.
         tensors: State by name, as ``model.encoder.layers.0.weight``.
-        random: State of the random numbers of each rank.
-        scaler: State of the loss scaler of fp16, None without one.
+        random: States of the random number generators of each rank.
+        scaler: State of the loss scaler of fp16, or None.
     """
 
     step: int
@@ -49,17 +49,17 @@ class Checkpoint(NamedTuple):
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
-    """Writes the checkpoint of a run in the place of the last one.
+    """Writes the checkpoint of a run and replaces the last one.
 
     Args:
         run: The run's folder.
-        checkpoint: Where the run stands.
+        checkpoint: State of the run.
 
     Returns:
-        The file.
+        Path of the checkpoint.
 
     Raises:
-        OSError: If it cannot be written, as on a full disk; the message says which checkpoint is still there.
+        OSError: If it cannot be written, as on a full disk; the message says which checkpoint is still valid.
     """
     path = run / FOLDER / FILE
     state = {name: value for name, value in checkpoint._asdict().items() if name != "tensors"}
@@ -78,7 +78,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
         run: The run's folder.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no checkpoint.
         ValueError: If it is damaged or of another version.
     """
     path = run / FOLDER / FILE
@@ -86,7 +86,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
     if header.get("format") != FORMAT or header.get("version") != str(VERSION):
         raise ValueError(
             f"{path} is of format {header.get('format')} {header.get('version')}, this gmvq reads {FORMAT} {VERSION}. "
-            "Go on with the version of gmvq that wrote it, or train anew without --resume."
+            "Resume with the version of gmvq that wrote it, or train again without --resume."
         )
     try:
         with safe_open(path, "pt") as file:
@@ -97,7 +97,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
 
 
 def progress_of(run: Path) -> tuple[int, int] | None:
-    """Finished and all steps of the run that a folder's checkpoint is of, None if none can be read."""
+    """Returns the finished and total steps of the checkpoint in a folder, None if it cannot be read."""
     try:
         state = json.loads(_read_header(run)["state"])
         return int(state["step"]), int(state["configuration"]["training"]["steps"])
@@ -106,10 +106,10 @@ def progress_of(run: Path) -> tuple[int, int] | None:
 
 
 def set_aside(run: Path) -> Path | None:
-    """Takes the checkpoint of a former run out of the way, so that nothing can go on from it by mistake.
+    """Moves the checkpoint of a former run away, so that no run resumes from it by mistake.
 
     Returns:
-        Where the checkpoint of an unfinished run is now; None if there was none to keep.
+        New path of the checkpoint of an unfinished run; None if there was none to keep.
     """
     path, progress = run / FOLDER / FILE, progress_of(run)
     if progress is not None and progress[0] < progress[1]:
@@ -119,14 +119,14 @@ def set_aside(run: Path) -> Path | None:
 
 
 def check_same(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Checks that a checkpoint is of the run that wants to go on from it.
+    """Checks that a checkpoint belongs to the run that resumes from it.
 
     Args:
         saved: Configuration of the checkpoint, nested.
-        current: Configuration of the run.
+        current: Configuration of the resuming run.
 
     Raises:
-        ValueError: If they differ; the message names each field that does.
+        ValueError: If they differ; the message names each differing field.
     """
     old, new = dict(_flatten(saved)), dict(_flatten(current))
     different = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
@@ -138,7 +138,7 @@ def check_same(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """State of all random numbers of this process, as JSON can hold it."""
+    """Returns the states of all random number generators of this process as JSON types."""
     version, numbers, gauss = random.getstate()
     name, keys, *rest = np.random.get_state(legacy=True)
     state = {
@@ -152,7 +152,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Goes on from a state that :func:`random_state` gave."""
+    """Restores the result of :func:`random_state`."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, *rest = state["numpy"]
@@ -163,33 +163,31 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """State of a model by name, with a prefix."""
+    """Returns the state of a model by name, with a prefix."""
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """State of an optimizer by parameter and name; the learning rate and its like come from the configuration."""
+    """Returns an optimizer's state by parameter and name, without settings such as the learning rate."""
     state = optimizer.state_dict()["state"]
     return {f"optimizer.{index}.{name}": value for index, values in state.items() for name, value in values.items()}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Goes on from what :func:`optimizer_tensors` gave."""
+    """Restores the result of :func:`optimizer_tensors`."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in with_prefix(tensors, "optimizer").items():
         index, name = key.split(".")
         parameter = parameters[int(index)]
-        if (
-            tensor.shape == parameter.shape
-        ):  # a moment lies in memory as its parameter does: a file knows one order only
+        if tensor.shape == parameter.shape:  # a moment has its parameter's memory format, which the file does not store
             tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name starts with a prefix and a dot, without both."""
+    """Returns the tensors whose name starts with a prefix and a dot, under their names without both."""
     return {
         name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")
     }
@@ -207,18 +205,16 @@ def _read_header(run: Path) -> dict[str, str]:
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged ({error}). Copy it again, or train anew without --resume.")
+    return ValueError(f"{path} is damaged ({error}). Copy it again, or train again without --resume.")
 
 
 def _still_there(run: Path) -> str:
     progress = progress_of(run)
-    return (
-        f"That of step {progress[0]} is still valid; --resume goes on from it." if progress else "There is none before."
-    )
+    return f"That of step {progress[0]} is still valid; --resume continues it." if progress else "There is none before."
 
 
 def _remove_partial(path: Path) -> None:
-    """Removes what a killed process left of its writing, which would fill the disk run by run."""
+    """Removes a partial file of a killed process, since such files would fill the disk over time."""
     for partial in path.parent.glob(f".{path.name}.*"):
         partial.unlink(missing_ok=True)
 

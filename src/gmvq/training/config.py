@@ -1,4 +1,4 @@
-"""How long, how fast and how carefully to train: one frozen dataclass, checked when it is made."""
+"""Settings of training: one frozen dataclass, validated when it is created."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ _COUNTS = {
     "log_every": 1,
     "threads": 1,
 }
-"""Least value of each integer."""
+"""Smallest allowed value of each integer."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How to train a model.
+    """Settings of a training run.
 
     Args:
-        steps: Optimizer steps.
-        batch_size: Items of one forward on each device; a step sees ``gradient_accumulation`` times as many.
-        learning_rate: Of Adam, at its highest.
-        warmup_steps: Steps in which the learning rate rises to its highest.
-        final_learning_rate_fraction: Where half a cosine takes it in the end, as a fraction of the highest.
-        weight_decay: Of AdamW, for the weights of layers; biases, normalizations and codes do not decay.
-        betas: Decays of Adam's moments.
-        gradient_clip: Largest norm of the gradient, longer ones are shortened to it; None for any.
-        gradient_accumulation: Forwards whose gradients make one step.
-        averaging_decay: Share of the past in the averaged weights, which are what a run saves; 0 saves the last ones.
+        steps: Number of optimizer steps.
+        batch_size: Items per forward pass on each device; a step uses ``gradient_accumulation`` times this number.
+        learning_rate: Peak learning rate of Adam.
+        warmup_steps: Steps in which the learning rate rises to its peak.
+        final_learning_rate_fraction: Final learning rate of the cosine decay, as a fraction of the peak.
+        weight_decay: Weight decay of AdamW for layer weights; biases, normalizations and codes do not decay.
+        betas: Decay rates of Adam's moments.
+        gradient_clip: Largest gradient norm, to which longer gradients are scaled; None for no clipping.
+        gradient_accumulation: Forward passes per optimizer step.
+        averaging_decay: Decay of the averaged weights, which a run saves; 0 saves the last weights.
         precision: ``no`` for float32, or automatic mixed precision in ``bf16`` or ``fp16``.
-        seed: Of crops, order and noise.
-        evaluate_every: Steps between evaluations on held-out items; 0 for none but the last.
-        checkpoint_every: Steps between checkpoints; 0 for none but the last.
+        seed: Seed of crops, order and noise.
+        evaluate_every: Steps between evaluations on held-out items; 0 for only one at the end.
+        checkpoint_every: Steps between checkpoints; 0 for only one at the end.
         log_every: Steps between lines of the log.
-        tensorboard: Write the log for TensorBoard too, in the folder ``tensorboard`` of the run.
-        threads: Threads of the CPU; None leaves them as they are.
-        compile: Translate the model by ``torch.compile`` first, which takes a minute and needs a C++ compiler on the
-            CPU, Triton on a GPU. The results are those without it up to rounding.
-        keep_best: Save the averaged weights that were best at an evaluation, and not the last ones.
-        device: ``cpu``, ``cuda``, ``cuda:1`` and so on, or ``mps``; None for the fastest that is here.
+        tensorboard: Also write the log for TensorBoard, in the folder ``tensorboard`` of the run.
+        threads: CPU threads; None keeps the current number.
+        compile: Compile the model with ``torch.compile`` first, which takes a minute and needs a C++ compiler on the
+            CPU, Triton on a GPU. The results are equal up to rounding.
+        keep_best: Save the averaged weights of the best evaluation instead of the last ones.
+        device: ``cpu``, ``cuda``, ``cuda:1`` and so on, or ``mps``; None for the fastest available one.
 
     Raises:
-        ValueError: If a field is out of range, or the device is not here.
+        ValueError: If a field is out of range, or the device is not available.
     """
 
     steps: int = 2000
@@ -97,11 +97,11 @@ class Training:
             device("device", self.device)
 
     def described(self) -> dict[str, Any]:
-        """The training as JSON has it, without the device: a record is read on other machines, too."""
+        """Returns the settings as JSON types, without the device: a run may be continued on other machines."""
         return {name: value for name, value in asdict(self).items() if name != "device"}
 
     def learning_rate_at(self, step: int) -> float:
-        r"""Learning rate of a step, counted from 0: linear warm-up to :math:`\eta`, then half a cosine.
+        r"""Returns the learning rate of a step, counted from 0: linear warm-up to :math:`\eta`, then half a cosine.
 
         .. math:: \eta_t = \eta \, (\phi + (1 - \phi) (1 + \cos \pi t) / 2)
 

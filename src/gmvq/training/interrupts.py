@@ -1,4 +1,4 @@
-"""Ctrl-C, termination and a closed terminal stop a run between two steps, not within one."""
+"""Stops a run between two steps on Ctrl-C, termination or a closed terminal."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Interrupted(KeyboardInterrupt):
     """Training was stopped and its state is saved; the command line exits with 130.
 
     Args:
-        step: Finished steps, 0 if nothing was saved.
-        steps: Steps of the whole run.
+        step: Number of finished steps, 0 if nothing was saved.
+        steps: Total steps of the run.
         run: The run's folder.
     """
 
@@ -25,14 +25,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""What stops a run: Ctrl-C, the end of the machine or of a job's time, and a terminal that is closed."""
+"""Signals that stop a run: Ctrl-C, shutdown or the end of a job's time, and a closed terminal."""
 
 
 class Interrupts:
-    """Notes ``SIGNALS`` while it is open; a second one interrupts at once. Under nohup, SIGHUP stays ignored.
+    """Records ``SIGNALS`` while it is open; a second one interrupts at once. Under nohup, SIGHUP stays ignored.
 
     Attributes:
-        requested: True once there was one.
+        requested: True after the first signal.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Interrupts:
         self._former: dict[int, signal.Handlers | int | Callable[[int, FrameType | None], object] | None] = {}
 
     def __enter__(self) -> Interrupts:
-        """Takes the signals over, if this is the main thread: Python gives them to no other."""
+        """Installs the handlers if this is the main thread, the only one that Python sends signals to."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN:
@@ -50,7 +50,7 @@ class Interrupts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Gives the signals back."""
+        """Restores the former handlers."""
         for number, handler in self._former.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 

@@ -1,4 +1,4 @@
-"""The log of a run, ``log.jsonl``: one JSON object a line, and the same for TensorBoard when asked."""
+"""The log of a run, ``log.jsonl``: one JSON object per line, and optionally the same for TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any, TextIO
 from gmvq.data.writing import naming, write_atomically
 
 FILE = "log.jsonl"
-_REMEDY = "The last checkpoint is still valid; make room there and go on with --resume."
+_REMEDY = "The last checkpoint is still valid; make room there and continue with --resume."
 
 
 class Journal:
-    """Writes the log of a run, line by line; each line is with the system as soon as it is written.
+    """Writes the log of a run, line by line, without buffering.
 
     ``{"kind": "train", "step": 20, "loss": ..., ...}`` is the mean over the steps since the last such line,
-    ``{"kind": "evaluation", "step": 250, "psnr": ..., ...}`` is of held-out images.
+    ``{"kind": "evaluation", "step": 250, "psnr": ..., ...}`` is measured on held-out images.
 
     Args:
         run: The run's folder.
-        step: Finished steps; lines of later ones, which a killed run left, are removed. 0 starts anew.
-        tensorboard: Write for TensorBoard too.
+        step: Number of finished steps; lines of later steps, left by a killed run, are removed. 0 starts a new log.
+        tensorboard: Also write for TensorBoard.
 
     Raises:
-        ModuleNotFoundError: If TensorBoard is asked for and not there.
+        ModuleNotFoundError: If ``tensorboard`` is set and TensorBoard is not installed.
         OSError: If the log cannot be written.
     """
 
@@ -40,7 +40,7 @@ class Journal:
             self._file: TextIO = self.path.open("a", encoding="utf-8")
 
     def write(self, kind: str, step: int, metrics: dict[str, float | None]) -> None:
-        """Adds a line; a metric that is not finite becomes null, since JSON has no such number."""
+        """Adds a line; a metric that is not finite becomes null, since JSON cannot represent it."""
         known = {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
         entry: dict[str, Any] = {"kind": kind, "step": step, **known}
         with naming(f"The line of step {step} of {self.path}", _REMEDY):
@@ -52,12 +52,12 @@ class Journal:
                         self.writer.add_scalar(f"{kind}/{name}", value, step)
 
     def sync(self) -> None:
-        """Waits until all lines are on the disk: a checkpoint must not be newer than its log."""
+        """Waits until all lines are on the disk: a checkpoint must not be newer than the log."""
         with naming(str(self.path), _REMEDY):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Ends the log; what a full disk has kept from being written was said before."""
+        """Closes the log; errors of a full disk were raised by earlier writes."""
         for part in (self._file, self.writer):
             with suppress(OSError):
                 if part is not None:
@@ -65,7 +65,7 @@ class Journal:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Lines of the log of a run, in their order; none if there is no log, and without those that a kill has cut."""
+    """Reads the lines of a run's log; none if there is no log, and without lines cut off by a kill."""
     try:
         text = (run / FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -89,7 +89,7 @@ def _truncate(path: Path, step: int) -> None:
 
 
 def _step_of(line: bytes) -> int:
-    """Step of a line of the log, -1 for one that a kill has cut."""
+    """Returns the step of a line of the log, -1 if a kill cut it off."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""The loop of training: step after step, with a look at the run now and then, until it is finished or stopped."""
+"""The training loop: steps, with logs, evaluations and checkpoints between them, until it is finished or stopped."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from gmvq.training.tasks import AbstractTask, Model
 from gmvq.types import Batch
 
 CALIBRATION_STEPS = 8
-"""Steps whose items set the scale of the averaged model's likelihood."""
+"""Steps whose items calibrate the scale of the averaged model's likelihood."""
 
 
 class TrainingResult(NamedTuple, Generic[Model]):
-    """What a run ended with.
+    """Result of a run.
 
     Attributes:
         model: The model with averaged weights, in evaluation mode, as saved in the run's folder.
-        steps: Optimizer steps of the whole run.
+        steps: Total optimizer steps of the run.
         seconds: Time of all steps, without evaluations and checkpoints, over all starts of the run.
-        items_per_second: Training items a second in that time, of all ranks together.
-        first_step: Steps that were finished before this start; equal to ``steps`` if nothing was left to do.
-        warnings: What is wrong with the run, and what to try, in one line each.
+        items_per_second: Training items per second in that time, over all ranks.
+        first_step: Steps finished before this start; equal to ``steps`` if nothing was left to do.
+        warnings: Problems of the run and what to try, each in one line.
     """
 
     model: Model
@@ -60,7 +60,7 @@ class TrainingResult(NamedTuple, Generic[Model]):
 
 
 class Loop(Generic[Model]):
-    """One start of a run. Between two steps all of its state is in ``_checkpoint()``."""
+    """One start of a run. Between two steps ``_checkpoint()`` returns its whole state."""
 
     def __init__(self, task: AbstractTask[Model, Any], training: Training, out: Path, console: Console | None) -> None:
         self.task, self.training, self.out = task, training, out
@@ -73,7 +73,7 @@ class Loop(Generic[Model]):
         self.averaged = copy.deepcopy(self.model).eval()
         self.optimizer = make_optimizer(self.model, task.layers(), training, device)
         self.prepared, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
-        # for one size of image: a step that is compiled for any size is a slower one
+        # for a fixed image size: a step compiled for any size is slower
         self.compute = torch.compile(self.prepared, dynamic=False) if training.compile else self.prepared
         self.average = WeightAverage(self.model, training.averaging_decay)
         self.best = BestWeights() if training.keep_best else None
@@ -90,7 +90,7 @@ class Loop(Generic[Model]):
         self.advised: str | None = None
 
     def run(self, *, resume: bool) -> TrainingResult[Model]:
-        """Trains to the end, from the first step or from the checkpoint: see :func:`gmvq.training.trainer.learn`."""
+        """Trains from the first step or the checkpoint to the end: see :func:`gmvq.training.trainer.learn`."""
         first_step = self._resume() if resume else self._begin()
         try:
             if self.is_main:
@@ -102,7 +102,7 @@ class Loop(Generic[Model]):
             return self._finish(first_step)
         except Interrupted:
             raise
-        except KeyboardInterrupt:  # within a step, whose state is not whole
+        except KeyboardInterrupt:  # within a step, whose state is incomplete
             raise Interrupted(self.saved_step, self.training.steps, self.out) from None
         except NonFiniteLossError as error:
             raise NonFiniteLossError(error.step, error.terms, self._remedy()) from None
@@ -114,7 +114,7 @@ class Loop(Generic[Model]):
             self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
 
     def _summary(self) -> dict[str, str]:
-        """What to say before the first step."""
+        """Returns the information to print before the first step."""
         device, training = self.accelerator.device, self.training
         named = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
         threads, ranks = torch.get_num_threads(), self.accelerator.num_processes
@@ -135,7 +135,7 @@ class Loop(Generic[Model]):
         if self.is_main:
             kept = checkpoints.set_aside(self.out)
             if kept is not None:
-                self.progress.say(f"Starting anew; the checkpoint of the unfinished run that was there is now {kept}.")
+                self.progress.say(f"Starting again; the former checkpoint, of an unfinished run, is now {kept}.")
         self.accelerator.wait_for_everyone()
         return 0
 
@@ -158,7 +158,7 @@ class Loop(Generic[Model]):
         steps = self.training.steps
         finished = self.step == steps
         self.progress.say(
-            f"The run in {self.out} is finished." if finished else f"Going on after step {self.step} of {steps}."
+            f"The run in {self.out} is finished." if finished else f"Continuing after step {self.step} of {steps}."
         )
         return self.step
 
@@ -181,7 +181,7 @@ class Loop(Generic[Model]):
             group["lr"] = self.training.learning_rate_at(self.step)
         self.window.add(self._gradient(batches))
         if self.accelerator.device.type == "cpu" and self.accelerator.num_processes == 1:
-            self.window.check_last()  # costs nothing here; elsewhere it waits for the log or the checkpoint
+            self.window.check_last()  # free at this point; elsewhere it waits for the log or the checkpoint
         self.stepper.step()
         self.stepper.zero_grad()
         self.task.after_step()
@@ -189,7 +189,7 @@ class Loop(Generic[Model]):
         self.average.update(self.step)
 
     def _gradient(self, batches: Iterator[Batch]) -> StepMetrics:
-        """Forward and backward of one step."""
+        """Runs forward and backward passes of one step."""
         forwards = self.training.gradient_accumulation
         values: dict[str, torch.Tensor] = {}
         codes = []
@@ -207,7 +207,7 @@ class Loop(Generic[Model]):
         return StepMetrics(values, tuple(codes))
 
     def _clip(self) -> torch.Tensor:
-        """Shortens the gradient; its norm before."""
+        """Clips the gradient; returns its norm before that."""
         self.accelerator.unscale_gradients()
         norms = []
         for parameters in self.clipped:
@@ -224,7 +224,7 @@ class Loop(Generic[Model]):
         return items.to(device)
 
     def _look(self) -> None:
-        """Log, evaluation and checkpoint, where they are due after a step."""
+        """Logs, evaluates and writes a checkpoint if due after this step."""
         training, last = self.training, self.step == self.training.steps
         if last or self.step % training.log_every == 0:
             self._log()
@@ -285,7 +285,7 @@ class Loop(Generic[Model]):
         return Checkpoint(self.step, self.stopwatch.seconds, self.configuration, tensors, states, scaler)
 
     def _check_weights(self) -> None:
-        """A checkpoint with a weight that is not finite would take the place of one that can be used."""
+        """Raises if a weight is not finite: such a checkpoint would replace a usable one."""
         for name, tensor in self.model.state_dict().items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise NonFiniteLossError(self.step, (name,))
@@ -295,7 +295,7 @@ class Loop(Generic[Model]):
         if self.best is not None:
             if self.best.state:
                 self.averaged.load_state_dict(self.best.state)
-            for tensor in self.averaged.state_dict().values():  # the first rank alone has looked at held-out data
+            for tensor in self.averaged.state_dict().values():  # only the first rank has evaluated on held-out data
                 broadcast(tensor)
         batches = range(CALIBRATION_STEPS * self.training.gradient_accumulation)
         self.task.finish(self.averaged, map(self.loader.batch, batches), self._to_device)
@@ -321,7 +321,7 @@ class Loop(Generic[Model]):
     def _is_asked_to_stop(self, interrupts: Interrupts) -> bool:
         if self.accelerator.num_processes == 1:
             return interrupts.requested
-        if self.step % self.training.log_every:  # ranks must stop at the same step, and to agree costs a message
+        if self.step % self.training.log_every:  # ranks must stop at the same step, and agreeing takes communication
             return False
         asked = torch.tensor(float(interrupts.requested), device=self.accelerator.device)
         total = self.accelerator.reduce(asked, "sum")

@@ -1,4 +1,4 @@
-"""What a run measures of itself: metrics of its steps, and of a sample of held-out items."""
+"""Metrics during training: of the steps, and of a sample of held-out items."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from gmvq.models import Autoencoder
 from gmvq.types import Signal
 
 HELD_OUT_SAMPLES = 1 << 19
-"""Samples of the held-out items that are looked at during training."""
+"""Total samples of the held-out items that are evaluated during training."""
 
 HELD_OUT_PART = 1 << 16
-"""Samples of the central part that stands for a larger item during training: 256 x 256 pixels."""
+"""Samples of the central part evaluated in place of a larger item during training: 256 x 256 pixels."""
 
 OVERFLOWS = 50
-"""With fp16 a gradient that overflows is skipped and the loss scaled down; this many in a row do not come from that."""
+"""With fp16, steps with overflowing gradients are skipped and the loss scaled down; this many in a row are an error."""
 
 GRADIENT = "gradient_norm"
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss, a part of it, a gradient or a weight has become infinite or NaN.
+    """The loss, one of its terms, a gradient or a weight has become infinite or NaN.
 
     Args:
         step: The step, counted from 1.
-        terms: What is not finite.
-        remedy: What to do.
+        terms: Names of the values that are not finite.
+        remedy: Advice for the user.
     """
 
     def __init__(self, step: int, terms: tuple[str, ...], remedy: str = "") -> None:
@@ -49,7 +49,7 @@ class StepMetrics(NamedTuple):
 
     Attributes:
         values: Scalars by name, each ``()``.
-        codes: Codes of the step's tokens, or means for a continuous bottleneck.
+        codes: Codes of the step's tokens, or the means of a continuous bottleneck.
     """
 
     values: dict[str, Tensor]
@@ -57,12 +57,12 @@ class StepMetrics(NamedTuple):
 
 
 class Window:
-    """The metrics of the steps since the last line of the log.
+    """Metrics of the steps since the last line of the log.
 
-    They stay on their device until the line is written: reading a number there would wait for all work before it.
+    They stay on their device until the line is written: reading a number earlier would wait for all queued work.
 
     Args:
-        accelerator: Knows the other ranks.
+        accelerator: Accelerator of the run, which communicates with other ranks.
         codebook_sizes: Number of codes K at each level of a token, None for a continuous bottleneck.
         allow_overflow: True with fp16, where gradients may be infinite now and then.
     """
@@ -79,7 +79,7 @@ class Window:
         self.counts = [CodeCounts(size, accelerator.device) for size in (countable(self.sizes) if self.sizes else ())]
 
     def add(self, metrics: StepMetrics) -> None:
-        """Takes the metrics of the next step."""
+        """Adds the metrics of the next step."""
         self.names = tuple(metrics.values)
         self.rows.append(torch.stack([value.detach().float() for value in metrics.values.values()]))
         for codes in metrics.codes if self.counts else ():
@@ -87,28 +87,28 @@ class Window:
                 counts.add(own)
 
     def check_last(self) -> None:
-        """Stops if the last step is not finite on this rank; it waits for the device.
+        """Checks that the last step is finite on this rank; waits for the device.
 
         Raises:
-            NonFiniteLossError: If so.
+            NonFiniteLossError: If it is not.
         """
         last = self.rows[-1]
         if not bool(last.isfinite().all()):
             self._raise_for(last[None], self.first_step + len(self.rows) - 1)
 
     def check(self) -> None:
-        """Stops if any step of the window is not finite on any rank; it waits for the device.
+        """Checks that all steps of the window are finite on all ranks; waits for the device.
 
         Raises:
-            NonFiniteLossError: For the first such step.
+            NonFiniteLossError: For the first step that is not.
         """
         if self.rows:
             self._raise_for(self._over_ranks(), self.first_step)
 
     def take(self) -> dict[str, float | None]:
-        """Means over the window's steps and all ranks, with the use of the codes; the next window begins."""
+        """Returns means over the window's steps and all ranks, with the code usage, and starts the next window."""
         rows = self._over_ranks()
-        finite = rows.isfinite()  # an overflow of fp16 has no part in the mean
+        finite = rows.isfinite()  # overflows of fp16 are excluded from the mean
         means = (rows.nan_to_num(0, 0, 0).sum(0) / finite.sum(0)).tolist()
         metrics: dict[str, float | None] = dict(zip(self.names, means, strict=True))
         if self.counts:
@@ -121,12 +121,12 @@ class Window:
         return metrics
 
     def tensors(self) -> dict[str, Tensor]:
-        """What all ranks have collected, for a checkpoint."""
+        """Returns the metrics of all ranks for a checkpoint."""
         tensors = self._counted()
         if not self.rows:
             return tensors
         columns = self._over_ranks().T
-        # numbered, since safetensors forgets their order
+        # numbered, since safetensors does not keep their order
         return tensors | {f"{i:03d}.{name}": columns[i] for i, name in enumerate(self.names)}
 
     def _counted(self) -> dict[str, Tensor]:
@@ -139,13 +139,13 @@ class Window:
         return tensors
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Goes on after ``step`` finished steps from what :meth:`tensors` gave."""
+        """Restores the result of :meth:`tensors` after ``step`` finished steps."""
         keys = sorted(key for key in tensors if key.split(".", 1)[0] not in ("counts", "codes"))
         self.names = tuple(key.split(".", 1)[1] for key in keys)
         rows = torch.stack([tensors[key] for key in keys], dim=1) if keys else torch.empty(0, 0)
         self._begin(step - len(rows) + 1)
         self.rows = list(rows.to(self.accelerator.device))
-        if self.accelerator.is_main_process:  # the counts of all ranks are with the first
+        if self.accelerator.is_main_process:  # the first rank has the counts of all ranks
             for place, counts in enumerate(self.counts):
                 counts.place(tensors[f"counts.{place}"], tensors.get(f"codes.{place}"))
 
@@ -156,7 +156,7 @@ class Window:
             counts.clear()
 
     def _over_ranks(self) -> Tensor:
-        """The rows, averaged over ranks, ``(steps, metrics)``: what is not finite on one is not finite here."""
+        """Averages the rows over ranks, ``(steps, metrics)``; a value is finite only if it is finite on all of them."""
         rows = self.accelerator.reduce(torch.stack(self.rows), "mean")
         assert isinstance(rows, Tensor)
         return rows
@@ -173,14 +173,14 @@ class Window:
 
 
 class HeldOut:
-    """A fixed part of the held-out items, small enough to be looked at again and again.
+    """A fixed sample of the held-out items for repeated evaluation during training.
 
-    Items are spread evenly over the set, large ones stand for themselves with their central part.
+    The items are evenly spaced over the set; large ones are replaced by their central part.
 
     Args:
         items: Held-out items.
-        signal: What they are.
-        batch_size: Most items in a batch.
+        signal: Type and shape of their tensors.
+        batch_size: Largest number of items in a batch.
     """
 
     def __init__(self, items: Items, signal: Signal, batch_size: int) -> None:
@@ -193,10 +193,10 @@ class HeldOut:
 
     @torch.no_grad()
     def measure(self, model: Autoencoder) -> dict[str, float | None]:
-        """Quick metrics of hard codes, and the use of the codebook.
+        """Computes quick metrics of hard codes, and the codebook usage.
 
         Args:
-            model: In evaluation mode.
+            model: The model in evaluation mode.
         """
         distortion = model.modality.distortion(quick=True)
         statistics = None if model.codebook_size is None else CompositeStatistics(countable(model.level_sizes))
@@ -215,14 +215,14 @@ class HeldOut:
 
 
 def _culprits(names: tuple[str, ...], wrong: list[bool]) -> tuple[str, ...]:
-    """What to name of all that is not finite: the terms before their sum, the sum before its gradient."""
+    """Selects which non-finite values to name: terms rather than their sum, the sum rather than its gradient."""
     found = [name for name, is_wrong in zip(names, wrong, strict=True) if is_wrong]
     terms = tuple(name for name in found if name not in ("loss", GRADIENT))
     return terms or (("loss",) if "loss" in found else ("gradient norm",))
 
 
 def _spread(items: Items) -> list[int]:
-    """Indices of items, evenly spaced, that have about ``HELD_OUT_SAMPLES`` together."""
+    """Returns indices of evenly spaced items that have about ``HELD_OUT_SAMPLES`` samples in total."""
     sizes = items.sizes
     side = round(HELD_OUT_PART ** (1 / max(1, items.axes)))
     mean = sum(math.prod(min(length, side) for length in size) for size in sizes) / max(1, len(sizes))

@@ -1,4 +1,4 @@
-"""What a run needs before its first step."""
+"""Setup of a run before its first step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch import nn
 from gmvq.training.config import Training
 
 CHANGEABLE = ("checkpoint_every", "device", "tensorboard", "threads")
-"""Fields of Training that a resumed run may change: no step depends on them."""
+"""Fields of Training that a resumed run may change: the results do not depend on them."""
 
 
 _DEVICE = "ACCELERATE_TORCH_DEVICE"
@@ -31,7 +31,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 class Stopwatch:
-    """Time of training alone; on a GPU it waits for the work that was started."""
+    """Measures training time; on a GPU it waits for queued work."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds = 0.0
@@ -39,11 +39,11 @@ class Stopwatch:
         self._since: float | None = None
 
     def start(self) -> None:
-        """Starts or goes on."""
+        """Starts or continues."""
         self._since = time.perf_counter()
 
     def read(self) -> float:
-        """Seconds so far."""
+        """Returns the seconds so far."""
         if self._since is not None:
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
@@ -54,7 +54,7 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens in here does not count."""
+        """Context manager whose duration is not counted."""
         self.read()
         self._since = None
         yield
@@ -62,14 +62,14 @@ class Stopwatch:
 
 
 def make_accelerator(training: Training, *, idle_parameters: bool = False) -> Accelerator:
-    """Devices, precision and processes of a run.
+    """Creates the accelerator: devices, precision and processes of a run.
 
     Args:
-        training: How it is trained.
-        idle_parameters: Some parameters have no part in some steps: several processes must look which.
+        training: Settings of training.
+        idle_parameters: True if some parameters are unused in some steps, which several processes must detect.
 
     Raises:
-        ValueError: If the device does not have the precision, or several processes are to share one GPU.
+        ValueError: If the device does not support the precision, or several processes would share one GPU.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and ":" in (training.device or ""):
@@ -77,27 +77,27 @@ def make_accelerator(training: Training, *, idle_parameters: bool = False) -> Ac
             f"'device' must be 'cpu' or 'cuda' for several processes, got {training.device!r}. Each takes one of the "
             "GPUs: choose them by CUDA_VISIBLE_DEVICES."
         )
-    # accelerate keeps one precision and one device for the whole process; a second run in it may want others
+    # accelerate keeps one precision and one device per process; a second run in it may need others
     if AcceleratorState._shared_state:
         AcceleratorState._reset_state(reset_partial_state=not several)
     with _preferred(None if several else training.device):
         accelerator = Accelerator(
-            # by default, accelerate would let the processes of a machine without a GPU each train alone
+            # by default, on a machine without a GPU accelerate would let each process train alone
             cpu=training.device == "cpu" or (several and not torch.accelerator.is_available()),
             mixed_precision=training.precision,
             gradient_accumulation_steps=training.gradient_accumulation,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=idle_parameters)],
         )
     if accelerator.device.type == "cuda" and accelerator.device.index is not None:
-        torch.cuda.set_device(accelerator.device)  # for kernels, which run on the current one
-    if training.precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would go on in float32
+        torch.cuda.set_device(accelerator.device)  # for kernels, which run on the current device
+    if training.precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would silently use float32
         raise ValueError("'precision' must be 'no' or 'bf16' on a CPU, got 'fp16'. Use 'bf16'.")
     return accelerator
 
 
 @contextmanager
 def _preferred(device: str | None) -> Iterator[None]:
-    """Within it, accelerate takes this device; its constructor has no argument for one."""
+    """Context manager in which accelerate uses this device; its constructor has no argument for it."""
     former = os.environ.get(_DEVICE)
     if device is not None:
         os.environ[_DEVICE] = device
@@ -112,14 +112,14 @@ def _preferred(device: str | None) -> Iterator[None]:
 def make_optimizer(
     model: nn.Module, layers: Iterable[nn.Module], training: Training, device: torch.device
 ) -> torch.optim.Optimizer:
-    """Adam, or AdamW with weight decay.
+    """Creates Adam, or AdamW if there is weight decay.
 
     Args:
-        model: All that is learned.
-        layers: The parts of it whose weights decay; biases and scales in them have no reason to, and codes belong where
-            the latents are.
-        training: Learning rate, decay and moments.
-        device: Where the model is.
+        model: Model with all learned parameters.
+        layers: Parts of the model whose weights decay; their biases and scales do not, and codes should stay near the
+            latents.
+        training: Learning rate, weight decay and moments.
+        device: Device of the model.
     """
     decaying = {id(p) for part in layers for p in part.parameters() if p.ndim >= 2}
     groups = [
@@ -127,34 +127,34 @@ def make_optimizer(
         {"params": [p for p in model.parameters() if id(p) not in decaying], "weight_decay": 0.0},
     ]
     kind = torch.optim.AdamW if training.weight_decay > 0 else torch.optim.Adam
-    # fused: one kernel for all parameters, less than half of the time on a CPU too
+    # fused: one kernel for all parameters, less than half of the time also on a CPU
     return kind(groups, lr=training.learning_rate, betas=training.betas, fused=device.type in ("cpu", "cuda"))
 
 
 def describe_run(description: Mapping[str, Any], training: Training, ranks: int) -> dict[str, Any]:
-    """All that a step depends on, as JSON can hold it: what must be the same for a run to go on.
+    """Returns everything that a step depends on as JSON types: a resumed run must agree in all of it.
 
     Args:
-        description: What the task says of its model and data.
-        training: How it is trained.
-        ranks: Processes.
+        description: The task's description of its model and data.
+        training: Settings of training.
+        ranks: Number of processes.
     """
     fields = {name: value for name, value in asdict(training).items() if name not in CHANGEABLE}
     return {**description, "training": fields, "processes": ranks}
 
 
 def seed_everything(seed: int, rank: int) -> None:
-    """Seeds all random numbers; ranks see different noise."""
+    """Seeds all random number generators; each rank gets different noise."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed + rank)
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep the memory of freed tensors for the next step.
+    """Makes glibc keep the memory of freed tensors for the next step.
 
-    By default it hands large blocks back to the system and gets them page by page again: a fifth of a step's time on a
-    CPU. Other C libraries are left alone.
+    By default it returns large blocks to the system and gets them back page by page: a fifth of a step's time on a
+    CPU. Other C libraries are not changed.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -165,7 +165,7 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def cpu_threads(number: int | None) -> Iterator[None]:
-    """Sets the threads of the CPU, and back."""
+    """Context manager that sets the number of CPU threads and restores it."""
     former = torch.get_num_threads()
     if number is not None:
         torch.set_num_threads(number)

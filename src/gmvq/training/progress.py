@@ -1,4 +1,4 @@
-"""What a run says while it trains: a bar in a terminal, now and then a line of text elsewhere.
+"""Output during training: a progress bar in a terminal, occasional lines of text elsewhere.
 
 ::
 
@@ -29,23 +29,23 @@ _SHOWN = {
     "items_per_second": "{:,.0f} items/s",
 }
 FIRST_WAIT, LONGEST_WAIT = 2.0, 30.0
-"""Seconds between the first two lines of text; each wait is twice the last one, at most the longest."""
+"""Seconds between the first two lines of text, each wait twice the last one, and the longest wait."""
 SILENCE = 10.0
-"""Seconds between two lines of text about something that has no steps."""
+"""Seconds between two lines of text for work without steps."""
 REFRESH = 0.25
-"""Seconds between two drawings of the bar at least."""
+"""Shortest time in seconds between two drawings of the bar."""
 LEAST_BAR = 6
-"""Columns of the bar at least."""
+"""Smallest width of the bar in columns."""
 
 
 class ProgressLine:
-    """Shows step, metrics and time left of a run; a console that is gone, as a closed terminal, is left alone.
+    """Shows step, metrics and remaining time of a run; a closed terminal is not an error.
 
     Args:
-        console: Where to, as ``Console(stderr=True)``; None for nowhere.
-        steps: Steps of the whole run.
-        headline: The metric that the run is judged by, None for none.
-        clock: Seconds since any moment.
+        console: Output, as ``Console(stderr=True)``; None for no output.
+        steps: Total steps of the run.
+        headline: The metric that the run is judged by, or None.
+        clock: Function that returns seconds since a fixed moment.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class ProgressLine:
         self._first, self._since = 0, clock()  # where the rate is counted from: the first step is slower than others
 
     def start(self, step: int, summary: Mapping[str, str]) -> None:
-        """Says what the run is, and begins after ``step`` finished steps.
+        """Prints the summary of the run, and begins after ``step`` finished steps.
 
         Args:
-            step: Finished steps.
-            summary: What to say of it, by name.
+            step: Number of finished steps.
+            summary: Texts of the summary by name.
         """
         self._first, self._since, self._drawn = step, self.clock(), self.clock()
         width = max(map(len, summary), default=0)
@@ -88,11 +88,11 @@ class ProgressLine:
             self._bar.start()
 
     def show(self, metrics: Mapping[str, float | None]) -> None:
-        """Takes metrics of the last training steps, to be shown from now on."""
+        """Sets the metrics of the last training steps to show."""
         self._metrics = metrics
 
     def advance(self, step: int) -> None:
-        """Shows that a step is finished, if it is time to."""
+        """Shows that a step is finished, if it is time for an update."""
         now, last = self.clock(), step == self.steps
         is_first = step == self._first + 1
         if self._bar is not None:
@@ -104,24 +104,24 @@ class ProgressLine:
             self._since, self._drawn = now, now
 
     def report(self, step: int, sample: str, metrics: Mapping[str, float | None]) -> None:
-        """Adds a line on an evaluation.
+        """Prints a line about an evaluation.
 
         Args:
-            step: Finished steps.
-            sample: What was measured, as ``a sample of held-out data``.
-            metrics: How.
+            step: Number of finished steps.
+            sample: The evaluated data, as ``a sample of held-out data``.
+            metrics: Metrics of the evaluation.
         """
         self.say(f"step {step:,} of {self.steps:,}, on {sample}: {', '.join(self._parts(metrics))}")
 
     def say(self, message: str) -> None:
-        """Adds a message; characters that would move the cursor are left out."""
+        """Prints a message, without characters that would move the cursor."""
         with self._shielded():
             if self.console is not None:
                 plain = "".join(letter for letter in message if letter.isprintable())
                 self.console.print(plain, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Closes the bar."""
         with self._shielded():
             if self._bar is not None:
                 self._bar.stop()
@@ -156,7 +156,7 @@ class ProgressLine:
         return spoken(rate * (self.steps - step))
 
     def _parts(self, metrics: Mapping[str, float | None]) -> list[str]:
-        """Metrics as words: the loss, the headline, then the others."""
+        """Formats the loss, the headline, then the other metrics."""
         words = {key: form.format(value) for key, form in _SHOWN.items() if (value := metrics.get(key)) is not None}
         own = self.headline
         if own is not None and (value := metrics.get(own.key)) is not None:
@@ -166,7 +166,7 @@ class ProgressLine:
 
     @contextmanager
     def _shielded(self) -> Iterator[None]:
-        """What is written in here may fail: a closed terminal, or a reader that left, must not end a run."""
+        """Context manager for output that may fail: a closed terminal or pipe must not end a run."""
         try:
             yield
         except (OSError, SystemExit):  # rich exits on a broken pipe
@@ -174,7 +174,7 @@ class ProgressLine:
 
 
 def duration(seconds: float) -> tuple[str, str]:
-    """Seconds as number and unit: 48 s, 3:12 min or 2:05 h."""
+    """Returns seconds as number and unit: 48 s, 3:12 min or 2:05 h."""
     whole = round(seconds)
     if whole < 60:
         return (f"{seconds:.1f}" if seconds < 10 else f"{whole}"), "s"
@@ -184,7 +184,7 @@ def duration(seconds: float) -> tuple[str, str]:
 
 
 def spoken(seconds: float) -> str:
-    """Seconds as words.
+    """Formats seconds with their unit.
 
     Example:
         >>> spoken(0.42), spoken(192), spoken(7500)
@@ -195,15 +195,15 @@ def spoken(seconds: float) -> str:
 
 @contextmanager
 def counting(text: str, total: int, console: Console | None = None) -> Iterator[Callable[[float], None]]:
-    """Says how many items are done of something that has no steps: a bar in a terminal, lines of text elsewhere.
+    """Shows how many items of a task without steps are done: a bar in a terminal, lines of text elsewhere.
 
     Args:
-        text: What is done, as ``Measuring``.
+        text: Description of the task, as ``Measuring``.
         total: Number of items.
-        console: Where to; by default standard error.
+        console: Output; by default standard error.
 
     Yields:
-        What takes the number of items done.
+        Function to call with the number of finished items.
     """
     console = Console(stderr=True) if console is None else console
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -1,4 +1,4 @@
-"""Where a run's metrics come from: versions, hardware and commit."""
+"""Provenance of a run's metrics: versions, hardware and commit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _GIT_SECONDS = 10
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, PyTorch and gmvq."""
+    """Returns the versions of Python, PyTorch and gmvq."""
     return {"python": platform.python_version(), "torch": torch.__version__, "gmvq": metadata.version("gmvq")}
 
 
 def hardware() -> str:
-    """Processor, cores this process may use, threads of PyTorch, and graphics cards, in one line.
+    """Describes processor, available cores, threads of PyTorch, and graphics cards in one line.
 
     Example:
         ``AMD EPYC 7B13, 2 cores, 2 threads, Linux x86_64``
@@ -32,10 +32,10 @@ def hardware() -> str:
 
 
 def commit(folder: Path | None = None) -> str | None:
-    """Commit of gmvq's own checkout, with ``+`` if files were changed since; None outside a checkout.
+    """Returns the commit of gmvq's checkout, with ``+`` if files were changed since; None outside a checkout.
 
     Args:
-        folder: Where to look, by default where gmvq is imported from.
+        folder: Folder to search; by default that of the imported gmvq.
     """
     folder = folder or Path(__file__).parent
     try:

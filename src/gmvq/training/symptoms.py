@@ -1,4 +1,4 @@
-"""What is wrong with a run, by its log: what was seen, what is normal, and what to try."""
+"""Diagnosis of a run by its log: what was observed, what is normal, and what to try."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 COLLAPSED = 0.2
-"""Share of the codes that held-out tokens could use, below which the codebook has collapsed."""
+"""Fraction of the codes available to held-out tokens below which the codebook has collapsed."""
 
 
 def symptoms(log: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Warnings about a run that has ended, each one line; none if all is well.
+    """Returns warnings about a finished run, each one line; empty if all is well.
 
     Args:
-        log: Lines of its log in their order, see :class:`gmvq.training.journal.Journal`.
+        log: Lines of its log in order, see :class:`gmvq.training.journal.Journal`.
     """
     found = (
         _stuck([line for line in log if line.get("kind") == "train"]),
@@ -23,7 +23,7 @@ def symptoms(log: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _stuck(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    """A loss that did not fall; of a tokenizer its reconstruction term, since the others may rise."""
+    """Returns a warning if the loss did not fall; for a tokenizer its reconstruction term, since others may rise."""
     if len(lines) < 2:
         return None
     key = "reconstruction" if "reconstruction" in lines[0] else "loss"
@@ -39,7 +39,7 @@ def _stuck(lines: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _collapsed(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    """A codebook of which held-out data use little, of as many codes as their tokens could have."""
+    """Returns a warning if held-out data use few codes, compared with the most that their tokens could use."""
     usage, used, tokens = (lines[-1].get(key) if lines else None for key in ("usage", "used_codes", "tokens"))
     if not usage or not used or not tokens:
         return None

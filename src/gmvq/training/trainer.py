@@ -1,4 +1,4 @@
-"""Training: from a model and data to a run's folder, stopped and continued at will.
+"""Training: fits a model to data and writes a run's folder; runs can be stopped and resumed.
 
 ::
 
@@ -6,8 +6,8 @@
                                            |                    |
                                        log.jsonl    checkpoint/state.safetensors
 
-A step depends on the seed, its number and the state that a checkpoint holds, on nothing else. So a run that was stopped
-and resumed ends with the same bits as one that was not.
+A step depends only on the seed, its number and the state in a checkpoint, so a run that was stopped and resumed ends
+with the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from gmvq.training.preparation import cpu_threads
 from gmvq.training.tasks import AbstractTask, AdversarialTask, AutoencoderTask, Drawing, Model
 
 _OPPOSED = {
-    "keep_best": "The best PSNR is that of before the discriminator: what it is there for would be thrown away.",
-    "compile": "The adaptive weight looks at gradients in the midst of a forward.",
+    "keep_best": "The best PSNR is reached before the discriminator starts, so its effect would be lost.",
+    "compile": "The adaptive weight takes gradients within a forward pass.",
 }
 
 
@@ -49,28 +49,28 @@ def train(
 ) -> TrainingResult[Autoencoder]:
     """Trains a model and saves it, with averaged weights, in the run's folder.
 
-    The folder gets ``model.safetensors``, ``config.json``, ``log.jsonl`` and ``checkpoint/``. A run that is there
-    already is replaced unless ``resume``; an unfinished one's checkpoint stays as ``checkpoint/replaced.safetensors``.
-    All random numbers are seeded. Under ``torchrun`` or ``accelerate launch`` every process calls this.
+    The folder gets ``model.safetensors``, ``config.json``, ``log.jsonl`` and ``checkpoint/``. An existing run is
+    replaced unless ``resume``; the checkpoint of an unfinished one is kept as ``checkpoint/replaced.safetensors``. All
+    random number generators are seeded. Under ``torchrun`` or ``accelerate launch`` every process calls this.
 
     Args:
-        model: Trained in place; it ends with the last weights, not the averaged ones.
-        data: What to learn from, and what to look at now and then.
-        training: How.
+        model: Model, trained in place; it ends with the last weights, not the averaged ones.
+        data: Training items, and held-out items for evaluations.
+        training: Settings of training.
         out: The run's folder.
         size: Samples of random windows along each axis, None for whole items.
-        mirror: Mirror half of the items, where the modality has a mirror.
-        windows_per_item: How often an epoch draws each item.
-        adversarial: Train against a discriminator; None for none. It excludes ``keep_best`` and ``compile``.
-        features: A distance of features beside it; it needs ``adversarial``, whose ``feature_weight`` it has.
-        resume: Go on from the folder's checkpoint.
-        console: Where to show progress, as ``rich.console.Console(stderr=True)``; None for nowhere.
+        mirror: Mirror half of the items, if the modality supports it.
+        windows_per_item: Number of windows of each item per epoch.
+        adversarial: Settings of adversarial training, or None. They exclude ``keep_best`` and ``compile``.
+        features: Feature distance to add to the loss; it needs ``adversarial``, whose ``feature_weight`` it has.
+        resume: Continue from the folder's checkpoint.
+        console: Output of progress, as ``rich.console.Console(stderr=True)``; None for no output.
 
     Returns:
-        The averaged model and the time that it took.
+        The averaged model and the training time.
 
     Raises:
-        ValueError: If the checkpoint is of another run or damaged, or model, data and training do not fit.
+        ValueError: If the checkpoint is of another run or damaged, or model, data and training do not match.
         FileNotFoundError: If there is nothing to resume.
         NonFiniteLossError: If the loss, a term of it, a gradient or a weight is not finite.
         Interrupted: After Ctrl-C or termination; the state is saved.
@@ -84,7 +84,7 @@ def train(
     for name in ("keep_best", "compile"):
         if getattr(training, name):
             raise ValueError(f"'{name}' must be False with 'adversarial', got True. {_OPPOSED[name]}")
-    with torch.random.fork_rng(devices=[]):  # the discriminator begins with the same weights whatever came before
+    with torch.random.fork_rng(devices=[]):  # the discriminator's initial weights depend on the seed alone
         torch.manual_seed(training.seed)
         opposed = AdversarialAutoencoder(model, adversarial, features)
     learned = learn(AdversarialTask(opposed, data, drawing), training, out, resume=resume, console=console)
@@ -102,17 +102,17 @@ def learn(
     """Trains the model of a task and saves it, with averaged weights, in the run's folder: see :func:`train`.
 
     Args:
-        task: What is learned.
-        training: How.
+        task: The task to learn.
+        training: Settings of training.
         out: The run's folder.
-        resume: Go on from the folder's checkpoint.
-        console: Where to show progress; None for nowhere.
+        resume: Continue from the folder's checkpoint.
+        console: Output of progress; None for no output.
 
     Returns:
-        The averaged model and the time that it took.
+        The averaged model and the training time.
 
     Raises:
-        ValueError: If the checkpoint is of another run or damaged, or task and training do not fit.
+        ValueError: If the checkpoint is of another run or damaged, or task and training do not match.
         FileNotFoundError: If there is nothing to resume.
         NonFiniteLossError: If the loss, a term of it, a gradient or a weight is not finite.
         Interrupted: After Ctrl-C or termination; the state is saved.
@@ -123,7 +123,7 @@ def learn(
 
 
 def averaged_model(out: str | Path) -> Autoencoder:
-    """The averaged model of a run's last checkpoint, as of a run that was stopped, in evaluation mode.
+    """Loads the averaged model of a run's last checkpoint, even of a stopped run, in evaluation mode.
 
     Args:
         out: The run's folder.

@@ -1,4 +1,4 @@
-"""What the trainer can learn: one task for each kind of model."""
+"""Training tasks: one for each kind of model."""
 
 from gmvq.training.tasks.base import AbstractTask, Model, Outcome
 from gmvq.training.tasks.classifiers import ClassifierTask, accuracy_of

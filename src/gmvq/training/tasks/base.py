@@ -1,4 +1,4 @@
-"""What is learned: a model, the batches it sees, and what its metrics are. The trainer knows how to learn it.
+"""A training task: a model, its batches, and its metrics. The trainer optimizes it.
 
 ::
 
@@ -24,12 +24,12 @@ Drawn = TypeVar("Drawn")
 
 
 class Outcome(NamedTuple):
-    """What a forward of a batch gave.
+    """Result of a forward pass.
 
     Attributes:
-        loss: What to minimize, ``()``.
-        terms: Its parts and other metrics to log, detached, each ``()``.
-        codes: Codes whose use is counted, ``(*, levels)``; None where there is nothing to count.
+        loss: Loss to minimize, ``()``.
+        terms: Terms of the loss and other metrics to log, detached, each ``()``.
+        codes: Codes whose usage is counted, ``(*, levels)``; None if there are none.
     """
 
     loss: Tensor
@@ -38,16 +38,16 @@ class Outcome(NamedTuple):
 
 
 class AbstractTask(ABC, Generic[Model, Drawn]):
-    """A model and what it learns from.
+    """A model and its training data.
 
     Args:
-        model: Trained in place.
+        model: Model, trained in place.
 
     Attributes:
-        codebook_sizes: Number of codes at each level of a token whose use is counted, None for none.
-        has_idle_parameters: True if some parameters have no part in some steps.
-        headline: The metric that the model is judged by, None for none but the loss.
-        sample: What :meth:`held_out` measures, in words.
+        codebook_sizes: Number of codes at each level of a token whose usage is counted, or None.
+        has_idle_parameters: True if some parameters are unused in some steps.
+        headline: The metric that the model is judged by, None if only the loss is.
+        sample: Description of the data that :meth:`held_out` evaluates.
     """
 
     codebook_sizes: tuple[int, ...] | None = None
@@ -60,62 +60,62 @@ class AbstractTask(ABC, Generic[Model, Drawn]):
 
     @abstractmethod
     def loader(self, batch_size: int, seed: int, rank: int, ranks: int) -> AbstractLoader[Drawn]:
-        """Draws the batches of a rank."""
+        """Creates the loader of a rank's batches."""
 
     @abstractmethod
     def inputs(self, batch: Drawn, to_device: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, ...]:
-        """What the model is called with."""
+        """Returns the arguments of the model's forward pass."""
 
     @abstractmethod
     def outcome(self, answer: Any, batch: Drawn) -> Outcome:  # noqa: ANN401 (what the model returns)
-        """What the model's answer to a batch says."""
+        """Returns loss, terms and codes of the model's answer to a batch."""
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
-        """What of the model and the data a step depends on, as JSON has it."""
+        """Describes model and data as far as steps depend on them, as JSON types."""
 
     def summary(self) -> dict[str, str]:
-        """What to say of data and model before the first step, by name: items, what an item is, how it is cut."""
+        """Describes data and model for the output before the first step, by name: items, their size, their windows."""
         return {}
 
     def layers(self) -> tuple[nn.Module, ...]:
-        """The parts of the model whose weights decay, if any do."""
+        """Returns the parts of the model whose weights decay."""
         return (self.model,)
 
     def clipped_apart(self) -> tuple[nn.Module, ...]:
-        """The parts of the model whose gradients are clipped each by its own norm."""
+        """Returns the parts of the model whose gradients are clipped separately, each by its own norm."""
         return (self.model,)
 
     def averaged(self, metrics: dict[str, float | None]) -> dict[str, float | None]:
-        """Metrics of training for the log, of their means over the steps since the last line."""
+        """Computes the metrics to log from the means over the steps since the last line."""
         return metrics
 
     def held_out(self, batch_size: int) -> Callable[[Model], dict[str, float | None]] | None:
-        """Metrics of a model in evaluation mode on held-out data, or None without any."""
+        """Returns a function that evaluates a model on held-out data, or None if there are none."""
         return None
 
     def score(self, metrics: Mapping[str, float | None]) -> float | None:
-        """How good held-out metrics are, higher is better; None if they do not say."""
+        """Returns a score of held-out metrics, higher is better; None if they do not define one."""
         return None
 
     def advice(self, metrics: Mapping[str, float | None]) -> str | None:
-        """A warning about metrics of training that are not as they should be; None if they are."""
+        """Returns a warning if training metrics are abnormal, or None."""
         return None
 
     def begin(self) -> None:
-        """Called before the first step of a start, and undone by :meth:`end`."""
+        """Prepares the model; called before the first step of a start, undone by :meth:`end`."""
 
     def end(self) -> None:
-        """Called when a start is over, however it ended."""
+        """Undoes :meth:`begin`; called at the end of a start, also after an error."""
 
     def before_step(self, progress: float) -> None:
-        """Called before each step, with the progress of training in [0, 1]."""
+        """Updates schedules; called before each step with the progress of training in [0, 1]."""
 
     def after_step(self) -> None:
-        """Called after the optimizer's step."""
+        """Updates the model; called after the optimizer's step."""
 
     def finish(self, averaged: Model, batches: Iterable[Drawn], to_device: Callable[[Tensor], Tensor]) -> None:
-        """Completes the averaged model, by a look at a few batches."""
+        """Completes the averaged model with a few batches."""
 
     @abstractmethod
     def save(self, averaged: Model, out: Path) -> None:
@@ -124,7 +124,7 @@ class AbstractTask(ABC, Generic[Model, Drawn]):
 
 @contextmanager
 def same_noise(device: torch.device) -> Iterator[None]:
-    """Within it, random numbers are the same each time; outside they go on as if nothing had been."""
+    """Context manager with fixed random numbers; the generators' states are restored after it."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         yield

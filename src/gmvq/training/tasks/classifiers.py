@@ -1,4 +1,4 @@
-"""A classifier, from labelled items."""
+"""Training of a classifier on labeled items."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from gmvq.types import Batch
 
 
 class ClassifierTask(AbstractTask[Classifier, Batch]):
-    """A classifier, from labelled items.
+    """Training of a classifier on labeled items.
 
     Args:
         classifier: The classifier.
-        data: Items with labels, all of one size.
-        tint: Most that is added to each channel of an item, or taken from it, at random.
+        data: Items with labels, all of the same size.
+        tint: Largest random shift of each channel of an item, up or down.
 
     Raises:
         ValueError: If the tint is not a finite number of at least 0.
@@ -75,7 +75,7 @@ class ClassifierTask(AbstractTask[Classifier, Batch]):
 
 @torch.no_grad()
 def accuracy_of(classifier: Classifier, items: Items) -> float:
-    """Share of items whose label a classifier in evaluation mode tells."""
+    """Returns the accuracy of a classifier in evaluation mode."""
     device = next(classifier.parameters()).device
     right = 0
     for batch in held_out_batches(items, 256):

@@ -1,4 +1,4 @@
-"""A decoder by diffusion, from images through a tokenizer."""
+"""Training of a diffusion decoder on images and their tokens."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from gmvq.types import Batch
 
 
 class DiffusionTask(AbstractTask[DiffusionDecoder, Batch]):
-    """A diffusion decoder, from images through a tokenizer that stays as it is.
+    """Training of a diffusion decoder on images and their tokens; the tokenizer is frozen.
 
     Args:
         decoder: The decoder.
         tokenizer: The tokenizer; a copy of it is used, in evaluation mode.
         data: The images.
-        drawing: How they are drawn.
+        drawing: Settings of the windows.
     """
 
     def __init__(self, decoder: DiffusionDecoder, tokenizer: Autoencoder, data: Data, drawing: Drawing) -> None:
@@ -67,7 +67,7 @@ class DiffusionTask(AbstractTask[DiffusionDecoder, Batch]):
         hub.save(averaged, out, tokenizer=hub.fingerprint(self.tokenizer))
 
     def _through(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images as floats, what the tokenizer makes of them, and the values that its decoder saw."""
+        """Returns images as floats, their reconstructions, and the values that the tokenizer's decoder receives."""
         if next(self.tokenizer.parameters()).device != images.device:
             self.tokenizer.to(images.device)
         images = self.tokenizer.signal.checked(images)
@@ -78,7 +78,7 @@ class DiffusionTask(AbstractTask[DiffusionDecoder, Batch]):
 
     @torch.no_grad()
     def _loss(self, decoder: DiffusionDecoder, batches: Iterable[Tensor]) -> float:
-        """What a decoder minimizes, with the same noise each time."""
+        """Computes a decoder's loss, with the same noise each time."""
         device, total, images = decoder.scale.device, 0.0, 0
         with same_noise(device):
             for batch in batches:

@@ -1,4 +1,4 @@
-"""A prior, from codes."""
+"""Training of a prior on codes."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from gmvq.training.tasks.base import AbstractTask, Outcome, same_noise
 from gmvq.types import CodeBatch
 
 HELD_OUT_CODES = 1 << 15
-"""Codes of the held-out items that are looked at during training."""
+"""Number of codes of held-out items that are evaluated during training."""
 
 
 class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
-    """A prior, from codes.
+    """Training of a prior on codes.
 
     Args:
-        prior: The prior; called with codes and labels it returns what to minimize, in nats for each code.
-        train: Codes to learn from.
-        held_out: Codes to look at now and then.
+        prior: The prior; called with codes and labels it returns the loss in nats per code.
+        train: Codes for training.
+        held_out: Codes for evaluations during training.
         tokenizer: Fingerprint of the tokenizer that made them.
-        about: What else a step depends on, as JSON has it: what the codes are of.
+        about: Other properties of the data that a step depends on, as JSON types.
     """
 
     def __init__(
         self, prior: AbstractPrior, train: CodeBatch, held_out: CodeBatch, tokenizer: str, about: Mapping[str, Any]
     ) -> None:
         super().__init__(prior)
-        for codes, labels in (train, held_out):  # here, once: a look in each step would wait for the GPU
+        for codes, labels in (train, held_out):  # once, here: a check in each step would wait for the GPU
             prior.shape.checked(codes)
             prior.shape.checked_labels(labels, len(codes), codes.device)
         self.sample = "items held back from training"
@@ -84,7 +84,7 @@ class PriorTask(AbstractTask[AbstractPrior, CodeBatch]):
 
 @torch.no_grad()
 def _loss_of(prior: AbstractPrior, codes: Tensor, labels: Tensor | None, batch_size: int) -> float:
-    """What a prior minimizes, over codes, with the same noise each time."""
+    """Computes a prior's loss on codes, with the same noise each time."""
     total = 0.0
     with same_noise(prior.device):
         for start in range(0, len(codes), batch_size):

@@ -1,4 +1,4 @@
-"""A tokenizer, from items: alone, or against a discriminator."""
+"""Training of a tokenizer on items, with or without a discriminator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gmvq.training.tasks.base import AbstractTask, Outcome
 from gmvq.types import Batch, Reconstruction
 
 WINS = 0.98
-"""Share of patches told above which a discriminator teaches little."""
+"""Accuracy of the discriminator above which its gradient carries little information."""
 
 
 CONTINUED = 16
@@ -31,7 +31,7 @@ CONTINUED = 16
 
 
 class Drawing(NamedTuple):
-    """How training items are drawn: see :class:`gmvq.data.Loader`."""
+    """Settings of the windows of training items: see :class:`gmvq.data.Loader`."""
 
     size: int | None
     mirror: bool
@@ -39,12 +39,12 @@ class Drawing(NamedTuple):
 
 
 class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
-    """A tokenizer, from items.
+    """Training of a tokenizer on items.
 
     Args:
         model: The autoencoder.
         data: The items.
-        drawing: How they are drawn.
+        drawing: Settings of the windows.
     """
 
     def __init__(self, model: Autoencoder, data: Data, drawing: Drawing) -> None:
@@ -77,11 +77,11 @@ class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
         return {"model": self.model.config.described(), "data": data, "drawing": self.drawing._asdict()}
 
     def layers(self) -> tuple[nn.Module, ...]:
-        """Encoder and decoder: codes belong where the latents are."""
+        """Returns encoder and decoder: weight decay would move codes away from the latents."""
         return self.model.encoder, self.model.decoder
 
     def averaged(self, metrics: dict[str, float | None]) -> dict[str, float | None]:
-        """Adds the headline that the mean error stands for."""
+        """Adds the headline metric, computed from the mean error."""
         error = metrics.get(self.model.likelihood.error_name)
         return {**metrics, **({} if error is None else self.model.modality.distortion(quick=True).of_error(error))}
 
@@ -94,7 +94,7 @@ class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
         return value if value is None or distortion.higher_is_better else -value
 
     def begin(self) -> None:
-        """Lets the forwards of one step share a codebook: their statistics are folded once, after the step."""
+        """Lets the forward passes of one step share a codebook: its statistics are updated once, after the step."""
         self.model.bottleneck.updates_itself = False
 
     def end(self) -> None:  # noqa: D102
@@ -107,7 +107,7 @@ class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
         self.model.bottleneck.update()
 
     def finish(self, averaged: Autoencoder, batches: Iterable[Batch], to_device: Callable[[Tensor], Tensor]) -> None:
-        """Sets the scale of the averaged model's likelihood."""
+        """Calibrates the scale of the averaged model's likelihood."""
         averaged.bottleneck.set_progress(1.0)
         averaged.calibrate(
             batch._replace(
@@ -121,12 +121,12 @@ class AutoencoderTask(AbstractTask[Autoencoder, Batch]):
 
 
 class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
-    """A tokenizer against a discriminator, from items; the tokenizer is what is saved.
+    """Adversarial training of a tokenizer on items; only the tokenizer is saved.
 
     Args:
-        model: Both.
+        model: Tokenizer and discriminator.
         data: The images.
-        drawing: How they are drawn.
+        drawing: Settings of the windows.
 
     Raises:
         ValueError: If the images, or their crops, are too small for the discriminator.
@@ -165,7 +165,7 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
         return (*self.alone.layers(), self.model.discriminator)
 
     def clipped_apart(self) -> tuple[nn.Module, ...]:
-        """Each side: a large gradient of one leaves the step of the other as it is."""
+        """Returns both sides, so that a large gradient of one does not change the step of the other."""
         return self.model.autoencoder, self.model.discriminator
 
     def held_out(  # noqa: D102
@@ -175,7 +175,7 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
         return None if measure is None else lambda model: measure(model.autoencoder)
 
     def averaged(self, metrics: dict[str, float | None]) -> dict[str, float | None]:
-        """Metrics of the discriminator over the steps in which it learned, and None before there are any."""
+        """Averages the discriminator's metrics over the steps in which it is trained; None before the first."""
         metrics = self.alone.averaged(dict(metrics))
         for name, of in ((LEARNING, DISCRIMINATOR), (OPPOSING, GENERATOR)):
             share = metrics.pop(name)
@@ -185,19 +185,19 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
         return metrics
 
     def advice(self, metrics: Mapping[str, float | None]) -> str | None:
-        """Says when the discriminator tells all patches, or none, once its loss counts."""
+        """Warns if the discriminator's accuracy is too high or too low once its loss counts."""
         accuracy = metrics.get("discriminator_accuracy")
         if accuracy is None or metrics.get("adversarial_weight") is None:
             return None
         if accuracy > WINS:
             return (
-                f"The discriminator tells more than {WINS:.0%} of the patches: its gradient says little then. Give it "
-                "less width, or more of the LeCam or R1 regularizer."
+                f"The discriminator recognizes more than {WINS:.0%} of the patches: its gradient is of little use. "
+                "Give it less width, or more of the LeCam or R1 regularizer."
             )
         if accuracy < GUESSES:
             return (
-                f"The discriminator tells less than {GUESSES:.0%} of the patches, as if it guessed: its loss counts "
-                "for nothing then. Give it more width, let it start earlier, or look for what is broken in it."
+                f"The discriminator recognizes less than {GUESSES:.0%} of the patches, like guessing: its loss is of "
+                "no use. Give it more width, let it start earlier, or look for an error in it."
             )
         return None
 
@@ -224,16 +224,16 @@ class AdversarialTask(AbstractTask[AdversarialAutoencoder, Batch]):
 
 
 def channels_last(model: nn.Module) -> None:
-    """Lets the channels of a place of images lie together: convolutions are up to a tenth faster, quantizers too."""
+    """Stores the channels of each pixel together: convolutions are up to a tenth faster, quantizers too."""
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def summary_of(data: Data, drawing: Drawing | None = None) -> dict[str, str]:
-    """What a run says of its data before the first step, by name.
+    """Describes a run's data for the output before the first step, by name.
 
     Args:
         data: The data.
-        drawing: How training items are drawn, None for whole ones.
+        drawing: Settings of the windows, None for whole items.
     """
     kind, signal, sizes = data.modality, data.signal, data.train.sizes
     texts = []
@@ -255,7 +255,7 @@ def summary_of(data: Data, drawing: Drawing | None = None) -> dict[str, str]:
 
 
 def drawn(data: Data, drawing: Drawing, batch_size: int, seed: int, rank: int, ranks: int, most: int = 0) -> Loader:
-    """A loader of windows of training items, shorter sequences continued by at most ``most`` samples at random."""
+    """Creates a loader of windows of training items; continues shorter sequences by at most ``most`` samples at random."""
     modality = data.modality
     longest = max((length for (length,) in data.train.sizes), default=0) if data.signal.axes == 1 else 0
     longest = longest if drawing.size is None else min(longest, drawing.size)
@@ -278,7 +278,7 @@ def drawn(data: Data, drawing: Drawing, batch_size: int, seed: int, rank: int, r
 
 
 def check_sides(config: AdversarialConfig, data: Data, crop: int | None) -> None:
-    """Refuses images that a discriminator could not see, before hours of training and not after them.
+    """Checks that images are large enough for the discriminator, before hours of training.
 
     Raises:
         ValueError: If the images, or their crops, are too small for the discriminator.
