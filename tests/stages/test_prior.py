@@ -51,7 +51,7 @@ def test_few_items_are_looked_at_often_and_what_is_known_by_heart_is_said(run, m
     log = [json.loads(line) for line in (run / "prior/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log if line["kind"] == "evaluation"] == [25, 30]
     worse = metrics["bits_per_code"] > metrics["frequencies_bits_per_code"]
-    assert ["by heart" in warning for warning in metrics["warnings"]] == [True] * worse
+    assert ["memorized" in warning for warning in metrics["warnings"]] == [True] * worse
     worst = fit_prior(run, quick(steps=1, learning_rate=1e-9), run.parent / "worst", console=QUIET)
     assert "counted frequencies" in worst["warnings"][-1]
     assert fit_prior(run, quick("frequencies"), run.parent / "counted", console=QUIET)["warnings"] == []

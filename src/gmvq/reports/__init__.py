@@ -1,4 +1,4 @@
-"""Pages of what was learned: one self-contained HTML file each, of exhibits, plots and metrics."""
+"""Reports of trained models: self-contained HTML pages of items, plots and metrics."""
 
 from gmvq.reports.prior_page import write_prior_report
 from gmvq.reports.run_page import write_report

@@ -1,4 +1,4 @@
-"""What a report shows of a model: reconstructed items, maps of codes and of their uncertainty, and decoded codes."""
+"""Exhibits of a report: reconstructed items, maps of codes and of their uncertainty, and decoded codes."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from gmvq.quantizers import AbstractQuantizer
 from gmvq.reports import plots
 
 SHOWN = 12
-"""Items that are shown, fewer where they are large."""
+"""Number of items that are shown, fewer if they are large."""
 LARGE = 1 << 14
-"""Samples from which an item counts as large: few of them are shown."""
+"""Samples from which an item counts as large: fewer of these are shown."""
 GREATEST = 1 << 18
-"""Samples of the central part that stands for a larger item."""
+"""Samples of the central part that is shown of a larger item."""
 COUNTED_SAMPLES = 1 << 22
-"""Samples of the items whose codes are counted, where an evaluation has not counted them."""
+"""Total samples of the items whose codes are counted, if no evaluation has counted them."""
 DECODED = 48
-"""Codes that are decoded, the most used ones."""
+"""Number of codes that are decoded, the most used ones."""
 REPEATED = 3
-"""Tokens of the same code along each axis, from which it is decoded."""
+"""Copies of a code along each axis that are decoded together."""
 MOST_COLORED = 1 << 16
-"""Largest codebook whose codes have colors."""
+"""Largest codebook whose codes get colors."""
 AT_ONCE = 1 << 24
-"""Distances of tokens to codes held at a time."""
+"""Largest number of distances between tokens and codes in memory."""
 
 
 class Shown(NamedTuple):
-    """An item with what is shown of it.
+    """An item with its maps.
 
     Attributes:
         exhibit: The item beside its reconstruction.
-        codes: Map of its codes, None without any.
-        similar_colors: True if similar codes have similar colors in it.
-        entropy: Posterior entropy of each token in nats ``(*grid)``, None without a posterior.
+        codes: Map of its codes, or None.
+        similar_colors: True if similar codes have similar colors in the map.
+        entropy: Posterior entropy of each token in nats ``(*grid)``, or None.
     """
 
     exhibit: Exhibit
@@ -53,10 +53,10 @@ class Shown(NamedTuple):
 
 @torch.no_grad()
 def show_items(model: Autoencoder, items: Items) -> list[Shown]:
-    """Reconstructs a few items, spread evenly.
+    """Reconstructs a few evenly spaced items.
 
     Args:
-        model: In evaluation mode.
+        model: The model in evaluation mode.
         items: Held-out items; of large ones the central part.
     """
     if not len(items):
@@ -88,12 +88,12 @@ def _show(model: Autoencoder, item: Tensor, name: str, colors: np.ndarray | None
 
 
 def _has_places(model: Autoencoder) -> bool:
-    """True if tokens have places along one axis or two, so that a map shows them."""
+    """Returns True if tokens have places along one or two axes, so that a map can show them."""
     return model.signal.axes in (1, 2) and model.bottleneck.quantizes_rows
 
 
 def code_colors(model: Autoencoder) -> np.ndarray | None:
-    """A color for each code, uint8 ``(K, 3)``; None without one codebook of a size that can be told apart."""
+    """Returns a color for each code, uint8 ``(K, 3)``; None without a single codebook of a suitable size."""
     quantizer = model.bottleneck
     if not isinstance(quantizer, AbstractQuantizer) or not model.has_code_maps:
         return None
@@ -111,7 +111,7 @@ def _entropy(model: Autoencoder, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def count_codes(model: Autoencoder, items: Items) -> CompositeStatistics:
-    """Counts the codes of as many held-out items as 4 million samples hold."""
+    """Counts the codes of held-out items with up to 4 million samples in total."""
     statistics, samples = CompositeStatistics(countable(model.level_sizes)), 0
     for index, size in enumerate(items.sizes):
         samples += math.prod(size)
@@ -123,13 +123,13 @@ def count_codes(model: Autoencoder, items: Items) -> CompositeStatistics:
 
 
 def reach_of(statistics: CompositeStatistics) -> float:
-    """Share of the codes that as many tokens as were counted can have, at most 1."""
+    """Returns the largest fraction of the codes that the counted tokens could use."""
     places = statistics.places
     return min(1.0, sum(place.total for place in places) / sum(place.codebook_size for place in places))
 
 
 def map_section(shown: list[Shown]) -> dict[str, Any]:
-    """Maps of codes and of the posterior's entropy for the items that are shown."""
+    """Builds maps of codes and of the posterior's entropy for the shown items."""
     largest = max((float(each.entropy.max()) for each in shown if each.entropy is not None), default=0.0)
     maps = []
     for each in shown:
@@ -150,7 +150,7 @@ def map_section(shown: list[Shown]) -> dict[str, Any]:
 
 @torch.no_grad()
 def codebook_section(model: Autoencoder, statistics: CompositeStatistics) -> dict[str, Any]:
-    """How often codes are used, and what the most used ones decode to."""
+    """Builds the chart of code usage, and decodes the most used codes."""
     places = statistics.places
     size, used = sum(place.codebook_size for place in places), sum(place.used for place in places)
     perplexities = ", ".join(f"{value:,.1f}" for value in statistics.perplexities)
@@ -177,7 +177,7 @@ def codebook_section(model: Autoencoder, statistics: CompositeStatistics) -> dic
 
 
 def _decoded(model: Autoencoder, codes: Tensor, times: Tensor) -> list[Exhibit]:
-    """The most used of some codes, each repeated along all axes and decoded."""
+    """Decodes the most used codes, each repeated along all axes."""
     chosen = times.topk(min(DECODED, len(codes)))
     grid = (REPEATED,) * model.signal.axes
     shown = codes[chosen.indices]

@@ -1,4 +1,4 @@
-"""What each metric of a run is: its name for a reader, its unit, what it says and which values are good."""
+"""Explanation of each metric of a run: its name in reports, unit, meaning and good values."""
 
 from __future__ import annotations
 
@@ -119,15 +119,15 @@ GROUPS = (
 )
 MEASURES = {measure.key: measure for _, group in (*GROUPS, ("Training", TRAINING)) for measure in group}
 DECODINGS = ("", "_soft", "_sampled")
-"""Endings of the keys of a distance between items: hard codes, the soft mean, a sampled latent."""
+"""Suffixes of the keys of distortion metrics: hard codes, the soft mean, a sampled latent."""
 
 
 def measure(key: str, distances: Sequence[Measure] = ()) -> Measure:
-    """The explanation of a key; a key without one gets its words as a name.
+    """Returns the explanation of a metric; an unknown key becomes its own name.
 
     Args:
-        key: Of a metric.
-        distances: Metrics of the modality at hand: a squared error is in other units for each.
+        key: Key of the metric.
+        distances: Distortion metrics of the modality, which determines their units.
     """
     known = MEASURES | {each.key: each for each in distances}
     if key in known:

@@ -1,6 +1,6 @@
-"""What all pages share: the record of a run, curves of training, the table of metrics, how it was made.
+"""Common parts of all pages: the record of a run, training curves, the table of metrics, and the protocol.
 
-What a run does not have is left out with a note. Every string of a run is escaped: names of files are not ours.
+Missing parts of a run are omitted with a note. Every string of a run is escaped, since file names are not trusted.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from gmvq.reports.plots import Curve
 from gmvq.training.journal import read_log
 
 CHARTS = 24
-"""Most curves drawn; the others are named."""
+"""Largest number of curves that are drawn; the others are only named."""
 SMALL = 200
-"""Pixels up to which pictures stand beside each other."""
+"""Largest width in pixels of pictures that are placed side by side."""
 
 
 class Record(NamedTuple):
-    """What a run left on disk.
+    """Files of a run.
 
     Attributes:
         run: run.json, empty if it cannot be read.
         metrics: Metrics on held-out data, empty if metrics.json cannot be read.
-        protocol: How they were measured.
-        warnings: What training found wrong.
+        protocol: Protocol of the evaluation.
+        warnings: Problems of training.
         curves: Each logged quantity over training.
     """
 
@@ -51,11 +51,11 @@ class Card(NamedTuple):
     """A headline metric.
 
     Attributes:
-        name: Its name.
+        name: Name of the metric.
         value: The number as text.
         unit: Its unit, empty for pure numbers.
-        hint: How to read it.
-        share: How full its meter is, between 0 and 1, or None for no meter.
+        hint: How to interpret it.
+        share: Filled fraction of its meter, between 0 and 1, or None for no meter.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Card(NamedTuple):
 
 
 def read_record(run: Path) -> Record:
-    """Reads what a run left on disk; what is missing or broken is empty."""
+    """Reads the files of a run; missing or damaged ones are empty."""
     measured = read_object(run / "metrics.json")
     protocol = measured.get("protocol") or ""
     nested = measured.get("metrics")
@@ -79,7 +79,7 @@ def read_record(run: Path) -> Record:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is none that can be read."""
+    """Reads the JSON object in a file; empty if there is no readable one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -107,21 +107,21 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def is_finite(value: object) -> TypeGuard[float]:
-    """Whether a value from a file is a number that can be shown."""
+    """Returns whether a value from a file is a finite number."""
     return _is_number(value) and math.isfinite(value)
 
 
 def training_seconds(record: Record) -> float | None:
-    """Time of training, None where nothing says."""
+    """Returns the training time, None if it is not recorded."""
     seconds = record.metrics.get("seconds")
     if is_finite(seconds):
         return seconds
-    curve = record.curves.get("seconds")  # an interrupted run has its log alone
+    curve = record.curves.get("seconds")  # an interrupted run only has its log
     return curve.values[-1] if curve is not None and curve.values else None
 
 
 def steps_made(record: Record) -> str:
-    """Steps of training, in words."""
+    """Returns the training steps in words."""
     last = max((curve.steps[-1] for curve in record.curves.values() if curve.steps), default=0)
     return f"{last:,.0f} steps" if last else "wall time"
 
@@ -129,7 +129,7 @@ def steps_made(record: Record) -> str:
 def training_section(
     curves: dict[str, Curve], codebook_size: int | None, distances: Sequence[Measure] = ()
 ) -> dict[str, Any]:
-    """Curves of what was logged, the most telling ones first; distances are those of the modality."""
+    """Builds the curves of logged quantities, the most important first; distances are those of the modality."""
     first = ["loss", *(each.key for each in distances), "perplexity", "used_codes"]
     last = ["learning_rate", "items_per_second"]
     hidden = {*first, *last, "seconds"} | ({"usage"} if "used_codes" in curves else set())
@@ -157,17 +157,17 @@ def training_section(
 def metric_groups(
     metrics: dict[str, float], codebook_size: int | None, distances: Sequence[Measure] = (), reach: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Rows of the table, group by group, the modality's distances first, metrics without an explanation last.
+    """Builds the table by groups, the modality's distances first, metrics without an explanation last.
 
     Args:
-        metrics: By key.
-        codebook_size: Codes of the tokenizer, None without any.
-        distances: Explained metrics of the modality.
-        reach: Share of the codes that as many tokens as were counted can have.
+        metrics: Metrics by key.
+        codebook_size: Number of codes of the tokenizer, or None.
+        distances: Distortion metrics of the modality with their explanations.
+        reach: Largest fraction of the codes that the counted tokens could use.
     """
     groups, explained = [], set()
     for name, measures in (("Reconstruction", distances), *glossary.GROUPS):
-        if name == "Codes":  # those of a sample have the name of the modality's samples
+        if name == "Codes":  # bits per sample are named after the modality's samples
             unknown = [key for key in metrics if key.startswith("bits_per_") and key not in glossary.MEASURES]
             measures = (*measures, *map(glossary.measure, unknown))
         rows = []
@@ -194,7 +194,7 @@ def _row(measure: Measure, values: list[float | None], codebook_size: int | None
 
 
 def making_section(record: Record, model: list[tuple[str, str]], run: Path) -> dict[str, Any]:
-    """How it was made: warnings, protocol, command and tables of settings, the rows of the model first."""
+    """Builds the section on the protocol: warnings, command and tables of settings, the model's rows first."""
     saved = read_object(run / "config.json")
     command = record.run.get("command") or ""
     tables = [("Model", model)]
@@ -219,7 +219,7 @@ def making_section(record: Record, model: list[tuple[str, str]], run: Path) -> d
 
 
 def flat(value: object, name: str = "") -> list[tuple[str, str]]:
-    """Name and value of every leaf of nested settings, as text."""
+    """Returns name and value of every leaf of nested settings as text."""
     if isinstance(value, Mapping):
         return [row for key, item in value.items() for row in flat(item, f"{name} {_words(str(key))}".strip())]
     if isinstance(value, list | tuple):
@@ -230,7 +230,7 @@ def flat(value: object, name: str = "") -> list[tuple[str, str]]:
 
 
 def part_of(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """A nested object of a record, empty if there is none."""
+    """Returns a nested object of a record, empty if it is missing."""
     value = record.get(key)
     return value if isinstance(value, Mapping) else {}
 
@@ -240,7 +240,7 @@ def _words(key: str) -> str:
 
 
 def write_page(path: Path, template: str, **context: Any) -> Path:  # noqa: ANN401 (the template names what it takes)
-    """Writes a page whole or not at all; a name that the template asks for and is not there is an error."""
+    """Writes a page atomically; a name that the template uses and the context lacks is an error."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -263,12 +263,12 @@ def write_page(path: Path, template: str, **context: Any) -> Path:  # noqa: ANN4
 
 
 def _uri(part: Picture | Sound) -> str:
-    """A picture or a recording as a data URI."""
+    """Converts a picture or a recording to a data URI."""
     kind = "audio/wav" if isinstance(part, Sound) else f"image/{'svg+xml' if part.kind == 'svg' else part.kind}"
     return f"data:{kind};base64,{base64.b64encode(part.data).decode('ascii')}"
 
 
 def is_wide(exhibits: list[Exhibit]) -> bool:
-    """Whether parts of exhibits need the width of the page: texts, recordings and large pictures."""
+    """Returns whether exhibits need the width of the page: texts, recordings and large pictures."""
     parts = [part for exhibit in exhibits for part in exhibit.real]
     return any(not isinstance(part, Picture) or part.width > SMALL for part in parts)

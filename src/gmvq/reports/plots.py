@@ -1,7 +1,7 @@
-"""Plots of a run: maps of tokens, curves and the use of a codebook.
+"""Plots of a run: maps of tokens, curves and the usage of a codebook.
 
-Curves are inline SVG whose colors are the page's CSS variables, so that they follow its light and dark themes. Nothing
-here imports pyplot.
+Curves are inline SVG whose colors are the page's CSS variables, so that they follow its light and dark themes. Pyplot
+is not used.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch import Tensor
 
 from gmvq.modalities import Picture
 
-# Stand-ins that a figure is drawn in; the page's CSS variables take their place in the SVG.
+# Placeholder colors of a figure; the page's CSS variables replace them in the SVG.
 INK, MUTED, LINE, ACCENT, SECOND = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent", SECOND: "--second"}
 HEAT = "magma"
 MAP_WIDTH = 256
-"""Pixels of a map of tokens, about."""
+"""Approximate width in pixels of a map of tokens."""
 
 
 class Curve(NamedTuple):
@@ -35,9 +35,9 @@ class Curve(NamedTuple):
 
     Attributes:
         steps: Optimizer steps of the training values.
-        values: Values on training batches, one for each step.
+        values: Values on training batches, one per step.
         held_out_steps: Optimizer steps of the evaluations.
-        held_out_values: Values on held-out data, one for each evaluation.
+        held_out_values: Values on held-out data, one per evaluation.
     """
 
     steps: list[float]
@@ -47,7 +47,7 @@ class Curve(NamedTuple):
 
 
 def code_colors(codebook: Tensor) -> np.ndarray:
-    """Gives each code a color, near codes near colors.
+    """Assigns each code a color, with similar colors for similar codes.
 
     The ranks of the codes along the three principal axes of the codebook become lightness and the two opponent colors
     of Oklab.
@@ -65,14 +65,14 @@ def code_colors(codebook: Tensor) -> np.ndarray:
     ranks = projected.argsort(0).argsort(0).double() * (2 / max(len(centered) - 1, 1)) - 1
     ranks = torch.where(projected.std(0, correction=0) > 1e-12, ranks, torch.zeros_like(ranks))
     ranks = torch.nn.functional.pad(ranks, (0, 3 - ranks.shape[1]))
-    signs = 1 - 2 * (axes.sum(1) < 0).double()  # an axis has no sign of its own
+    signs = 1 - 2 * (axes.sum(1) < 0).double()  # the sign of a principal axis is arbitrary
     signs = torch.nn.functional.pad(signs, (0, 3 - len(signs)), value=1.0)
     lightness, green_red, blue_yellow = (ranks * signs).numpy().T
     return _oklab_to_srgb(0.62 + 0.26 * lightness, 0.13 * green_red, 0.13 * blue_yellow)
 
 
 def _oklab_to_srgb(lightness: np.ndarray, green_red: np.ndarray, blue_yellow: np.ndarray) -> np.ndarray:
-    """Oklab (Ottosson, 2020, https://bottosson.github.io/posts/oklab/) to uint8 sRGB ``(K, 3)``, clipped."""
+    """Converts Oklab (Ottosson, 2020, https://bottosson.github.io/posts/oklab/) to uint8 sRGB ``(K, 3)``, clipped."""
     long = (lightness + 0.3963377774 * green_red + 0.2158037573 * blue_yellow) ** 3
     medium = (lightness - 0.1055613458 * green_red - 0.0638541728 * blue_yellow) ** 3
     short = (lightness - 0.0894841775 * green_red - 1.2914855480 * blue_yellow) ** 3
@@ -89,7 +89,7 @@ def _oklab_to_srgb(lightness: np.ndarray, green_red: np.ndarray, blue_yellow: np
 
 
 def token_map(colors: np.ndarray, text: str) -> Picture:
-    """Paints tokens: those of a sequence side by side, those of an image where they stand.
+    """Draws a map of tokens: a row for a sequence, the grid for an image.
 
     Args:
         colors: uint8 ``(h, w, 3)`` or ``(T, 3)``.
@@ -101,18 +101,18 @@ def token_map(colors: np.ndarray, text: str) -> Picture:
 
 
 def heat(values: Tensor, maximum: float) -> np.ndarray:
-    """Colors of values between 0 and a maximum, uint8 ``(*, 3)``."""
+    """Maps values between 0 and a maximum to colors, uint8 ``(*, 3)``."""
     scaled = (values.detach().cpu().double() / max(maximum, 1e-12)).clamp(0, 1).numpy()
     return np.asarray(mpl.colormaps[HEAT](scaled, bytes=True))[..., :3]
 
 
 def color_bar() -> Picture:
-    """The colors of :func:`heat` from 0 to its maximum, from left to right."""
+    """Draws the colors of :func:`heat` from 0 to its maximum, from left to right."""
     return png(heat(torch.linspace(0, 1, 256)[None], 1.0), "Colors from none to most")
 
 
 def png(pixels: np.ndarray, text: str) -> Picture:
-    """A picture of uint8 pixels ``(H, W, 3)``."""
+    """Encodes uint8 pixels ``(H, W, 3)`` as a picture."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
     return Picture(buffer.getvalue(), "png", text, pixels.shape[1])
@@ -122,14 +122,14 @@ def curve_chart(curve: Curve, text: str, reference: tuple[float, str] | None = N
     """Draws one quantity over training as SVG: training batches as a line, held-out evaluations as points.
 
     Args:
-        curve: What to draw; it may lack training values or evaluations, not both.
-        text: What the chart shows, for those who cannot see it.
+        curve: The quantity; training values or evaluations may be missing, not both.
+        text: Alternative text of the chart.
         reference: Value and name of a horizontal line.
     """
     figure = Figure(figsize=(5.0, 2.7))
     axes = _axes(figure)
     values = np.asarray(curve.values)
-    if len(values) > 40:  # a running mean over the noise of single batches
+    if len(values) > 40:  # with a running mean, since single batches are noisy
         axes.plot(curve.steps, values, color=ACCENT, alpha=0.25, linewidth=1)
         axes.plot(curve.steps, _smooth(values), color=ACCENT, linewidth=1.8)
     elif len(values):
@@ -138,7 +138,7 @@ def curve_chart(curve: Curve, text: str, reference: tuple[float, str] | None = N
         axes.plot(curve.held_out_steps, curve.held_out_values, color=SECOND, linewidth=1.2, marker="o", markersize=4.5)
     low, high = _limits(values, np.asarray(curve.held_out_values))
     if reference is not None:
-        high = max(high, reference[0] + 0.12 * (reference[0] - low))  # with room for its name
+        high = max(high, reference[0] + 0.12 * (reference[0] - low))  # room for the line's name
         axes.axhline(reference[0], color=MUTED, linewidth=1, dashes=(3, 3))
         axes.annotate(
             reference[1], (1, reference[0]), xycoords=("axes fraction", "data"), xytext=(0, 3), color=MUTED,
@@ -153,11 +153,11 @@ def curve_chart(curve: Curve, text: str, reference: tuple[float, str] | None = N
 
 
 def usage_chart(counts: Tensor, text: str) -> str:
-    """Draws how often each code is used, the most used first, on a logarithmic scale beside the uniform share.
+    """Draws how often each code is used, the most used first, on a logarithmic scale, and the uniform share.
 
     Args:
-        counts: Tokens of each code ``(K,)``, not all zero.
-        text: What the chart shows, for those who cannot see it.
+        counts: Number of tokens of each code ``(K,)``, not all zero.
+        text: Alternative text of the chart.
     """
     shares = np.sort(counts.double().cpu().numpy())[::-1] / counts.sum().item()
     used = int((shares > 0).sum())
@@ -199,14 +199,14 @@ def _axes(figure: Figure) -> Axes:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Running mean over about a twentieth of the values, with shorter windows at both ends."""
+    """Computes a running mean over about a twentieth of the values, with shorter windows at both ends."""
     width = max(3, len(values) // 20)
     sums = np.convolve(values, np.ones(width), "same")
     return sums / np.convolve(np.ones_like(values), np.ones(width), "same")
 
 
 def _limits(values: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
-    """Limits of the axis that leave out the steep first steps, where all later change would be a flat line."""
+    """Returns axis limits without the steep first steps, which would flatten all later changes."""
     if len(values) > 40:
         values = np.quantile(values, [0.005, 0.97])
         values = np.append(values, held_out) if len(held_out) else values
@@ -218,7 +218,7 @@ def _limits(values: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
 
 
 def _svg(figure: Figure, text: str) -> str:
-    """Renders a figure as inline SVG: real text in the page's font, colors as CSS variables, no name used twice."""
+    """Renders a figure as inline SVG: text in the page's font, colors as CSS variables, unique names."""
     figure.subplots_adjust(left=0.15, right=0.97, top=0.96, bottom=0.2)
     figure.patch.set_alpha(0)
     figure.axes[0].patch.set_alpha(0)
@@ -228,9 +228,9 @@ def _svg(figure: Figure, text: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to groups, and two charts would share their names
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # groups are never referenced, and two charts would share their names
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)  # how matplotlib wrote it before 3.10
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)  # the format of matplotlib before 3.10
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
     box = re.search(r'viewBox="[^"]*"', svg)

@@ -1,4 +1,4 @@
-"""The page of a prior: what it draws, beside real items and the training items that are nearest.
+"""The report of a prior: generated items next to real items and to the most similar training items.
 
 ::
 
@@ -37,20 +37,20 @@ from gmvq.reports.plots import Curve
 from gmvq.training.progress import duration
 
 SHOWN, SHOWN_LARGE = 24, 12
-"""Items drawn for the page, when they are small and when they are not."""
+"""Number of items drawn for the page, for small and for large items."""
 SMALL = 1 << 12
-"""Samples up to which an item counts as small."""
+"""Largest number of samples of a small item."""
 AT_A_TIME = 1 << 24
-"""Numbers of training items that are compared at a time: 64 MB."""
+"""Values of training items compared at a time: 64 MB."""
 
 
 def write_prior_report(folder: str | Path, generator: Generator, train: Items, held_out: Items) -> Path:
     """Writes ``report.html`` into a prior's folder: one self-contained file, light and dark.
 
     Args:
-        folder: The prior's; of ``run.json``, ``metrics.json`` and ``log.jsonl`` it shows what is there.
+        folder: The prior's folder; ``run.json``, ``metrics.json`` and ``log.jsonl`` are optional.
         generator: Prior and tokenizer.
-        train: Training items, all of the size that is drawn.
+        train: Training items, all of the size of the drawn ones.
         held_out: Held-out items of that size.
 
     Returns:
@@ -89,15 +89,15 @@ def write_prior_report(folder: str | Path, generator: Generator, train: Items, h
 
 
 def nearest_items(generator: Generator, drawn: Tensor, items: Items) -> tuple[Tensor, Tensor]:
-    """The items that differ least from drawn ones.
+    """Finds the most similar items for drawn ones.
 
     Args:
-        generator: What drew them.
-        drawn: As the tokenizer decodes them, ``(B, C, *S)``.
+        generator: Prior and tokenizer that drew them.
+        drawn: Drawn items as the tokenizer decodes them, ``(B, C, *S)``.
         items: Items of that size, at least one.
 
     Returns:
-        Their indices ``(B,)``, and the roots of the mean squared differences ``(B,)``; of symbols the root of the share
+        Their indices ``(B,)``, and the root mean squared differences ``(B,)``; for symbols the root of the fraction
         that differs.
     """
     signal = generator.tokenizer.signal
@@ -110,7 +110,7 @@ def nearest_items(generator: Generator, drawn: Tensor, items: Items) -> tuple[Te
         real = signal.checked(torch.stack([items[index] for index in some])).flatten(1)
         if symbols:
             found = torch.stack([(row != real).sum(1) for row in rows]).float().sqrt()
-        else:  # by differences: for a copy, a product of large numbers would not come to 0
+        else:  # by differences: with matrix products the distance of a copy would not be exactly 0
             found = torch.cdist(rows.float(), real.float(), compute_mode="donot_use_mm_for_euclid_dist")
         found, where = found.min(1)
         closer = found < least
@@ -119,7 +119,7 @@ def nearest_items(generator: Generator, drawn: Tensor, items: Items) -> tuple[Te
 
 
 def _curves(record: Record) -> dict[str, Curve]:
-    """What was logged; the loss is the bits of a code where there are such, and not in nats of an item's dimension."""
+    """Returns the logged curves; the loss is shown in bits per code if these are logged."""
     curves = {key: curve for key, curve in record.curves.items() if key != "loss"}
     if "loss" in record.curves and "bits_per_code" not in curves:
         curves["prior_loss"] = record.curves["loss"]
@@ -127,7 +127,7 @@ def _curves(record: Record) -> dict[str, Curve]:
 
 
 def _real(generator: Generator, held_out: Items, labels: Tensor | None, number: int) -> list[Exhibit]:
-    """Held-out items, of the same classes where there are any, and their reconstructions."""
+    """Builds exhibits of held-out items, of the same classes if there are any, with reconstructions."""
     chosen = list(range(min(number, len(held_out))))
     if labels is not None and held_out.labels is not None:
         of_class = {int(label): (held_out.labels == label).nonzero().flatten().tolist() for label in labels.unique()}

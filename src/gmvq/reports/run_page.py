@@ -1,4 +1,4 @@
-"""The page of a run: ``report.html``, one file with items, curves and metrics.
+"""The report of a run: ``report.html``, one file with items, curves and metrics.
 
 ::
 
@@ -38,7 +38,7 @@ from gmvq.reports.page import (
 from gmvq.training.progress import duration
 
 DISTANCES = 2
-"""Metrics of the modality among the headlines."""
+"""Number of the modality's distortion metrics among the headlines."""
 
 
 def write_report(
@@ -52,12 +52,12 @@ def write_report(
     """Writes ``report.html`` into a run's folder: one self-contained file, light and dark.
 
     Args:
-        run: The run's folder; of ``run.json``, ``metrics.json`` and ``log.jsonl`` it shows what is there.
-        model: The trained autoencoder; its mode and weights stay as they are.
-        items: Held-out items; a few of them, spread evenly, are shown.
-        statistics: How often held-out tokens have each code, as an evaluation counted; by default counted over up to 4
-            million samples.
-        title: Heading of the page; by default it says what was learned from what.
+        run: The run's folder; ``run.json``, ``metrics.json`` and ``log.jsonl`` are optional.
+        model: The trained autoencoder; its mode and weights are not changed.
+        items: Held-out items; a few of them, evenly spaced, are shown.
+        statistics: Counts of the codes of held-out tokens from an evaluation; by default counted over up to 4 million
+            samples.
+        title: Heading of the page; by default it names the codes and the data.
 
     Returns:
         The path of the page.
@@ -115,7 +115,7 @@ def _heading(record: Record, model: Autoencoder, folder: str, title: str | None)
 
 
 def _title(quantizer: str) -> str:
-    """Title of a quantizer; its name where there is none."""
+    """Returns the title of a quantizer, or its name if it has none."""
     return QUANTIZERS[quantizer].title if quantizer in QUANTIZERS else quantizer
 
 
@@ -124,7 +124,7 @@ def _article(noun: str) -> str:
 
 
 def _cards(record: Record, model: Autoencoder) -> list[Card]:
-    """The first distances of the modality, the use of the codebook, and the time."""
+    """Builds the cards of the modality's first distortion metrics, the codebook usage, and the time."""
     metrics, cards = record.metrics, []
     distortion = model.modality.distortion(quick=True)
     better = "higher is better" if distortion.higher_is_better else "lower is better"

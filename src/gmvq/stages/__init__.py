@@ -1,4 +1,4 @@
-"""One skeleton for all that learns and leaves a folder, and a file for each part of a run's folder."""
+"""Stages of a run: one common procedure, and a module for each part of a run's folder."""
 
 from gmvq.stages.classifier import classifier_of, exemplars, learned_classifier
 from gmvq.stages.data import DataConfig, data_of_run, load_data

@@ -1,14 +1,14 @@
-"""Small classifiers of the items at hand, whose features say how alike and how real items are.
+"""Small classifiers of the data at hand, whose features measure how similar and how real items are.
 
 ::
 
-    labelled items ------------------------------+
-                                                 +--learn--> classifier in a folder, found again there
+    labeled items -------------------------------+
+                                                 +--learn--> classifier, stored in a folder
     items without labels --exemplars--> tiles ---+
-                                        labelled by the item they are of
+                                        labeled by the item they are cut from
 
-Of items without labels, the classifier tells which item a tile is of, whatever its tint: as exemplar networks do, it
-learns features from the items alone.
+For items without labels, the classifier recognizes which item a tile is cut from, under random tints: like exemplar
+networks, it learns features from the items alone.
 
 References:
     Discriminative Unsupervised Feature Learning with Exemplar Convolutional Neural Networks (Dosovitskiy et al., 2014),
@@ -38,17 +38,17 @@ from gmvq.training.tasks import ClassifierTask
 from gmvq.training.trainer import learn
 
 TINT = 0.3
-"""Most that is added to a channel of an exemplar, or taken from it, while they are learned: else palettes tell them."""
+"""Largest random shift of an exemplar's channels in training: without it, colors would identify the item."""
 TILE = 1 << 10
-"""Samples of a tile, where items are large enough: 32 x 32 pixels."""
+"""Samples of a tile if items are large enough: 32 x 32 pixels."""
 HELD_OUT = 10
 """Every tenth exemplar is held out."""
 MOST = 1000
-"""Items that exemplars are of at most: each is a class."""
+"""Largest number of items to cut exemplars from: each is a class."""
 MANY = 40_000
-"""Exemplars at most, of all items together: so that they fit in memory however large the items are."""
+"""Largest number of exemplars in total, so that they fit in memory for any size of items."""
 LEAST = 2
-"""Items that exemplars must be of at least, and exemplars for each of them on average."""
+"""Smallest number of items to cut exemplars from, and of exemplars per item on average."""
 MARK = "data.json"
 
 _TRAINING = Training(
@@ -66,14 +66,14 @@ _TRAINING = Training(
 def learned_classifier(
     data: Data, folder: Path, steps: int | None = None, console: Console | None = None, seed: int = 0
 ) -> Classifier:
-    """A classifier of items by their labels, or where there are none by :func:`exemplars`; see :func:`classifier_of`.
+    """Trains a classifier of labels, or if there are none of :func:`exemplars`; see :func:`classifier_of`.
 
     Args:
-        data: Items; those with labels are cut into tiles if they differ in size, or have odd sides.
-        folder: Where it is kept.
-        steps: Optimizer steps of its training; 1,500 by default.
-        console: Where progress goes; by default standard error.
-        seed: Of its first weights and of its training.
+        data: Items; labeled ones are cut into tiles if they differ in size, or have odd sides.
+        folder: Folder of the classifier.
+        steps: Optimizer steps of training; 1,500 by default.
+        console: Output of progress; by default standard error.
+        seed: Seed of the initial weights and of training.
 
     Raises:
         ValueError: If there are too few items, or they are too small.
@@ -97,16 +97,16 @@ def classifier_of(
     seed: int = 0,
     tint: float = 0.0,
 ) -> Classifier:
-    """A classifier of labelled items, out of its folder if it learned from these; on the CPU, in evaluation mode.
+    """Trains a classifier of labeled items, or loads it from its folder; on the CPU, in evaluation mode.
 
     Args:
-        data: Items with labels, all of one size.
-        folder: Where it is kept.
-        steps: Optimizer steps of its training; 1,500 by default.
-        console: Where progress goes; by default standard error.
-        seed: Of its first weights and of its training.
-        tint: Most that is added to each channel of a training item, or taken from it, at random. Classes that can be
-            told by their colors teach a judge to look at nothing else; with 0.3 it must look at shapes and textures.
+        data: Items with labels, all of the same size.
+        folder: Folder of the classifier; one trained on other data is replaced.
+        steps: Optimizer steps of training; 1,500 by default.
+        console: Output of progress; by default standard error.
+        seed: Seed of the initial weights and of training.
+        tint: Largest random shift of each channel of a training item, up or down. If colors identify the classes, a
+            judge learns nothing else; with 0.3 it must use shapes and textures.
 
     Raises:
         ValueError: If the items have no labels or differ in size, or the tint is not a finite number of at least 0.
@@ -122,7 +122,7 @@ def classifier_of(
     if read_json(folder / MARK) == wanted:
         return hub.load(folder, Classifier)
     side = math.gcd(*train.sizes[0])
-    halvings = max(1, min(2, (side & -side).bit_length() - 1))  # as often as both sides are even, at most twice
+    halvings = max(1, min(2, (side & -side).bit_length() - 1))  # as long as both sides are even, at most twice
     if any(length % 2**halvings for length in train.sizes[0]):
         raise ValueError(
             f"'data' must be {data.modality.items} of even sides for a judge, got {train.sizes[0]}. Crop them first."
@@ -136,7 +136,7 @@ def classifier_of(
         made.standardization.fit(train[index][None] for index in range(len(train)))
     task = ClassifierTask(made, data, tint)
     training = replace(_TRAINING, steps=wanted["steps"], seed=_TRAINING.seed + seed)
-    # a judge that was stopped goes on; the checkpoint of another one is set aside
+    # an interrupted training is resumed; the checkpoint of another classifier is moved away
     going_on = read_json(folder / MARK) == {**wanted, "unfinished": True} and (folder / CHECKPOINT).is_file()
     if is_main():
         write_json(folder / MARK, {**wanted, "unfinished": True})
@@ -147,12 +147,12 @@ def classifier_of(
 
 
 def exemplars(data: Data, side: int | None = None) -> Data:
-    """Tiles of training items, labelled by the item that each is of; every tenth is held out.
+    """Cuts training items into tiles, labeled by the item; every tenth tile is held out.
 
     Args:
-        data: The items; a thousand of them at even steps if there are more, and of their tiles 40,000.
-        side: Samples of a tile's side; by default those of 1,024 samples in all, or fewer where half of the items are
-            too small for several such.
+        data: The items; at most a thousand of them are used, evenly spaced, and at most 40,000 tiles.
+        side: Side of a tile in samples; by default tiles have 1,024 samples in total, or fewer if half of the items are
+            too small for several such tiles.
 
     Raises:
         ValueError: If there are fewer than 2 items, or fewer than 2 tiles for each on average.
@@ -182,10 +182,10 @@ def exemplars(data: Data, side: int | None = None) -> Data:
 
 
 def _side(sizes: Sequence[tuple[int, ...]], modality: Modality) -> int:
-    """Side of tiles of items of these sizes, a multiple of 4: so that half of the items have several.
+    """Returns the side of tiles, a multiple of 4, for which half of the items have several tiles.
 
     Raises:
-        ValueError: If that half is too small.
+        ValueError: If half of the items are too small.
     """
     shorter = sorted(min(size) for size in sizes)
     side = min(round(TILE ** (1 / modality.signal.axes)), shorter[len(shorter) // 2] // 2 if shorter else 0) // 4 * 4

@@ -1,4 +1,4 @@
-"""What runs learn from, and the data of a run that is there."""
+"""The data of runs: their configuration and loading, also for existing runs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from gmvq.stages.layout import RECORD, place_of, read_json
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What to learn from.
+    """Configuration of a run's data.
 
     Args:
         source: A path, or ``bundled:NAME`` for data that come with gmvq's dependencies.
-        modality: What the items are; settings that are None become those of the data.
+        modality: Kind of the items; settings that are None are derived from the data.
         size: Samples of the random windows for training along each axis; at most the median of the items' shorter
             sides. None for whole items.
-        mirror: Mirror half of the training items, where the modality has a mirror.
-        held_out_fraction: Share of items held out where the data have no split of their own.
-        evaluated: Most held-out items to measure; None for all.
-        train_limit: Learn from the first training items alone, this many; the others are left as a validation part.
-            None for all.
+        mirror: Mirror half of the training items, if the modality supports it.
+        held_out_fraction: Fraction of items held out if the data have no split of their own.
+        evaluated: Largest number of held-out items to evaluate; None for all.
+        train_limit: Number of training items, the first ones; the others remain as a validation part. None for all.
 
     Raises:
         ValueError: If a number is out of range.
@@ -48,30 +47,30 @@ class DataConfig:
 
     @property
     def is_bundled(self) -> bool:
-        """True for data that come with gmvq's dependencies."""
+        """True if the data come with gmvq's dependencies."""
         return self.source.startswith(BUNDLED)
 
     def described(self) -> dict[str, Any]:
-        """The configuration as JSON has it."""
+        """Returns the configuration as JSON types."""
         return {**self.__dict__, "modality": described(self.modality)}
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Self:
-        """The configuration that :meth:`described` described.
+        """Creates the configuration from the result of :meth:`described`.
 
         Raises:
             ValueError: If a field is out of range.
-            TypeError: If there is no such field.
+            TypeError: If a field is unknown.
         """
         return cls(**{**description, "modality": from_description(description["modality"])})
 
 
 def load_data(config: DataConfig) -> Data:
-    """Loads what a run learns from.
+    """Loads the data of a run.
 
     Raises:
-        FileNotFoundError: If there is nothing at the path.
-        ValueError: If there are no items, or the limit exceeds those for training.
+        FileNotFoundError: If the path does not exist.
+        ValueError: If there are no items, or fewer for training than the limit.
     """
     data = config.modality.load(config.source, held_out_fraction=config.held_out_fraction)
     if config.train_limit is None:
@@ -85,17 +84,17 @@ def load_data(config: DataConfig) -> Data:
 
 
 def data_of_run(folder: str | Path, config: DataConfig, source: str | Path | None = None) -> Data:
-    """The data that a run learned from, with the split that it had.
+    """Loads the training data of an existing run, with the same split.
 
     Args:
         folder: The run's folder.
-        config: What its record says of its data.
-        source: Where they are, in place of where the record says.
+        config: Configuration of the data from the run's record.
+        source: Path of the data; by default that of the record.
 
     Raises:
-        FileNotFoundError: If there is nothing at the path.
-        ValueError: If the record names a path and was not written where the folder is, or the data are others than the
-            run learned from.
+        FileNotFoundError: If the path does not exist.
+        ValueError: If the record names a path and the folder was moved after it was written, or the data differ from
+            those of the run.
     """
     folder = Path(folder)
     record = read_json(folder / RECORD) or {}

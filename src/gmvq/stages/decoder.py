@@ -1,4 +1,4 @@
-"""A decoder by diffusion for a tokenizer, which draws the detail that the tokenizer's own leaves out.
+"""A diffusion decoder for a tokenizer, which generates detail that the tokenizer's own decoder lacks.
 
 ::
 
@@ -33,7 +33,7 @@ from gmvq.training.tasks import DiffusionTask, Drawing
 from gmvq.training.trainer import learn
 
 DECODER = "decoder"
-"""Where the diffusion decoder of a run is, by default, in the run's folder."""
+"""Default name of the diffusion decoder's folder in the run's folder."""
 
 _TRAINING = Training(
     steps=3000,
@@ -50,11 +50,11 @@ _TRAINING = Training(
 
 @dataclass(frozen=True)
 class DecoderRun:
-    """A diffusion decoder and how it is learned.
+    """A diffusion decoder and its training.
 
     Args:
-        options: Fields of its configuration, beside their defaults: ``width``, ``blocks``, ``steps``.
-        training: How it is trained.
+        options: Fields of its configuration that differ from the defaults: ``width``, ``blocks``, ``steps``.
+        training: Settings of training.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -64,19 +64,19 @@ class DecoderRun:
 class DecoderStage(Stage[DiffusionDecoder]):
     """Fits a diffusion decoder to a tokenizer and measures it on held-out images.
 
-    Images are those that the tokenizer learned from, and drawn as they were for it; the tokenizer stays as it is.
+    Images and their windows are those of the tokenizer's training; the tokenizer is frozen.
 
     Args:
         folder: The tokenizer's run.
-        run: How.
-        out: Where to; the folder ``decoder`` of the run by default.
-        console: Where progress goes; by default standard error.
-        data: The data, if they are loaded already.
-        source: Where the data are, in place of where the run's record says.
+        run: Decoder and training.
+        out: Folder of the decoder; ``decoder`` in the run's folder by default.
+        console: Output of progress; by default standard error.
+        data: The data, if they are already loaded.
+        source: Path of the data; by default that of the run's record.
 
     Raises:
-        FileNotFoundError: If there is no run.
-        ValueError: If the tokenizer has no codes or is not of images, or an option is out of range.
+        FileNotFoundError: If the run does not exist.
+        ValueError: If the tokenizer has no codes or its items are not images, or an option is out of range.
         OSError: If data cannot be read.
     """
 
@@ -124,9 +124,9 @@ class DecoderStage(Stage[DiffusionDecoder]):
         return learned.model
 
     def measure(self, model: DiffusionDecoder) -> dict[str, Any]:
-        """``psnr``, ``ssim`` and ``sharpness`` of drawn images, the same of the tokenizer's own as ``own_*``.
+        """Computes ``psnr``, ``ssim`` and ``sharpness`` of generated images, and of the tokenizer's own as ``own_*``.
 
-        Sharpness is the high-frequency energy over that of the originals, None where these have none.
+        Sharpness is the high-frequency energy relative to the originals, None if they have none.
         """
         return {**_measured(model, self.tokenizer, self.data.held_out), "seconds": self.seconds}
 
@@ -147,7 +147,7 @@ def fit_decoder(
 
 @torch.no_grad()
 def _deviation(tokenizer: Autoencoder, images: Items) -> float:
-    """Root of the mean squared error of reconstructions, over a part of some images."""
+    """Returns the root mean squared error of reconstructions over a part of the images."""
     total, count = 0.0, 0
     for batch in HeldOut(images, tokenizer.signal, 64).batches:
         real = tokenizer.signal.checked(batch)
@@ -158,7 +158,7 @@ def _deviation(tokenizer: Autoencoder, images: Items) -> float:
 
 @torch.no_grad()
 def _measured(decoder: DiffusionDecoder, tokenizer: Autoencoder, held_out: Items) -> dict[str, Any]:
-    """Distortion and sharpness of drawn images and of the tokenizer's own."""
+    """Computes distortion and sharpness of generated images and of the tokenizer's own."""
     device = decoder.scale.device
     tokenizer = tokenizer.to(device)
     distortions = {"": ImageDistortion(), "own_": ImageDistortion()}
@@ -183,7 +183,7 @@ def _measured(decoder: DiffusionDecoder, tokenizer: Autoencoder, held_out: Items
     metrics: dict[str, Any] = {}
     for place, (name, distortion) in enumerate(distortions.items()):
         metrics |= {f"{name}psnr": distortion.psnr, f"{name}ssim": distortion.ssim}
-        # flat images have no detail that could be kept
+        # flat images have no detail to keep
         metrics[f"{name}sharpness"] = float(energies[place] / energies[2]) if energies[2] > 1e-6 * images else None
     speed = {"items": images, "items_per_second": images / max(seconds, 1e-9)}
     return {**metrics, **speed, "protocol": protocol}

@@ -1,9 +1,9 @@
-"""Drawn items before a judge: a classifier that learned the real ones, and its features.
+"""Evaluation of generated items by a judge: a classifier trained on the real ones, and its features.
 
 ::
 
-    real items --learn--> classifier --> does it see the class that was asked for?
-    real and drawn items --its features--> Fréchet and kernel distance, precision and recall, nearest neighbours
+    real items --learn--> classifier --> does it recognize the requested class?
+    real and drawn items --its features--> Fréchet and kernel distance, precision and recall, nearest neighbors
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from gmvq.priors import Sampling
 from gmvq.training.tasks import accuracy_of
 
 CLASSIFIER = "classifier"
-"""Where the judge of a run is, in the run's folder."""
+"""Name of the judge's folder in the run's folder."""
 BATCH = 64
-"""Items at a time."""
+"""Items per batch."""
 FEWEST = 4
-"""Drawn and held-out items that are judged at least: precision and recall look at the three nearest of each."""
+"""Smallest number of drawn and of held-out items: precision and recall use the three nearest neighbors of each."""
 REAL = 2000
-"""Held-out items that the features of drawn ones are compared with."""
+"""Number of held-out items that drawn ones are compared with."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge says.
+    """Result of the judge.
 
     Args:
-        metrics: Agreement and realism, ready for JSON.
+        metrics: Agreement and realism, as JSON types.
         items: The first drawn items, on the CPU.
     """
 
@@ -59,27 +59,27 @@ def judge(
     *,
     keep: int = 20,
 ) -> Verdict:
-    """Draws items of all classes in turn and judges them.
+    """Draws items of all classes in turn and evaluates them.
 
     Args:
-        generator: What draws.
+        generator: Prior and tokenizer that draw the items.
         data: The real items.
         classifier: The judge, in evaluation mode.
-        number: Items to draw.
-        sampling: How.
-        inception: Features for FID and KID, see :func:`gmvq.metrics.load_inception`; None leaves them out.
-        keep: Drawn items to give back; the others are forgotten once the judge has seen them.
+        number: Number of items to draw.
+        sampling: Settings of sampling.
+        inception: Features for FID and KID, see :func:`gmvq.metrics.load_inception`; None omits these.
+        keep: Number of drawn items to return; the others are discarded once they are evaluated.
 
     Returns:
-        Metrics: ``agreement``, the share of drawn items in which the judge sees the class that was asked for (None for
-        a prior without classes); ``real_accuracy``, the same on held-out items (None without labels); ``frechet``,
-        ``kernel``, ``precision`` and ``recall`` of its features, beside held-out items; the same of as many
-        reconstructed training items as ``reconstructed_*``: what a perfect prior would reach with this tokenizer. With
+        Metrics: ``agreement``, the fraction of drawn items that the judge assigns to the requested class (None for a
+        prior without classes); ``real_accuracy``, its accuracy on held-out items (None without labels); ``frechet``,
+        ``kernel``, ``precision`` and ``recall`` of its features against held-out items; the same for as many
+        reconstructed training items as ``reconstructed_*``, the values of a perfect prior with this tokenizer. With
         ``inception`` also ``fid``, ``kid`` and ``reconstructed_fid``; they fall with the number of images, and
-        published ones are of tens of thousands.
+        published values use tens of thousands.
 
     Raises:
-        ValueError: If fewer than 4 items are to be drawn or are held out, or the real ones are of another size.
+        ValueError: If fewer than 4 items are drawn or held out, or the real ones differ in size from the drawn ones.
     """
     _check(generator, data, inception)
     classes = generator.prior.shape.classes
@@ -96,7 +96,7 @@ def judge(
             yield items
 
     real = data.held_out.subset(range(min(REAL, len(data.held_out))))
-    # others than the held-out ones, and as many as are drawn: an item is nearer to itself than any drawn one can be
+    # training items instead of held-out ones, and as many as are drawn: an item would be nearest to itself
     learned = data.train.subset([index * len(data.train) // number for index in range(number)])
     starts = itertools.count(0, BATCH)
     sides = {
@@ -120,7 +120,7 @@ def judge(
 
 
 def _check(generator: Generator, data: Data, inception: Features | None) -> None:
-    """Refuses real items that drawn ones cannot be compared with."""
+    """Checks that real items can be compared with drawn ones."""
     check_enough(data)
     if {*data.train.sizes, *data.held_out.sizes} != {generator.size}:
         size, kind = "x".join(map(str, generator.size[::-1])), data.modality
@@ -132,7 +132,7 @@ def _check(generator: Generator, data: Data, inception: Features | None) -> None
 
 
 def check_enough(data: Data) -> None:
-    """Raises ValueError if too few items are held out for drawn ones to be compared with."""
+    """Raises ValueError if too few items are held out for a comparison with drawn ones."""
     if len(data.held_out) < FEWEST:
         raise ValueError(
             f"'data' must have at least {FEWEST} held-out {data.modality.items} for a judge, got "
@@ -141,7 +141,7 @@ def check_enough(data: Data) -> None:
 
 
 class _Seen(NamedTuple):
-    """What networks say of items, on the CPU: features ``(B, F)``, classes ``(B,)``, Inception's features or none."""
+    """Outputs of the networks on the CPU: features ``(B, F)``, classes ``(B,)``, Inception features or None."""
 
     features: Tensor
     classes: Tensor
@@ -158,7 +158,7 @@ def _seen(classifier: Classifier, inception: Features | None, batches: Iterable[
 
 @torch.no_grad()
 def _looked_at(classifier: Classifier, items: Tensor) -> tuple[Tensor, Tensor]:
-    """Features ``(B, F)`` and classes ``(B,)``, on the CPU."""
+    """Returns features ``(B, F)`` and classes ``(B,)`` on the CPU."""
     device = next(classifier.parameters()).device
     parts = [classifier.features(classifier.prepared(some.to(device))) for some in items.split(256)]
     features = torch.cat(parts)
@@ -166,6 +166,6 @@ def _looked_at(classifier: Classifier, items: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest_real(classifier: Classifier, drawn: Tensor, items: Items) -> list[int]:
-    """For each drawn item the training item whose features are nearest: memorization shows there."""
+    """Finds the training item with the nearest features for each drawn item, to detect memorization."""
     real = torch.cat([_looked_at(classifier, batch.items)[0] for batch in held_out_batches(items, 256)])
     return nearest_neighbors(_looked_at(classifier, drawn)[0], real).tolist()

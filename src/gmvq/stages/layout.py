@@ -1,4 +1,4 @@
-"""What lies in a run's folder, and who may write there."""
+"""Layout of a run's folder: records, and checks before writing to it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ CHECKPOINT = "checkpoint/state.safetensors"
 REPORT = "report.html"
 LOG = "log.jsonl"
 VERSION = 1
-"""Of all records."""
+"""Version of all records."""
 LARGEST_RECORD = 1 << 24
-"""Bytes of a JSON file of a run."""
+"""Largest size in bytes of a JSON file of a run."""
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file, None if there is none that can be read."""
+    """Reads the JSON object in a file; None if there is no readable one."""
     try:
         if path.stat().st_size > LARGEST_RECORD:
             return None
@@ -36,12 +36,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def is_main() -> bool:
-    """False for all but the first process under torchrun or accelerate launch."""
+    """Returns False for all but the first process under torchrun or accelerate launch."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def circumstances(command: str | None) -> dict[str, Any]:
-    """What was typed, with what, on what and when."""
+    """Returns command, versions, hardware and time for a record."""
     return {
         "command": command,
         "versions": provenance.versions(),
@@ -52,18 +52,18 @@ def circumstances(command: str | None) -> dict[str, Any]:
 
 
 def now() -> str:
-    """The time, to the second."""
+    """Returns the time, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def place_of(folder: Path) -> list[int]:
-    """What tells a folder from its copies: numbers of its device and of its place there, which no stranger can know."""
+    """Identifies a folder by device and inode numbers, which copies do not share and strangers cannot know."""
     found = folder.stat()
     return [found.st_dev, found.st_ino]
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values of nested settings by their dotted names."""
+    """Flattens nested settings to dotted names."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         found |= leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
@@ -71,12 +71,12 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_folder(out: Path, form: str, part: str, what: str) -> None:
-    """Refuses a folder that holds something else than a certain part of a run, which would be overwritten.
+    """Refuses a folder that holds anything but a certain part of a run, which would be overwritten.
 
     Args:
         out: The folder.
-        form: Format of the records that may be there.
-        part: Format of the models that may be there.
+        form: Format of the records that the folder may hold.
+        part: Format of the models that the folder may hold.
         what: Name of the part, for the error.
 
     Raises:
@@ -102,22 +102,22 @@ def check_folder(out: Path, form: str, part: str, what: str) -> None:
 
 
 def recorded_of(out: Path, settings: Mapping[str, Any]) -> list[str]:
-    """How the settings of a former run in a folder differ from others, as sentences; empty if they do not."""
+    """Describes how settings differ from those recorded in a folder, one phrase per field; empty if they agree."""
     record = read_json(out / RECORD) or {}
     there, here = leaves(record.get("run") or {}), leaves(json.loads(json.dumps(settings)))
-    # no step depends on these, so that a run may go on with others
+    # the results do not depend on these, so that a resumed run may change them
     free = {f"training.{name}" for name in CHANGEABLE}
     different = [name for name in sorted({*there, *here} - free) if there.get(name) != here.get(name)]
     return [f"{name} ({there.get(name)!r} there, {here.get(name)!r} now)" for name in different]
 
 
 def finished(folder: str | Path, settings: Mapping[str, Any], tokenizer: str | None = None) -> dict[str, Any] | None:
-    """The metrics of a finished stage in a folder, if it is of these settings; None otherwise.
+    """Returns the metrics of a finished stage with these settings in a folder, or None.
 
     Args:
         folder: The folder.
-        settings: Its settings, as JSON has them.
-        tokenizer: Fingerprint of the tokenizer that a prior or a decoder must be of.
+        settings: Settings of the stage, as JSON types.
+        tokenizer: Fingerprint of the tokenizer that the prior or decoder belongs to.
     """
     folder = Path(folder)
     record, metrics, model = (read_json(folder / name) for name in (RECORD, METRICS, hub.CONFIG))

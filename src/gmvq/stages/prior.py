@@ -1,4 +1,4 @@
-"""A prior over a tokenizer's codes: items are tokenized once, the prior learns from the codes.
+"""A prior over a tokenizer's codes: items are tokenized once, and the prior is trained on the codes.
 
 ::
 
@@ -41,11 +41,11 @@ from gmvq.training.trainer import learn
 from gmvq.types import CodeBatch
 
 PRIOR = "prior"
-"""Where the prior of a run is, by default, in the run's folder."""
+"""Default name of the prior's folder in the run's folder."""
 TOKENS = "tokens"
 SOURCE = "source.json"
 MEASURED = 2000
-"""Held-out items that a prior is measured on."""
+"""Number of held-out items that a prior is evaluated on."""
 CHOSEN_BY = 20
 """Every 20th training item is held back to select the best weights."""
 EPOCHS = 4
@@ -71,16 +71,16 @@ _TRAINING = Training(
 
 @dataclass(frozen=True)
 class PriorRun:
-    """A prior and how it is learned.
+    """A prior and its training.
 
     Args:
-        prior: Its name, see :data:`gmvq.priors.catalogue.PRIORS`.
-        options: Fields of its configuration, beside their defaults.
-        training: How it is trained; one that counts is not.
-        classes: Learn classes, where the data have labels.
+        prior: Name of the prior, see :data:`gmvq.priors.catalogue.PRIORS`.
+        options: Fields of its configuration that differ from the defaults.
+        training: Settings of training; priors by counting ignore them.
+        classes: Condition on classes, if the data have labels.
 
     Raises:
-        ValueError: If there is no prior of that name.
+        ValueError: If the name of the prior is unknown.
     """
 
     prior: str = "autoregressive"
@@ -93,28 +93,28 @@ class PriorRun:
 
     @property
     def counts(self) -> bool:
-        """True for a prior that has nothing to train."""
+        """True if the prior counts codes and needs no training."""
         return PRIORS[self.prior].config is None
 
 
 class PriorStage(Stage[AbstractPrior]):
     """Fits a prior to the codes of a tokenizer and measures it on held-out items.
 
-    Items are those that the tokenizer learned from. Where they differ in size, or the tokenizer saw windows, they are
-    cut into tiles of the size of the windows. Every 20th training item is held back from learning, to select the
-    weights by; held-out items are for the metrics alone.
+    Items are those of the tokenizer's training. If they differ in size, or the tokenizer was trained on windows, they
+    are cut into tiles of the size of the windows. Every 20th training item is held back to select the best weights;
+    held-out items are used for the metrics alone.
 
     Args:
         folder: The tokenizer's run.
-        run: What to fit; an autoregressive prior by default.
-        out: Where to; the folder ``prior`` of the run by default.
-        console: Where progress goes; by default standard error.
-        data: The data, if they are loaded already.
-        source: Where the data are, in place of where the run's record says.
+        run: Prior and training; an autoregressive prior by default.
+        out: Folder of the prior; ``prior`` in the run's folder by default.
+        console: Output of progress; by default standard error.
+        data: The data, if they are already loaded.
+        source: Path of the data; by default that of the run's record.
 
     Raises:
-        FileNotFoundError: If there is no run.
-        ValueError: If the tokenizer has no codes for each place, or an option is out of range.
+        FileNotFoundError: If the run does not exist.
+        ValueError: If the tokenizer has no code at each place, or an option is out of range.
         OSError: If data cannot be read.
     """
 
@@ -147,7 +147,7 @@ class PriorStage(Stage[AbstractPrior]):
         self.classes = _classes(self.tiles) if self.run.classes else 0
         grid = self.tokenizer.grid(self.tiles.train.sizes[0])
         self.shape = CodeShape(grid, self.tokenizer.level_sizes, self.classes)
-        with torch.device("meta"):  # options that do not fit are refused before items are tokenized
+        with torch.device("meta"):  # raises for wrong options before items are tokenized
             make_prior(self.run.prior, self.shape, self._options())
         self.codes: tuple[CodeBatch, CodeBatch] | None = None
         self.seconds = 0.0
@@ -167,7 +167,7 @@ class PriorStage(Stage[AbstractPrior]):
             size = self.tokenizer.level_sizes[0]
             prior.place(*_mixture(self.tokenizer), torch.bincount(train.codes.flatten(), minlength=size))
         if isinstance(prior, (Frequencies, NGram)):
-            set_aside(self.out)  # it has no steps: those that are there are another's
+            set_aside(self.out)  # it has no steps: an existing checkpoint belongs to another prior
             (self.out / LOG).unlink(missing_ok=True)
             prior.fit(train.codes.split(1024))
             hub.save(prior, self.out, tokenizer=self.mark)
@@ -181,11 +181,11 @@ class PriorStage(Stage[AbstractPrior]):
         return learned.model
 
     def measure(self, model: AbstractPrior) -> dict[str, Any]:
-        """Metrics of the prior on held-out items.
+        """Computes metrics of the prior on held-out items.
 
-        ``bits_per_code`` of held-out codes, at each of the ``levels`` of a token; ``frequencies_bits_per_code`` and
-        ``n_gram_bits_per_code`` of priors that count; and ``bits_per_dim``, of the codes and of the item given them, at
-        least the negative log-likelihood of the item; None for a prior without a likelihood. ``protocol`` says how.
+        ``bits_per_code`` of held-out codes, for each of the ``levels`` of a token; ``frequencies_bits_per_code`` and
+        ``n_gram_bits_per_code`` of priors by counting; and ``bits_per_dim``, the length of codes and items given them,
+        at least the negative log-likelihood of the item; None for a prior without a likelihood. ``protocol`` says how.
         """
         train, rest = self._encoded()
         metrics = _measured(model.eval(), self.tokenizer, train, rest, self.tiles.held_out)
@@ -193,7 +193,7 @@ class PriorStage(Stage[AbstractPrior]):
         if bits is not None and bits > counted and not self.run.counts:
             advice = (
                 f"The prior needs {bits:.2f} bits for a held-out code, and counted frequencies {counted:.2f}: it has "
-                "learned its training items by heart, or too little. Give more data, or change --steps or --width."
+                "memorized its training items, or learned too little. Give more data, or change --steps or --width."
             )
             self.warnings = (*self.warnings, advice)
             self.say(advice)
@@ -204,7 +204,7 @@ class PriorStage(Stage[AbstractPrior]):
         write_prior_report(self.out, generator, self.tiles.train, self.tiles.held_out)
 
     def _encoded(self) -> tuple[CodeBatch, CodeBatch]:
-        """Codes of both sides, out of the folder if it has those of these items by this tokenizer."""
+        """Returns the codes of both sides, from the folder if it has those of these items by this tokenizer."""
         if self.codes is None:
             codes = self._stored_or_made()
             self.codes = tuple(part if self.classes else part._replace(labels=None) for part in codes)  # pyright: ignore
@@ -227,7 +227,7 @@ class PriorStage(Stage[AbstractPrior]):
         )
 
     def _options(self) -> dict[str, Any]:
-        """The prior's options; a flow of latents has as many features as the codebook."""
+        """Returns the prior's options; a flow of latents has the codebook's number of features."""
         own = {"codebook_dim": self.tokenizer.bottleneck.codebook_dim} if self.run.prior == "latent-flow" else {}
         return {**own, **self.run.options}
 
@@ -247,7 +247,7 @@ def fit_prior(
 
 
 def _evaluated_often(training: Training, items: int) -> Training:
-    """The training with looks at the items held back soon enough to stop before few items are known by heart."""
+    """Returns the training with evaluations often enough to stop before a small data set is memorized."""
     if not training.evaluate_every:
         return training
     often = max(LEAST_STEPS, EPOCHS * items // training.batch_size)
@@ -255,7 +255,7 @@ def _evaluated_often(training: Training, items: int) -> Training:
 
 
 def _divided(train: CodeBatch) -> tuple[CodeBatch, CodeBatch]:
-    """What to learn from, and every 20th item to select the weights by; all for both where they are few."""
+    """Splits off every 20th item to select the best weights; with few items both parts are all of them."""
     kept = torch.arange(len(train.codes)) % CHOSEN_BY == CHOSEN_BY - 1
     if not bool(kept.any()):
         return train, train
@@ -269,7 +269,7 @@ def _divided(train: CodeBatch) -> tuple[CodeBatch, CodeBatch]:
 def _measured(
     prior: AbstractPrior, tokenizer: Autoencoder, train: CodeBatch, rest: CodeBatch, held_out: Items
 ) -> dict[str, Any]:
-    """Bits of held-out codes, beside those of priors that count, and of the items."""
+    """Computes bits of held-out codes, also by counting priors, and of the items."""
     number = min(MEASURED, len(rest.codes))
     codes, labels = rest.codes[:number], None if rest.labels is None else rest.labels[:number]
     found: dict[str, Any] = {"bits_per_code": prior.bits_per_code(codes, labels) if prior.has_likelihood else None}
@@ -300,7 +300,7 @@ def _measured(
 
 @torch.no_grad()
 def _decoding_nats(tokenizer: Autoencoder, items: Items, codes: Tensor) -> tuple[float, int]:
-    """Negative log-likelihood of items given their codes in nats, and how many dimensions they have."""
+    """Computes the negative log-likelihood of items given their codes in nats, and their number of dimensions."""
     total, dimensions = 0.0, 0
     for start in range(0, len(codes), 64):
         some = range(start, min(start + 64, len(codes)))
@@ -314,7 +314,7 @@ def _decoding_nats(tokenizer: Autoencoder, items: Items, codes: Tensor) -> tuple
 
 
 def _stored(files: Mapping[str, Path]) -> dict[str, Tensor] | None:
-    """Codes by side, None if a file is not there or damaged."""
+    """Loads codes by side; returns None if a file is missing or damaged."""
     try:
         tokens = {side: TokenFile(path) for side, path in files.items()}
         for file in tokens.values():
@@ -325,10 +325,10 @@ def _stored(files: Mapping[str, Path]) -> dict[str, Tensor] | None:
 
 
 def _mixture(tokenizer: Autoencoder) -> tuple[Tensor, float]:
-    """The codebook ``(K, L)``, and sigma of a mixture, 0 for other quantizers.
+    """Returns the codebook ``(K, L)``, and sigma of a mixture, 0 for other quantizers.
 
     Raises:
-        ValueError: If a code is not the nearest one: other components may be more likely.
+        ValueError: If the nearest code need not be the most likely one.
     """
     quantizer = tokenizer.bottleneck
     if not isinstance(quantizer, AbstractQuantizer) or quantizer.code_shape:
@@ -346,6 +346,6 @@ def _mixture(tokenizer: Autoencoder) -> tuple[Tensor, float]:
 
 
 def _classes(data: Data) -> int:
-    """Number of classes, 0 where the items have no labels."""
+    """Returns the number of classes, 0 if the items have no labels."""
     train, held_out = data.train.labels, data.held_out.labels
     return 0 if train is None or held_out is None else int(torch.cat([train, held_out]).max()) + 1

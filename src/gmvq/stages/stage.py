@@ -1,4 +1,4 @@
-"""The skeleton of a stage: what each does between its settings and its folder.
+"""The common procedure of all stages, from settings to a folder.
 
 ::
 
@@ -38,17 +38,17 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Stage(ABC, Generic[Model]):
-    """Something that learns, is measured, and leaves a folder.
+    """A step of a run that trains a model, evaluates it and writes a folder.
 
     Args:
         out: The folder.
-        console: Where progress goes; by default standard error.
+        console: Output of progress; by default standard error.
 
     Attributes:
         form: ``format`` of its record.
-        what: Its name in errors.
-        part: Class of what it leaves.
-        warnings: What training found wrong, known once :meth:`learn` is done.
+        what: Name of the stage in errors.
+        part: Class of the model that it saves.
+        warnings: Problems of training, available after :meth:`learn`.
     """
 
     form: ClassVar[str]
@@ -63,60 +63,60 @@ class Stage(ABC, Generic[Model]):
     @property
     @abstractmethod
     def training(self) -> Training:
-        """How it is trained."""
+        """Settings of training."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """All settings, as JSON has them."""
+        """Returns all settings as JSON types."""
 
     def about(self) -> dict[str, Any]:
-        """What else its record says."""
+        """Returns further entries of the record."""
         return {}
 
     @abstractmethod
     def learn(self, *, resume: bool) -> Model:
-        """Learns and saves."""
+        """Trains and saves the model."""
 
     @abstractmethod
     def measure(self, model: Model) -> dict[str, Any]:
-        """Metrics of what was learned, ready for JSON."""
+        """Computes metrics of the model, as JSON types."""
 
     def report(self, model: Model) -> None:
-        """Writes pages and pictures; most have none."""
+        """Writes pages and pictures; most stages have none."""
 
     def say(self, message: str) -> None:
-        """Tells the reader of the console."""
+        """Prints a message to the console."""
         if is_main():
             self.console.print(message, highlight=False, markup=False)
 
     def carry_out(
         self, *, resume: bool = False, overwrite: bool = False, command: str | None = None, report: bool = True
     ) -> dict[str, Any]:
-        """Does all of it.
+        """Runs the whole stage.
 
         Args:
-            resume: Go on from the folder's checkpoint, if it has one.
-            overwrite: Replace what is in the folder: a finished stage, or one of other settings.
-            command: What was typed, for the record.
+            resume: Continue from the folder's checkpoint, if it has one.
+            overwrite: Replace the content of the folder: a finished stage, or one with other settings.
+            command: Command line, for the record.
             report: Write pages and pictures.
 
         Returns:
-            What ``metrics.json`` holds; of a stage that is finished already, without learning again. Ranks other than
-            the first get nothing.
+            Content of ``metrics.json``; a finished stage is not trained again. Ranks other than the first get an
+            empty dictionary.
 
         Raises:
             ValueError: If the folder holds something else, or settings contradict each other.
             OSError: If data cannot be read or the folder cannot be written.
         """
         done = self.done(overwrite=overwrite)
-        # a full disk may have left a finished stage without its page, which is written without learning again
+        # after a full disk a finished stage may lack its page, which is written without training again
         if done is not None and not (report and self._lacks_page()):
-            self.say(f"The {self.what} in {self.out} is finished. To train it anew, pass --overwrite.")
+            self.say(f"The {self.what} in {self.out} is finished. To train it again, pass --overwrite.")
             return done
         resume = (resume or done is not None) and (self.out / CHECKPOINT).is_file()
         head = {"format": self.form, "version": VERSION, "run": self.settings()}
         record = {**head, **circumstances(command), **self.about()}
-        if is_main() and not resume:  # a refused checkpoint leaves the folder as it was
+        if is_main() and not resume:  # if the checkpoint is refused, the folder is unchanged
             self._begin(record)
         torch.manual_seed(self.training.seed)
         model = self.learn(resume=resume)
@@ -127,16 +127,16 @@ class Stage(ABC, Generic[Model]):
         finish = {"fingerprint": hub.fingerprint(model), "place": place_of(self.out), "finished": now()}
         with naming("What was measured", "The model is valid: make room there and finish with --resume."):
             write_json(self.out / RECORD, {**record, **finish})
-            write_json(self.out / METRICS, metrics)  # last, since by it a stage counts as finished
+            write_json(self.out / METRICS, metrics)  # last, since it marks a stage as finished
         if report:
             self.report(model)
         return metrics
 
     def done(self, *, overwrite: bool = False) -> dict[str, Any] | None:
-        """Metrics of this very stage, if its folder has it finished.
+        """Returns the metrics of this stage if the folder has it finished with these settings.
 
         Args:
-            overwrite: Whether to replace what is in the folder, which is then not done.
+            overwrite: Replace the content of the folder, which then counts as unfinished.
 
         Raises:
             ValueError: If the folder holds something else.
@@ -155,13 +155,13 @@ class Stage(ABC, Generic[Model]):
         return finished(self.out, settings)
 
     def _lacks_page(self) -> bool:
-        """True for a stage that writes a page, which is not there, where the checkpoint of its end is."""
+        """Returns True if the stage writes a page and it is missing although training is complete."""
         writes_page = type(self).report is not Stage.report
         return writes_page and not (self.out / REPORT).exists() and (self.out / CHECKPOINT).is_file()
 
     def _begin(self, record: dict[str, Any]) -> None:
         with naming("The record", "Make room there, or choose another --out."):
             self.out.mkdir(parents=True, exist_ok=True)
-            for name in (METRICS, REPORT):  # those of a former one
+            for name in (METRICS, REPORT):  # of a former stage
                 (self.out / name).unlink(missing_ok=True)
             write_json(self.out / RECORD, {**record, "place": place_of(self.out)})

@@ -1,4 +1,4 @@
-"""Items of one size for a prior or a judge: as they are, or cut into tiles of whole tokens."""
+"""Cuts items into tiles of one size and of whole tokens, for a prior or a judge."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gmvq.data import ArrayItems, Items
 from gmvq.modalities import Data, Modality
 
 _CENTRAL = np.array([0.5, 0.5, 1.0])
-"""The chance of the middle of an item, which is not mirrored."""
+"""The window in the middle of an item, not mirrored."""
 
 WHOLE = 4
 """Sequences of up to this many training windows are modelled whole."""
@@ -22,17 +22,17 @@ COVERED = 0.99
 
 
 def tiled(data: Data, size: int | None, stride: int) -> Data:
-    """Items of one size: as they are, or cut into tiles of whole tokens.
+    """Cuts items into tiles of one size and of whole tokens, or returns items of one size unchanged.
 
-    Sequences of up to 4 windows are kept whole, and continued to the length that 99 of 100 of them have at most.
+    Sequences of up to 4 windows stay whole, padded to the 99th percentile of their lengths; longer ones are cut.
 
     Args:
         data: The items.
-        size: Samples of the windows that the tokenizer saw along each axis; None if it saw whole items.
-        stride: Samples of a token.
+        size: Window size of the tokenizer's training in samples along each axis; None for whole items.
+        stride: Samples per token along each axis.
 
     Raises:
-        ValueError: If no item is as large as a token.
+        ValueError: If all items are smaller than a token.
     """
     side = tile_side(data, size, stride)
     if side is None:
@@ -41,10 +41,10 @@ def tiled(data: Data, size: int | None, stride: int) -> Data:
 
 
 def tile_side(data: Data, size: int | None, stride: int) -> int | None:
-    """Side of the tiles that :func:`tiled` cuts, None where items stay as they are.
+    """Returns the side of the tiles of :func:`tiled`, None if items are not cut.
 
     Raises:
-        ValueError: If no item is as large as a token.
+        ValueError: If all items are smaller than a token.
     """
     if not data.signal.axes:
         return None
@@ -63,15 +63,15 @@ def tile_side(data: Data, size: int | None, stride: int) -> int | None:
 
 
 def cut(items: Items, side: int, modality: Modality) -> ArrayItems:
-    """Tiles side by side of each item, with its label, named ``item/start``.
+    """Cuts each item into adjacent tiles, with its label, named ``item/start``.
 
-    What is left at the borders is dropped. Images that are smaller than a tile have none; where all are, each is
-    continued to one tile as training did. Shorter sequences are continued as their modality does.
+    The rest at the borders is dropped. Images smaller than a tile are left out; if all images are smaller, each is
+    padded to one tile as in training. Shorter sequences are padded as their modality does.
 
     Args:
         items: The items.
         side: Samples of a tile along each axis.
-        modality: What they are.
+        modality: Kind of the items.
     """
     tiles, names, places = [], [], []
     for index, (name, size) in enumerate(zip(items.names, items.sizes, strict=True)):
@@ -89,5 +89,5 @@ def cut(items: Items, side: int, modality: Modality) -> ArrayItems:
 
 
 def _covering(lengths: list[int]) -> int:
-    """The smallest length that enough of the sequences have at most."""
+    """Returns the 99th percentile of the lengths."""
     return sorted(lengths)[math.ceil(COVERED * len(lengths)) - 1]

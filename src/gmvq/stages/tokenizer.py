@@ -1,4 +1,4 @@
-"""A tokenizer: from data to a model that is measured, with its report."""
+"""A tokenizer: from data to an evaluated model with its report."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from gmvq.training.progress import counting
 from gmvq.training.tasks import check_sides
 
 LEARNED = "learned"
-"""The network of a distance of features that learns from the data of the run."""
+"""Value of ``features`` for a network that is trained on the data of the run."""
 SHOWN = 8
-"""Most items of the sheet of reconstructions."""
+"""Largest number of items in the picture of reconstructions."""
 FEATURES = "features"
-"""Where a run's folder has the classifier that it compares features by, if it learned one."""
+"""Name of the folder of the classifier for the feature distance, if the run trains one."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A whole run.
+    """Configuration of a tokenizer's run.
 
     Args:
         name: Name of the recipe.
-        data: What to learn from.
-        model: What the autoencoder is made of; its modality becomes that of the data.
-        training: How it is trained.
-        adversarial: The discriminator that it is trained against, None for none.
-        features: Where the network of a distance of features is, see :func:`load_features`; ``learned`` for a small one
-            that learns from the data first; None for none.
-        start: Folder of a run whose weights training starts from; None for new ones.
+        data: Configuration of the data.
+        model: Configuration of the autoencoder; its modality is completed by the data.
+        training: Settings of training.
+        adversarial: Settings of the discriminator, or None.
+        features: Path of the network of the feature distance, see :func:`load_features`; ``learned`` for a small one
+            that is first trained on the data; None for no feature distance.
+        start: Folder of a run whose weights training starts from; None for random weights.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Run:
     start: str | None = None
 
     def described(self) -> dict[str, Any]:
-        """The run as JSON has it."""
+        """Returns the run as JSON types."""
         return {
             "name": self.name,
             "data": self.data.described(),
@@ -75,12 +75,12 @@ class Run:
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Self:
-        """The run that :meth:`described` described.
+        """Creates the run from the result of :meth:`described`.
 
         Raises:
             ValueError: If a field is out of range.
-            KeyError: If one is missing.
-            TypeError: If there is no such field.
+            KeyError: If a field is missing.
+            TypeError: If a field is unknown.
         """
         adversarial = description["adversarial"]
         return cls(
@@ -95,16 +95,16 @@ class Run:
 
 
 def fitted(run: Run, data: Data) -> Run:
-    """The run with what follows from the data: the modality's settings, an absolute path, a window most items can fill.
+    """Completes the run by its data: the modality's settings, an absolute path, a window that most items can fill.
 
-    A window that is smaller than was asked for is said in a warning.
+    A window that is smaller than requested gives a warning.
     """
     source, model, size = run.data.source, replace(run.model, modality=data.modality), run.data.size
     if not run.data.is_bundled:
         source = str(Path(source).expanduser().resolve())
     if size is not None and data.signal.axes:
         side = int(statistics.median(min(lengths) for lengths in data.train.sizes))
-        # whole tokens, at least two of them on a side
+        # whole tokens, at least two along each side
         fitting = min(size, max(side - side % model.stride, 2 * model.stride))
         if fitting < size and size != data.modality.window_size:
             warnings.warn(
@@ -120,10 +120,10 @@ class TokenizerStage(Stage[Autoencoder]):
     """Trains a tokenizer.
 
     Args:
-        run: What to do.
+        run: Configuration of the run.
         out: The run's folder.
-        console: Where progress goes; by default standard error.
-        data: The data, if they are loaded already.
+        console: Output of progress; by default standard error.
+        data: The data, if they are already loaded.
 
     Raises:
         ValueError: If settings and data contradict each other.
@@ -189,10 +189,10 @@ class TokenizerStage(Stage[Autoencoder]):
         return trained.model
 
     def measure(self, model: Autoencoder) -> dict[str, Any]:
-        """Metrics of :func:`gmvq.evaluation.evaluate` with hard codes.
+        """Computes the metrics of :func:`gmvq.evaluation.evaluate` with hard codes.
 
-        ``seconds`` and ``items_per_second`` are of training, those of coding are ``coding_seconds`` and
-        ``coding_items_per_second``.
+        ``seconds`` and ``items_per_second`` are those of training, ``coding_seconds`` and ``coding_items_per_second``
+        those of coding.
         """
         items, limit = self.data.held_out, self.run.data.evaluated
         with counting("Measuring", len(items) if limit is None else min(limit, len(items)), self.console) as advance:
@@ -205,7 +205,7 @@ class TokenizerStage(Stage[Autoencoder]):
         write_report(self.out, model, self.data.held_out, statistics=self.evaluation.statistics)
 
     def _write_sheet(self, model: Autoencoder) -> None:
-        """Originals above their reconstructions in one file, where the modality can lay items out."""
+        """Writes originals above their reconstructions to one picture, if the modality can arrange them."""
         if not model.modality.lays_out:
             return
         items = [self.data.held_out[index][None] for index in evenly_spaced(len(self.data.held_out), SHOWN)]
@@ -216,40 +216,40 @@ class TokenizerStage(Stage[Autoencoder]):
             model.modality.write(self.out / name, [*real, *made], columns=len(real))
 
     def _features(self, named: str) -> FeatureLoss:
-        """The distance of features that the run names."""
+        """Loads the feature distance that the run names."""
         if named != LEARNED:
             return load_features(named)
-        # other first weights than a judge's, which says more of what did not learn the same by the same chance
+        # its initial weights differ from a judge's, so that a judge does not share its errors by chance
         classifier = learned_classifier(self.data, self.out / FEATURES, console=self.console, seed=1)
         return FeatureLoss(classifier.encoder.layers)
 
     def _take_weights(self, model: Autoencoder, start: str) -> None:
-        """Starts from the weights of another run.
+        """Loads the weights of another run.
 
         Raises:
-            ValueError: If its model is of another make.
+            ValueError: If its model has another configuration.
         """
         former = hub.load(start)
         own, theirs = (replace(part.config, modality=former.modality).described() for part in (model, former))
         if own != theirs or former.signal != model.signal:
             different = sorted(name for name in own if own[name] != theirs[name]) or ["modality"]
             raise ValueError(
-                f"The model of {start} differs in {', '.join(different)}. Start from one that is made alike, or leave "
+                f"The model of {start} differs in {', '.join(different)}. Start from one with equal settings, or leave "
                 "--from out."
             )
         model.load_state_dict(former.state_dict())
 
 
 def load_features(path: str | Path) -> FeatureLoss:
-    """A distance of features, by the network at a path.
+    """Loads a feature distance.
 
     Args:
         path: A file with the weights of torchvision's VGG-16, or the folder of a classifier, as ``gmvq judge RUN``
-            leaves in ``RUN/classifier``.
+            writes to ``RUN/classifier``.
 
     Raises:
-        FileNotFoundError: If there is nothing.
-        ValueError: If it is neither.
+        FileNotFoundError: If the path does not exist.
+        ValueError: If it is neither of these.
     """
     path = Path(path)
     if path.is_dir():
@@ -258,7 +258,7 @@ def load_features(path: str | Path) -> FeatureLoss:
 
 
 def metrics_of(measured: Evaluation) -> dict[str, Any]:
-    """What an evaluation measured, ready for JSON; its times are those of coding, and say so."""
+    """Returns the metrics of an evaluation as JSON types; its times are named as those of coding."""
     metrics: dict[str, Any] = dict(measured.metrics)
     for name in ("seconds", "items_per_second"):
         metrics[f"coding_{name}"] = metrics.pop(name)
@@ -271,11 +271,11 @@ def metrics_of(measured: Evaluation) -> dict[str, Any]:
 
 
 def read_run(folder: str | Path) -> Run:
-    """The run that a folder is of.
+    """Reads the run of a folder.
 
     Raises:
         FileNotFoundError: If the folder has no record of a run.
-        ValueError: If it is not of this version.
+        ValueError: If the record has another version.
     """
     path = Path(folder) / RECORD
     record = read_json(path)
