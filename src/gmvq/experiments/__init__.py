@@ -1,4 +1,4 @@
-"""Experiments: contenders under one protocol, over several seeds, in a table that anyone can make again.
+"""Experiments: contenders under one protocol, over several seeds, in a reproducible table.
 
 ::
 

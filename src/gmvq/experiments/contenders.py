@@ -1,4 +1,4 @@
-"""Who takes part: a quantizer with its published defaults, or with the options that a contender names."""
+"""Contenders of experiments: quantizers with their published defaults or with other options."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gmvq.stages.tokenizer import Run
 
 @dataclass(frozen=True)
 class Contender:
-    """One line of a table.
+    """One row of a table.
 
     Args:
         name: Name on the command line.
-        title: What a reader calls it.
+        title: Name in tables.
         quantizer: Name of the quantizer in :data:`gmvq.quantizers.QUANTIZERS`.
-        options: Its arguments beside or instead of those of that name.
-        changes: Fields of the model or of the training that differ from the protocol's, for studies.
+        options: Arguments of the quantizer that are added to those of its name or replace them.
+        changes: Fields of model or training that differ from the protocol, for studies.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Contender:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What of the protocol's run it changes, as JSON has it."""
+        """Returns the changes to the protocol's run as JSON types."""
         settings = {"quantizer": self.quantizer, "options": self.options, "changes": self.changes}
         return json.loads(json.dumps(settings, default=dict))
 
     def run(self, template: Run, seed: int) -> Run:
-        """The template with this quantizer and seed."""
+        """Returns the template with this quantizer and seed."""
         options = {**template.model.quantizer_options, **self.options}
         run = replace(
             template,
@@ -56,7 +56,7 @@ _RIVALS = (
     Contender("vector-kmeans", "VQ-VAE from k-means", "vector-kmeans"),
     Contender("vector-ema", "VQ-VAE, moving averages, revival", "vector-ema"),
     Contender("vector-ema-4", "VQ-VAE, moving averages, 4 features", "vector-ema", _LOW),
-    # as little friction between latents and codes as GM-VQ has: what of its lead is that, and what is the mixture
+    # features and commitment as in GM-VQ, to separate the effects of these and of the mixture
     Contender(
         "vector-ema-4-light",
         "VQ-VAE, moving averages, 4 features, commitment 0.01",
@@ -104,7 +104,7 @@ DEFAULT = Contender("gaussian-mixture", "GM-VQ", "gaussian-mixture", {"codebook_
 
 
 def _variants() -> list[Contender]:
-    """What studies are made of, and is no contender by itself."""
+    """Returns the variants of studies, which are not contenders by themselves."""
     bases = {contender.name: contender for contender in (DEFAULT, _PAPER, *_RIVALS)}
     found: dict[str, Contender] = {}
     for study in STUDIES.values():
@@ -125,21 +125,21 @@ def _variants() -> list[Contender]:
 CONTENDERS: dict[str, Contender] = {
     contender.name: contender for contender in (DEFAULT, _PAPER, *_RIVALS, *_variants())
 }
-"""All contenders by name: GM-VQ, its rivals, and the variants of GM-VQ that studies are made of."""
+"""All contenders by name: GM-VQ, other quantizers, and the variants of GM-VQ for studies."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "all": (DEFAULT.name, _PAPER.name, *(contender.name for contender in _RIVALS)),
     **{f"study:{study.name}": tuple(point.contender for point in study.points) for study in STUDIES.values()},
     "studies": tuple(dict.fromkeys(point.contender for study in STUDIES.values() for point in study.points)),
 }
-"""Words that stand for several contenders."""
+"""Names of groups of contenders."""
 
 
 def chosen(names: Sequence[str]) -> list[Contender]:
-    """The contenders that words stand for, each once.
+    """Returns the contenders with the given names or in the given groups, each once.
 
     Raises:
-        ValueError: If a word is no contender and no group.
+        ValueError: If a name is neither a contender nor a group.
 
     Example:
         >>> [contender.title for contender in chosen(["gaussian-mixture", "finite-scalar"])]

@@ -1,4 +1,4 @@
-"""How a table reads: columns of figures with their spread, in Markdown and in a terminal, and how they were made."""
+"""Formatting of tables: columns of metrics with their spread, in Markdown and in a terminal, and footnotes."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from gmvq.modalities import Image
 
 
 class Column(NamedTuple):
-    """How a metric is written.
+    """Format of a metric.
 
     Attributes:
-        header: Its name and unit.
-        form: Format of its value.
-        scale: What the value is multiplied by.
+        header: Name and unit of the metric.
+        form: Format of the scaled value.
+        scale: Factor of the value.
     """
 
     header: str
     form: str
     scale: float = 1.0
 
-    def written(self, figure: Spread | None, *, spread: bool = True) -> str:
-        """Mean and standard deviation; empty where there is no figure."""
-        if figure is None:
+    def written(self, value: Spread | None, *, spread: bool = True) -> str:
+        """Formats mean and standard deviation; empty if there is no value."""
+        if value is None:
             return ""
-        deviation = f" ± {figure.std * self.scale:{self.form}}" if spread and figure.std is not None else ""
-        return f"{figure.mean * self.scale:{self.form}}{deviation}"
+        deviation = f" ± {value.std * self.scale:{self.form}}" if spread and value.std is not None else ""
+        return f"{value.mean * self.scale:{self.form}}{deviation}"
 
 
 COLUMNS = {
     "psnr": Column("PSNR (dB)", ".2f"),
-    # an error of values in [0, 1] is a few thousandths
+    # errors of values in [0, 1] are a few thousandths
     "mse": Column("MSE (1e-3)", ".3f", 1e3),
     "ssim": Column("SSIM", ".4f"),
     "lpips": Column("LPIPS", ".4f"),
@@ -52,13 +52,13 @@ COLUMNS = {
     "items_per_second": Column("Training (items / s)", ".0f"),
     "seconds": Column("Training (s)", ".0f"),
 }
-"""How metrics of images and of codes are written wherever they stand; those of other items as their measures say."""
+"""Formats of metrics of images and codes; those of other items follow from their measures."""
 _OF_CODES = ("usage", "used_codes", "perplexity", "seconds")
 _NARROW_CODES = ("usage", "perplexity")
 
 
 def columns_of(protocol: Mapping[str, Any]) -> dict[str, Column]:
-    """What a table has of each contender, by metric: the distances of the protocol's modality, and use of its codes."""
+    """Returns the columns of a table by metric: the distortion metrics of the protocol's modality, and code usage."""
     known = COLUMNS if isinstance(modality_of(protocol), Image) else {}
     distances = {
         one.key: known.get(one.key, Column(f"{one.name} ({one.unit})" if one.unit else one.name, one.form, one.scale))
@@ -68,19 +68,19 @@ def columns_of(protocol: Mapping[str, Any]) -> dict[str, Column]:
 
 
 def narrow_columns_of(protocol: Mapping[str, Any]) -> dict[str, Column]:
-    """Those of them that have room in a terminal: two distances, the first that which runs are judged by."""
+    """Returns the columns that fit a terminal: two distortion metrics, first the one that runs are judged by."""
     columns, judge = columns_of(protocol), judged_by(protocol)
     second = [one.key for one in judge.measures if one.key != judge.headline][:1]
     return {key: columns[key] for key in (judge.headline, *second, *_NARROW_CODES)}
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """A table in Markdown, with what would end a cell or begin a tag escaped.
+    """Formats a table in Markdown, and escapes characters that would end a cell or begin a tag.
 
     Args:
         header: Names of the columns.
         rows: Cells.
-        words: Columns of words, from the left; those of figures are aligned to the right.
+        words: Number of text columns, from the left; the others are aligned to the right.
     """
     aligned = ["---" if place < words else "---:" for place in range(len(header))]
     lines = ([cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells] for cells in (header, aligned, *rows))
@@ -90,7 +90,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], words: 
 def terminal_table(
     title: str, header: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequence[str] = ()
 ) -> Printed:
-    """A table for a terminal; its first column is of words, which may go on in a second line."""
+    """Formats a table for a terminal; the text of its first column may wrap."""
     made = Printed(
         title=title, box=SIMPLE, title_justify="left", title_style="", caption="\n".join(notes) or None,
         caption_justify="left", caption_style="",
@@ -103,7 +103,7 @@ def terminal_table(
 
 
 def markdown(table: Table) -> str:
-    """All rows with their protocols, in Markdown."""
+    """Formats all rows with their protocols in Markdown."""
     parts = []
     for name, protocol in table.protocols.items():
         entries = table.entries(name)
@@ -119,7 +119,7 @@ def markdown(table: Table) -> str:
 
 
 def tables(table: Table) -> list[Printed]:
-    """A table for each protocol, the best first, narrow enough for a terminal."""
+    """Creates one table per protocol, the best first, narrow enough for a terminal."""
     made = []
     for name, protocol in table.protocols.items():
         columns, rows = narrow_columns_of(protocol), []
@@ -132,7 +132,7 @@ def tables(table: Table) -> list[Printed]:
 
 
 def summary(table: Table) -> list[dict[str, Any]]:
-    """Means and standard deviations of the measures by protocol and contender, ready for JSON."""
+    """Returns means and standard deviations of the metrics by protocol and contender as JSON types."""
     return [
         {
             "protocol": name,
@@ -147,7 +147,7 @@ def summary(table: Table) -> list[dict[str, Any]]:
 
 
 def sentence(protocol: Mapping[str, Any]) -> str:
-    """What all rows under a protocol share."""
+    """Describes the settings that all rows of a protocol share."""
     data, training = protocol["data"], protocol["run"]["training"]
     tokens, modality = "x".join(map(str, protocol["tokens"])), modality_of(protocol)
     steps = f"{training['steps']:,} step{'' if training['steps'] == 1 else 's'}"
@@ -159,7 +159,7 @@ def sentence(protocol: Mapping[str, Any]) -> str:
 
 
 def footnote(table: Table) -> str:
-    """How the metrics were made."""
+    """Describes how the metrics were measured."""
     rows = list(table.rows.values())
     seeds = sorted({row.seed for row in rows})
     kinds = {modality_of(protocol).items for protocol in table.protocols.values()}
@@ -169,7 +169,7 @@ def footnote(table: Table) -> str:
 
 
 def made_by(provenances: Sequence[Mapping[str, Any]]) -> str:
-    """Hardware, versions and commits, each with the number of runs where they differ."""
+    """Describes hardware, versions and commits, each with the number of runs if they differ."""
     hardware = [found.get("hardware") or found.get("device") or "hardware not recorded" for found in provenances]
     jobs = sorted({found["jobs"] for found in provenances if found.get("jobs")})
     versions = [versions_of(found.get("versions") or {}) for found in provenances]
@@ -179,7 +179,7 @@ def made_by(provenances: Sequence[Mapping[str, Any]]) -> str:
 
 
 def versions_of(versions: Mapping[str, str]) -> str:
-    """Names and versions, after each other."""
+    """Joins names and versions to one line."""
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
@@ -192,7 +192,7 @@ def _listed(values: Iterable[object], between: str = ", ") -> str:
 
 
 def _counted(values: Sequence[str]) -> str:
-    """The value that all share, or each with the number of runs that have it."""
+    """Returns the value that all share, or each value with its number of runs."""
     counts = Counter(values)
     if len(counts) < 2:
         return "".join(counts)

@@ -1,12 +1,12 @@
-"""Protocols: what is learned from, by which network, for how long. Contenders vary the quantizer alone.
+"""Protocols: data, network and training of a comparison. Contenders vary only the quantizer.
 
 A recipe is the protocol of one comparison; those in ``PROTOCOLS`` are frozen, so that rows compare over time.
 
 Their networks are SQ-VAE's (Takida et al., 2022, https://arxiv.org/abs/2205.07547), the training of the full ones is
 that of Huh et al. (2023, https://arxiv.org/abs/2305.08842). A short protocol has the same data and networks and 2,000
-steps of 64 images, an average of the weights, and a learning rate for so few steps. All have the Gaussian likelihood
-with its variance at the maximum-likelihood value: its gradient is that of the mean squared error, of another length,
-and what a quantizer adds to a mean squared error is scaled with it.
+steps of 64 images, averaged weights, and a learning rate for this number of steps. All have the Gaussian likelihood
+with its variance at the maximum-likelihood value: its gradient has the direction of the mean squared error's, and a
+different length, and a quantizer's terms in addition to a mean squared error are scaled accordingly.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from gmvq.stages.tokenizer import Run, fitted
 from gmvq.training import Training
 
 LATENT_DIM = 64
-"""Features that the networks give to a quantizer. Codes of fewer features are its own choice; where each feature is a
-digit, as in FSQ, a 1x1 convolution gives it as many as there are digits."""
+"""Features of the latents from the networks. Quantizers may project them: codes may have fewer features, and if each
+feature is a digit, as in FSQ, a 1x1 convolution maps them to the number of digits."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What all rows of a table share.
+    """Settings that all rows of a table share.
 
     Args:
         name: Name on the command line.
-        version: Rows of different versions do not stand in one table.
-        title: What a reader calls it.
-        data_hash: Fingerprint of the data, see :func:`gmvq.data.fingerprint`; None where we have not seen the data.
+        version: Version; rows of different versions are kept in separate tables.
+        title: Name in tables.
+        data_hash: Fingerprint of the data, see :func:`gmvq.data.fingerprint`; None if it is not known.
         tokens: Codes of a held-out item along each axis.
         run: The run, with an empty path and any quantizer.
     """
@@ -49,21 +49,21 @@ class Protocol:
 
     @classmethod
     def of(cls, recipe: Run, data: Data) -> Self:
-        """The protocol of a comparison on a recipe."""
+        """Creates the protocol of a comparison on a recipe."""
         recipe = fitted(recipe, data)
         stride, size = recipe.model.stride, recipe.data.size
         tokens = tuple(-(-(size or length) // stride) for length in data.held_out.sizes[0])
         return cls(recipe.name, 1, recipe.name, fingerprint(data), tokens, recipe)
 
     def at(self, source: str) -> Self:
-        """The same with the path of the data."""
+        """Returns the protocol with the path of the data."""
         return replace(self, run=replace(self.run, data=replace(self.run.data, source=source)))
 
     def check_data(self, data: Data) -> None:
-        """Refuses other data than the protocol's.
+        """Checks that data are those of the protocol.
 
         Raises:
-            ValueError: If the fingerprint is another.
+            ValueError: If the fingerprint differs.
         """
         found = fingerprint(data)
         if self.data_hash is not None and found != self.data_hash:
@@ -75,7 +75,7 @@ class Protocol:
             )
 
     def described(self, data: Data) -> dict[str, Any]:
-        """What a table says of its protocol, ready for JSON: no path of this machine, nothing that contenders vary."""
+        """Returns the protocol's record in a table as JSON types, without local paths and settings of contenders."""
         shared = json.loads(json.dumps(self.run.described()))
         for name in ("quantizer", "quantizer_options", "code_dim"):
             del shared["model"][name]
@@ -105,7 +105,7 @@ _MODEL = AutoencoderConfig(
     blocks=2,
     network="sq-vae",
 )
-# the learning rate of Huh et al. would leave every network half trained after 1/56 of their steps
+# with the learning rate of Huh et al. every network would be undertrained after 1/56 of their steps
 _SHORT = Training(
     steps=2000,
     batch_size=64,
@@ -121,7 +121,7 @@ _SHORT = Training(
 
 
 def _full(images: int) -> Training:
-    """90 epochs in batches of 32, 10 of them warm-up, no average of the weights."""
+    """Returns training over 90 epochs in batches of 32, 10 of them warm-up, without averaged weights."""
     epoch = images // 32
     return replace(
         _SHORT,
@@ -160,7 +160,7 @@ PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
         _protocol("cifar10-8x8-k1024-short", "CIFAR-10, 8x8 codes", _CIFAR10_HASH, (8, 8), _CIFAR10, _MODEL, _SHORT),
-        # what a codebook does where there is little to learn from
+        # the behavior of a codebook with little training data
         _protocol(
             "cifar10-8x8-k1024-small",
             "CIFAR-10, 8x8 codes, 1,000 training images",
@@ -179,7 +179,7 @@ PROTOCOLS: dict[str, Protocol] = {
             replace(_MODEL, modality=Image(channels=1)),
             _SHORT,
         ),
-        # crops of a quarter of a face make a step of 64 as dear as one of CIFAR-10; whole faces are measured
+        # with crops of a quarter of a face, a step of 64 costs as much as on CIFAR-10; evaluation is on whole faces
         _protocol(
             "celeba64-16x16-k1024-short",
             "CelebA 64x64, 16x16 codes",
@@ -201,7 +201,7 @@ PROTOCOLS: dict[str, Protocol] = {
             replace(_MODEL, modality=Image(channels=1)),
             _full(50_000),
         ),
-        # of the whole CelebA with its official split, which we have not: their fingerprints come with the first row
+        # the whole CelebA with its official split, which is not available to us: the first row adds their fingerprints
         _protocol(
             "celeba64-16x16-k1024-full",
             "CelebA 64x64, 16x16 codes",

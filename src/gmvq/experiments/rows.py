@@ -1,4 +1,4 @@
-"""One run and the row that it leaves.
+"""Runs an experiment and writes its row of a table.
 
 ::
 
@@ -30,20 +30,20 @@ ROW = "row.json"
 _COURSE_POINTS = 40
 _COURSE_DIGITS = 5
 _COURSE = ("mse", "perplexity", "used_codes", "posterior_entropy", "sigma", "aggregated_divergence", "gradient_norm")
-"""What a row keeps of the course of training; its run's log has all of it."""
+"""Metrics logged in training that a row keeps; the run's log has all of them."""
 
 
 class Task(NamedTuple):
-    """What a worker needs to know of one run.
+    """Arguments of a worker for one run.
 
     Attributes:
         protocol: Name of the protocol.
         contender: The contender.
         run: Its run under the protocol.
         folder: The run's folder.
-        jobs: Runs at a time, for the record.
-        again: Start anew, whatever the folder holds.
-        command: What was typed, for the record.
+        jobs: Number of parallel runs, for the record.
+        again: Train again even if the folder holds a finished run.
+        command: Command line, for the record.
     """
 
     protocol: str
@@ -56,11 +56,11 @@ class Task(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    """Why a run has no row, in words: not all errors travel between processes.
+    """The reason why a run has no row, as text: not all errors can be sent between processes.
 
     Attributes:
-        reason: What went wrong.
-        interrupted: Whether it was Ctrl-C.
+        reason: Description of the error.
+        interrupted: True if it was Ctrl-C.
     """
 
     reason: str
@@ -68,7 +68,7 @@ class Stopped(NamedTuple):
 
 
 def attempt(task: Task, data: Data, console: Console) -> Row | Stopped:
-    """The row of one run, or why there is none."""
+    """Returns the row of one run, or the reason why there is none."""
     try:
         return _made(task, data, console)
     except Exception as error:
@@ -95,7 +95,7 @@ def _made(task: Task, data: Data, console: Console) -> Row:
     record = read_json(folder / RECORD) or {}
     entries = _training(folder / "log.jsonl")
     if metrics is not None:
-        # of the last lines of the log: training batches, as the decoder saw them
+        # from the last lines of the log: training batches, as the decoder received them
         last = entries[-1] if entries else {}
         metrics = {**metrics, "items_per_second": _speed(entries), "mse_train": last.get("mse")}
     row = Row(
@@ -121,26 +121,26 @@ def _made(task: Task, data: Data, console: Console) -> Row:
 
 
 def stored_row(folder: Path) -> Row | None:
-    """The row that a finished run has left, or None where no row of this form is."""
+    """Reads the row of a finished run; None if the folder has no row in this format."""
     content = read_json(folder / ROW)
     return Row(**content) if content is not None and content.keys() == set(Row._fields) else None
 
 
 def _training(journal: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log that are of training."""
+    """Returns the lines of a run's log about training."""
     lines = journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []
     return [entry for entry in map(json.loads, lines) if entry["kind"] == "train"]
 
 
 def _speed(entries: Sequence[Mapping[str, Any]]) -> float | None:
-    """Training items per second, the median over the log: a pause of the machine does not count."""
+    """Returns training items per second, the median over the log, so that a pause of the machine has no effect."""
     return statistics.median(entry["items_per_second"] for entry in entries) if entries else None
 
 
 def course(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
-    """What the log says of training, at no more than forty steps."""
+    """Returns logged training metrics at up to forty steps."""
     every = -(-len(entries) // _COURSE_POINTS) or 1
-    kept = entries[::-1][::every][::-1]  # the last step is always there
+    kept = entries[::-1][::every][::-1]  # the last step is always included
     names = [name for name in _COURSE if any(name in entry for entry in kept)]
     return {name: [_short(entry.get(name)) for entry in kept] for name in ("step", *names)}
 

@@ -1,10 +1,10 @@
-"""The harness: contenders under a protocol, seed by seed; what is there already is not run again.
+"""Runs contenders under a protocol, seed by seed; rows that exist already are not computed again.
 
 ::
 
     Protocol x Contender x seed --recipes.run--> OUT/PROTOCOL/CONTENDER-SEED-DIGEST/row.json --> Table
 
-Several runs at a time go into processes of their own.
+Parallel runs have processes of their own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from gmvq.stages.tokenizer import Run, TokenizerStage, fitted
 from gmvq.training.preparation import cpu_threads
 
 QUANTIZERS: tuple[str, ...] = ("gaussian-mixture", "vector", "vector-ema")
-"""What recipes are compared on by default."""
+"""Default quantizers of a comparison of recipes."""
 TABLE, MARKDOWN = "compare.json", "compare.md"
 JOBS_ON_A_GPU = 8
 
@@ -54,25 +54,25 @@ def compare(
     command: str | None = None,
     console: Console | None = None,
 ) -> Table:
-    """Trains every quantizer on every recipe with every seed and tabulates held-out figures of hard codes.
+    """Trains every quantizer on every recipe with every seed and tabulates held-out metrics of hard codes.
 
-    A run that is finished is not trained again, one that was interrupted goes on.
+    A finished run is not trained again, an interrupted one is resumed.
 
     Args:
         runs: Recipes; only the quantizer and the seed are varied.
-        quantizers: Which quantizers.
-        seeds: Runs of each, with the seeds 0, 1, ...
+        quantizers: Names of the quantizers.
+        seeds: Number of runs per quantizer and recipe, with the seeds 0, 1, ...
         out: Folder of the runs and of the table, ``compare.json`` and ``compare.md``, which are replaced.
-        threads: CPU threads during the comparison; None leaves them as they are.
-        command: What was typed, for the record.
-        console: Where progress goes; by default standard error.
+        threads: CPU threads during the comparison; None keeps the current number.
+        command: Command line, for the record.
+        console: Output of progress; by default standard error.
 
     Returns:
         The table, also written to ``compare.json``.
 
     Raises:
-        ValueError: If there is nothing to compare, a name comes twice, or a folder holds another run.
-        RuntimeError: If a run failed for another reason than a loss that was not finite; the others are finished.
+        ValueError: If there is nothing to compare, a name is repeated, or a folder holds another run.
+        RuntimeError: If a run failed for another reason than a non-finite loss; the others are finished.
     """
     _check(seeds=seeds, threads=threads)
     _check_names(runs, quantizers)
@@ -106,37 +106,37 @@ def measure(
 ) -> Table:
     """Adds the rows of contenders to the table of a frozen protocol.
 
-    A row that the table has already, of the same settings, is left as it is; a run that was interrupted goes on.
-    Settings do not say which code ran: after a change of a quantizer itself, ask for it ``again``.
+    An existing row with the same settings is not computed again; an interrupted run is resumed. Settings do not include
+    the code: after a change of a quantizer's code, set ``again``.
 
     Args:
-        protocol: What all share.
-        contenders: Who takes part.
-        seeds: Runs of each, with the seeds 0, 1, ...
+        protocol: The common settings.
+        contenders: The quantizers to compare.
+        seeds: Number of runs per contender, with the seeds 0, 1, ...
         source: Path of the protocol's data.
-        table: The JSON file; it is written after each run.
+        table: Path of the JSON file, which is written after each run.
         out: Folder of the runs.
-        jobs: Runs at a time; by default one for each CPU core, or 8 on a GPU.
-        threads: CPU threads of each run; by default the cores that fall to it.
-        again: Run also what the table has.
-        compile: Translate each run's model by ``torch.compile`` first. A row is of the same settings either way.
-        command: What was typed, for the record of each run.
-        console: Where progress goes; by default standard error.
+        jobs: Number of parallel runs; by default one per CPU core, or 8 on a GPU.
+        threads: CPU threads of each run; by default its share of the cores.
+        again: Also compute rows that the table already has.
+        compile: Compile each run's model with ``torch.compile`` first. The settings of a row do not include this.
+        command: Command line, for the record of each run.
+        console: Output of progress; by default standard error.
 
     Returns:
-        The table, with all rows that it had before.
+        The table, including all earlier rows.
 
     Raises:
         ValueError: If an argument is out of range, or data or table are not the protocol's.
-        FileNotFoundError: If there is nothing at the path of the data.
+        FileNotFoundError: If the path of the data does not exist.
         OSError: If a file cannot be written.
-        KeyboardInterrupt: After Ctrl-C; runs that were going on are saved.
-        RuntimeError: If a run failed for another reason than a loss that was not finite; the others are in the table.
+        KeyboardInterrupt: After Ctrl-C; the state of unfinished runs is saved.
+        RuntimeError: If a run failed for another reason than a non-finite loss; the others are in the table.
     """
     _check(seeds=seeds, jobs=jobs, threads=threads)
     if not contenders:
         raise ValueError("'contenders' must be at least one, got none. Use all.")
-    # those that this process may use: more threads than that wait for each other
+    # the cores available to this process: more threads would wait for each other
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = jobs or (JOBS_ON_A_GPU if torch.cuda.is_available() else cores)
     protocol = protocol.at(str(source))
@@ -145,7 +145,7 @@ def measure(
     path, rows = Path(table), _table_of(protocol, data, Path(table))
 
     def add(row: Row) -> None:
-        merged = read_table(path) or rows  # another command may have added rows in the meantime
+        merged = read_table(path) or rows  # another command may have added rows since then
         merged.add(row)
         rows.rows = dict(sorted({**rows.rows, **merged.rows}.items()))
         rows.write(path)
@@ -158,7 +158,7 @@ def measure(
 
 
 def folder_of(out: Path, protocol: Protocol, contender: Contender, run: Run) -> Path:
-    """Where a run goes; other settings of model or training give another folder."""
+    """Returns the folder of a run; different settings of model or training give different folders."""
     parts = run.described()
     settings = json.dumps({part: parts[part] for part in ("model", "training")}, sort_keys=True, default=dict)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:6]
@@ -167,7 +167,7 @@ def folder_of(out: Path, protocol: Protocol, contender: Contender, run: Run) -> 
 
 @dataclass(frozen=True)
 class _Harness:
-    """How contenders are run, see :func:`measure`."""
+    """Settings of running contenders, see :func:`measure`."""
 
     out: Path
     seeds: int
@@ -181,11 +181,11 @@ class _Harness:
     def run(
         self, protocol: Protocol, contenders: Sequence[Contender], data: Data, table: Table, add: Callable[[Row], None]
     ) -> None:
-        """Runs what the table has not, and gives each row to ``add`` as it comes.
+        """Runs tasks that the table lacks, and passes each row to ``add``.
 
         Raises:
             ValueError: If a folder holds another run.
-            RuntimeError: If a run failed; the others went on.
+            RuntimeError: If a run failed; the others were finished.
         """
         console = self.console or Console(file=sys.stderr)
         tasks = list(self._tasks(protocol, contenders, data, table, add))
@@ -195,7 +195,7 @@ class _Harness:
         _say(console, f"{protocol.name}: {there}, {len(tasks)} to run, {workers} at a time.")
         failures = []
         outcomes = self._here(tasks, data, console) if workers == 1 else self._beside(tasks, workers)
-        with contextlib.closing(outcomes):  # if a row cannot be written, what is going on is stopped
+        with contextlib.closing(outcomes):  # if a row cannot be written, unfinished runs are stopped
             for number, (task, outcome) in enumerate(outcomes, 1):
                 if isinstance(outcome, Row):
                     add(outcome)
@@ -209,7 +209,7 @@ class _Harness:
     def _tasks(
         self, protocol: Protocol, contenders: Sequence[Contender], data: Data, table: Table, add: Callable[[Row], None]
     ) -> Iterator[Task]:
-        """The runs that have to be made; a row that is there but not in the table is added."""
+        """Yields the necessary runs; an existing row that the table lacks is added."""
         for seed, contender in itertools.product(range(self.seeds), contenders):
             run = fitted(contender.run(protocol.run, seed), data)
             there = table.rows.get(RowKey(protocol.name, contender.name, seed))
@@ -217,7 +217,7 @@ class _Harness:
                 continue
             run = replace(run, training=replace(run.training, compile=run.training.compile or self.compile))
             folder = folder_of(self.out, protocol, contender, run)
-            TokenizerStage(run, folder, data=data).done(overwrite=self.again)  # refuses before hours of others
+            TokenizerStage(run, folder, data=data).done(overwrite=self.again)  # raises before hours of other runs
             made = None if self.again else stored_row(folder)
             if made is None:
                 yield Task(protocol.name, contender, run, folder, self.jobs, self.again, self.command)
@@ -225,7 +225,7 @@ class _Harness:
                 add(made)
 
     def _here(self, tasks: Sequence[Task], data: Data, console: Console) -> Generator[tuple[Task, Row | Stopped]]:
-        """One after another in this process, whose progress is shown."""
+        """Runs tasks one after another in this process, with their progress."""
         for task in tasks:
             _say(console, f"{task.contender.name}, seed {task.run.training.seed}: training")
             with cpu_threads(self.threads):
@@ -233,7 +233,7 @@ class _Harness:
             yield task, outcome
 
     def _beside(self, tasks: Sequence[Task], workers: int) -> Generator[tuple[Task, Row | Stopped]]:
-        """Several at a time, each in a process of its own."""
+        """Runs several tasks in parallel, each in a process of its own."""
         context = multiprocessing.get_context("spawn")  # CUDA and OpenMP do not survive a fork
         start = tasks[0].run, self.threads or 1
         with ProcessPoolExecutor(workers, context, _start_worker, start) as pool:
@@ -266,10 +266,10 @@ def _work(task: Task) -> Row | Stopped:
 
 
 def _table_of(protocol: Protocol, data: Data, path: Path) -> Table:
-    """The table at a path, or a new one.
+    """Reads the table at a path, or creates a new one.
 
     Raises:
-        ValueError: If the table is of another protocol, version or data, or the protocol is no longer what it was.
+        ValueError: If the table has another protocol, version or data, or the protocol has changed.
     """
     described = protocol.described(data)
     table = read_table(path)
@@ -289,7 +289,7 @@ def _table_of(protocol: Protocol, data: Data, path: Path) -> Table:
 
 
 def changed_fields(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The fields of a protocol's run that differ from those of a table, among those that both have."""
+    """Returns the common fields in which a protocol's run differs from that of a table."""
     here = leaves({part: now["run"][part] for part in ("data", "model", "training")})
     known = leaves(there["run"])
     return [name for name, value in here.items() if known.get(name, value) != value]
@@ -300,7 +300,7 @@ def _mark(described: Mapping[str, Any]) -> str:
 
 
 def _check(**counts: int | None) -> None:
-    """Refuses numbers below 1."""
+    """Checks that numbers are at least 1."""
     remedies = {"seeds": "Three show the spread", "jobs": "Leave it out for one for each core"}
     for name, value in counts.items():
         if value is not None and value < 1:
@@ -309,7 +309,7 @@ def _check(**counts: int | None) -> None:
 
 
 def _check_names(runs: Sequence[Run], quantizers: Sequence[str]) -> None:
-    """Refuses an empty comparison, names that come twice and unknown quantizers."""
+    """Checks that a comparison is not empty, names are unique and quantizers known."""
     for name, values in (("recipes", [run.name for run in runs]), ("quantizers", quantizers)):
         if not values or len(set(values)) != len(values):
             raise ValueError(
@@ -331,5 +331,5 @@ def _sentence(row: Row, protocol: Mapping[str, Any]) -> str:
         return f"{name}: diverged, {row.diverged}"
     entry = Entry(row.contender, (row,))
     columns = {**narrow_columns_of(protocol), "seconds": columns_of(protocol)["seconds"]}
-    figures = {column.header: column.written(entry.spread(key)) for key, column in columns.items()}
-    return f"{name}: {', '.join(f'{header} {figure}' for header, figure in figures.items() if figure)}"
+    values = {column.header: column.written(entry.spread(key)) for key, column in columns.items()}
+    return f"{name}: {', '.join(f'{header} {value}' for header, value in values.items() if value)}"

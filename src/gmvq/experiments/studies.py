@@ -1,4 +1,4 @@
-"""Ablations of GM-VQ: one thing is changed, all else is the default."""
+"""Ablations of GM-VQ: each changes one setting of the default."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Point:
     """One setting of a study.
 
     Args:
-        label: Where it stands on the axis.
-        contender: Its name in the table: a contender, or ``CONTENDER:SETTING`` for one with something changed.
-        options: What it changes in the quantizer.
-        changes: What it changes in model or training.
+        label: Position on the axis.
+        contender: Name in the table: a contender, or ``CONTENDER:SETTING`` for a changed one.
+        options: Changed options of the quantizer.
+        changes: Changed fields of model or training.
     """
 
     label: str | float
@@ -26,15 +26,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Study:
-    """Settings that differ in one thing.
+    """Settings that differ in one respect.
 
     Args:
         name: Name on the command line, as ``study:NAME``.
-        title: What a reader calls it.
-        axis: What is changed.
-        scale: How the axis is drawn.
+        title: Name in tables.
+        axis: Name of the changed setting.
+        scale: Scale of the axis.
         points: The settings, in order.
-        protocol: The protocol that it is run under.
+        protocol: Name of the protocol.
     """
 
     name: str

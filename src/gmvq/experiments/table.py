@@ -1,4 +1,4 @@
-"""Measured rows at rest: one form for recipes and for frozen protocols.
+"""Tables of measured rows: one file format for recipes and for frozen protocols.
 
 ::
 
@@ -26,7 +26,7 @@ VERSION = 1
 
 
 class RowKey(NamedTuple):
-    """What there is one row of."""
+    """Unique key of a row."""
 
     protocol: str
     contender: str
@@ -40,13 +40,13 @@ class Row(NamedTuple):
         protocol: Name of the frozen protocol or of the recipe.
         contender: Name of the contender or of the quantizer.
         seed: Seed of the run.
-        diverged: Why training stopped on a loss that was not finite, or None.
-        metrics: What ``metrics.json`` of the run holds, the median speed of training in items per second and the error
+        diverged: Error message if the loss became non-finite in training, or None.
+        metrics: Content of the run's ``metrics.json``, the median training speed in items per second and the error
             of the last training batches; None if the run diverged.
-        settings: What of the protocol's run the contender changes.
+        settings: Changes of the contender to the protocol's run.
         parameters: Number of parameters of the model.
-        course: Values at some steps of training by the name of the quantity; ``step`` has the steps.
-        provenance: Commit, versions, hardware and the like.
+        course: Metrics at some steps of training by name; ``step`` has the steps.
+        provenance: Commit, versions, hardware and similar.
     """
 
     protocol: str
@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
     @property
     def key(self) -> RowKey:
-        """Its place in the table."""
+        """Key of the row in a table."""
         return RowKey(self.protocol, self.contender, self.seed)
 
 
@@ -69,7 +69,7 @@ class Spread(NamedTuple):
     """One metric over seeds.
 
     Attributes:
-        mean: Mean over the runs that have it.
+        mean: Mean over the runs that have the metric.
         std: Standard deviation over them (n - 1); None for a single run.
     """
 
@@ -81,8 +81,8 @@ class Entry(NamedTuple):
     """All runs of a contender under a protocol.
 
     Attributes:
-        contender: Its name.
-        rows: Its rows, by seed.
+        contender: Name of the contender.
+        rows: Rows of the contender, by seed.
     """
 
     contender: str
@@ -90,30 +90,30 @@ class Entry(NamedTuple):
 
     @property
     def diverged(self) -> dict[int, str]:
-        """The reasons by the seeds that diverged."""
+        """Error messages by seed of the runs that diverged."""
         return {row.seed: row.diverged for row in self.rows if row.diverged is not None}
 
     def spread(self, metric: str) -> Spread | None:
-        """Mean and standard deviation of a metric over the runs that have it; None if no run has."""
+        """Returns mean and standard deviation of a metric over the runs that have it; None if no run has it."""
         values = [row.metrics[metric] for row in self.rows if row.metrics and _is_number(row.metrics.get(metric))]
         if not values:
             return None
         return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
     def mean(self, metric: str) -> float | None:
-        """Mean of a metric over the runs that have it; None if no run has."""
+        """Returns the mean of a metric over the runs that have it; None if no run has it."""
         found = self.spread(metric)
         return None if found is None else found.mean
 
 
 @dataclass
 class Table:
-    """Rows, and what those of each protocol share.
+    """Rows, and the settings that the rows of each protocol share.
 
     Args:
-        protocols: What :meth:`Protocol.described` said, by name.
+        protocols: Results of :meth:`Protocol.described` by name.
         rows: Rows by protocol, contender and seed.
-        command: What was typed, for the record.
+        command: Command line, for the record.
     """
 
     protocols: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -122,10 +122,10 @@ class Table:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
-        """The table that JSON holds.
+        """Creates the table from JSON content.
 
         Raises:
-            ValueError: If it is no table of this version, or holds a run twice.
+            ValueError: If it is not a table of this version, or contains a run twice.
         """
         if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
             raise ValueError(f"format {content.get('format')!r}, version {content.get('version')!r}")
@@ -137,15 +137,15 @@ class Table:
         return table
 
     def add(self, row: Row) -> None:
-        """Adds a row, in the place of a former one of the same protocol, contender and seed."""
+        """Adds a row, and replaces an earlier one with the same protocol, contender and seed."""
         self.rows[row.key] = row
 
     def entries(self, protocol: str, contenders: Iterable[str] | None = None) -> list[Entry]:
-        """The contenders that have rows under a protocol, in the order of their first rows.
+        """Returns the contenders that have rows under a protocol, in the order of their first rows.
 
         Args:
             protocol: Name of the protocol.
-            contenders: Which of them; None for all.
+            contenders: Names to select; None for all.
         """
         wanted = None if contenders is None else set(contenders)
         found: dict[str, list[Row]] = {}
@@ -155,29 +155,29 @@ class Table:
         return [Entry(name, tuple(sorted(rows, key=lambda row: row.seed))) for name, rows in found.items()]
 
     def content(self) -> dict[str, Any]:
-        """What JSON holds of it."""
+        """Returns the table as JSON content."""
         rows = [row._asdict() for row in self.rows.values()]
         head = {"format": FORMAT, "version": VERSION, "command": self.command, "protocols": dict(self.protocols)}
         return {**head, "rows": rows}
 
     def write(self, path: str | Path) -> None:
-        """Writes all rows, whole or not at all.
+        """Writes all rows, atomically.
 
         Raises:
             OSError: If the file cannot be written.
         """
         head = self.content()
-        # a line for each row: what a run adds is one line of a difference, and a hundred rows stay small
+        # one line per row: a run adds one line to a diff, and a hundred rows stay small
         rows = ",\n".join(json.dumps(row, allow_nan=False) for row in head.pop("rows"))
         text = f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n{rows}\n]}}\n'
         write_atomically(Path(path), text.encode())
 
 
 def read_table(path: str | Path) -> Table | None:
-    """Reads a table; None if there is no such file.
+    """Reads a table; returns None if the file does not exist.
 
     Raises:
-        ValueError: If the file is no table of this version.
+        ValueError: If the file is not a table of this version.
     """
     path = Path(path)
     if not path.is_file():
@@ -191,17 +191,17 @@ def read_table(path: str | Path) -> Table | None:
 
 
 def modality_of(protocol: Mapping[str, Any]) -> Modality:
-    """What the items of a protocol are."""
+    """Returns the kind of the items of a protocol."""
     return from_description(protocol["run"]["model"]["modality"])
 
 
 def judged_by(protocol: Mapping[str, Any]) -> Distortion:
-    """The distances that contenders under a protocol are judged by."""
+    """Returns the distortion metrics that contenders under a protocol are judged by."""
     return modality_of(protocol).distortion(quick=True)
 
 
 def best_first(entries: Iterable[Entry], protocol: Mapping[str, Any]) -> list[Entry]:
-    """Entries with the best headline first, and those without one last."""
+    """Sorts entries by headline metric, the best first and those without one last."""
     judge = judged_by(protocol)
     sign = -1 if judge.higher_is_better else 1
 

@@ -1,4 +1,4 @@
-"""gmvq beside other libraries on this machine: time, peak memory and agreement.
+"""Comparison of gmvq with other libraries on this machine: time, peak memory and agreement.
 
 ::
 

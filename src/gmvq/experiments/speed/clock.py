@@ -1,4 +1,4 @@
-"""Times of several calls in interleaved rounds, so that whatever else the machine does hits all of them alike."""
+"""Timing of several calls in interleaved rounds, so that other load of the machine affects all of them equally."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from gmvq.experiments.speed.contestants import PRODUCT_BLOCKS, product
 from gmvq.experiments.speed.shapes import Shape
 
 SETTLING_SECONDS = 0.005
-"""Between two calls: the idle threads of another library's pool spin for a while before they sleep."""
+"""Pause between two calls: idle threads of another library's pool spin for a while before they sleep."""
 
 PROBED_ROWS = 2048
 FINALISTS = 3
 LARGEST_BLOCK = 1 << 27
-"""Elements of a block of the bare product: half a GiB."""
+"""Largest number of elements in a block of the bare product: half a GiB."""
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """Wall time of one call, without garbage collection."""
+    """Returns the wall time of one call, without garbage collection."""
     time.sleep(SETTLING_SECONDS)
     enabled = gc.isenabled()
     gc.disable()
@@ -36,9 +36,9 @@ def seconds_of(call: Callable[[], Any]) -> float:
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call in each round.
+    """Returns the seconds of each call in each round.
 
-    A round begins with another call each time, so that none always follows the same one.
+    Each round begins with another call, so that no call always follows the same one.
     """
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -50,12 +50,12 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
-    """Median over rounds of our time over theirs."""
+    """Returns the median over rounds of our time divided by theirs."""
     return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
 
 
 def best_blocks(shape: Shape) -> list[tuple[int, int]]:
-    """The best block sizes of the bare product, by a look at the first latents; all of them are then measured."""
+    """Returns the fastest block sizes of the bare product on the first latents, for the measurement on all of them."""
     blocks = {(min(rows, shape.rows), min(columns, shape.codes)) for rows, columns in PRODUCT_BLOCKS}
     blocks = {block for block in blocks if math.prod(block) <= LARGEST_BLOCK}
     probe = shape._replace(rows=min(shape.rows, PROBED_ROWS))

@@ -1,10 +1,10 @@
-"""Who is measured, at what: for each task, functions that prepare one call on latents and codes of a shape.
+"""Contestants of each task: functions that prepare one call on latents and codes of a shape.
 
 ::
 
     TASKS[task][name](shape) --> call() --> codes, a codebook, or nothing
 
-Other libraries are imported where they are used: one that is not installed raises ImportError, and is left out.
+Other libraries are imported on use: one that is not installed raises ImportError, and is left out.
 """
 
 from __future__ import annotations
@@ -52,28 +52,28 @@ PRODUCT_BLOCKS = (
     (256, 1 << 30),
     (1 << 30, 1 << 30),
 )
-"""Rows and codes of the blocks in which the bare product is tried; the last is the whole matrix."""
+"""Block sizes in rows and codes that are tried for the bare product; the last is the whole matrix."""
 
 
 def peer(module: str) -> ModuleType:
-    """Another library.
+    """Imports another library.
 
     Raises:
         ImportError: If it is not installed.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # warnings of their imports say nothing of what is measured
+        warnings.simplefilter("ignore")  # warnings of their imports are irrelevant here
         return importlib.import_module(module)
 
 
 def nearest_ours(shape: Shape) -> Call:
-    """The kernel that every quantizer of gmvq calls."""
+    """Prepares the kernel that every quantizer of gmvq uses."""
     latents, codes = drawn(shape)
     return lambda: nearest_code(latents, codes)
 
 
 def product(shape: Shape, rows: int, columns: int) -> Call:
-    """The matrix product of latents and codes and nothing else, block by block into one buffer: what none can avoid."""
+    """Prepares the bare product of latents and codes, block by block into one buffer: a lower bound of the time."""
     latents, codes = drawn(shape)
     buffer = torch.empty(min(rows, shape.rows) * min(columns, shape.codes))
     pairs = [
@@ -90,13 +90,13 @@ def product(shape: Shape, rows: int, columns: int) -> Call:
 
 
 def nearest_cdist(shape: Shape) -> Call:
-    """What one writes without a library."""
+    """Prepares the common solution without a library."""
     latents, codes = drawn(shape)
     return lambda: torch.cdist(latents, codes).argmin(-1)
 
 
 def nearest_faiss(shape: Shape) -> Call:
-    """Exact search; the index is built beforehand."""
+    """Prepares exact search; the index is built in advance."""
     faiss = peer("faiss")
     faiss.omp_set_num_threads(torch.get_num_threads())
     latents, codes = (rows.numpy() for rows in drawn(shape))
@@ -106,7 +106,7 @@ def nearest_faiss(shape: Shape) -> Call:
 
 
 def nearest_peer(shape: Shape) -> Call:
-    """Its quantizer in evaluation."""
+    """Prepares its quantizer in evaluation mode."""
     latents, module = drawn(shape)[0][None], vector_peer(shape).eval()
 
     def call() -> Tensor:
@@ -117,13 +117,13 @@ def nearest_peer(shape: Shape) -> Call:
 
 
 def vector_peer(shape: Shape) -> nn.Module:
-    """Its VectorQuantize with the settings of ours, on the drawn codes."""
+    """Creates its VectorQuantize with our settings, on the drawn codes."""
     module = peer("vector_quantize_pytorch").VectorQuantize(
         dim=shape.features,
         codebook_size=shape.codes,
         decay=DECAY,
         commitment_weight=COMMITMENT,
-        rotation_trick=False,  # straight-through, as ours
+        rotation_trick=False,  # straight-through, like ours
     )
     state = module.state_dict()
     for name in ("_codebook.embed", "_codebook.embed_avg"):
@@ -134,14 +134,14 @@ def vector_peer(shape: Shape) -> nn.Module:
 
 
 def vector_ours(shape: Shape) -> VectorQuantizer:
-    """VectorQuantizer with moving averages, on the drawn codes."""
+    """Creates VectorQuantizer with moving averages, on the drawn codes."""
     module = VectorQuantizer(shape.features, shape.codes, decay=DECAY, commitment_weight=COMMITMENT, kmeans_start=False)
     _place(module, drawn(shape)[1])
     return module
 
 
 def mixture_ours(shape: Shape) -> GaussianMixtureQuantizer:
-    """GM-VQ as published: relaxed sample, ALBO, codebook by gradient; on the drawn codes."""
+    """Creates GM-VQ as published, on the drawn codes: relaxed sample, ALBO, codebook by gradient."""
     module = GaussianMixtureQuantizer(
         shape.features,
         shape.codes,
@@ -156,24 +156,24 @@ def mixture_ours(shape: Shape) -> GaussianMixtureQuantizer:
 
 
 def mixture_naive(shape: Shape) -> NaiveMixture:
-    """The same mathematics by plain autograd."""
+    """Creates the same equations in plain autograd."""
     variance = variance_of(shape)
     return NaiveMixture(drawn(shape)[1], variance, weight=LATENT_WEIGHT * 2 * variance / shape.features)
 
 
 def variance_of(shape: Shape) -> float:
-    """The mixture's maximum-likelihood variance for the drawn latents and codes, from at most 256 of the latents.
+    """Computes the mixture's maximum-likelihood variance for the drawn latents and codes, from at most 256 latents.
 
-    It leaves the posterior as soft as it is in training: some codes share a latent, most have no part in it.
+    The posterior is then as soft as in training: some codes share a latent, most have no weight for it.
     """
     latents, codes = drawn(shape)
     latents = latents[:256]
     squares = (latents - codes[nearest_code(latents, codes)]).square().mean()
-    return max(float(squares), 1e-3)  # of one latent that is its code, in the least of shapes
+    return max(float(squares), 1e-3)  # 0 in the smallest shape, whose only latent equals its code
 
 
 def _place(module: nn.Module, codes: Tensor, more: dict[str, Tensor] | None = None) -> None:
-    """Starts a quantizer at given codes ``(K, L)``: its first batch would put them at k-means of too few rows."""
+    """Initializes a quantizer with given codes ``(K, L)``: its first batch has too few rows for k-means."""
     state, counts = module.state_dict(), torch.ones(len(codes))
     state |= {"moving.codes": codes, "moving.sums": codes.clone(), "moving.counts": counts, **(more or {})}
     state["moving.started"] = torch.ones(())
@@ -183,11 +183,11 @@ def _place(module: nn.Module, codes: Tensor, more: dict[str, Tensor] | None = No
 
 
 def step(make: Callable[[Shape], nn.Module]) -> Maker:
-    """A training step: forward, backward to latents and parameters, and whatever statistics the module keeps."""
+    """Prepares a training step: forward, backward to latents and parameters, and updates of the module's statistics."""
 
     def prepare(shape: Shape) -> Call:
         module, latents = make(shape).train(), drawn(shape)[0][None]
-        upstream = torch.randn(latents.shape, generator=generator(1))  # the gradient that a decoder sends back
+        upstream = torch.randn(latents.shape, generator=generator(1))  # the gradient from a decoder
 
         def call() -> None:
             module.zero_grad(set_to_none=True)
@@ -201,13 +201,13 @@ def step(make: Callable[[Shape], nn.Module]) -> Maker:
 
 
 def kmeans_ours(shape: Shape) -> Call:
-    """Lloyd's algorithm as quantizers start with it."""
+    """Prepares Lloyd's algorithm as quantizers use it for initialization."""
     rows = clustered(shape)
     return lambda: k_means(rows, shape.codes, ITERATIONS)
 
 
 def kmeans_faiss(shape: Shape) -> Call:
-    """The same number of iterations over all rows."""
+    """Prepares the same number of iterations over all rows."""
     faiss = peer("faiss")
     faiss.omp_set_num_threads(torch.get_num_threads())
     rows = clustered(shape).numpy()
@@ -241,4 +241,4 @@ FLOATS = {
     (MIXTURE_STEP, PEER): 6.5,
     (MIXTURE_STEP, NAIVE): 8.5,
 }
-"""Numbers held at most for each latent and code, by those who hold any: measured in the memory section, rounded up."""
+"""Largest number of stored values per latent and code, if any: measured in the memory section, rounded up."""

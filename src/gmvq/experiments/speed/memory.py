@@ -1,10 +1,10 @@
-"""Peak memory of one call in a process of its own, above what inputs, modules and a small warm-up hold.
+"""Peak memory of one call in a process of its own, above that of inputs, modules and a small warm-up.
 
 ::
 
     measure(task, name, shape) --a fresh process--> main --> {"bytes", "fits", "method"}
 
-A call that would not fit is not made: its memory is extrapolated from two calls on few latents.
+A call that would not fit in memory is not made: its memory is extrapolated from two calls on fewer latents.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from gmvq.experiments.speed.contestants import FLOATS, TASKS
 from gmvq.experiments.speed.shapes import Shape
 
 SAFE_SHARE = 0.8
-"""Share of the free memory that a call may take."""
+"""Largest share of the free memory that a call may use."""
 
 WARM_UP_SHARE = 64
-"""A warm-up has as many times fewer latents."""
+"""Factor by which a warm-up has fewer latents."""
 
 LEAST_ROWS = 64
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -38,12 +38,12 @@ _COMMAND = "from gmvq.experiments.speed.memory import main; main()"
 
 
 def available() -> int | None:
-    """Bytes that may be taken without swapping, or None if the system does not say."""
+    """Returns the bytes available without swapping, or None if unknown."""
     found = []
     with contextlib.suppress(OSError):
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         found.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    with contextlib.suppress(OSError, ValueError):  # the limit of a container; "max" is none
+    with contextlib.suppress(OSError, ValueError):  # the limit of a container; "max" means no limit
         group = Path("/sys/fs/cgroup")
         used = int((group / "memory.current").read_text())
         found.append(int((group / "memory.max").read_text()) - used)
@@ -51,26 +51,26 @@ def available() -> int | None:
 
 
 def installed() -> int | None:
-    """Bytes of memory that the machine has."""
+    """Returns the bytes of memory of the machine."""
     with contextlib.suppress(ValueError, OSError, AttributeError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return None
 
 
 def too_large(task: str, name: str, shape: Shape) -> int | None:
-    """Bytes that a call would hold if that is more than it may, by what is known of it; None if it fits."""
+    """Returns the estimated bytes of a call if they exceed the limit; None if it fits."""
     needed, free = int(4 * FLOATS.get((task, name), 0.0) * shape.rows * shape.codes), available()
     return needed if free is not None and needed > SAFE_SHARE * free else None
 
 
 def measure(task: str, name: str, shape: Shape, threads: int) -> dict[str, Any]:
-    """Peak memory of one call.
+    """Measures the peak memory of one call.
 
     Returns:
-        ``bytes`` above the start, ``fits`` (False if they are extrapolated and the call was not made) and ``method``;
-        or ``absent`` or ``error`` with a reason.
+        ``bytes`` above the start, ``fits`` (False if they are extrapolated without the call) and ``method``; or
+        ``absent`` or ``error`` with a reason.
     """
-    sources = str(Path(__file__).parents[3])  # this gmvq, wherever it is imported from
+    sources = str(Path(__file__).parents[3])  # this gmvq, not an installed one
     path = os.pathsep.join([sources, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", _COMMAND, task, name, str(shape), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
@@ -81,10 +81,10 @@ def measure(task: str, name: str, shape: Shape, threads: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """What the fresh process does; its answer is one line of JSON on standard output."""
+    """Runs in the fresh process; prints one line of JSON on standard output."""
     task, name, shape = sys.argv[1], sys.argv[2], Shape.parse(sys.argv[3])
     torch.set_num_threads(int(sys.argv[4]))
-    with contextlib.suppress(OSError):  # if memory does run out, this process should go and none else
+    with contextlib.suppress(OSError):  # if memory runs out, the system should kill this process and no other
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         found = peak_of(lambda rows: TASKS[task][name](shape._replace(rows=rows)), shape.rows)
@@ -94,9 +94,9 @@ def main() -> None:
 
 
 def peak_of(prepare: Callable[[int], Callable[[], Any]], rows: int) -> dict[str, Any]:
-    """Peak memory of ``prepare(rows)()``, or its extrapolation where it would not fit."""
+    """Measures the peak memory of ``prepare(rows)()``, or extrapolates it if it would not fit."""
     few = min(rows, max(LEAST_ROWS, rows // WARM_UP_SHARE))
-    prepare(few)()  # threads, buffers of libraries, compiled kernels
+    prepare(few)()  # warms up threads, library buffers, compiled kernels
     method = "VmHWM" if _reset() else "ru_maxrss"
     if 2 * few < rows:
         small, double = peak(prepare(few)), peak(prepare(2 * few))
@@ -107,10 +107,10 @@ def peak_of(prepare: Callable[[int], Callable[[], Any]], rows: int) -> dict[str,
 
 
 def peak(call: Callable[[], Any]) -> int:
-    """Bytes that a call holds at its highest, above what is held before it."""
+    """Returns the bytes that a call uses at its peak, above those used before it."""
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)  # memory that was freed, but not given back, would hide what the call takes
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process keeps would hide what the call uses
     before = _field("VmRSS") if _reset() else _highest()
     result = call()
     after = _field("VmHWM") if _reset_is_possible() else _highest()
@@ -123,7 +123,7 @@ def _reset_is_possible() -> bool:
 
 
 def _reset() -> bool:
-    """Forgets the highest resident size so far; False where the system cannot."""
+    """Resets the peak resident size; returns False if the system cannot."""
     try:
         _CLEAR.write_text("5")
         return _STATUS.exists()

@@ -1,11 +1,11 @@
-r"""GM-VQ as the equations are read off the page: the yardstick for what its step need not cost.
+r"""GM-VQ as a direct transcription of its equations: the reference for avoidable costs of its step.
 
 .. math::
     q(c \mid x) = \mathrm{softmax}_c(-d_c / 2 \sigma^2), \quad y = \mathrm{softmax}_c((\log q(c \mid x) + g_c) / \tau),
     \quad z = \sum_c y_c \mu_c, \quad
     \mathcal{L} = E_{q(c \mid x)}[d_c / 2 \sigma^2] + \mathrm{KL}(q_B(c) \,\|\, p(c))
 
-Each quantity is a tensor of N x K numbers, and autograd holds what the backward pass needs of them.
+Each quantity is a tensor of N x K numbers, and autograd stores those that the backward pass needs.
 
 Source: Gaussian Mixture Vector Quantization with Aggregated Categorical Posterior (Yan et al., 2024),
 https://arxiv.org/abs/2410.10180
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 
 class NaiveMixture(nn.Module):
-    """The training step of GaussianMixtureQuantizer with a codebook that learns by gradient, and nothing beside it.
+    """The training step of GaussianMixtureQuantizer with a codebook learned by gradient, and nothing else.
 
     Args:
         codes: Codebook ``(K, L)``.
         variance: sigma^2, fixed.
         temperature: tau.
-        weight: What the loss is multiplied with.
+        weight: Factor of the loss.
 
     Shape:
         latents ``(*, L)`` -> values ``(*, L)``, codes ``(*)``, loss ``()``.
@@ -38,7 +38,7 @@ class NaiveMixture(nn.Module):
         self.variance, self.temperature, self.weight = variance, temperature, weight
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, most likely codes and the loss."""
+        """Returns values, most likely codes and the loss."""
         rows = latents.reshape(-1, latents.shape[-1])
         squares = rows.square().sum(-1, keepdim=True) + self.codes.square().sum(-1)
         energies = (squares - 2 * rows @ self.codes.T) / (2 * self.variance)

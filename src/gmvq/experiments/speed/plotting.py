@@ -1,4 +1,4 @@
-"""Time and memory against the number of codes, as a picture."""
+"""Plot of time and memory against the number of codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DOTS_PER_INCH = 110
 
 
 def plot_growth(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Time over that of the bare product, and peak memory, against K, all axes logarithmic.
+    """Plots time relative to the bare product, and peak memory, against K, all axes logarithmic.
 
     Args:
         rows: Rows of the growth section.
@@ -53,14 +53,14 @@ def plot_growth(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _times(rows: Sequence[Mapping[str, Any]], name: str, limits: Mapping[int, float]) -> dict[int, float]:
-    """By K: the time over that of the bare product, or in milliseconds if that was not measured."""
+    """Returns times by K: relative to the bare product, or in milliseconds if that was not measured."""
     times = {row["shape"][2]: row["median"][name] for row in rows if name in row["median"]}
     return {codes: time / limits[codes] if limits else 1000 * time
             for codes, time in times.items() if not limits or codes in limits}  # fmt: skip
 
 
 def _peaks(rows: Sequence[Mapping[str, Any]], name: str, fits: bool) -> dict[int, float]:
-    """By K: megabytes of what fits, or what would be needed, from the last point that fits on."""
+    """Returns megabytes by K: measured ones, or required ones from the last measured point on."""
     found = {row["shape"][2]: row["memory"].get(name, {}) for row in rows}
     values = {codes: max(entry["bytes"] / 1e6, 0.1) for codes, entry in found.items() if "bytes" in entry}
     fitting = {codes: value for codes, value in values.items() if found[codes]["fits"]}
@@ -96,7 +96,7 @@ def _style(axes: Axes, title: str | None = None) -> None:
 
 
 def _finish(axes: Axes) -> None:
-    """Few marks on the axes, whatever they span."""
+    """Limits the number of ticks on the axes."""
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 500 * low else (1.0, 2.0, 5.0), numticks=12))
     for axis in (axes.xaxis, axes.yaxis):

@@ -1,4 +1,4 @@
-"""The benchmark from its sections to its files."""
+"""Runs the sections of the benchmark and writes its files."""
 
 from __future__ import annotations
 
@@ -47,27 +47,27 @@ def bench(
     command: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Measures gmvq's kernels and steps beside those of other libraries, in one process and with the same threads.
+    """Measures gmvq's kernels and steps and those of other libraries, in one process and with the same threads.
 
-    The files are written after each row, so that an interruption keeps what was measured.
+    The files are written after each row, so that an interruption loses nothing.
 
     Args:
         shapes: Latents x features x codes of the tables of times.
-        sections: Which of ``SECTIONS`` to measure.
-        against: Which of ``PEERS``; one that is not installed is left out, and named in the result.
-        rounds: Interleaved rounds; figures are medians over them.
-        threads: CPU threads of all contestants; None leaves them as they are.
-        memory_shapes: Sizes at which peak memory is measured.
-        growth_shapes: Sizes over which time and memory grow.
+        sections: Names of the ``SECTIONS`` to measure.
+        against: Names of the ``PEERS``; those that are not installed are left out, and listed in the result.
+        rounds: Interleaved rounds; values are medians over them.
+        threads: CPU threads of all contestants; None keeps the current number.
+        memory_shapes: Sizes for peak memory.
+        growth_shapes: Sizes for the growth of time and memory.
         out: Folder of ``bench.json``, ``bench.md`` and ``bench.png``; those of a former benchmark are replaced.
-        command: What was typed, for the record.
-        console: Where progress goes; by default standard error.
+        command: Command line, for the record.
+        console: Output of progress; by default standard error.
 
     Returns:
         ``{"protocol": ..., "sections": {name: rows}}``, also written to ``bench.json``.
 
     Raises:
-        ValueError: If there is nothing to measure, or a name is not known.
+        ValueError: If there is nothing to measure, or a name is unknown.
     """
     _check(sections, against, rounds, threads)
     out, console = Path(out), Console(file=sys.stderr) if console is None else console

@@ -1,8 +1,8 @@
-"""What each section of the benchmark measures: shapes in, rows of a table out.
+"""Sections of the benchmark: each measures shapes and yields rows of a table.
 
-A row that JSON can hold::
+A row is a JSON object::
 
-    {"shape": [N, L, K], "seconds": {name: [one for each round]}, "median": {name: ...}, "ratio": {name: ours / theirs},
+    {"shape": [N, L, K], "seconds": {name: [one per round]}, "median": {name: ...}, "ratio": {name: ours / theirs},
      "left_out": {name: reason}, ...}
 """
 
@@ -35,19 +35,19 @@ from gmvq.kernels import nearest_code
 MEMORY, GROWTH = "memory", "growth"
 LEAST_ROWS_OF_A_CODE = 4
 GROWTH_ROUNDS = 3
-"""Rounds of the growth section, whose steps take up to a minute, unless fewer are asked for."""
+"""Largest number of rounds of the growth section, whose steps take up to a minute."""
 
 TIE = 32 * float(np.finfo(np.float32).eps)
-"""Largest difference of two squared distances against the squares they are made of that is rounding in float32: the
-expanded form adds up L products, and blocks of them in some order."""
+"""Largest rounding difference in float32 of two squared distances, relative to the squares they are computed from: the
+expanded form sums L products, in blocks of any order."""
 
 
 class Plan(NamedTuple):
-    """What a section needs to know.
+    """Settings of a section.
 
     Attributes:
         shapes: Sizes to measure.
-        against: Names of contestants; gmvq always takes part.
+        against: Names of contestants; gmvq is always included.
         rounds: Interleaved rounds.
     """
 
@@ -61,10 +61,10 @@ Say = Callable[[str], None]
 
 
 def timed(task: str, shape: Shape, plan: Plan) -> tuple[Row, dict[str, Any]]:
-    """One row of times.
+    """Measures one row of times.
 
     Returns:
-        The row, and what the first call of each contestant gave.
+        The row, and the first result of each contestant.
     """
     calls: dict[str, Callable[[], Any]] = {}
     results, left_out = {}, {}
@@ -79,7 +79,7 @@ def timed(task: str, shape: Shape, plan: Plan) -> tuple[Row, dict[str, Any]]:
             results[name] = call()  # also the warm-up
         except ImportError as error:
             left_out[name] = f"not installed: {error}"
-        except Exception as error:  # whatever stops another library stops it alone
+        except Exception as error:  # an error of another library must not stop the others
             left_out[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         else:
             calls[name] = call
@@ -90,7 +90,7 @@ def timed(task: str, shape: Shape, plan: Plan) -> tuple[Row, dict[str, Any]]:
 
 
 def _row(shape: Shape, seconds: dict[str, list[float]]) -> Row:
-    """Medians and ratios; of the blocks of the bare product the best."""
+    """Computes medians and ratios; for the bare product those of its best block size."""
     row: Row = {"shape": list(shape)}
     products = {name: values for name, values in seconds.items() if name.startswith(PRODUCT)}
     if products:
@@ -103,7 +103,7 @@ def _row(shape: Shape, seconds: dict[str, list[float]]) -> Row:
 
 
 def nearest(plan: Plan, say: Say) -> Iterator[Row]:
-    """The nearest code of each latent, with a look at whose codes agree."""
+    """Measures the search for the nearest code of each latent, and the agreement of codes."""
     for shape in plan.shapes:
         say(f"nearest code, {shape}")
         row, results = timed(NEAREST, shape, plan)
@@ -115,8 +115,8 @@ def agreement(codes: Mapping[str, Tensor], latents: Tensor, codebook: Tensor) ->
     """Compares the codes of other contestants with ours.
 
     Returns:
-        By name: ``equal``, the share of equal codes; ``largest_gap``, the largest difference of the squared distances
-        of two codes that are not, against the squares they are made of; ``ties``, whether all of that is rounding.
+        By name: ``equal``, the fraction of equal codes; ``largest_gap``, the largest difference of squared distances of
+        two different codes, relative to the squares they are computed from; ``ties``, True if all of that is rounding.
     """
     found = {}
     for name in codes.keys() - {OURS} if OURS in codes else ():
@@ -131,21 +131,21 @@ def agreement(codes: Mapping[str, Tensor], latents: Tensor, codebook: Tensor) ->
 
 
 def vector_step(plan: Plan, say: Say) -> Iterator[Row]:
-    """A training step of the VQ-VAE's quantizer."""
+    """Measures a training step of the VQ-VAE's quantizer."""
     for shape in plan.shapes:
         say(f"VectorQuantizer step, {shape}")
         yield timed(VECTOR_STEP, shape, plan)[0]
 
 
 def mixture_step(plan: Plan, say: Say) -> Iterator[Row]:
-    """A training step of GM-VQ."""
+    """Measures a training step of GM-VQ."""
     for shape in plan.shapes:
         say(f"GM-VQ step, {shape}")
         yield timed(MIXTURE_STEP, shape, plan)[0]
 
 
 def kmeans(plan: Plan, say: Say) -> Iterator[Row]:
-    """Lloyd's algorithm; a shape with few latents for each code gets more of them."""
+    """Measures Lloyd's algorithm; a shape with few latents per code gets more of them."""
     for shape in plan.shapes:
         shape = shape._replace(rows=max(shape.rows, LEAST_ROWS_OF_A_CODE * shape.codes))
         say(f"k-means, {shape}")
@@ -157,13 +157,13 @@ def kmeans(plan: Plan, say: Say) -> Iterator[Row]:
 
 
 def peaks(task: str, shape: Shape, plan: Plan) -> dict[str, Any]:
-    """Peak memory of each contestant."""
+    """Measures the peak memory of each contestant."""
     names = [name for name in TASKS[task] if name == OURS or name in plan.against]
     return {name: memory.measure(task, name, shape, torch.get_num_threads()) for name in names}
 
 
 def peak_memory(plan: Plan, say: Say) -> Iterator[Row]:
-    """Peak memory of each step, each in a process of its own."""
+    """Measures the peak memory of each step, each in a process of its own."""
     for shape in plan.shapes:
         for task in (NEAREST, VECTOR_STEP, MIXTURE_STEP):
             say(f"memory of {task}, {shape}")
@@ -171,7 +171,7 @@ def peak_memory(plan: Plan, say: Say) -> Iterator[Row]:
 
 
 def growth(plan: Plan, say: Say) -> Iterator[Row]:
-    """Time and memory as the codebook grows."""
+    """Measures time and memory for growing codebooks."""
     plan = plan._replace(rounds=min(plan.rounds, GROWTH_ROUNDS))
     for shape in plan.shapes:
         for task in (NEAREST, MIXTURE_STEP):

@@ -1,4 +1,4 @@
-"""N latents of L features against K codes: the size of what is measured, and what is drawn of that size."""
+"""Shapes of measurements: N latents of L features and K codes, and random tensors of these shapes."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ class Shape(NamedTuple):
 
 
 def generator(seed: int) -> torch.Generator:
-    """Random numbers that are the same in every process."""
+    """Creates a random number generator with the same numbers in every process."""
     return torch.Generator().manual_seed(seed)
 
 
 @functools.lru_cache(maxsize=1)
 def drawn(shape: Shape) -> tuple[Tensor, Tensor]:
-    """Latents ``(N, L)`` and codes ``(K, L)``, all normal: codes lie around each latent, and not on it."""
+    """Draws latents ``(N, L)`` and codes ``(K, L)`` from a normal distribution: no latent is close to its code."""
     source = generator(0)
     codes = torch.randn(shape.codes, shape.features, generator=source)
     return torch.randn(shape.rows, shape.features, generator=source), codes
 
 
 def clustered(shape: Shape) -> Tensor:
-    """Rows ``(N, L)`` around K normal centers, at 0.3 of their spread: what k-means is for."""
+    """Draws rows ``(N, L)`` around K normal centers, at 0.3 of their spread, as input of k-means."""
     source = generator(0)
     centers = torch.randn(shape.codes, shape.features, generator=source)
     places = torch.randint(shape.codes, (shape.rows,), generator=source)

@@ -1,4 +1,4 @@
-"""How a benchmark reads: one row for each contestant, one column for each shape."""
+"""Tables of a benchmark: one row per contestant, one column per shape."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Grid(NamedTuple):
     """A table of text.
 
     Attributes:
-        section: Name of the section that it shows.
-        title: What it shows, and in which unit.
+        section: Name of the section.
+        title: Title with the unit.
         header: Names of the columns.
-        rows: Cells, the first of each row its name.
-        notes: What else is to be said.
+        rows: Cells; the first of each row is its name.
+        notes: Further remarks.
     """
 
     section: str
@@ -42,7 +42,7 @@ class Grid(NamedTuple):
 
 
 def grids(result: Mapping[str, Any]) -> list[Grid]:
-    """All tables of a benchmark, as far as it has come."""
+    """Returns all tables of a benchmark, as far as it is finished."""
     sections: Mapping[str, Sequence[Mapping[str, Any]]] = result["sections"]
     made = []
     for name in TITLES:
@@ -63,17 +63,17 @@ def grids(result: Mapping[str, Any]) -> list[Grid]:
 
 
 def markdown_grid(grid: Grid) -> str:
-    """A table in Markdown."""
+    """Formats a table in Markdown."""
     return "\n\n".join([f"**{grid.title}**", markdown_table(grid.header, grid.rows), *grid.notes])
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """All tables with their protocol, in Markdown."""
+    """Formats all tables with their protocol in Markdown."""
     return "\n\n".join([*map(markdown_grid, grids(result)), footnote(result["protocol"])]) + "\n"
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
-    """All tables for a terminal, four shapes in 80 columns."""
+    """Formats all tables for a terminal, four shapes in 80 columns."""
     made = []
     for grid in grids(result):
         rows = ([name.replace(LABELS[PEER], "vector-quantize- pytorch"), *cells] for name, *cells in grid.rows)
@@ -82,7 +82,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def footnote(protocol: Mapping[str, Any]) -> str:
-    """How the figures were made, in a few sentences."""
+    """Describes how the values were measured, in a few sentences."""
     memory = f", {protocol['memory_bytes'] / 2**30:.0f} GiB" if protocol["memory_bytes"] else ""
     absent = f" Not installed: {', '.join(LABELS[name] for name in protocol['not_installed'])}."
     return (
@@ -164,7 +164,7 @@ def _reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _by_name(rows: Sequence[Mapping[str, Any]], cell: Callable[[Mapping[str, Any], str], str]) -> list[list[str]]:
-    """A row of cells for each contestant that was to take part in any of the rows."""
+    """Returns a row of cells for each contestant that occurs in any of the rows."""
     names = [name for name in LABELS if any(name in row["median"] or name in row["left_out"] for row in rows)]
     return [[LABELS[name], *(cell(row, name) for row in rows)] for name in names]
 
@@ -174,7 +174,7 @@ def _shapes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _broken(name: str) -> str:
-    """A shape on two lines, everything else as it is."""
+    """Splits a shape into two lines; returns other names unchanged."""
     before, cross, codes = name.rpartition("x")
     return f"{before}\nx{codes}" if cross and codes.isdigit() else name
 
