@@ -1,9 +1,9 @@
-"""What priors draw, and what a judge says of it: every kind of prior over the codes of one tokenizer, by class.
+"""Evaluates images drawn by every kind of prior over the codes of one tokenizer, by class.
 
-A GM-VQ tokenizer learns from labelled images; over its codes each kind of prior learns for as many steps, by
-transformers of one size. A classifier that learned the real images looks at what they draw of each class: does it see
-the class that was asked for, and how do its features of drawn images stand to those of held-out ones? These are no FID
-and KID. Bits are of a held-out code, given its class; flows give none.
+A GM-VQ tokenizer is trained on labeled images, and on its codes each kind of prior for the same number of steps, with
+transformers of the same size. A classifier trained on the real images evaluates the drawn ones of each class: does it
+recognize the requested class, and how do its features of drawn images compare with those of held-out ones? These are
+not FID and KID. Bits are those of a held-out code, given its class; flows have none.
 
     python benchmarks/drawing.py --out benchmarks/results/drawing.json --pictures docs/images/generation
 """
@@ -33,19 +33,19 @@ from gmvq.training.preparation import cpu_threads
 from gmvq.training.provenance import commit, hardware, versions
 
 ROWS = 6
-"""Images of each class in a sheet of samples."""
+"""Images of each class in a picture of samples."""
 EDITED = 6
-"""Held-out images in a sheet of completions, interpolations or swaps."""
+"""Held-out images in a picture of completions, interpolations or swaps."""
 
 
 def fitted(folder: Path, prior: PriorRun, out: Path, data: Data) -> dict[str, Any]:
-    """The metrics of a prior over the tokenizer in a folder; the same one is not trained again."""
+    """Returns the metrics of a prior over the tokenizer in a folder; a finished one is not trained again."""
     stage = PriorStage(folder, prior, out, data=data)
     return stage.carry_out(overwrite=finished(out, stage.settings()) is None, report=False)
 
 
 def write_edits(pictures: Path, generator: Generator, data: Data, sampling: Sampling) -> None:
-    """Completions of lower halves, interpolations and swaps of held-out images."""
+    """Writes completions of lower halves, interpolations and swaps of held-out images."""
     labels = data.held_out.labels
     places = list(range(EDITED)) if labels is None else [int((labels == each).int().argmax()) for each in range(EDITED)]
     chosen = data.signal.checked(torch.stack([data.held_out[place] for place in places]))
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, draws and writes."""
+    """Measures, draws and writes the results."""
     arguments = _parser().parse_args(argv)
     run = recipes.changed(recipes.make(arguments.recipe, arguments.data), steps=arguments.tokenizer_steps)
     folder, size = arguments.runs / arguments.recipe, {"width": arguments.width, "depth": arguments.depth}

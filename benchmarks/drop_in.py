@@ -1,9 +1,9 @@
-"""Does the layer work in somebody else's network, with its size and nothing else said?
+"""Tests whether the layer works in an unrelated network if only its size is given.
 
-A small convolutional autoencoder that knows nothing of gmvq gets each quantizer with ``dim`` and ``codebook_size``
-only, and trains on mean squared error + the quantizer's loss, on crops of the bundled photographs. Usage is the share
-of the codebook among the hard codes of 2,560 fresh crops of the training photographs, and apart from that of the three
-held-out photographs; perplexity and PSNR are those of the held-out ones.
+A small convolutional autoencoder without any other part of gmvq gets each quantizer with ``dim`` and
+``codebook_size`` only, and is trained with mean squared error + the quantizer's loss on crops of the bundled
+photographs. Usage is the fraction of the codebook among the hard codes of 2,560 new crops of the training photographs,
+and separately of the three held-out photographs; perplexity and PSNR are those of the held-out ones.
 
     python benchmarks/drop_in.py --out benchmarks/results/drop_in.json
 """
@@ -29,7 +29,7 @@ from gmvq.training.provenance import commit, hardware, versions
 
 
 class Network(nn.Module):
-    """Somebody else's autoencoder: latents (B, dim, H / 4, W / 4)."""
+    """An unrelated autoencoder: latents (B, dim, H / 4, W / 4)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 def measure(name: str, dim: int, codebook_size: int, steps: int, seed: int) -> dict[str, float | int | str]:
-    """Trains one network and measures it on the held-out photographs."""
+    """Trains one network and evaluates it on the held-out photographs."""
     torch.manual_seed(seed)
     data = Image().load("bundled:photographs")
     network, quantizer = Network(dim), LAYERS[name](dim, codebook_size)
@@ -69,7 +69,7 @@ def measure(name: str, dim: int, codebook_size: int, steps: int, seed: int) -> d
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         latents = network.encoder(images).movedim(1, -1)
-        # (B, tokens, dim) is what both libraries take
+        # both libraries take (B, tokens, dim)
         values, codes, loss, *_ = quantizer(latents.flatten(1, 2))
         decoded = network.decoder(values.reshape(latents.shape).movedim(-1, 1))
         return decoded, codes, loss.sum()
@@ -102,7 +102,7 @@ def measure(name: str, dim: int, codebook_size: int, steps: int, seed: int) -> d
 
 
 def main() -> None:
-    """Measures all layers and prints and writes the table."""
+    """Measures all layers, prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=1)

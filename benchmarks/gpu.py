@@ -1,18 +1,18 @@
-"""The Triton kernels on this machine's GPU, as shares of its own rate of bfloat16 products, and beside their peers.
+"""Speed of the Triton kernels on this machine's GPU, relative to its bfloat16 products and to other libraries.
 
     python benchmarks/gpu.py --out benchmarks/results/gpu.json
 
-Rates are of floating-point operations that the task cannot avoid, by medians over rounds of CUDA events, after a
-warm-up that also chooses the kernels' tiles. The machine's rate is the higher of torch.mm in bfloat16 at the task's own
+Rates are in necessary floating-point operations, by medians over rounds of CUDA events, after a warm-up that also
+selects the kernels' tiles. The machine's rate is the higher of torch.mm in bfloat16 at the task's own
 shape and of 8192 x 8192 matrices. Nearest code counts one product of N x L x K; the GM-VQ step (relaxed sample,
 posterior statistics, aggregated posterior, and backward to latents, codebook, values, biases and precisions) counts
-seven: two forward, five backward, whatever is computed again. float32 inputs are multiplied as
-float32_matmul_precision says: "medium" in bfloat16, "high" in tf32, "highest" exactly.
+seven: two forward, five backward, without recomputations. float32 inputs are multiplied as
+set by float32_matmul_precision: "medium" in bfloat16, "high" in tf32, "highest" exactly.
 
-Peers hold several numbers for each latent and code, so they are measured at --peer-rows latents, and so are the kernels
-beside them: vector-quantize-pytorch's VectorQuantize, a step and an evaluation, and GM-VQ by plain autograd, which is
-the reference that the kernels are tested against. What does not fit is left out, with a note. Agreement is with that
-reference in float64, on --slice latents. Memory is the peak above what is held before the call.
+Other libraries store several numbers per latent and code, so they are measured at --peer-rows latents, together with
+the kernels: vector-quantize-pytorch's VectorQuantize, a step and an evaluation, and GM-VQ by plain autograd, which is
+the reference that the kernels are tested against. Cases that do not fit are left out, with a note. Agreement is with
+that reference in float64, on --slice latents. Memory is the peak above that before the call.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Shape(NamedTuple):
 
     @property
     def operations(self) -> int:
-        """Of one product of all latents and codes."""
+        """Floating-point operations of one product of all latents and codes."""
         return 2 * self.rows * self.features * self.codes
 
 
@@ -62,29 +62,29 @@ class Case(NamedTuple):
     biases: Tensor
 
     def to(self, dtype: torch.dtype) -> Case:
-        """In another precision, with room for gradients."""
+        """Returns a copy in another precision, with gradients enabled."""
         return Case(*(part.detach().to(dtype).requires_grad_() for part in self))
 
     def rows(self, count: int) -> Case:
-        """With the first latents only."""
+        """Returns the case with only the first latents."""
         return self._replace(latents=self.latents[:count])
 
 
 def drawn(shape: Shape, device: torch.device) -> Case:
-    """Codes of a normal distribution, and latents around some of them."""
+    """Draws codes of a normal distribution, and latents around some of them."""
     generator = torch.Generator(device).manual_seed(0)
     options = {"generator": generator, "device": device}
     codes = torch.randn(shape.codes, shape.features, **options)
     latents = torch.randn(shape.rows, shape.features, **options)
     places = torch.randint(shape.codes, (shape.rows,), **options)
     latents.mul_(0.7).add_(codes[places])
-    scale = 2 / shape.features**0.5  # energies of codes in nats: tens, and those of the nearest a few
+    scale = 2 / shape.features**0.5  # energies of codes in nats: tens, a few for the nearest codes
     biases = torch.randn(shape.codes, **options) / 4
     return Case(latents * scale, codes * scale, codes, torch.rand(shape.codes, **options) + 0.5, biases)
 
 
 def milliseconds(call: Callable[[], Any], rounds: int, device: torch.device) -> float:
-    """Median time of a call after warm-up: between CUDA events, and of the clock where there is no GPU, for tests."""
+    """Returns the median time of a call after warm-up: from CUDA events, or in tests without a GPU from the clock."""
     for _ in range(WARM_UP):
         call()
     times = []
@@ -105,7 +105,7 @@ def milliseconds(call: Callable[[], Any], rounds: int, device: torch.device) -> 
 
 
 def peak_megabytes(call: Callable[[], Any], device: torch.device) -> float | None:
-    """Peak of allocated memory above what is held before the call."""
+    """Returns the peak of allocated memory above that before the call."""
     if device.type != "cuda":
         return None
     torch.cuda.empty_cache()
@@ -119,7 +119,7 @@ def peak_megabytes(call: Callable[[], Any], device: torch.device) -> float | Non
 def measured(
     name: str, make: Callable[[], Callable[[], Any]], rounds: int, device: torch.device, **more: object
 ) -> Row:
-    """Time and memory of a call, or a note where it does not fit or is not installed."""
+    """Measures time and memory of a call, or notes that it does not fit or is not installed."""
     row: Row = {"name": name, **more}
     try:
         call = make()
@@ -136,7 +136,7 @@ def measured(
 
 
 def with_rates(row: Row, operations: int, machine: float) -> Row:
-    """Adds the rate in TFLOP/s and its share of the machine's."""
+    """Adds the rate in TFLOP/s and its fraction of the machine's."""
     if "milliseconds" not in row:
         return row
     rate = operations / row["milliseconds"] / 1e9
@@ -144,7 +144,7 @@ def with_rates(row: Row, operations: int, machine: float) -> Row:
 
 
 def product_rates(shape: Shape, rounds: int, device: torch.device, square: int = SQUARE) -> list[Row]:
-    """torch.mm in bfloat16, at the shape (in parts of 65,536 latents, into one block) and of square matrices."""
+    """Measures torch.mm in bfloat16, at the shape (in parts of 65,536 latents, into one block) and square."""
 
     def at_shape() -> Callable[[], Any]:
         left = torch.randn(shape.rows, shape.features, device=device, dtype=torch.bfloat16)
@@ -167,7 +167,7 @@ def product_rates(shape: Shape, rounds: int, device: torch.device, square: int =
 
 
 def upstream(results: Any) -> list[Tensor]:  # noqa: ANN401
-    """Gradients of the results that pass one on: the same numbers in each precision."""
+    """Draws gradients of the differentiable results: the same numbers in each precision."""
     outputs = [getattr(results, name) for name in DIFFERENTIABLE]
     generator = torch.Generator(outputs[0].device).manual_seed(2)
     options = {"generator": generator, "device": outputs[0].device}
@@ -175,7 +175,7 @@ def upstream(results: Any) -> list[Tensor]:  # noqa: ANN401
 
 
 def stepped(function: Callable[..., Any], case: Case) -> Callable[[], Any]:
-    """A mixture step and its backward pass."""
+    """Prepares a mixture step with its backward pass."""
     case = case.to(torch.float32)
     device = case.latents.device
     temperature, seed = torch.ones((), device=device), torch.tensor(1, device=device)
@@ -194,13 +194,13 @@ def stepped(function: Callable[..., Any], case: Case) -> Callable[[], Any]:
 
 
 def nearest_of_halves(case: Case) -> Callable[[], Tensor]:
-    """Nearest code of latents and codes in bfloat16."""
+    """Prepares the nearest code of latents and codes in bfloat16."""
     latents, codes = case.latents.bfloat16(), case.codes.bfloat16()
     return lambda: nearest_code(latents, codes)
 
 
 def by_kernels(case: Case, temperature: Tensor, seed: Tensor) -> Any:  # noqa: ANN401
-    """The mixture step of gmvq."""
+    """Runs the mixture step of gmvq."""
     latents, codes, values, precisions, biases = case
     return mixture_step(
         latents, codes, values, precisions=precisions, biases=biases, temperature=temperature, seed=seed
@@ -208,14 +208,14 @@ def by_kernels(case: Case, temperature: Tensor, seed: Tensor) -> Any:  # noqa: A
 
 
 def by_autograd(case: Case, temperature: Tensor, seed: Tensor) -> Any:  # noqa: ANN401
-    """The same in plain PyTorch, which holds several numbers for each latent and code."""
+    """Runs the same in plain PyTorch, which stores several numbers per latent and code."""
     latents, codes, values, precisions, biases = case
     prices, weights = torch.zeros_like(biases), torch.ones_like(latents[:, 0])
     return reference.mixture_step(latents, codes, values, precisions, biases, prices, weights, temperature, seed)
 
 
 def peer_step(case: Case, training: bool) -> Callable[[], Any]:
-    """vector-quantize-pytorch's VectorQuantize: forward, and backward to the latents in training."""
+    """Prepares vector-quantize-pytorch's VectorQuantize: forward, and in training backward to the latents."""
     from vector_quantize_pytorch import VectorQuantize
 
     module = VectorQuantize(dim=case.codes.shape[1], codebook_size=len(case.codes), rotation_trick=False)
@@ -233,7 +233,7 @@ def peer_step(case: Case, training: bool) -> Callable[[], Any]:
 
 
 def agreement(case: Case, precision: str) -> Row:
-    """Codes and the largest relative errors (norm of the error over norm) against the reference in float64."""
+    """Computes equal codes and the largest relative errors (norm of the error over norm) to float64."""
     torch.set_float32_matmul_precision(precision)
     exact, own = case.to(torch.float64), case.to(torch.float32)
     device = case.latents.device
@@ -254,7 +254,7 @@ def agreement(case: Case, precision: str) -> Row:
 
 
 def measure(shape: Shape, peer_rows: int, slice_rows: int, rounds: int, device: torch.device) -> dict[str, list[Row]]:
-    """All figures: of the machine's products, of the kernels at the shape, of all at fewer latents, and agreement."""
+    """Measures the machine's products, the kernels at the shape, everything at fewer latents, and agreement."""
     products = product_rates(shape, rounds, device, SQUARE if device.type == "cuda" else 16)
     machine = max(row.get("teraflops", 0.0) for row in products)
     case = drawn(shape, device)
@@ -270,7 +270,7 @@ def measure(shape: Shape, peer_rows: int, slice_rows: int, rounds: int, device: 
     beside = []
     for precision in ("medium", "high", "highest"):
         torch.set_float32_matmul_precision(precision)
-        # exact float32 has no matrix units: at the whole shape it would take minutes
+        # exact float32 does not use tensor cores: at the whole shape it would take minutes
         own, size = (few, fewer) if precision == "highest" else (case, shape)
         row = measured("GM-VQ step", lambda own=own: stepped(by_kernels, own), rounds, device, precision=precision)
         kernels.append(with_rates({**row, "rows": size.rows}, PRODUCTS * size.operations, machine))
@@ -287,7 +287,7 @@ def measure(shape: Shape, peer_rows: int, slice_rows: int, rounds: int, device: 
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1 << 20, help="latents N")
     parser.add_argument("--features", type=int, default=256, help="features L")
@@ -300,7 +300,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, prints and writes; 2 where there is no GPU."""
+    """Measures, prints and writes the results; returns 2 if there is no GPU."""
     options = parse(arguments)
     if not torch.cuda.is_available():
         print(

@@ -1,8 +1,8 @@
-"""The recipes on real sound, text, series and tables: how well codes keep items, how many are used, what a prior draws.
+"""Evaluates the recipes on real audio, text, series and tables: distortion, codebook usage, and a prior.
 
-Each tokenizer is a recipe as it stands, with GM-VQ and its defaults, and after it an autoregressive transformer of
-width 128 and 4 blocks over its codes. Metrics are of held-out items; use of the codebook is counted over
-held-out and over training items, since a short or a shifted held-out part has not every code.
+Each tokenizer is an unchanged recipe, with GM-VQ and its defaults, followed by an autoregressive transformer of
+width 128 and 4 blocks over its codes. Metrics are of held-out items; codebook usage is counted over
+held-out and over training items, since a short or shifted held-out part lacks some codes.
 
     python benchmarks/modalities.py --data ../shared/data --out benchmarks/results/modalities.json
 
@@ -27,7 +27,7 @@ from gmvq.training.provenance import commit, hardware, versions
 
 
 class Case(NamedTuple):
-    """A recipe on some data: the path below ``--data``, or data that come with a dependency."""
+    """A recipe and its data: the path below ``--data``, or data that come with a dependency."""
 
     title: str
     recipe: str
@@ -49,7 +49,7 @@ DRAWN = 20
 
 
 def measured(name: str, root: Path, runs: Path, steps: int | None, prior_steps: int) -> dict[str, Any]:
-    """Metrics of a tokenizer and of the prior over its codes."""
+    """Computes metrics of a tokenizer and of the prior over its codes."""
     case, out = CASES[name], runs / name
     source = case.source if case.source.startswith("bundled:") else str(root / case.source)
     run = recipes.changed(recipes.make(case.recipe, source), steps=steps)
@@ -82,7 +82,7 @@ def measured(name: str, root: Path, runs: Path, steps: int | None, prior_steps: 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, prints and writes."""
+    """Measures, prints and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=CASES, default=tuple(CASES))

@@ -1,10 +1,10 @@
-"""How easily the codes of different quantizers are modelled: tokenizers of one protocol, and the same prior over each.
+"""Measures how well a prior models the codes of different quantizers: tokenizers of one protocol, one kind of prior.
 
 Each tokenizer is a contender of the short protocol of Fashion-MNIST: the same network, data, steps and seed, and 1,024
-codes for each of 7x7 places. Over its codes an autoregressive transformer learns, the same for all, without classes;
-codes of a residual are learned level by level. Figures are of held-out images: bits of a token by the transformer, by
-n-grams of the neighbours and by frequencies, and bits per dimension of the whole, codes and image given them, which is
-a bound of the likelihood that tokenizers can be compared by at unequal reconstruction.
+codes for each of 7x7 places. An autoregressive transformer, the same for all, is trained on its codes, without classes;
+codes of a residual are modeled level by level. Metrics are of held-out images: bits of a token by the transformer, by
+n-grams of the neighbors and by frequencies, and bits per dimension of codes and image given the codes, a bound of the
+likelihood, by which tokenizers can be compared at unequal reconstruction.
 
     python benchmarks/modelling.py --data ../shared/data/fashion_mnist --out benchmarks/results/modelling.json
 """
@@ -31,7 +31,7 @@ TOKENIZERS = ("vector-ema-4", "gaussian-mixture", "finite-scalar", "residual")
 
 
 def measured(name: str, data: Path, folder: Path, steps: int | None, prior: PriorRun, seed: int) -> dict[str, Any]:
-    """Figures of one tokenizer and of the prior over its codes; what the folder has is not trained again."""
+    """Computes metrics of one tokenizer and of the prior over its codes; finished ones are not trained again."""
     template = PROTOCOLS[PROTOCOL].at(str(data)).run
     if steps is not None:
         template = replace(template, training=replace(template.training, steps=steps, warmup_steps=min(100, steps)))
@@ -57,7 +57,7 @@ def measured(name: str, data: Path, folder: Path, steps: int | None, prior: Prio
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, prints and writes."""
+    """Measures, prints and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tokenizers", nargs="+", choices=sorted(CONTENDERS), default=TOKENIZERS)

@@ -1,10 +1,10 @@
-"""Where the time of a training step of the CIFAR-10 recipe goes, with its own network, batch size and loader.
+"""Profiles a training step of the CIFAR-10 recipe, with its own network, batch size and loader.
 
-GM-VQ as it is by default, VQ-VAE with moving averages, and the same network around vector-quantize-pytorch's
-VectorQuantize with the settings of the latter take turns, some steps each; figures are medians over rounds. A part's
-time is that of its forward and its backward: the backward pass is run part by part, which changes no number. The
-quantizer's includes its statistics, the optimizer's the average of the weights. Images a second are those of whole
-steps, without that division.
+GM-VQ with its defaults, VQ-VAE with moving averages, and the same network around vector-quantize-pytorch's
+VectorQuantize with the settings of the latter take turns of some steps; values are medians over rounds. A part's time
+is that of its forward and its backward pass: the backward pass is run part by part, with equal results. The
+quantizer's includes its statistics, the optimizer's the averaged weights. Images per second are those of whole steps,
+without this division.
 
     python benchmarks/profile_step.py --data ../shared/data/cifar10 --out benchmarks/results/profile.json
 """
@@ -41,7 +41,7 @@ WARM_UP_STEPS = 5
 
 
 class Peer(nn.Module):
-    """vector-quantize-pytorch's VectorQuantize where the autoencoder has a bottleneck."""
+    """vector-quantize-pytorch's VectorQuantize as the bottleneck of an autoencoder."""
 
     def __init__(self, dim: int, codebook_size: int) -> None:
         super().__init__()
@@ -54,23 +54,23 @@ class Peer(nn.Module):
         )  # fmt: skip
 
     def forward(self, latents: Tensor, lengths: Tensor | None = None) -> Quantized:
-        """Latents ``(B, h, w, dim)`` through its layer, which takes sequences; images have no lengths."""
+        """Quantizes latents ``(B, h, w, dim)`` as sequences; images have no lengths."""
         values, codes, loss = self.quantizer(latents.flatten(1, -2))
         return Quantized(values.reshape(latents.shape), codes.reshape(latents.shape[:-1]), loss.sum(), {})
 
     def loss_weight(self, squared_error_weight: Tensor, tokens_per_dimension: float) -> Tensor:
-        """Its loss is a squared error."""
+        """Returns the weight of a squared error."""
         return squared_error_weight
 
     def update(self) -> None:
-        """It does that by itself."""
+        """Does nothing: the layer updates itself."""
 
     def set_progress(self, progress: float) -> None:
-        """It has no schedules."""
+        """Does nothing: it has no schedules."""
 
 
 def subject(name: str, recipe: Run, data: Data) -> Subject:
-    """A quantizer, or the peer's, in the network of a recipe."""
+    """Creates the model of a recipe with one of the quantizers or the other library's."""
     quantizer = "vector-ema" if name == PEER else name
     made = Subject(replace(recipe, model=replace(recipe.model, quantizer=cast("Any", quantizer))), data)
     if name == PEER:
@@ -79,7 +79,7 @@ def subject(name: str, recipe: Run, data: Data) -> Subject:
 
 
 class Subject:
-    """A model in training, as :func:`gmvq.training.train` trains it, one step at a time."""
+    """A model in training as by :func:`gmvq.training.train`, one step at a time."""
 
     def __init__(self, recipe: Run, data: Data) -> None:
         torch.manual_seed(0)
@@ -95,7 +95,7 @@ class Subject:
         self.steps = 0
 
     def put(self, bottleneck: AbstractBottleneck) -> None:
-        """Takes a bottleneck, and begins anew to learn."""
+        """Sets the bottleneck, and starts training from the beginning."""
         self.model.bottleneck = bottleneck
         bottleneck.updates_itself = False  # as in training: once, after the optimizer's step
         layers = self.model.encoder, self.model.decoder
@@ -103,12 +103,12 @@ class Subject:
         self.average = WeightAverage(self.model, self.training.averaging_decay)
 
     def step(self) -> None:
-        """One whole step."""
+        """Runs one whole step."""
         self.model(self._items()).loss.backward()
         self._learn()
 
     def step_by_parts(self) -> dict[str, float]:
-        """The same step, with the seconds of each part."""
+        """Runs the same step, and returns the seconds of each part."""
         clock = Clock()
         model, items = self.model, self._items()
         clock.add("loader")
@@ -152,7 +152,7 @@ class Subject:
 
 
 class Clock:
-    """Seconds by part, each from the end of the part before."""
+    """Seconds by part, each from the end of the previous part."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -166,7 +166,7 @@ class Clock:
 
 
 def measure(subjects: dict[str, Subject], rounds: int, steps: int) -> dict[str, Any]:
-    """Takes turns; the result has each subject's images a second in each round, and its parts' shares of a step."""
+    """Runs subjects in turns; returns each one's images per second in each round, and its parts' shares of a step."""
     speeds: dict[str, list[float]] = {name: [] for name in subjects}
     parts: dict[str, list[dict[str, float]]] = {name: [] for name in subjects}
     names = list(subjects)
@@ -187,7 +187,7 @@ def measure(subjects: dict[str, Subject], rounds: int, steps: int) -> dict[str, 
 
 
 def batch_milliseconds(loader: Loader) -> float:
-    """Time to make a batch, alone."""
+    """Returns the time to create a batch, alone."""
     times = []
     for step in range(20):
         start = time.perf_counter()
@@ -211,7 +211,7 @@ def _figures(speeds: list[float], parts: list[dict[str, float]]) -> dict[str, An
 
 
 def main() -> None:
-    """Measures, prints and writes."""
+    """Measures, prints and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the files of CIFAR-10")
     parser.add_argument("--rounds", type=int, default=7)

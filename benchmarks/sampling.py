@@ -1,9 +1,9 @@
-"""How fast an autoregressive prior draws codes: with its cache, without it, and beside GPT-2 of the same size.
+"""Measures how fast an autoregressive prior draws codes: with its cache, without it, and against GPT-2.
 
 All draw the same number of codes of a codebook of 1,024 for the same number of images, by transformers of the same
-width, depth and heads with random weights, in float32. Recomputing runs the sequence so far again for each code.
-transformers' GPT-2 draws with `generate` and its own cache. They take turns; figures are medians over rounds, codes of
-all images together a second.
+width, depth and heads with random weights, in float32. Without the cache the whole sequence is computed for each code.
+transformers' GPT-2 draws with `generate` and its own cache. They take turns; values are medians over rounds, in codes
+of all images per second.
 
     python benchmarks/sampling.py --out benchmarks/results/sampling.json
 """
@@ -32,7 +32,7 @@ PEER = "transformers GPT-2"
 
 @torch.inference_mode()
 def recomputed(prior: AutoregressivePrior, batch: int) -> Tensor:
-    """Draws without a cache: the whole sequence so far for each code."""
+    """Draws without a cache: each code from the whole sequence so far."""
     vectors, first = prior.place_vectors(), prior.first_input(batch, None)
     uniforms = Sampling().uniforms(0, batch, prior.shape.length, prior.device)
     inputs, drawn = (first + vectors[0])[:, None], []
@@ -47,7 +47,7 @@ def recomputed(prior: AutoregressivePrior, batch: int) -> Tensor:
 
 
 def peer(batch: int, places: int, config: AutoregressiveConfig) -> Callable[[], Any] | None:
-    """GPT-2 of the same size, or None where transformers is not installed."""
+    """Prepares GPT-2 of the same size, or returns None if transformers is not installed."""
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
     except ImportError:
@@ -61,7 +61,7 @@ def peer(batch: int, places: int, config: AutoregressiveConfig) -> Callable[[], 
 
 
 def measured(batch: int, side: int, config: AutoregressiveConfig, rounds: int) -> dict[str, Any]:
-    """Codes a second of each, and ratios."""
+    """Measures codes per second of each, and ratios."""
     torch.manual_seed(0)
     prior = AutoregressivePrior(CodeShape((side, side), (CODES,)), config).eval()
 
@@ -89,7 +89,7 @@ def measured(batch: int, side: int, config: AutoregressiveConfig, rounds: int) -
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, prints and writes."""
+    """Measures, prints and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--side", type=int, default=16, help="side of the grid of codes")

@@ -1,14 +1,14 @@
-"""What sharpens a tokenizer's images and what it costs: a discriminator, features, a decoder by diffusion.
+"""Measures benefit and cost of sharper images: a discriminator, a feature distance, a diffusion decoder.
 
-For each seed, one tokenizer of the bundled photographs is trained as it is, and again from the same first weights for
-as many steps: against a discriminator that sees pixels, against one that sees features, with a distance of features,
-and with the last two. Over the first, for the first seed, a diffusion decoder is fitted. Figures are of tiles of the
-held-out photographs through their codes: PSNR, SSIM, high-frequency energy over that of the tiles themselves, and how
-their features stand to those of the tiles. The judge whose features these are is a small network that learned to tell
-which training photograph a tile is of, since the photographs have no classes; so the distances are no FID and KID.
-Tiles were tinted at random while it learned: else it tells photographs by their palettes, and takes an unseen tint for
-worse than a blur. The features that are trained with are those of another network of the same kind, from other first
-weights: they are akin to the judge's, and flatter.
+For each seed, one tokenizer of the bundled photographs is trained with the defaults, and again from the same initial
+weights for the same number of steps: with a discriminator of pixels, with one of features, with a feature distance,
+and with the last two. For the first seed, a diffusion decoder is fitted to the first. Metrics are of tiles of the
+held-out photographs through their codes: PSNR, SSIM, high-frequency energy relative to the tiles themselves, and
+distances between their features and those of the tiles. The judge with these features is a small network trained to
+recognize which training photograph a tile is cut from, since there are no classes; so the distances are not FID and
+KID. Tiles were tinted at random in its training: otherwise it recognizes photographs by their colors, and an unseen
+tint counts more than a blur. The feature distance in training uses another network of the same kind, from other
+initial weights: it is similar to the judge, so its results are too favorable.
 
     python benchmarks/sharpening.py --seeds 2 --out benchmarks/results/sharpening.json --pictures docs/images/generation
 """
@@ -42,21 +42,21 @@ from gmvq.training.preparation import cpu_threads
 from gmvq.training.provenance import commit, hardware, versions
 
 Drawn = Callable[[Tensor, int], Tensor]
-"""Images as they come through a tokenizer, given images and the number of the first of them."""
+"""Function of images and the index of the first one that returns them as decoded by a tokenizer."""
 SIDE = 32
 SHOWN = 128
-"""Side of what is shown of each held-out photograph."""
+"""Side of the shown part of each held-out photograph."""
 CURVES = ("psnr", "mse", "discriminator", "discriminator_accuracy", "adversarial_weight")
 
 
 def tiles(data: Data, most: int) -> Tensor:
-    """Tiles in [0, 1] ``(N, C, SIDE, SIDE)`` of held-out images, evenly fewer if there are more."""
+    """Cuts held-out images into tiles in [0, 1] ``(N, C, SIDE, SIDE)``; of too many, evenly spaced ones are kept."""
     found = cut(data.held_out, SIDE, data.modality)
     return data.signal.checked(found.subset(evenly_spaced(len(found), most)).array)
 
 
 def spoiled(real: Tensor) -> dict[str, Tensor]:
-    """Tiles in ways that a judge must mind, or must not: blurred, noisy, and each tinted a little."""
+    """Degrades tiles, as a test of the judge: blurred, noisy, and each with a small tint."""
     generator = torch.Generator().manual_seed(0)
     drawn = {
         "blurred": F.avg_pool2d(real, 3, stride=1, padding=1, count_include_pad=False),
@@ -68,7 +68,7 @@ def spoiled(real: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def figures(made: Drawn, real: Tensor, judge: Classifier) -> dict[str, float]:
-    """What tiles are like through a tokenizer."""
+    """Computes the metrics of tiles through a tokenizer."""
     drawn = torch.cat([made(part, 64 * index) for index, part in enumerate(real.split(64))])
     realism = said(judge, real, drawn)
     energy = [float(high_frequency_energy(some).mean()) for some in (drawn, real)]
@@ -83,12 +83,12 @@ def figures(made: Drawn, real: Tensor, judge: Classifier) -> dict[str, float]:
 
 @torch.no_grad()
 def said(judge: Classifier, real: Tensor, drawn: Tensor) -> Realism:
-    """How the judge's features of drawn tiles stand to those of real ones."""
+    """Compares the judge's features of drawn tiles with those of real ones."""
     return measure_realism(*(torch.cat([judge.features(part) for part in some.split(256)]) for some in (real, drawn)))
 
 
 def curves(folder: Path) -> dict[str, list[list[float]]]:
-    """The course of training: for each figure pairs of step and value, of held-out images where there are such."""
+    """Returns each metric over training as pairs of step and value, on held-out images if available."""
     found: dict[str, list[list[float]]] = {}
     for text in (folder / "log.jsonl").read_text().splitlines():
         line = json.loads(text)
@@ -101,7 +101,7 @@ def curves(folder: Path) -> dict[str, list[list[float]]]:
 def measured(
     seed: int, data: Data, real: Tensor, judge: Classifier, arguments: argparse.Namespace, console: Console
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of one seed, and the course of its trainings; the diffusion decoder is fitted for the first seed."""
+    """Returns rows of one seed, and the curves of its trainings; the diffusion decoder is fitted for the first seed."""
     steps, width, teacher = arguments.steps, arguments.width, str(arguments.runs / "features")
     recipe = recipes.changed(recipes.photos(), steps=steps, width=width, seed=seed)
     recipe = replace(recipe, training=replace(recipe.training, evaluate_every=max(1, steps // 24)))
@@ -134,7 +134,7 @@ def measured(
 
 
 def by_diffusion(folder: Path, data: Data, arguments: argparse.Namespace, console: Console) -> Drawn:
-    """Images through the codes of the tokenizer in a folder, and a diffusion decoder that is fitted to it there."""
+    """Fits a diffusion decoder to the tokenizer in a folder, and returns images through codes and decoder."""
     run = DecoderRun({"width": arguments.width}, replace(DecoderRun().training, steps=arguments.decoder_steps))
     stage = DecoderStage(folder, run, console=console, data=data)
     stage.carry_out(overwrite=finished(stage.out, stage.settings()) is None)
@@ -143,18 +143,18 @@ def by_diffusion(folder: Path, data: Data, arguments: argparse.Namespace, consol
 
 
 def middles(data: Data) -> Tensor:
-    """The middle of each held-out image that is large enough, ``(N, C, SHOWN, SHOWN)`` in [0, 1]."""
+    """Returns the middle of each held-out image that is large enough, ``(N, C, SHOWN, SHOWN)`` in [0, 1]."""
     large = [index for index, size in enumerate(data.held_out.sizes) if min(size) >= SHOWN]
     return data.signal.checked(torch.stack([central(data.held_out[index], 2, SHOWN) for index in large]))
 
 
 def through(tokenizer: Autoencoder) -> Drawn:
-    """Images through a tokenizer's codes."""
+    """Returns the function of images through a tokenizer's codes."""
     return lambda part, _: tokenizer.reconstruct(part)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, prints and writes."""
+    """Measures, prints and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1200, help="of each tokenizer")
     parser.add_argument("--decoder-steps", type=int, default=1500)
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console(stderr=True)
     data = load_data(recipes.photos().data)
     with cpu_threads(arguments.threads):
-        # networks that tell which training photograph a tile is of, whatever its tint
+        # networks that recognize which training photograph a tile is cut from, under any tint
         judge = learned_classifier(data, arguments.runs / "judge", arguments.judge_steps, console)
         learned_classifier(data, arguments.runs / "features", arguments.judge_steps, console, seed=1)
         real = tiles(data, arguments.tiles)

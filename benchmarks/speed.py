@@ -1,14 +1,14 @@
-"""How fast each contender of the leaderboard trains, beside the others and on one machine.
+"""Measures the training speed of each contender of the leaderboard, in turns on one machine.
 
-Contenders take turns, some steps each, on the network, the batch size and the images of a protocol; a round begins with
-another contender each time. A step is a whole one: loader, forward, backward, optimizer, average of the weights and
-what the quantizer updates by itself. Images a second are medians over rounds, and so are the ratios to the VQ-VAE as
-published (`vector`) in the same round.
+Contenders take turns of some steps, on the network, the batch size and the images of a protocol; each round begins with
+another contender. A step is a whole one: loader, forward, backward, optimizer, averaged weights and the quantizer's
+own updates. Images per second are medians over rounds, and so are the ratios to the VQ-VAE as published (`vector`) in
+the same round.
 
     python benchmarks/speed.py --data ../shared/data --out benchmarks/leaderboard/results/speed.json
 
-The rows of the leaderboard's tables were made at different times, on whatever machine there was, next to other runs:
-they say what a contender learns, and these rows what it costs.
+The rows of the leaderboard's tables were made at different times, on different machines, next to other runs: they show
+the quality of a contender, and these rows its cost.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ VERSION = 1
 PLAIN = "vector"
 WARM_UP_STEPS = 3
 FOLDERS = {"cifar10": "cifar10", "fashion-mnist": "fashion_mnist", "celeba64": "celeba"}
-"""Where the data of a protocol lie in the folder of all data, by the first words of its name."""
+"""Folders of the protocols' data in the folder of all data, by the first words of the protocol's name."""
 
 
 def subjects_of(protocol: Protocol, names: Sequence[str], data: Data) -> dict[str, Subject]:
-    """The contenders in training under a protocol."""
+    """Creates the contenders in training under a protocol."""
     runs = {name: fitted(CONTENDERS[name].run(protocol.run, 0), data) for name in names}
     return {name: Subject(run, data) for name, run in runs.items()}
 
 
 def take_turns(subjects: dict[str, Subject], rounds: int, steps: int) -> dict[str, list[float]]:
-    """Images per second of each subject in each round."""
+    """Measures images per second of each subject in each round."""
     for subject in subjects.values():
         for _ in range(WARM_UP_STEPS):
             subject.step()
@@ -56,7 +56,7 @@ def take_turns(subjects: dict[str, Subject], rounds: int, steps: int) -> dict[st
 
 
 def rows_of(protocol: Protocol, speeds: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """One row for each contender, with its speed over that of the plain VQ-VAE."""
+    """Returns one row per contender, with its speed relative to the plain VQ-VAE."""
     return [
         {
             "protocol": protocol.name,
@@ -70,10 +70,10 @@ def rows_of(protocol: Protocol, speeds: dict[str, list[float]]) -> list[dict[str
 
 
 def data_of(protocol: Protocol, folder: Path) -> Data:
-    """The data of a protocol, out of the folder of all data.
+    """Loads the data of a protocol from the folder of all data.
 
     Raises:
-        ValueError: If they are others, or the protocol's folder is not known.
+        ValueError: If the data differ from the protocol's, or the protocol's folder is not known.
     """
     name = next((place for start, place in FOLDERS.items() if protocol.name.startswith(f"{start}-")), None)
     if name is None:
@@ -84,7 +84,7 @@ def data_of(protocol: Protocol, folder: Path) -> Data:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, prints and writes."""
+    """Measures, prints and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     short = [name for name in PROTOCOLS if name.endswith("-short")]
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10, fashion_mnist and celeba")

@@ -1,9 +1,9 @@
-"""Writes the tables of docs from benchmarks/results, so that none is typed by hand.
+"""Writes the tables of docs from benchmarks/results, so that no number is typed by hand.
 
     python benchmarks/tables.py [--check]
 
-With --check nothing is written; the exit status says whether the pages hold what the JSON says. What docs/kernels.md
-shows is from bench.json (`make bench` writes runs/bench/bench.json) and profile.json (`make profile`:
+With --check nothing is written; the exit status says whether the pages agree with the JSON. docs/kernels.md shows
+bench.json (`make bench` writes runs/bench/bench.json) and profile.json (`make profile` writes
 runs/profile.json).
 """
 
@@ -38,7 +38,7 @@ NAMES = {
 
 
 def short_table(table: Table) -> str:
-    """PSNR and usage of each quantizer on each recipe, with a link to more."""
+    """Formats PSNR and usage of each quantizer on each recipe, with a link to all metrics."""
     rows: dict[str, list[str]] = {}
     for recipe in table.protocols:
         for entry in table.entries(recipe):
@@ -55,13 +55,13 @@ def short_table(table: Table) -> str:
 
 
 def named(table: Table) -> str:
-    """What the quantizers of a table are."""
+    """Describes the quantizers of a table."""
     names = dict.fromkeys(row.contender for row in table.rows.values())
     return "; ".join(f"`{name}`: {NAMES[name].strip('*')}" for name in names)
 
 
 def drop_in_table(result: dict[str, Any]) -> str:
-    """Usage of each layer in somebody else's network."""
+    """Formats the usage of each layer in an unrelated network."""
     rows = [
         [f"`{row['layer']}`", str(row["dim"]), f"{100 * row['usage']:.1f} %", f"{100 * row['usage_held_out']:.1f} %",
          f"{row['perplexity']:.0f}", f"{row['psnr']:.2f}"]
@@ -71,7 +71,7 @@ def drop_in_table(result: dict[str, Any]) -> str:
 
 
 def trials_table(trials: dict[str, Any]) -> str:
-    """The trials that led to the defaults."""
+    """Formats the trials that led to the defaults."""
     data = {"fashion": "Fashion-MNIST", "cifar": "CIFAR-10", "photos": "photographs"}
 
     def cell(found: dict[str, Any] | None) -> str:
@@ -82,7 +82,7 @@ def trials_table(trials: dict[str, Any]) -> str:
 
 
 def search_table(search: dict[str, Any]) -> str:
-    """The variants that were tried on the networks of the leaderboard."""
+    """Formats the variants that were tried on the networks of the leaderboard."""
     names = {"cifar": "CIFAR-10", "fashion": "Fashion-MNIST", "celeba": "CelebA 64x64"}
     data = {key: name for key, name in names.items() if any(key in row for row in search["rows"])}
 
@@ -96,13 +96,13 @@ def search_table(search: dict[str, Any]) -> str:
 
 
 def read(name: str, folder: Path = RESULTS) -> dict[str, Any] | None:
-    """A result, or None if it is not there yet."""
+    """Reads a result; returns None if it does not exist yet."""
     path = folder / name
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def bench_texts(result: dict[str, Any] | None) -> dict[str, str]:
-    """What stands between the marks of docs/kernels.md, by name."""
+    """Returns the texts between the marks of docs/kernels.md, by name."""
     marks = {"nearest": ("nearest",), "steps": ("vector-step", "mixture-step"), "k-means": ("k-means",),
              "memory": ("memory",), "growth": ("growth",)}  # fmt: skip
     if result is None:
@@ -122,7 +122,7 @@ def bench_texts(result: dict[str, Any] | None) -> dict[str, str]:
 
 
 def profile_text(result: dict[str, Any] | None) -> str:
-    """Where the time of a whole training step goes."""
+    """Formats the shares of a whole training step's time."""
     if result is None:
         return "Not measured yet: `make profile`."
     parts = {"loader": "Waiting for the loader", "encoder": "Encoder", "quantizer": "Quantizer",
@@ -144,14 +144,14 @@ def profile_text(result: dict[str, Any] | None) -> str:
 
 
 def between_marks(page: str, text: str, name: str = "results", writer: str = "tables.py") -> str:
-    """A page with a text between the marks of a name."""
+    """Returns a page with a text between the marks of a name."""
     begin, end = f"<!-- {name}: written by benchmarks/{writer} -->", f"<!-- /{name} -->"
     head, rest = page.split(begin)
     return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def pages() -> dict[Path, str]:
-    """Each page with what it should hold."""
+    """Returns the wanted content of each page."""
     compared, everyone = (read_table(RESULTS / f"{name}.json") or Table() for name in ("compare", "quantizers"))
     dropped = json.loads((RESULTS / "drop_in.json").read_text())
     trials = json.loads((RESULTS / "trials.json").read_text())

@@ -1,19 +1,19 @@
-r"""Bias and variance of gradient estimators against the exact gradient, where a decoder is small enough to enumerate.
+r"""Bias and variance of gradient estimators against the exact gradient, for a decoder small enough to enumerate.
 
 An autoencoder of 4x4 gray patches of the photographs that come with gmvq (two layers, 32 hidden units, 4 latent
-features) is trained with Adam and ALBO's loss beside the mean squared error: either the exact one expected under
-q(c | x), codes included (`enumeration`), or that of gmvq's defaults (`straight-through`). Then it stands still. At
-fresh patches of the same photographs the exact gradient of the expected error, by enumeration of all codes in float64,
-is compared with what each estimator gives in independent draws, one for each patch. Sigma is set to give the
-posteriors a mean entropy, from near one-hot to soft. Bias is the length of the mean estimate's difference from the
-exact gradient, variance the trace of a draw's covariance, both over the length of the exact gradient or its square.
+features) is trained with Adam on ALBO's loss and the mean squared error: either the exact one expected under
+q(c | x), codes included (`enumeration`), or that of gmvq's defaults (`straight-through`). Then it is fixed. At
+new patches of the same photographs the exact gradient of the expected error, by enumeration of all codes in float64,
+is compared with the estimates of each estimator in independent draws, one per patch. Sigma is set so that the
+posteriors have a given mean entropy, from near one-hot to soft. Bias is the norm of the mean estimate's difference from
+the exact gradient, variance the trace of a draw's covariance, both relative to the exact gradient's norm or its square.
 The standard error is the bias, as a root mean square, that an unbiased estimator would show with these draws; about
-half its square is what their noise takes from the cosine, the mean estimate's to the exact gradient. The hard cosine
+half its square is subtracted by their noise from the cosine of the mean estimate to the exact gradient. The hard cosine
 is to the slope of the most likely code's error, smoothed by a normal distribution whose root-mean-square radius is
 half the median distance of a code to its nearest. Gradients of the encoder are those of all its parameters, the
-latents' through the chain rule. Figures are medians over independent trainings, spreads the median deviations from
+latents' through the chain rule. Values are medians over independent trainings, spreads the median deviations from
 them. The straight-through estimator gives the chosen code the decoder's own gradient; the rotation gives codes none,
-and has no row for them. DiVeQ strays by its default share. REINFORCE has each patch's exact expected error as its
+and has no row for them. DiVeQ perturbs by its default share. REINFORCE uses each patch's exact expected error as
 baseline.
 
     OMP_NUM_THREADS=1 python benchmarks/leaderboard/gradients.py --out benchmarks/leaderboard/results/gradients.json
@@ -53,19 +53,19 @@ FIGURES = ("sigma", "posterior_entropy", "standard_error", *SPREAD)
 
 @dataclass(frozen=True)
 class Settings:
-    """How the study is made.
+    """Settings of the study.
 
     Attributes:
         codebook_sizes: Numbers of codes K.
-        temperatures: Of the Gumbel estimators.
+        temperatures: Temperatures of the Gumbel estimators.
         entropies: Mean entropies of the posteriors at the patches, in nats.
         states: Independent trainings.
-        training_steps: Of Adam, on batches of ``batch_size`` patches.
-        batch_size: Patches of a step.
-        patches: Fresh patches N that gradients are taken at.
+        training_steps: Steps of Adam, on batches of ``batch_size`` patches.
+        batch_size: Patches per step.
+        patches: Number N of new patches at which gradients are computed.
         blocks: Blocks of draws; the variance is estimated from their means.
         block_draws: Draws in a block.
-        slope_draws: Pairs of draws for the smoothed slope, for each patch.
+        slope_draws: Pairs of draws per patch for the smoothed slope.
     """
 
     codebook_sizes: tuple[int, ...] = (16, 64)
@@ -81,16 +81,16 @@ class Settings:
 
 
 class State(NamedTuple):
-    """A trained autoencoder at rest, and where gradients are taken.
+    """A trained autoencoder, and the points at which gradients are computed.
 
     Attributes:
         patches: x, ``(N, PIXELS)`` in [0, 1].
         latents: The encoder's output for them, ``(N, L)``.
         codebook: Means mu, ``(K, L)``.
         decoder: Latents ``(*, L)`` to pixels ``(*, PIXELS)``.
-        jacobian: Of all latents with respect to all the encoder's parameters, ``(N L, P)``.
-        sigma: That training ended with.
-        mse: Of the most likely codes, over fresh patches and pixels.
+        jacobian: Jacobian of all latents with respect to all the encoder's parameters, ``(N L, P)``.
+        sigma: Sigma at the end of training.
+        mse: Mean squared error of the most likely codes, over new patches and pixels.
     """
 
     patches: Tensor
@@ -102,35 +102,35 @@ class State(NamedTuple):
     mse: float
 
     def to(self, dtype: torch.dtype) -> State:
-        """The same in another precision."""
+        """Returns a copy in another precision."""
         tensors = (part.to(dtype) for part in self[:3])
         return State(*tensors, copy.deepcopy(self.decoder).to(dtype), *self[4:])
 
 
 class Gradient(NamedTuple):
-    """Of the mean squared error over patches and pixels, ``(*, N, L)`` and ``(*, K, L)``."""
+    """Gradient of the mean squared error over patches and pixels, ``(*, N, L)`` and ``(*, K, L)``."""
 
     latents: Tensor
     codebook: Tensor
 
 
 Terms = Callable[[State, GaussianMixtureQuantizer, Tensor, Tensor], Tensor]
-"""Patches ``(M, PIXELS)`` and latents ``(M, L)`` to a term of each ``(M,)``, whose gradient is the estimate."""
+"""Function of patches ``(M, PIXELS)`` and latents ``(M, L)`` to terms ``(M,)``, whose gradient is the estimate."""
 
 
 class Estimator(NamedTuple):
-    """One way to a gradient: what is differentiated, and what carries the gradient of the quantizer's values."""
+    """A gradient estimator: the differentiated terms, and the estimator of the quantizer's values."""
 
     name: str
     terms: Terms
     path: AbstractEstimator | None = None
     temperature: float | None = None
-    draws: bool = True  # they differ
+    draws: bool = True  # False if it is deterministic
     trains_codes: bool = True
 
 
 def draw_patches(images: Items, number: int) -> Tensor:
-    """Gray patches at random places of random images, ``(number, PIXELS)`` in [0, 1]."""
+    """Draws gray patches at random places of random images, ``(number, PIXELS)`` in [0, 1]."""
     found = []
     for index in torch.randint(len(images), (number,)).tolist():
         image = images[index]
@@ -140,7 +140,7 @@ def draw_patches(images: Items, number: int) -> Tensor:
 
 
 def code_errors(decoder: nn.Module, codebook: Tensor, patches: Tensor) -> Tensor:
-    """Mean squared error of each code for each patch, ``(N, K)``."""
+    """Computes the mean squared error of each code for each patch, ``(N, K)``."""
     return (patches[:, None] - decoder(codebook)).square().mean(-1)
 
 
@@ -161,7 +161,7 @@ def trained_state(data: Data, codebook_size: int, trained_by: str, seed: int, se
     for _ in range(settings.training_steps):
         x = pool[torch.randint(len(pool), (settings.batch_size,))]
         z = encoder(x)
-        values, _, bound, _ = quantizer(z)  # the first forward places the codes that the posterior then reads
+        values, _, bound, _ = quantizer(z)  # before the posterior, since the first forward initializes the codes
         if enumerated:
             error = (quantizer.posterior(z).responsibilities * code_errors(decoder, quantizer.code_vectors, x)).sum(-1)
         else:
@@ -182,27 +182,27 @@ def trained_state(data: Data, codebook_size: int, trained_by: str, seed: int, se
 
 
 def log_posterior(latents: Tensor, codebook: Tensor, sigma: float) -> Tensor:
-    """Log q(c | x) of equation (4), with uniform weights: ``(N, K)``."""
+    """Computes log q(c | x) of equation (4), with uniform weights: ``(N, K)``."""
     distance = (latents[:, None] - codebook).square().sum(-1)
     return (-distance / (2 * sigma**2)).log_softmax(-1)  # (4)
 
 
 def mean_entropy(state: State, sigma: float) -> float:
-    """Of the posteriors at the patches, in nats."""
+    """Computes the mean entropy of the posteriors at the patches, in nats."""
     logarithms = log_posterior(state.latents, state.codebook, sigma)
     return float(-(logarithms.exp() * logarithms).sum(-1).mean())
 
 
 def sigma_of_entropy(state: State, entropy: float) -> float:
-    """The sigma that gives the posteriors a mean entropy, in nats, by bisection: it grows with sigma.
+    """Finds the sigma whose posteriors have a mean entropy, in nats, by bisection: it grows with sigma.
 
     Raises:
-        ValueError: If the codebook is too small for so much entropy.
+        ValueError: If the codebook is too small for that entropy.
     """
     most = math.log(len(state.codebook))
     if not 0 < entropy < most:
         raise ValueError(f"'entropies' must lie between 0 and log(K) = {most:.3f}, got {entropy}. Lower it.")
-    low, high = -12.0, 12.0  # log2 of sigma against the spread of the codes
+    low, high = -12.0, 12.0  # log2 of sigma relative to the spread of the codes
     spread = float(state.codebook.std())
     for _ in range(60):
         middle = (low + high) / 2
@@ -211,7 +211,7 @@ def sigma_of_entropy(state: State, entropy: float) -> float:
 
 
 def exact_gradient(state: State, sigma: float) -> Gradient:
-    """Enumerates the codes: plain PyTorch, nothing of what it judges."""
+    """Computes the exact gradient by enumerating the codes, in plain PyTorch without the tested code."""
     z, mu = (tensor.clone().requires_grad_() for tensor in (state.latents, state.codebook))
     posterior = log_posterior(z, mu, sigma).exp()
     loss = (posterior * code_errors(state.decoder, mu, state.patches)).sum(-1).mean()
@@ -220,7 +220,7 @@ def exact_gradient(state: State, sigma: float) -> Gradient:
 
 @torch.no_grad()
 def smoothed_slope(state: State, pairs: int) -> Tensor:
-    """Slope of E[error of the most likely code of z + radius * noise] with respect to z over N patches, ``(N, L)``."""
+    """Computes d E[error of the most likely code of z + radius * noise] / dz over N patches, ``(N, L)``."""
     distances = torch.cdist(state.codebook, state.codebook).fill_diagonal_(torch.inf).amin(1)
     radius = float(distances.median()) / 2 / math.sqrt(LATENT_DIM)
     errors = code_errors(state.decoder, state.codebook, state.patches)
@@ -230,26 +230,26 @@ def smoothed_slope(state: State, pairs: int) -> Tensor:
         above, below = (
             errors[row, torch.cdist(z + way * noise, state.codebook).argmin(1)] for way in (radius, -radius)
         )
-        slope[row] = (above - below) @ noise / (2 * radius * pairs)  # of antithetic pairs: what both share drops out
+        slope[row] = (above - below) @ noise / (2 * radius * pairs)  # antithetic pairs: common terms cancel
     return slope / len(slope)
 
 
 def from_values(state: State, quantizer: GaussianMixtureQuantizer, patches: Tensor, latents: Tensor) -> Tensor:
-    """The error of what the quantizer shows the decoder in training."""
+    """Computes the error of the values that the decoder receives in training."""
     return (patches - state.decoder(quantizer(latents).values)).square().mean(-1)
 
 
 def from_posterior_mean(state: State, quantizer: GaussianMixtureQuantizer, patches: Tensor, latents: Tensor) -> Tensor:
-    """The error of the posterior mean."""
+    """Computes the error of the posterior mean."""
     mean = quantizer.posterior(latents).responsibilities @ quantizer.code_vectors
     return (patches - state.decoder(mean)).square().mean(-1)
 
 
 def from_scores(state: State, quantizer: GaussianMixtureQuantizer, patches: Tensor, latents: Tensor) -> Tensor:
-    """REINFORCE: the drawn code's error, and its advantage times log q(c | x)."""
+    """Computes the terms of REINFORCE: the drawn code's error, and its advantage times log q(c | x)."""
     posterior = quantizer.posterior(latents).responsibilities
     errors = code_errors(state.decoder, quantizer.code_vectors, state.patches)
-    errors = errors.repeat(len(patches) // len(errors), 1)  # the patches come over and over
+    errors = errors.repeat(len(patches) // len(errors), 1)  # the patches are repeated
     code = torch.multinomial(posterior.detach(), 1)
     error, score = errors.gather(1, code)[:, 0], posterior.gather(1, code)[:, 0].log()
     baseline = (posterior * errors).sum(-1)
@@ -257,13 +257,13 @@ def from_scores(state: State, quantizer: GaussianMixtureQuantizer, patches: Tens
 
 
 def from_enumeration(state: State, quantizer: GaussianMixtureQuantizer, patches: Tensor, latents: Tensor) -> Tensor:
-    """The expected error under gmvq's own posterior."""
+    """Computes the expected error under gmvq's own posterior."""
     errors = code_errors(state.decoder, quantizer.code_vectors, patches)
     return (quantizer.posterior(latents).responsibilities * errors).sum(-1)
 
 
 def estimators(temperatures: tuple[float, ...]) -> list[Estimator]:
-    """All that are compared."""
+    """Returns all estimators of the comparison."""
     gumbel = [
         Estimator(name, from_values, GumbelSoftmax(temperature, hard=hard), temperature)
         for name, hard in (("gumbel-softmax", False), ("gumbel-straight-through", True))
@@ -281,19 +281,19 @@ def estimators(temperatures: tuple[float, ...]) -> list[Estimator]:
 
 
 def resting_quantizer(state: State, sigma: float, path: AbstractEstimator | None) -> Any:  # noqa: ANN401
-    """A mixture with the state's codes, in training but without statistics; its codes alone take a gradient."""
+    """Creates a mixture with the state's codes, in training but without statistics; only its codes take a gradient."""
     quantizer = GaussianMixtureQuantizer(
         LATENT_DIM, len(state.codebook), variance=sigma**2, estimator=path, learned=("codebook",)
     ).to(state.codebook.dtype)
     quantizer.freeze()
-    quantizer.variance.sums.fill_(sigma**2)  # it was made in float32
+    quantizer.variance.sums.fill_(sigma**2)  # it was initialized in float32
     quantizer.learned_codes.data.copy_(state.codebook)
     quantizer.learned_codes.requires_grad_()
     return quantizer.train()
 
 
 def block_means(state: State, sigma: float, estimator: Estimator, blocks: int, draws: int) -> Gradient:
-    """Means of ``draws`` estimates each, with ``blocks`` in the first axis, in the state's precision."""
+    """Computes means of ``draws`` estimates each, ``blocks`` in the first axis, in the state's precision."""
     quantizer, found = resting_quantizer(state, sigma, estimator.path), []
     x = state.patches.repeat(draws, 1)
     for _ in range(blocks):
@@ -305,13 +305,13 @@ def block_means(state: State, sigma: float, estimator: Estimator, blocks: int, d
 
 
 def cosine(one: Tensor, other: Tensor) -> float | None:
-    """Of the angle between two gradients of one shape; None where one is 0."""
+    """Returns the cosine of the angle between two gradients of one shape; None if one is 0."""
     lengths = float(one.norm() * other.norm())
     return float((one * other).sum()) / lengths if lengths > 0 else None
 
 
 def compared(estimates: Tensor, draws: int, exact: Tensor, slope: Tensor | None) -> dict[str, float | None]:
-    """Figures of block means ``(B, *)``, of ``draws`` estimates each, against the exact gradient ``(*)``."""
+    """Compares block means ``(B, *)``, of ``draws`` estimates each, with the exact gradient ``(*)``."""
     mean, length, blocks = estimates.mean(0), float(exact.norm()), len(estimates)
     trace = draws * float((estimates - mean).square().sum()) / (blocks - 1) if blocks > 1 else 0.0
     return {
@@ -324,7 +324,7 @@ def compared(estimates: Tensor, draws: int, exact: Tensor, slope: Tensor | None)
 
 
 def rows_of(state: State, sigma: float, slope: Tensor, settings: Settings) -> list[dict[str, Any]]:
-    """Rows of one state at one sigma: draws in float32, as in training, the rest in float64."""
+    """Computes the rows of one state at one sigma: draws in float32, as in training, the rest in float64."""
     exact, single = exact_gradient(state, sigma), state.to(torch.float32)
     where = {"codebook_size": len(state.codebook), "sigma": sigma, "posterior_entropy": mean_entropy(state, sigma)}
     rows = []
@@ -346,7 +346,7 @@ def rows_of(state: State, sigma: float, slope: Tensor, settings: Settings) -> li
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row of the same row of each state."""
+    """Combines the same row of all states to one row."""
     found = dict(rows[0])
     for name in FIGURES:
         values = [row[name] for row in rows if row[name] is not None]
@@ -358,7 +358,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def rounded(value: float | None) -> float | None:
-    """To six digits: draws leave no more."""
+    """Rounds to six digits, which is finer than the noise of the draws."""
     return None if value is None else float(f"{value:.6g}")
 
 
@@ -383,7 +383,7 @@ def study(settings: Settings) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Studies and writes."""
+    """Runs the study and writes its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/gradients.json"))
     arguments = parser.parse_args()

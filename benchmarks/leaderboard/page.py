@@ -2,9 +2,9 @@
 
     python benchmarks/leaderboard/page.py [--check]
 
-With --check nothing is written; the exit status says whether pages and pictures hold what the JSON says. Rows come from
-`gmvq compare --protocol`, the studies beside them from gradients.py, refinement.py and ../speed.py, pictures of
-reconstructions from pictures.py. What is said of them is in page.md.j2, where no figure of ours is typed.
+With --check nothing is written; the exit status says whether pages and pictures agree with the JSON. Rows come from
+`gmvq compare --protocol`, the separate studies from gradients.py, refinement.py and ../speed.py, pictures of
+reconstructions from pictures.py. The text is in page.md.j2, where none of our results is typed by hand.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ PAGE, GUIDE, README, IMAGES = "docs/experiment.md", "docs/which-quantizer.md", "
 MARKED = "short protocols", "leaderboard/page.py"
 """Name and writer in the marks around the tables of README and guide."""
 FIELD = GROUPS["all"]
-"""Who is ranked; the other contenders are points of studies."""
+"""The ranked contenders; the other contenders are points of studies."""
 OURS = "gaussian-mixture"
-"""GM-VQ at its defaults: whose place the page is about, and what studies compare with."""
+"""GM-VQ with its defaults: the page gives its rank, and studies compare with it."""
 STUDIED = "cifar10-8x8-k1024-short"
-"""The protocol of most studies, and of the course of training."""
+"""The protocol of most studies, and of the plot over training."""
 LEAST_USAGE = 0.95
-"""Share of the codebook that a contender uses, on average over seeds, to be ranked."""
+"""Smallest average fraction of the codebook in use, over seeds, for a contender to be ranked."""
 BIAS = 1e-4
-"""An estimator with no more than this at any point is the exact gradient up to rounding, and is not drawn."""
+"""An estimator whose bias never exceeds this is the exact gradient up to rounding, and is not drawn."""
 SHOWN = {**printing.COLUMNS, "perplexity": printing.COLUMNS["perplexity"]._replace(form=".0f")}
 OF_PROTOCOLS = ("mse", "psnr", "ssim", "lpips", "usage", "perplexity", "bits_per_pixel", "elbo_bits_per_dim",
                 "iwae_bits_per_dim", "items_per_second", "mse_soft")  # fmt: skip
@@ -48,12 +48,12 @@ OF_STUDIES = ("mse", "mse_train", "psnr", "usage", "perplexity", "posterior_entr
 
 
 def by_error(entries: Iterable[Entry]) -> list[Entry]:
-    """Entries with the least error first, and those without one last."""
+    """Sorts entries by error, those without one last."""
     return sorted(entries, key=lambda entry: (math.inf if (mse := entry.mean("mse")) is None else mse, entry.contender))
 
 
 class Experiment(NamedTuple):
-    """What has been run: tables by protocol and, where they were made, the studies beside them."""
+    """All results: tables by protocol, and the separate studies if available."""
 
     tables: Mapping[str, Table]
     gradients: Mapping[str, Any] | None = None
@@ -61,7 +61,7 @@ class Experiment(NamedTuple):
     speed: Mapping[str, Any] | None = None
 
     def entries(self, protocol: str, names: Iterable[str] = FIELD) -> list[Entry]:
-        """Contenders of a protocol, the least error first, with the speeds that were measured side by side."""
+        """Returns the contenders of a protocol by error, with the speeds that were measured in turns on one machine."""
         if protocol not in self.tables:
             return []
         speeds = {row["contender"]: row for row in (self.speed or {"rows": []})["rows"] if row["protocol"] == protocol}
@@ -74,10 +74,10 @@ class Experiment(NamedTuple):
 
 
 def read(folder: Path = SCRIPTS / "results") -> Experiment:
-    """What has been run.
+    """Reads all results.
 
     Raises:
-        ValueError: If a file is of another format, or holds a run twice.
+        ValueError: If a file has another format, or contains a run twice.
     """
     tables = {name: table for name in PROTOCOLS if (table := read_table(folder / f"{name}.json")) is not None}
     paths = [path for name in Experiment._fields[1:] if (path := folder / f"{name}.json").is_file()]
@@ -89,24 +89,24 @@ def read(folder: Path = SCRIPTS / "results") -> Experiment:
 
 
 def figure(entry: Entry | None, key: str, spread: bool = True) -> str:
-    """Mean ± standard deviation of a metric in one line, empty where there is none."""
+    """Formats mean ± standard deviation of a metric in one line, empty if there is no value."""
     text = "" if entry is None else SHOWN[key].written(entry.spread(key), spread=spread)
     return text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
 
 
 def title(entry: Entry, bold: bool = False) -> str:
-    """The name of a contender; where wanted GM-VQ at its defaults is bold."""
+    """Returns the name of a contender; if requested GM-VQ with its defaults is bold."""
     name = CONTENDERS[entry.contender].title
     return f"**{name}**" if bold and entry.contender == OURS else name
 
 
 def measured(keys: Iterable[str], entries: Sequence[Entry]) -> list[str]:
-    """The metrics that some entry has."""
+    """Returns the metrics that at least one entry has."""
     return [key for key in keys if any(entry.spread(key) is not None for entry in entries)]
 
 
 def table(head: Sequence[str], labels: Iterable[Sequence[str]], entries: Iterable[Entry], keys: Iterable[str]) -> str:
-    """Figures of entries between the words of their lines, the first before and others after them, and their runs."""
+    """Formats a table of entries: first label, metrics, other labels and the number of runs."""
     rows = []
     for (label, *more), entry in zip(labels, entries, strict=True):
         figures = [figure(entry, key, spread=key in ("mse", "perplexity")) for key in keys]
@@ -116,36 +116,36 @@ def table(head: Sequence[str], labels: Iterable[Sequence[str]], entries: Iterabl
 
 
 def span(values: Iterable[float | None], form: str, scale: int = 1) -> str:
-    """The least and the largest as they are written, so that no range goes from one number to itself."""
+    """Formats the smallest and largest value as a range, or as one number if they are written the same."""
     ordered = sorted(scale * value for value in values if value is not None)
     low, high = (f"{ordered[place]:{form}}" for place in (0, -1)) if ordered else ("", "")
     return low if low == high else f"{low} to {high}"
 
 
 def python(value: object) -> str:
-    """A value as a constructor takes it: JSON writes objects as mappings with a kind."""
+    """Formats a value as Python code: JSON stores objects as mappings with a kind."""
     if not isinstance(value, Mapping):
         return repr(value)
     return f"{value['kind']}({', '.join(f'{key}={python(one)}' for key, one in value.items() if key != 'kind')})"
 
 
 class Standing(NamedTuple):
-    """GM-VQ among the ranked of one protocol."""
+    """Rank of GM-VQ under one protocol."""
 
     data: str
     ours: Entry | None
-    ranked: list[Entry]  # the least error first
-    left_out: list[tuple[Entry, str]]  # and why
+    ranked: list[Entry]  # by error
+    left_out: list[tuple[Entry, str]]  # with the reason
     place: int | None  # GM-VQ's, from 1; None if it is not ranked
-    rival: Entry | None  # the best, or the second where GM-VQ leads; None without both
-    gap: tuple[float, float] | None  # GM-VQ's error minus its rival's, and that over its rival's
-    deviation: float | None  # of the best, over seeds
-    within: bool  # GM-VQ leads, or its gap is at most that deviation
-    is_narrow: bool  # GM-VQ leads by no more than that deviation
+    rival: Entry | None  # the best, or the second if GM-VQ is the best; None without both
+    gap: tuple[float, float] | None  # GM-VQ's error minus its rival's, and that relative to its rival's
+    deviation: float | None  # standard deviation of the best, over seeds
+    within: bool  # GM-VQ is the best, or its gap is at most that deviation
+    is_narrow: bool  # GM-VQ is the best by at most that deviation
 
 
 def standing(experiment: Experiment, protocol: str) -> Standing:
-    """Ranks the contenders of a protocol; who leaves codes unused or diverges is not ranked."""
+    """Ranks the contenders of a protocol, without those that leave codes unused or diverge."""
     entries, ranked, left_out = experiment.entries(protocol), [], []
     for entry in entries:
         usage = entry.mean("usage")
@@ -170,7 +170,7 @@ def standing(experiment: Experiment, protocol: str) -> Standing:
 
 
 def guide_rows(experiment: Experiment, protocols: Sequence[str], shown: Sequence[str]) -> list[tuple[Entry, list[str]]]:
-    """Errors, usage and speed of contenders: those on most data first, then by the mean of the logarithms of errors."""
+    """Returns errors, usage and speed of contenders, those with most data first, then by their mean log error."""
     tables, lines = [{entry.contender: entry for entry in experiment.entries(name, shown)} for name in protocols], []
     for name in {name for table in tables for name in table}:
         there = [table[name] for table in tables if name in table]
@@ -187,19 +187,19 @@ def guide_rows(experiment: Experiment, protocols: Sequence[str], shown: Sequence
 
 
 class Ablation(NamedTuple):
-    """What was measured of a study."""
+    """Results of a study."""
 
-    entries: list[Entry]  # of the points that were run
-    labels: list[tuple[str, str]]  # theirs, bold for the default, and their errors against the default's
-    of: dict[str, dict[str, str]]  # figures by label, and "against", the difference from the default in words
-    absent: list[str]  # contenders that were not run
-    lost: list[str]  # labels of the points of which runs diverged, and how many
-    usage: str  # range of the codes in use, in per cent
-    drawing: Drawing | None  # if any error was measured
+    entries: list[Entry]  # of the finished points
+    labels: list[tuple[str, str]]  # of the entries, bold for the default, and their errors relative to the default's
+    of: dict[str, dict[str, str]]  # metrics by label, and "against", the difference from the default in words
+    absent: list[str]  # contenders without runs
+    lost: list[str]  # labels of the points with diverged runs, and the number of these
+    usage: str  # range of the codes in use, in percent
+    drawing: Drawing | None  # None if no error was measured
 
 
 def ablation(experiment: Experiment, study: Study) -> Ablation:
-    """Sets the points of a study against the default."""
+    """Compares the points of a study with the default."""
     runs = {entry.contender: entry for entry in experiment.entries(study.protocol, [p.contender for p in study.points])}
     default = next((entry.mean("mse") for entry in experiment.entries(study.protocol, [OURS])), None)
     found, points = Ablation([], [], {}, [], [], "", None), []
@@ -227,7 +227,7 @@ def ablation(experiment: Experiment, study: Study) -> Ablation:
 
 
 def contenders_drawing(experiment: Experiment, kind: str) -> Drawing:
-    """Error against perplexity, under the protocols of a kind that have been run."""
+    """Draws error against perplexity for all finished protocols of a kind."""
     panels = []
     for protocol in (name for name in experiment.tables if name.endswith(f"-{kind}")):
         points = []
@@ -243,7 +243,7 @@ def contenders_drawing(experiment: Experiment, kind: str) -> Drawing:
 
 
 def course_drawing(experiment: Experiment) -> Drawing:
-    """Means over seeds at the steps that all runs have, of variants of GM-VQ whose posterior entropy was logged."""
+    """Draws means over seeds at common steps, for variants of GM-VQ whose posterior entropy was logged."""
     names = [name for name, one in CONTENDERS.items() if one.quantizer == OURS]
     series = []
     for entry in sorted(experiment.entries(STUDIED, names), key=lambda entry: names.index(entry.contender)):
@@ -260,7 +260,7 @@ def course_drawing(experiment: Experiment) -> Drawing:
 
 
 def gradient_drawings(rows: Sequence[Mapping[str, Any]]) -> list[Drawing]:
-    """Bias and variance of estimators in a model trained by the defaults, for the largest codebook."""
+    """Draws bias and variance of estimators in a model trained by the defaults, for the largest codebook."""
     largest, drawings = max((row["codebook_size"] for row in rows), default=0), []
     names = sorted({row["estimator"] for row in rows if row["bias"] > BIAS})
     rows = [row for row in rows if row["codebook_size"] == largest and row["trained_by"] == "straight-through"]
@@ -273,13 +273,13 @@ def gradient_drawings(rows: Sequence[Mapping[str, Any]]) -> list[Drawing]:
 
 
 def unbiased(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The estimators whose bias is that of the noise in their draws, or of rounding."""
+    """Returns the estimators whose bias is explained by the noise of their draws, or by rounding."""
     biased = {row["estimator"] for row in rows if row["bias"] > 2 * row["standard_error"] + 1e-6}
     return sorted({row["estimator"] for row in rows} - biased)
 
 
 def refined(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """A line for each number of steps, by the error of the encoder's codes."""
+    """Returns a row for each number of steps, sorted by the error of the encoder's codes."""
     before = {(row["contender"], row["seed"]): row["mse"] for row in rows if row["steps"] == 0}
     lines = []
     for row in rows:
@@ -292,7 +292,7 @@ def refined(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def files(experiment: Experiment, root: Path = ROOT) -> dict[Path, str | Drawing | None]:
-    """What should be written: pages and pictures by path, and None for pictures that no page shows."""
+    """Returns pages and pictures to write by path, and None for pictures that no page shows."""
     standings = {name: standing(experiment, name) for name in experiment.tables}
     ablations = {name: ablation(experiment, study) for name, study in STUDIES.items()}
     made = [contenders_drawing(experiment, "short"), contenders_drawing(experiment, "full")]
@@ -310,7 +310,7 @@ def files(experiment: Experiment, root: Path = ROOT) -> dict[Path, str | Drawing
 
 
 def pages(variables: Mapping[str, Any], root: Path) -> dict[Path, str]:
-    """The texts by path, from what the template sees beside the names of this module."""
+    """Renders the texts by path, from variables of the template and the names of this module."""
     options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(SCRIPTS), extensions=["jinja2.ext.do"], **options)
     environment.filters["n"] = "{:,}".format
@@ -323,7 +323,7 @@ def pages(variables: Mapping[str, Any], root: Path) -> dict[Path, str]:
 
 
 def update(wanted: Mapping[Path, str | Drawing | None], check: bool = False) -> list[Path]:
-    """Writes the files that do not hold what they should, unless they are only to be checked, and returns them."""
+    """Updates files that differ from the wanted content, or only checks them, and returns them."""
     stale = []
     for path, what in wanted.items():
         if what.is_in(path) if isinstance(what, Drawing) else path.is_file() and path.read_text("utf-8") == what:
@@ -338,7 +338,7 @@ def update(wanted: Mapping[Path, str | Drawing | None], check: bool = False) -> 
 
 
 def main() -> int:
-    """Writes or checks."""
+    """Writes or checks pages and pictures."""
     check = "--check" in sys.argv[1:]
     stale = update(files(read()), check)
     print(*(f"{path.relative_to(ROOT)} is not what the JSON says" for path in stale if check), sep="\n")

@@ -1,4 +1,4 @@
-"""Pictures of what several contenders make of the same held-out images, from the runs that ``gmvq compare`` left.
+"""Pictures of the same held-out images as reconstructed by several contenders, from the runs of ``gmvq compare``.
 
     python benchmarks/leaderboard/pictures.py cifar10-8x8-k1024-short --data PATH
 
@@ -31,19 +31,19 @@ SHOWN = ("gaussian-mixture", "vector-ema-4-light", "vector-affine", "finite-scal
 IMAGES = 10
 MOST_BYTES = 300_000
 MARGIN, LABELS = 12, 260
-"""Pixels around the rows, and for their titles."""
+"""Margin of the rows and width of their titles in pixels."""
 _GAP, _SIDE, _WIDTH, _LINE = 4, 96, 1290, 18
 
 
 def reconstructions(runs: Mapping[str, Path], images: Sequence[Tensor], most_bytes: int = MOST_BYTES) -> bytes:
-    """Makes a JPEG: the originals in the first row, then a row of reconstructions from hard codes for each run.
+    """Creates a JPEG: the originals in the first row, then a row of reconstructions from hard codes for each run.
 
-    Beside each row stand its title and the mean squared error of the images in it.
+    Next to each row are its title and the mean squared error of its images.
 
     Args:
-        runs: The run's folder by the title of its row, at least one.
+        runs: Folders of at least one run by the title of its row.
         images: Images ``(C, H, W)`` of one size, uint8.
-        most_bytes: Largest size; the quality is lowered until it fits.
+        most_bytes: Largest size in bytes; the quality is reduced until it fits.
 
     Raises:
         ValueError: If it does not fit at the lowest quality.
@@ -67,7 +67,7 @@ def reconstructions(runs: Mapping[str, Path], images: Sequence[Tensor], most_byt
 
 
 def _sheet(rows: Sequence[tuple[str, str, Tensor]]) -> Image.Image:
-    """Rows of pictures with their labels to the left, small ones magnified without smoothing."""
+    """Arranges rows of pictures with their labels on the left, small ones magnified without smoothing."""
     columns, _, height, width = rows[0][2].shape
     factor = max(1, min(_SIDE, (_WIDTH - 2 * MARGIN - LABELS) // columns - _GAP) // width)
     height, width = height * factor, width * factor
@@ -85,8 +85,8 @@ def _sheet(rows: Sequence[tuple[str, str, Tensor]]) -> Image.Image:
 
 
 def _label(draw: ImageDraw.ImageDraw, title: str, note: str, middle: int) -> None:
-    """Title and note, one under the other; a long title is broken between words."""
-    # the font that comes with matplotlib: the same picture on every machine
+    """Draws title and note, one below the other; a long title is wrapped."""
+    # matplotlib's font, so that the picture is the same on every machine
     large, small = (ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size) for size in (15, 13))
     lines: list[str] = []
     for word in title.split():

@@ -1,14 +1,14 @@
-"""How far a few steps of semi-amortized inference lower the error of models that are trained already, and at what cost.
+"""Measures how much a few steps of semi-amortized inference reduce the error of trained models, and at what cost.
 
 The encoder's codes of each held-out image are refined by the decoder's gradient (gmvq.refinement). MSE and PSNR
-are means over images of each image's figure, of float reconstructions in [0, 1] from hard codes; usage and perplexity
+are means over images, of float reconstructions in [0, 1] from hard codes; usage and perplexity
 are those of all tokens of these images. 0 steps are the encoder's codes. A decoder pass takes a batch through the
-decoder once, forward or backward. Milliseconds are those of encoding and refining, without the last decoding, in
-the fastest batch: other work on the machine makes the others slower.
+decoder once, forward or backward. Milliseconds are those of encoding and refining, without the final decoding, in
+the fastest batch: other load of the machine makes the others slower.
 
     python benchmarks/leaderboard/refinement.py runs/leaderboard/PROTOCOL/* --data PATH
 
-The table keeps its rows of runs that are not given.
+The table keeps its rows of other runs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VERSION = 1
 
 
 class Coded(NamedTuple):
-    """A batch's codes ``(B, h, w)``, what they took in seconds, and the decoder passes among it."""
+    """A batch's codes ``(B, h, w)``, the seconds to compute them, and the decoder passes in that time."""
 
     codes: Tensor
     seconds: float
@@ -47,7 +47,7 @@ class Coded(NamedTuple):
 
 
 def coded(model: Autoencoder, images: Tensor, steps: int) -> Coded:
-    """Encodes a batch of images ``(B, C, H, W)`` and refines the codes in a number of steps."""
+    """Encodes a batch of images ``(B, C, H, W)`` and refines the codes for the given number of steps."""
     start = time.perf_counter()
     codes, passes = model.encode(images), 0
     if steps:
@@ -57,7 +57,7 @@ def coded(model: Autoencoder, images: Tensor, steps: int) -> Coded:
 
 
 def measured(model: Autoencoder, batches: list[Tensor], steps: int) -> dict[str, Any]:
-    """Figures of all batches at one number of steps.
+    """Computes the metrics of all batches for one number of steps.
 
     Raises:
         ValueError: If the model has no codes.
@@ -65,7 +65,7 @@ def measured(model: Autoencoder, batches: list[Tensor], steps: int) -> dict[str,
     if model.codebook_size is None:
         raise ValueError("'RUN' must be of a model with codes, got a VAE. Leave its folder out.")
     distortion, statistics = ImageDistortion(structure=False), CompositeStatistics(countable(model.level_sizes))
-    coded(model, batches[0], steps)  # the first call pays for set-up
+    coded(model, batches[0], steps)  # warm-up
     fastest, passes = float("inf"), 0
     for images in batches:
         codes, seconds, passes = coded(model, images, steps)
@@ -86,10 +86,10 @@ def measured(model: Autoencoder, batches: list[Tensor], steps: int) -> dict[str,
 
 
 def data_of(folder: Path, run: Run, source: str, loaded: dict[DataConfig, Data]) -> Data:
-    """The data that a run learned from, at another place; each is read once.
+    """Loads the training data of a run from another path; each data set is read once.
 
     Raises:
-        ValueError: If they are others.
+        ValueError: If the data differ from the run's.
     """
     config = replace(run.data, source=source)
     if config not in loaded:
@@ -104,10 +104,10 @@ def data_of(folder: Path, run: Run, source: str, loaded: dict[DataConfig, Data])
 
 
 def rows_of(folder: Path, data: Data, run: Run, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of one run.
+    """Computes the rows of one run.
 
     Raises:
-        ValueError: If it is not of a protocol.
+        ValueError: If the run does not follow a protocol.
     """
     protocol, _, contender = run.name.partition("/")
     if not contender:
@@ -131,15 +131,15 @@ def rows_of(folder: Path, data: Data, run: Run, arguments: argparse.Namespace) -
 
 
 def key_of(row: dict[str, Any]) -> tuple[str, str, int]:
-    """What all rows of a run share."""
+    """Returns the fields that all rows of a run share."""
     return row["protocol"], row["contender"], row["seed"]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Adds the rows of a run to the table, in the place of former ones.
+    """Adds the rows of a run to the table, and replaces earlier ones.
 
     Raises:
-        ValueError: If the file is no such table.
+        ValueError: If the file is not such a table.
     """
     former = read_json(path)
     if path.exists() and (former is None or (former.get("format"), former.get("version")) != (FORMAT, VERSION)):
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     loaded: dict[DataConfig, Data] = {}
     for folder in arguments.runs:
         if not (folder / hub.CONFIG).is_file():
-            print(f"{folder} holds no model: left out.")  # a run that diverged
+            print(f"{folder} holds no model: left out.")  # a diverged run
             continue
         run = read_run(folder)
         write(arguments.out, rows_of(folder, data_of(folder, run, arguments.data, loaded), run, arguments))
