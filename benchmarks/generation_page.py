@@ -1,9 +1,9 @@
-"""Writes the tables and the figure of docs/generation.md from benchmarks/results, so that none is typed by hand.
+"""Writes the tables and the figure of docs/generation.md from benchmarks/results, so that no number is typed by hand.
 
     python benchmarks/generation_page.py [--check]
 
-With --check nothing is written; the exit status says whether the page holds what the JSON says. The JSON is that of
-drawing.py, modelling.py, sharpening.py and sampling.py; what is not there yet says so.
+With --check nothing is written; the exit status says whether the page agrees with the JSON. The JSON is that of
+drawing.py, modelling.py, sharpening.py and sampling.py; missing results are noted on the page.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ CURVES = {
     "distance": "distance",
     "both": "both",
 }
-"""The same in the figure, whose legend is one line."""
+"""Shorter names for the legend of the figure, which is one line."""
 
 
 def number(value: float | None, form: str) -> str:
-    """A number, or a dash for none."""
+    """Formats a number, or a dash for None."""
     return "-" if value is None else format(value, form)
 
 
 def made_with(result: Mapping[str, Any]) -> str:
-    """Where a result comes from."""
+    """Describes versions and hardware of a result."""
     versions = {name: result["versions"][name] for name in ("python", "torch", "gmvq") if name in result["versions"]}
     return f"{made_by([{**result, 'versions': versions}])}."
 
 
 def drawing_text(result: Mapping[str, Any]) -> str:
-    """What the judge says of each prior."""
+    """Formats the judge's metrics of each prior."""
     rows = [
         [
             PRIORS[row["prior"]] + ("" if row["guidance"] == 1 else f", guidance {row['guidance']:g}"),
@@ -89,7 +89,7 @@ def drawing_text(result: Mapping[str, Any]) -> str:
 
 
 def modelling_text(result: Mapping[str, Any]) -> str:
-    """Bits of a token by tokenizer."""
+    """Formats bits of a token by tokenizer."""
     rows = [
         [
             row["title"],
@@ -107,7 +107,7 @@ def modelling_text(result: Mapping[str, Any]) -> str:
 
 
 def sharpening_text(result: Mapping[str, Any]) -> str:
-    """What sharpens and what it costs: means over the seeds."""
+    """Formats quality and cost of sharpening: means over the seeds."""
     forms = {"psnr": ".2f", "ssim": ".4f", "sharpness": ".1%", "frechet": ".2f", "kernel": ".3f", "precision": ".3f",
              "recall": ".3f"}  # fmt: skip
     rows = []
@@ -130,7 +130,7 @@ def sharpening_text(result: Mapping[str, Any]) -> str:
 
 
 def judge_text(sees: Mapping[str, float]) -> str:
-    """What the judge minds, of the real tiles themselves."""
+    """Describes the judge's distances for degraded real tiles."""
     return (
         f"For tiles that are averaged over 3x3 pixels, the Fréchet distance is {sees['blurred']:.2f}; with noise "
         f"of a standard deviation of 0.02 it is {sees['noisy']:.2f}, and with such a tint of each {sees['tinted']:.2f}."
@@ -138,7 +138,7 @@ def judge_text(sees: Mapping[str, float]) -> str:
 
 
 def sampling_text(result: Mapping[str, Any]) -> str:
-    """Codes a second with and without the cache, and beside GPT-2."""
+    """Formats codes per second with and without the cache, and relative to GPT-2."""
     others = list(result["rows"][0]["cached_over"])
     rows = [
         [
@@ -153,10 +153,10 @@ def sampling_text(result: Mapping[str, Any]) -> str:
 
 
 def plot_sharpening(curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> Figure:
-    """PSNR of held-out images with and without a discriminator, its accuracy, and the weight of its loss."""
+    """Plots PSNR of held-out images with and without a discriminator, its accuracy, and the weight of its loss."""
     figure = new_figure(720, 230)
     handles: dict[str, Any] = {}
-    panels = (("psnr", "PSNR (dB), held out", 1), ("discriminator_accuracy", "told patches (%)", 100),
+    panels = (("psnr", "PSNR (dB), held out", 1), ("discriminator_accuracy", "discriminator's accuracy (%)", 100),
               ("adversarial_weight", "adversarial weight", 1))  # fmt: skip
     for axes, (key, title, scale) in zip(figure.subplots(1, 3), panels, strict=True):
         style(axes, title, "step")
@@ -173,7 +173,7 @@ def plot_sharpening(curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]
 
 
 def drawing_of(result: Mapping[str, Any]) -> Drawing:
-    """The figure of the course of training."""
+    """Creates the figure of the metrics over training."""
     text = "PSNR, accuracy of the discriminator and weight of its loss over training, with and without it"
     return Drawing(FIGURE.stem, text, result["curves"], plot_sharpening)
 
@@ -187,7 +187,7 @@ TEXTS = {
 
 
 def page(text: str) -> str:
-    """The page with each result between its marks."""
+    """Returns the page with each result between its marks."""
     for name, write in TEXTS.items():
         result = read(f"{name}.json", RESULTS)
         text = between_marks(text, "Not measured yet." if result is None else write(result), name, Path(__file__).name)

@@ -1,7 +1,7 @@
-"""Figures as SVG that follow the light or dark scheme of the reader, with a mark of what they were drawn from.
+"""SVG figures that follow the reader's light or dark scheme, with a fingerprint of their data and code.
 
-A figure is drawn in stand-in colors; in the SVG they are CSS variables with a value for each scheme. The ground is not
-transparent, so that a figure can be read on a page of the other scheme, too.
+A figure is drawn in placeholder colors; in the SVG they are CSS variables with a value for each scheme. The background
+is opaque, so that a figure is readable on a page of the other scheme, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-# name, light, dark; after Okabe and Ito's for the color-blind
+# name, light, dark; after the color-blind safe palette of Okabe and Ito
 _SCHEMES = (
     ("ink", "#222222", "#e6e6e6"), ("muted", "#5c5c5c", "#a3a3a3"), ("line", "#dcdcdc", "#3a3c40"),
     ("ground", "#ffffff", "#17181c"), ("ours", "#c04a00", "#ff8f4a"), ("theirs", "#0067a8", "#5fb8f0"),
@@ -31,7 +31,7 @@ _SCHEMES = (
 _STAND_INS = [f"#{3 * f'{number:02x}'}" for number in range(1, len(_SCHEMES) + 1)]
 INK, MUTED, LINE, GROUND, OURS, THEIRS = _STAND_INS[:6]
 SERIES = _STAND_INS[4:]
-"""Colors of lines, which differ in dashes and markers, too."""
+"""Colors of lines, which also differ in dashes and markers."""
 _DASHES = ((5, 2), (1.5, 1.5), (6, 2, 1.5, 2), (9, 3), (3, 1, 1, 1, 1, 1), (7, 5), (2, 3))
 DASHES = ("-", *((0, dashes) for dashes in _DASHES))
 MARKERS = "osD^vPX*"
@@ -43,10 +43,10 @@ class Drawing(NamedTuple):
     """A figure of a page.
 
     Attributes:
-        name: Name of its file without the ending.
-        text: What it shows, for those who cannot see it.
-        data: What it is drawn from, as JSON has it.
-        draw: Makes it out of the data.
+        name: Name of its file without the suffix.
+        text: Alternative text: what the figure shows.
+        data: Data of the figure, as JSON types.
+        draw: Function that draws the data.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Drawing(NamedTuple):
 
     @property
     def mark(self) -> str:
-        """Stands for the data and the code that draws: what a file must have to be up to date.
+        """Fingerprint of the data and the drawing code, which an up-to-date file contains.
 
         The bytes of an SVG depend on matplotlib's version, and so are not compared.
         """
@@ -66,7 +66,7 @@ class Drawing(NamedTuple):
         return f"drawn from {digest.hexdigest()[:16]}"
 
     def svg(self) -> str:
-        """The file: real text, the same bytes for the same figure."""
+        """Returns the content of the file: text is not outlined, and equal figures have equal bytes."""
         buffer = io.StringIO()
         with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.text}):
             FigureCanvasSVG(self.draw(self.data)).print_svg(buffer, metadata={"Date": None})
@@ -82,12 +82,12 @@ class Drawing(NamedTuple):
         return "\n".join(line.rstrip() for line in f"{head} <style>{css}</style>{rest}".splitlines()) + "\n"
 
     def is_in(self, path: Path) -> bool:
-        """Whether a file holds this figure."""
+        """Returns whether a file is up to date."""
         return path.is_file() and self.mark in path.read_text(encoding="utf-8")
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, its size in points."""
+    """Creates an empty figure of a size in points."""
     figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
     FigureCanvasSVG(figure)
     figure.patch.set_facecolor(GROUND)
@@ -95,7 +95,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def style(axes: Axes, title: str = "", across: str = "", up: str = "") -> None:
-    """Gives axes the look of the pages."""
+    """Sets the style of the pages on axes."""
     axes.set_facecolor("none")
     axes.set_axisbelow(True)
     axes.grid(color=LINE, linewidth=0.8)
@@ -109,7 +109,7 @@ def style(axes: Axes, title: str = "", across: str = "", up: str = "") -> None:
 
 
 def legend(figure: Figure, handles: Mapping[str, Any], columns: int = 4) -> None:
-    """Names of the lines, under the axes, in at most four columns or as many as given."""
+    """Adds the names of the lines below the axes, in at most the given number of columns."""
     figure.legend(
         list(handles.values()), list(handles), loc="outside lower center", ncols=min(columns, len(handles)),
         frameon=False, fontsize=NORMAL, labelcolor=INK, handlelength=3,

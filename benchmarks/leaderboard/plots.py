@@ -1,4 +1,4 @@
-"""The plots of the page: contenders, studies, the course of training, gradients; each from data as JSON has them."""
+"""Plots of the page, each from JSON data: contenders, studies, metrics over training, gradients."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from svg import DASHES, GROUND, INK, MARKERS, MUTED, NORMAL, OURS, SERIES, SMALL
 
 WIDTH = 600.0
 GAP = 5.0
-"""Room in points between a point and its nearest name."""
+"""Distance in points between a point and the nearest name."""
 _LEADER = GAP + 4
-"""Distance of a name, in points, from which on a line leads to it."""
+"""Distance of a name, in points, from which a line connects it to its point."""
 _MOST = 2.0
-"""The largest error that is drawn in its place, as a multiple of the least."""
+"""The largest error that is drawn at its true position, as a multiple of the smallest."""
 _ROUND = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 _MEASURES = (("mse", "MSE (1e-3)", 1e3), ("perplexity", "perplexity", 1.0), ("usage", "codes in use (%)", 100.0))
 Point = Mapping[str, Any]
 
 
 def plot_contenders(panels: Sequence[Mapping[str, Any]]) -> Figure:
-    """MSE against perplexity, a panel for each data set: low and to the right is good.
+    """Plots MSE against perplexity, a panel per data set: low and to the right is good.
 
-    What has more than twice the least error is drawn at the upper edge with its error, so that the others have room.
+    Errors of more than twice the smallest are drawn at the upper edge with their values, to leave room for the others.
 
     Args:
         panels: ``title``, ``codebook_size`` and ``points``: ``name``, mean and deviation of ``mse`` and
-            ``perplexity``, ``is_used`` (filled), ``is_ours`` (a color of its own).
+            ``perplexity``, ``is_used`` (filled), ``is_ours`` (a separate color).
     """
     figure = new_figure(WIDTH, 330 * len(panels))
     drawn = []
@@ -44,14 +44,14 @@ def plot_contenders(panels: Sequence[Mapping[str, Any]]) -> Figure:
         _logarithmic(axes, [min(error, edge) for error in errors])
         drawn.append([_contender(axes, point, edge) for point in panel["points"]])
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # names must not move what they were placed by
+    figure.set_layout_engine("none")  # a new layout would move the points that names are placed for
     for axes, panel, shown in zip(figure.axes, panels, drawn, strict=True):
         _name_points(axes, panel["points"], *zip(*shown, strict=True))
     return figure
 
 
 def _contender(axes: Axes, point: Point, edge: float) -> tuple[str, tuple[float, float], tuple[float, float]]:
-    """Draws marker and bars of a point; returns its name, its place and its deviations."""
+    """Draws marker and bars of a point; returns its name, position and deviations."""
     (mse, deviation), (perplexity, spread), is_ours = point["mse"], point["perplexity"], point["is_ours"]
     is_beyond, color = 1e3 * mse > edge, OURS if is_ours else THEIRS
     at, bars = (perplexity, min(1e3 * mse, edge)), (spread or 0.0, 0.0 if is_beyond else 1e3 * (deviation or 0.0))
@@ -64,7 +64,7 @@ def _contender(axes: Axes, point: Point, edge: float) -> tuple[str, tuple[float,
 
 
 def _name_points(axes: Axes, points: Sequence[Point], names: Sequence[str], *places: Sequence[Any]) -> None:
-    """Writes the names in, once the layout is fixed: at 72 dots per inch a pixel is a point."""
+    """Writes the names after the layout is fixed: at 72 dots per inch a pixel is a point."""
     at, deviations = map(np.array, places)
     pixels = axes.transData.transform(at)
     texts = [
@@ -91,11 +91,11 @@ def _name_points(axes: Axes, points: Sequence[Point], names: Sequence[str], *pla
 def place_names(
     points: np.ndarray, sizes: Sequence[tuple[float, float]], frame: np.ndarray, bars: np.ndarray
 ) -> np.ndarray:
-    """Puts a name near each point: in the frame, over no other name, no point and no line from a point to its name.
+    """Places a name near each point: inside the frame, without overlap of names, points and connecting lines.
 
-    The most crowded choose first, each the nearest free place; where there is none that no line crosses, one that
-    lines cross, and where the frame is full, one outside of it. Names must not cover the bars either. A box, of the
-    frame, of bars ``(M, 4)`` and of the names that are returned ``(N, 4)``, is left, bottom, right, top in points.
+    The most crowded points choose first, each the nearest free place; if all of these are crossed by lines, one that is
+    crossed, and if the frame is full, one outside it. Names must not cover the bars either. A box, of the frame, of
+    bars ``(M, 4)`` and of the returned names ``(N, 4)``, is left, bottom, right, top in points.
     """
     crowded = np.exp(-np.linalg.norm(points[:, None] - points, axis=-1) / 40).sum(1)
     markers, placed = np.hstack([points - 3, points + 3]), np.full((len(points), 4), np.nan)
@@ -115,18 +115,18 @@ def place_names(
 
 
 def _candidates(point: np.ndarray, size: tuple[float, float]) -> np.ndarray:
-    """Places around a point, the nearest first, to the right before to the left: boxes ``(1440, 4)``."""
+    """Returns places around a point, the nearest first, right before left: boxes ``(1440, 4)``."""
     turns = np.array([(number + 1) // 2 * (-1) ** number for number in range(24)]) * math.pi / 12
     ways, half = np.stack([np.cos(turns), np.sin(turns)], -1), np.array(size) / 2
     rings = (GAP + 1 + 5 * np.arange(60))[:, None, None]
-    centers = (point + ways * (rings + half)).reshape(-1, 2)  # the side that faces the point touches the ring
+    centers = (point + ways * (rings + half)).reshape(-1, 2)  # the side towards the point touches the ring
     boxes = np.hstack([centers - half, centers + half])
     nearest = np.linalg.norm(np.clip(point, boxes[:, :2], boxes[:, 2:]) - point, axis=1)
     return boxes[np.argsort(nearest.round(9), kind="stable")]
 
 
 def _crosses(points: np.ndarray, boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Whether the lines from points to their boxes go through other boxes (Liang and Barsky's clipping)."""
+    """Returns whether the lines from points to their boxes cross other boxes (Liang and Barsky's clipping)."""
     ways = np.clip(points, boxes[:, :2], boxes[:, 2:]) - points
     ways = np.where(abs(ways) < 1e-9, 1e-9, ways)
     ends = np.stack([others[..., :2] - points, others[..., 2:] - points]) / ways
@@ -134,7 +134,7 @@ def _crosses(points: np.ndarray, boxes: np.ndarray, others: np.ndarray) -> np.nd
 
 
 def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis upwards, with few and round marks whatever it spans."""
+    """Sets a logarithmic y axis with a few round ticks for any range."""
     low, high = min(values), max(values)
     margin = (high / low) ** 0.12 if high > low else 1.1
     axes.set_yscale("log")
@@ -148,13 +148,13 @@ def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
 
 
 def plot_study(study: Mapping[str, Any]) -> Figure:
-    """MSE, perplexity and usage of the points of a study; the default has a color of its own.
+    """Plots MSE, perplexity and usage of the points of a study; the default has a separate color.
 
-    Categories stand one under another, so that their names have room.
+    Categories are listed vertically, to leave room for their names.
 
     Args:
-        study: ``axis``, ``scale`` (``log``, ``linear`` or ``category``), ``has_training`` (draw the error of training
-            images, too) and ``points``: ``label``, ``is_default``, and mean and deviation of each measure or None.
+        study: ``axis``, ``scale`` (``log``, ``linear`` or ``category``), ``has_training`` (also draw the error of
+            training images) and ``points``: ``label``, ``is_default``, and mean and deviation of each measure or None.
     """
     points, upright = study["points"], study["scale"] != "category"
     labels = [point["label"] for point in points]
@@ -180,7 +180,7 @@ def plot_study(study: Mapping[str, Any]) -> Figure:
             axes.set_ylim(-0.6, len(points) - 0.4)
         (axes.yaxis if upright else axes.xaxis).set_major_locator(MaxNLocator(5 if upright else 4))
         axes.margins(**{"x": 0.08, "y": 0.12} if upright else {"x": 0.1})
-        if key == "usage":  # an axis that ends at 100 %, and spans a tenth of it at least
+        if key == "usage":  # an axis that ends at 100 % and spans at least a tenth of it
             low = min([90.0, *(scale * point[key][0] for _, point in shown)])
             (axes.set_ylim if upright else axes.set_xlim)(low - 0.1 * (100 - low), 100 + 0.05 * (100 - low))
     if not upright:
@@ -189,7 +189,7 @@ def plot_study(study: Mapping[str, Any]) -> Figure:
 
 
 def _study_lines(axes: Axes, key: str, scale: float, shown: Sequence[tuple[float, Point]], has_training: bool) -> None:
-    """The lines through the points, and that of training images beside the error."""
+    """Draws the lines through the points, and for the error also that of training images."""
     x = [x for x, _ in shown]
     axes.plot(x, [scale * point[key][0] for _, point in shown], color=THEIRS, linewidth=1.3)
     if key == "mse" and has_training:
@@ -199,7 +199,7 @@ def _study_lines(axes: Axes, key: str, scale: float, shown: Sequence[tuple[float
 
 
 def _label_positions(axes: Axes, places: Sequence[float], labels: Sequence[str]) -> None:
-    """Marks at the points themselves, as many as have room."""
+    """Sets ticks at the points, as many as there is room for."""
     width = max(places) - min(places) or 1.0
     kept: list[int] = []
     for index in sorted(range(len(places)), key=lambda index: places[index]):
@@ -210,10 +210,10 @@ def _label_positions(axes: Axes, places: Sequence[float], labels: Sequence[str])
 
 
 def plot_course(series: Sequence[Mapping[str, Any]]) -> Figure:
-    """Posterior entropy, perplexity and MSE against the step of training.
+    """Plots posterior entropy, perplexity and MSE against the training step.
 
     Args:
-        series: ``name``, ``step``, and values at the steps by name of the measure, numbers or None.
+        series: ``name``, ``step``, and values at the steps by metric, numbers or None.
     """
     figure, handles = new_figure(WIDTH, 230), {}
     panels = (("posterior_entropy", "entropy of q (nats)", 1.0), *_MEASURES[1::-1])
@@ -234,9 +234,9 @@ def plot_course(series: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def plot_gradients(data: Mapping[str, Any]) -> Figure:
-    """Bias above variance against the temperature, for three posteriors from near one-hot to soft.
+    """Plots bias above variance against the temperature, for three posteriors from near one-hot to soft.
 
-    What has no temperature is a horizontal line.
+    An estimator without a temperature is a horizontal line.
 
     Args:
         data: ``names`` of the estimators to draw, and ``rows`` as gradients.py writes them.
@@ -274,7 +274,7 @@ def plot_gradients(data: Mapping[str, Any]) -> Figure:
 
 
 def _gradient_line(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, look: Mapping[str, Any]) -> list[float]:
-    """Draws one estimator and returns what it spans; on a logarithmic axis rounding and no variance have no place."""
+    """Draws one estimator and returns its values; rounding errors and zero variance are left out of a log axis."""
     found = [(row["temperature"], row[key], row.get(f"{key}_spread") or 0.0) for row in rows if row[key] > 1e-6]
     if found and found[0][0] is None:
         axes.axhline(found[0][1], **look)
