@@ -117,9 +117,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         where = {"versions": versions(), "hardware": hardware(), "commit": commit()}
     sentence = " ".join((__doc__ or "").split("\n\n")[1].split())
     options = {name: getattr(arguments, name) for name in ("recipe", "steps", "width", "depth", "judge_steps")}
-    tokenizer_figures = {name: tokenized[name] for name in ("psnr", "usage", "perplexity")}
+    tokenizer_metrics = {name: tokenized[name] for name in ("psnr", "usage", "perplexity")}
     about = {"about": sentence, **options, "number": arguments.number, **where}
-    write_json(arguments.out, {**about, "tokenizer": tokenizer_figures, "rows": rows})
+    write_json(arguments.out, {**about, "tokenizer": tokenizer_metrics, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -97,8 +97,8 @@ def measure(name: str, dim: int, codebook_size: int, steps: int, seed: int) -> d
             errors.append(F.mse_loss(decoded.clamp(0, 1), images).item())
     psnr = statistics.mean(-10 * torch.tensor(error).log10().item() for error in errors)
     row = {"layer": name, "dim": dim, "codebook_size": codebook_size, "steps": steps, "seed": seed}
-    figures = {"usage": learned.usage, "usage_held_out": use.usage, "perplexity": use.perplexity}
-    return {**row, "psnr": psnr, **figures, "seconds": seconds}
+    metrics = {"usage": learned.usage, "usage_held_out": use.usage, "perplexity": use.perplexity}
+    return {**row, "psnr": psnr, **metrics, "seconds": seconds}
 
 
 def main() -> None:

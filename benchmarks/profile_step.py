@@ -183,7 +183,7 @@ def measure(subjects: dict[str, Subject], rounds: int, steps: int) -> dict[str, 
             timed = [subject.step_by_parts() for _ in range(steps)]
             parts[name].append({part: statistics.fmean(step[part] for step in timed) for part in PARTS})
         print({name: round(values[-1]) for name, values in speeds.items()}, "images a second")
-    return {name: _figures(speeds[name], parts[name]) for name in names}
+    return {name: _metrics(speeds[name], parts[name]) for name in names}
 
 
 def batch_milliseconds(loader: Loader) -> float:
@@ -196,7 +196,7 @@ def batch_milliseconds(loader: Loader) -> float:
     return 1000 * statistics.median(times)
 
 
-def _figures(speeds: list[float], parts: list[dict[str, float]]) -> dict[str, Any]:
+def _metrics(speeds: list[float], parts: list[dict[str, float]]) -> dict[str, Any]:
     totals = [sum(seconds.values()) for seconds in parts]
     shares = {part: statistics.median(seconds[part] / total for seconds, total in zip(parts, totals, strict=True))
               for part in PARTS}  # fmt: skip
@@ -230,9 +230,9 @@ def main() -> None:
         where = {"versions": versions(), "hardware": hardware(), "commit": commit()}
     ratios = {
         name: statistics.median(
-            ours / theirs for ours, theirs in zip(figures["rounds"], found[PEER]["rounds"], strict=True)
+            ours / theirs for ours, theirs in zip(metrics["rounds"], found[PEER]["rounds"], strict=True)
         )
-        for name, figures in found.items()
+        for name, metrics in found.items()
         if PEER in found
     }
     protocol = " ".join((__doc__ or "").split("\n\n")[1].split())
@@ -240,9 +240,9 @@ def main() -> None:
             "rounds": arguments.rounds, "steps": arguments.steps,
             "batch_milliseconds": batch_milliseconds(next(iter(subjects.values())).loader)}  # fmt: skip
     write_json(arguments.out, {"protocol": protocol, **size, **where, "subjects": found, "ratio": ratios})
-    for name, figures in found.items():
-        shares = {part: f"{share:.1%}" for part, share in figures["shares"].items()}
-        print(name, round(figures["items_per_second"]), "images a second,", shares)
+    for name, metrics in found.items():
+        shares = {part: f"{share:.1%}" for part, share in metrics["shares"].items()}
+        print(name, round(metrics["items_per_second"]), "images a second,", shares)
     print("over the peer:", {name: round(value, 3) for name, value in ratios.items()})
 
 

@@ -67,7 +67,7 @@ def spoiled(real: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def figures(made: Drawn, real: Tensor, judge: Classifier) -> dict[str, float]:
+def metrics(made: Drawn, real: Tensor, judge: Classifier) -> dict[str, float]:
     """Computes the metrics of tiles through a tokenizer."""
     drawn = torch.cat([made(part, 64 * index) for index, part in enumerate(real.split(64))])
     realism = said(judge, real, drawn)
@@ -127,7 +127,7 @@ def measured(
             data.modality.write(arguments.pictures / "sharpening.png", list(sheet), columns=len(shown))
     rows = []
     for name, made in ways.items():
-        found = figures(made, real, judge)
+        found = metrics(made, real, judge)
         print(name, seed, {key: round(value, 4) for key, value in found.items()}, flush=True)
         rows.append({"name": name, "seed": seed, **found})
     return rows, {name: curves(folder) for name, folder in folders.items()}

@@ -130,10 +130,10 @@ def profile_text(result: dict[str, Any] | None) -> str:
     names = {**NAMES, "vector-quantize-pytorch": "vector-quantize-pytorch"}
     header = ["", *parts.values(), "Step (ms)", "Images a second", "over vector-quantize-pytorch's"]
     rows = [
-        [names[name], *(f"{100 * figures['shares'][part]:.1f} %" for part in parts),
-         f"{figures['step_milliseconds']:.0f}", f"{figures['items_per_second']:.0f}",
+        [names[name], *(f"{100 * metrics['shares'][part]:.1f} %" for part in parts),
+         f"{metrics['step_milliseconds']:.0f}", f"{metrics['items_per_second']:.0f}",
          f"{result['ratio'][name]:.2f}" if name in result["ratio"] else "-"]
-        for name, figures in result["subjects"].items()
+        for name, metrics in result["subjects"].items()
     ]  # fmt: skip
     batch = (
         f"Batches of {result['batch_size']} images, K = {result['codebook_size']}; medians of {result['rounds']} "

@@ -48,7 +48,7 @@ LATENT_DIM = 4
 FRESH = 1024
 TRAININGS = ("enumeration", "straight-through")
 SPREAD = ("bias", "variance", "cosine", "hard_cosine")
-FIGURES = ("sigma", "posterior_entropy", "standard_error", *SPREAD)
+METRICS = ("sigma", "posterior_entropy", "standard_error", *SPREAD)
 
 
 @dataclass(frozen=True)
@@ -341,14 +341,14 @@ def rows_of(state: State, sigma: float, slope: Tensor, settings: Settings) -> li
         if not estimator.trains_codes:
             del found["codebook"]
         key = {"estimator": estimator.name, "temperature": estimator.temperature}
-        rows += [{**key, "with_respect_to": name, **where, **figures} for name, figures in found.items()]
+        rows += [{**key, "with_respect_to": name, **where, **metrics} for name, metrics in found.items()]
     return rows
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Combines the same row of all states to one row."""
     found = dict(rows[0])
-    for name in FIGURES:
+    for name in METRICS:
         values = [row[name] for row in rows if row[name] is not None]
         middle = statistics.median(values) if values else None
         found[name] = rounded(middle)

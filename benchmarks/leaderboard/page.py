@@ -109,9 +109,9 @@ def table(head: Sequence[str], labels: Iterable[Sequence[str]], entries: Iterabl
     """Formats a table of entries: first label, metrics, other labels and the number of runs."""
     rows = []
     for (label, *more), entry in zip(labels, entries, strict=True):
-        figures = [figure(entry, key, spread=key in ("mse", "perplexity")) for key in keys]
+        numbers = [figure(entry, key, spread=key in ("mse", "perplexity")) for key in keys]
         lost = f", {len(entry.diverged)} diverged" if entry.diverged else ""
-        rows.append([label, *figures, *more, f"{len(entry.rows) - len(entry.diverged)}{lost}"])
+        rows.append([label, *numbers, *more, f"{len(entry.rows) - len(entry.diverged)}{lost}"])
     return printing.markdown_table([head[0], *(SHOWN[key].header for key in keys), *head[1:], "Seeds"], rows)
 
 
@@ -285,9 +285,9 @@ def refined(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for row in rows:
         key = row["contender"], row["seed"]
         change = f"{row['mse'] / before[key] - 1:+.1%}" if row["steps"] else ""
-        figures = [f"{row['steps']}", f"{row['mse'] * 1e3:.3f}", change, f"{row['perplexity']:.0f}"]
+        numbers = [f"{row['steps']}", f"{row['mse'] * 1e3:.3f}", change, f"{row['perplexity']:.0f}"]
         costs = [f"{row['milliseconds_per_image']:.1f}", f"{row['decoder_passes']}"]
-        lines.append(((before[key], *key, row["steps"]), [CONTENDERS[key[0]].title, *figures, *costs]))
+        lines.append(((before[key], *key, row["steps"]), [CONTENDERS[key[0]].title, *numbers, *costs]))
     return [line for _, line in sorted(lines)]
 
 

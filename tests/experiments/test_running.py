@@ -175,7 +175,7 @@ def test_other_data_and_other_tables_are_refused(protocol, source, tmp_path):
         go(replace(protocol, version=2), source, tmp_path, ["vector-ema"])
     broken = tmp_path / "broken.json"
     broken.write_text("{")
-    with pytest.raises(ValueError, match="no table of this gmvq"):
+    with pytest.raises(ValueError, match="not a table of this version of gmvq"):
         go(protocol, source, tmp_path, ["vector-ema"], table=broken)
     assert broken.read_text() == "{"
     for name in ("seeds", "jobs", "threads"):

@@ -55,7 +55,7 @@ def test_what_is_written_is_read_again(table, tmp_path):
         ({"version": 2}, "version 2"),
         ({"rows": "twice"}, "a with seed 1 twice under tiny"),
         ({"rows": [{"contender": "a"}]}, "missing"),
-        ({"rows": None}, "no table"),
+        ({"rows": None}, "not a table"),
     ],
 )
 def test_other_files_are_refused(table, tmp_path, change, said):

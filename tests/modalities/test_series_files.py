@@ -111,7 +111,7 @@ def test_files_of_sktime(put):
         ("@data\n", "", "comes before '@data'"),
         (TS[TS.index("@data") :], "@data\n", "no series after a line '@data'"),
         ("timeStamps false", "timeStamps true", "a time for each value"),
-        ("4,?,6", "4,x,6", "line 7 has what is no number"),
+        ("4,?,6", "4,x,6", "line 7 has a value that is not a number"),
         ("4,?,6", "4,6", "line 7 has channels of 2, 3 values"),
         ("1,2:3,4:rest", "1,2:rest", r"line 8 has 1 channel\(s\) and the first 2"),
         ("1,2:3,4:rest", "1,2:3,4:walk", "class 'walk' is not among run, rest"),

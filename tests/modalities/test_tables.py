@@ -125,8 +125,8 @@ def test_columns_are_found_by_name(put):
         ("\n \n", "it is empty"),
         ("a,b\n", "a header and no rows"),
         ("a,b\n1,2\n3\n", "row 2 has 1 cells instead of 2"),
-        ("a,b\n1,2\n3,oops\n4,5\n", "column 'b' says 'oops' in row 2"),
-        ("a,b\n1,2\n1_000,3\n4,5\n", "column 'a' says '1_000' in row 2"),
+        ("a,b\n1,2\n3,oops\n4,5\n", "column 'b' has 'oops' in row 2"),
+        ("a,b\n1,2\n1_000,3\n4,5\n", "column 'a' has '1_000' in row 2"),
         ("a,b\n1,2\n1e308,3\n", r"column 'a' has 1e\+308 in row 2, and float32 ends at"),
         ("a,b\n1,2\n1e400,3\n", "column 'a' has inf in row 2"),
         ("a,b\n1,2\n-inf,3\n", "column 'a' has -inf in row 2"),
@@ -134,8 +134,8 @@ def test_columns_are_found_by_name(put):
         ("a,b\nx,y\n", "no column of numbers: a, b"),
         ("1,y\n2,z\n3,w\n", None),
         ("name,kind\nx,y\nz,w\n", "no column of numbers: name, kind"),
-        (b"\0\1\2\3", "it is no text"),
-        (b"PK\3\4rest", "it is no text"),
+        (b"\0\1\2\3", "it is not text"),
+        (b"PK\3\4rest", "it is not text"),
         (b"\xfd7zXZ\0garbage", "cannot be unpacked"),
         (gzip.compress(b"a,b\n" + b"1,2\n" * 9999, mtime=0)[:-9], "cannot be unpacked"),
         ('a,b\n"' + "1" * 200_000 + '",2\n', "field larger than field limit"),
@@ -192,7 +192,7 @@ def test_npy(put, tmp_path):
     whole = put("cut.npy", b"")
     np.save(whole, np.zeros((100, 100)))
     for content in (whole.read_bytes()[:-1], b"\x93NUMPY junk", b"", b"a,b\n1,2\n"):
-        with pytest.raises(TableError, match=r"no \.npy file of numbers"):
+        with pytest.raises(TableError, match=r"not a \.npy file of numbers"):
             read(put("bad.npy", content))
 
 
@@ -221,7 +221,7 @@ def test_parquet(tmp_path):
     with pytest.raises(TableError, match="must hold 1 to"):
         read_table(path)
     path.write_bytes(b"PAR1 and no more")
-    with pytest.raises(TableError, match="no Parquet file, or damaged"):
+    with pytest.raises(TableError, match="not a Parquet file, or damaged"):
         read_table(path)
 
 

@@ -136,19 +136,19 @@ def test_what_cannot_be_read_is_skipped_with_a_reason(put, tmp_path):
     with pytest.warns(UserWarning, match=r"Skipped 8 file\(s\)"):
         data = Text().load(tmp_path)
     reasons = {skipped.path.name: skipped.reason for skipped in data.skipped}
-    assert reasons["binary.txt"] == reasons["wide.txt"] == "it is no text, as its zero bytes say"
+    assert reasons["binary.txt"] == reasons["wide.txt"] == "it is not text, as its zero bytes show"
     assert reasons["empty.txt"] == reasons["blank.txt"] == "it has no text"
     assert reasons["cut.txt.gz"].startswith("it cannot be unpacked")
-    assert reasons["half.txt"].startswith("it begins as UTF-16 does")
-    assert reasons["bad.jsonl"].startswith("its line 2 is no JSON")
+    assert reasons["half.txt"].startswith("it begins like UTF-16")
+    assert reasons["bad.jsonl"].startswith("its line 2 is not JSON")
     assert reasons["pipe.txt"] == "it is no regular file"
     assert sorted([*data.train.names, *data.held_out.names]) == ["also", "good"]
 
 
 def test_a_single_file_that_cannot_be_read_is_an_error(put, tmp_path):
-    with pytest.raises(ValueError, match=r"Cannot read .*a\.txt': it is no text"):
+    with pytest.raises(ValueError, match=r"Cannot read .*a\.txt': it is not text"):
         Text().load(put("a.txt", b"\0\1\2" * 50))
-    with pytest.raises(ValueError, match=r"There is no text in .* Skipped: .*it is no text"):
+    with pytest.raises(ValueError, match=r"There is no text in .* Skipped: .*it is not text"):
         Text().load(tmp_path)
     with pytest.raises(ValueError, match=r"No texts in .*Looked, in nested folders too, for files that end in \.txt"):
         Text().load(put("empty/a.png").parent)
@@ -168,11 +168,11 @@ def test_encodings():
     path = Path("a.txt")
     assert decoded("\ufeffé".encode(), path) == ("é", "")
     assert decoded("é".encode("utf-16"), path) == ("é", "")
-    assert decoded("naïve café".encode("latin-1"), path) == ("naïve café", "that are no UTF-8, read as Windows-1252")
+    assert decoded("naïve café".encode("latin-1"), path) == ("naïve café", "that are not UTF-8, read as Windows-1252")
     assert decoded(b"\x93quoted\x94", path)[0] == "“quoted”"
-    assert decoded(b"caf\xe9 \x81", path) == ("café \x81", "that are no UTF-8, read as Latin-1")
+    assert decoded(b"caf\xe9 \x81", path) == ("café \x81", "that are not UTF-8, read as Latin-1")
     text, note = decoded("déjà vu, où".encode() + b" \xe9", path)
-    assert (text, note) == ("déjà vu, où \ufffd", "with bytes that are no UTF-8, read as U+FFFD (1 in a.txt)")
+    assert (text, note) == ("déjà vu, où \ufffd", "with bytes that are not UTF-8, read as U+FFFD (1 in a.txt)")
     assert decoded(b"nul\0 in a text", path) == ("nul\0 in a text", "")
     with pytest.raises(TextError, match="zero bytes"):
         decoded(b"\xe9\0 in a longer binary", path)
@@ -184,7 +184,7 @@ def test_encodings_and_empty_lines_are_said_once(put, tmp_path):
     with pytest.warns(UserWarning, match="Windows-1252") as caught:
         Text().load(tmp_path)
     (warning,) = caught
-    said = r"1 file(s) that are no UTF-8, read as Windows-1252: b; 1 empty line(s) left out."
+    said = r"1 file(s) that are not UTF-8, read as Windows-1252: b; 1 empty line(s) left out."
     assert str(warning.message) == f"Of '{tmp_path}': {said}"
 
 
@@ -250,11 +250,11 @@ def test_tabs_may_be_without_quotes(put):
         ("a.jsonl", '{"a": 1}', "its line 1 has no field 'text' with a text, but a"),
         ("a.jsonl", "[1]", "its line 1 has no field 'text' with a text"),
         ("a.jsonl", '{"text": 1}', "its line 1 has no field 'text'"),
-        ("a.jsonl", "[" * 100_000, "its line 1 is no JSON"),
+        ("a.jsonl", "[" * 100_000, "its line 1 is not JSON"),
         ("a.jsonl", '{"text": "a", "label": [1]}', "neither a word nor an integer"),
-        ("a.csv", "a,b\n1,2\n", "its first line names no column 'text', but a, b"),
+        ("a.csv", "a,b\n1,2\n", "its first line does not name a column 'text', but a, b"),
         ("a.csv", "text,b\n1\n", "its row 1 has 1 cells instead of 2"),
-        ("a.csv", "text,b\n" + "x" * 200_000 + ",y\n", "it is no table: field larger than field limit"),
+        ("a.csv", "text,b\n" + "x" * 200_000 + ",y\n", "it is not a table: field larger than field limit"),
     ],
 )
 def test_damaged_rows(put, name, content, reason):

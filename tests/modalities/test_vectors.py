@@ -187,7 +187,7 @@ def test_files_are_sides(put):
         ("", "it is empty"),
         ("a,b\n", "a header and no rows"),
         ("a,b\n1,2\n3\n", "row 2 has 1 cells instead of 2"),
-        ("a,b\n1,2\n3,oops\n4,5\n", "column 'b' says 'oops' in row 2"),
+        ("a,b\n1,2\n3,oops\n4,5\n", "column 'b' has 'oops' in row 2"),
         ("a,b\n1,2\n1e308,3\n", "float32 ends at"),
         ("a\nx\ny\n", "no column of numbers: a"),
     ],

@@ -186,7 +186,7 @@ def read_table(path: str | Path) -> Table | None:
         return Table.of(json.loads(path.read_text(encoding="utf-8")))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"'{path}' is no table of this gmvq ({error}). Choose another --table, or remove it."
+            f"'{path}' is not a table of this version of gmvq ({error}). Choose another --table, or remove it."
         ) from error
 
 

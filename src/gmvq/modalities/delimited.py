@@ -108,7 +108,7 @@ def read_text(path: Path, keep: Collection[str] = (), most: int | None = None) -
         try:
             table = _table_of(sample, lines, keep, path, most)
         except csv.Error as error:
-            raise TableError(path, f"it is no table of text: {error}") from error
+            raise TableError(path, f"it is not a table of text: {error}") from error
     last = len(table.names) - 1
     if last and not table.names[last] and last not in table.strange and np.isnan(table.values[:, last]).all():
         return table._replace(names=table.names[:last], values=table.values[:, :last])  # a delimiter ends each line
@@ -158,7 +158,7 @@ def _encoding(start: bytes, path: Path) -> str:
     if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "utf-16"
     if b"\0" in start or start[:2] == b"PK":
-        raise TableError(path, "it is no text, as its bytes say; unpack an archive, or save it as CSV")
+        raise TableError(path, "it is not text, as its bytes show; unpack an archive, or save it as CSV")
     try:
         codecs.getincrementaldecoder("utf-8")().decode(start)
     except UnicodeDecodeError:

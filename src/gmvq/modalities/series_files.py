@@ -254,7 +254,7 @@ def _channels_of(channels: list[str], number: int, path: Path) -> NDArray[np.flo
     try:
         values = [np.array(channel.replace("?", "nan").split(","), np.float64) for channel in channels]
     except ValueError as error:
-        raise TableError(path, f"its line {number} has what is no number: {cleaned(str(error))}") from error
+        raise TableError(path, f"its line {number} has a value that is not a number: {cleaned(str(error))}") from error
     lengths = {len(channel) for channel in values}
     if len(lengths) != 1:
         raise TableError(path, f"its line {number} has channels of {', '.join(map(str, sorted(lengths)))} values")

@@ -120,7 +120,7 @@ def columns(table: Table, path: Path, names: tuple[str, ...] | None, leave: Coll
     for place in chosen:
         strange = table.strange.get(place)
         if strange is not None:
-            what = f"its column '{have[place]}' says {strange.cell!r} in row {strange.row}, which is no number"
+            what = f"its column '{have[place]}' has {strange.cell!r} in row {strange.row}, which is not a number"
             raise TableError(path, f"{what}; leave the cell empty for a gap, or the column out")
     kept = tuple(have[place] for place in chosen) if names is None else names
     whole = chosen == list(range(table.values.shape[1]))
@@ -179,7 +179,7 @@ def read_array(path: Path) -> NDArray[Any]:
     except Exception as error:  # a damaged header makes numpy raise whatever its parser meets
         objects = "Python objects" in str(error) or "pickle" in str(error)
         why = "it holds Python objects, which could run foreign code" if objects else str(error) or type(error).__name__
-        raise TableError(path, f"it is no .npy file of numbers: {why}; save a plain array with np.save") from error
+        raise TableError(path, f"it is not a .npy file of numbers: {why}; save a plain array with np.save") from error
     if not isinstance(array, np.ndarray):
         raise TableError(path, "it is an archive of arrays; save one of them with np.save")
     if array.dtype.kind not in "fiub" or array.size == 0 or array.size > MOST_VALUES:
@@ -216,7 +216,7 @@ def read_parquet(path: Path, keep: Collection[str] = (), *, lists: bool = False,
             raise TableError(path, f"it must hold 1 to {MOST_VALUES} values, got {size}")
         data = file.read() if most is None else _first_of(file, most)
     except (OSError, ArrowException) as error:
-        raise TableError(path, f"it is no Parquet file, or damaged: {cleaned(str(error))}") from error
+        raise TableError(path, f"it is not a Parquet file, or damaged: {cleaned(str(error))}") from error
     names: list[str] = []
     values: list[NDArray[np.float64]] = []
     texts: dict[int, list[str]] = {}

@@ -204,7 +204,7 @@ def test_what_is_no_face_is_skipped(
     assert not pixels_of(data).sum((1, 2, 3)).eq(0).any()
     reasons = {skipped.path.name: skipped.reason for skipped in data.skipped}
     assert reasons.keys() == broken.keys()
-    assert reasons["000001.jpg"] == reasons["000009.jpg"] == "its content is no image that is known here"
+    assert reasons["000001.jpg"] == reasons["000009.jpg"] == "its content is not an image of a known format"
     assert "truncated" in reasons["000008.jpg"]
     assert reasons["000010.jpg"] == "it has 178 x 218 pixels instead of 89 x 109"
     assert "too many for a face" in reasons["000011.jpg"]
@@ -263,7 +263,7 @@ def test_where_there_are_no_faces(faces: Faces, random_pixels: Callable[..., Pix
     with pytest.raises(ValueError, match="No image of CelebA in"):
         load(write_zip(tmp_path / "none.zip", {"a.txt": b"x"}), face_side=64)
     others = {"1.jpg": b"x", "2.jpg": jpeg(random_pixels(64, 64, 3))}
-    with pytest.raises(ValueError, match=r"The first, 1\.jpg: its content is no image .*178 x 218"):
+    with pytest.raises(ValueError, match=r"The first, 1\.jpg: its content is not an image .*178 x 218"):
         load(write_zip(tmp_path / "others.zip", others), face_side=64)
     with pytest.raises(ValueError, match=r"No face in .* can be read: .*truncated"):
         load(write_zip(tmp_path / "cut.zip", {"1.jpg": faces([1])["000001.jpg"][:900]}), face_side=64)

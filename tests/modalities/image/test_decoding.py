@@ -114,7 +114,7 @@ def test_errors_name_the_reason(tmp_path: Path, save_image: Save, monkeypatch: p
     with pytest.raises(ImageError, match="no such file"):
         read_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("not an image")
-    with pytest.raises(ImageError, match="no image that is known"):
+    with pytest.raises(ImageError, match="not an image of a known format"):
         read_header(tmp_path / "text.png")
     (tmp_path / "empty.tif").write_bytes(b"")
     with pytest.raises(ImageError, match="empty"):

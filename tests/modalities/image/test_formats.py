@@ -208,9 +208,9 @@ def test_idx_damage(tmp_path: Path, random_pixels: Pixels) -> None:
     good = idx(random_pixels(2, 3, 4))
     for data, message in (
         (b"", "starts with nothing"),
-        (good[:9], "no idx file"),
+        (good[:9], "not an idx file"),
         (good[:20], "truncated"),
-        (idx(random_pixels(4)), "no idx file of bytes with 3 axes"),
+        (idx(random_pixels(4)), "not an idx file of bytes with 3 axes"),
         (gzip.compress(good)[:-12], "decompressed"),
         (lzma.compress(good)[:-12], "decompressed"),
     ):

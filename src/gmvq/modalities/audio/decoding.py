@@ -212,7 +212,7 @@ def _opened(path: Path, source: Source | None) -> Iterator[Any]:
 def _reason(error: Any) -> str:  # noqa: ANN401
     words = (error.error_string or "").rstrip(".")
     if error.code in (1, 7):  # 7 is the code of an MP3 file without a complete frame
-        return "it is no sound file of a known format"
+        return "it is not an audio file of a known format"
     return f"it is damaged ({words})" if words else "it is damaged"
 
 

@@ -173,7 +173,9 @@ def _labels(value: object) -> NDArray[np.int64] | None:
 
 def _load_binary(data: bytes) -> Rows:
     if not data or len(data) % (1 + _VALUES):
-        raise ValueError(f"it is truncated: {len(data)} bytes are no multiple of {1 + _VALUES}, the size of an image")
+        raise ValueError(
+            f"it is truncated: {len(data)} bytes are not a multiple of {1 + _VALUES}, the size of an image"
+        )
     rows = np.frombuffer(data, np.uint8).reshape(-1, 1 + _VALUES)
     return rows[:, 1:].reshape(-1, 3, _SIDE, _SIDE), rows[:, 0].astype(np.int64)
 

@@ -352,7 +352,7 @@ def reason_of(error: Exception, *, empty: bool = False) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, Image.UnidentifiedImageError):  # its message contains a memory address
-        return "it is empty" if empty else "its content is no image that is known here"
+        return "it is empty" if empty else "its content is not an image of a known format"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"it has too many pixels, more than PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}"
     if isinstance(error, OSError) and error.strerror:

@@ -211,7 +211,9 @@ def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
     """
     data = _decompressed(path)
     if len(data) < 4 or data[:3] != b"\0\0\x08" or data[3] != axes or len(data) < 4 + 4 * axes:
-        raise ValueError(f"it is no idx file of bytes with {axes} axes (it starts with {data[:4].hex() or 'nothing'})")
+        raise ValueError(
+            f"it is not an idx file of bytes with {axes} axes (it starts with {data[:4].hex() or 'nothing'})"
+        )
     shape = tuple(int(n) for n in np.frombuffer(data, ">u4", axes, 4))
     expected = 4 + 4 * axes + int(np.prod(shape, dtype=object))
     if len(data) != expected:
@@ -245,7 +247,7 @@ def _read_numpy(path: Path, read: Callable[[BinaryIO], Value]) -> Value:
             return read(file)
     except Exception as error:  # a damaged header can make numpy raise nearly any exception
         if "allow_pickle" in str(error) or "pickled" in str(error):
-            reason = "it holds Python objects, or is no numpy file; reading objects could run foreign code"
+            reason = "it holds Python objects, or is not a numpy file; reading objects could run foreign code"
         else:
             reason = str(error) or type(error).__name__
         raise ValueError(

@@ -239,23 +239,23 @@ def decoded(data: bytes, path: Path) -> tuple[str, str]:
         try:
             return data.decode("utf-16"), ""
         except UnicodeDecodeError as error:
-            raise TextError(path, f"it begins as UTF-16 does and is none: {error.reason}") from error
+            raise TextError(path, f"it begins like UTF-16 and cannot be decoded: {error.reason}") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = None
     if 10 * data.count(0) > len(data) or (text is None and 0 in data):
-        raise TextError(path, "it is no text, as its zero bytes say")
+        raise TextError(path, "it is not text, as its zero bytes show")
     if text is not None:
         return text, ""
     mostly = data.decode("utf-8-sig", "replace")
     wrong = mostly.count("\ufffd")
     if len(re.findall(r"[^\0-\x7f\ufffd]", mostly)) > wrong:
-        return mostly, f"with bytes that are no UTF-8, read as U+FFFD ({wrong} in {path.name})"
+        return mostly, f"with bytes that are not UTF-8, read as U+FFFD ({wrong} in {path.name})"
     try:
-        return data.decode("cp1252"), "that are no UTF-8, read as Windows-1252"
+        return data.decode("cp1252"), "that are not UTF-8, read as Windows-1252"
     except UnicodeDecodeError:
-        return data.decode("latin-1"), "that are no UTF-8, read as Latin-1"
+        return data.decode("latin-1"), "that are not UTF-8, read as Latin-1"
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -53,7 +53,7 @@ def _of_json(text: str, path: Path) -> Rows:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise TextError(path, f"its line {number} is no JSON: {cleaned(str(error))}") from error
+            raise TextError(path, f"its line {number} is not JSON: {cleaned(str(error))}") from error
         if not isinstance(value, dict) or not isinstance(value.get(TEXT_COLUMN), str):
             have = f", but {_some(list(value))}" if isinstance(value, dict) else ""
             raise TextError(path, f"its line {number} has no field '{TEXT_COLUMN}' with a text{have}")
@@ -70,10 +70,10 @@ def _of_table(text: str, path: Path, *, tabs: bool) -> Rows:
     try:
         table = _parsed(text, delimiter, quotes=True) if not tabs or _is_quoted(text) else _parsed(text, delimiter)
     except csv.Error as error:
-        raise TextError(path, f"it is no table: {cleaned(str(error))}") from error
+        raise TextError(path, f"it is not a table: {cleaned(str(error))}") from error
     names = [name.strip().lower() for name in table[0]] if table else []
     if TEXT_COLUMN not in names:
-        raise TextError(path, f"its first line names no column '{TEXT_COLUMN}', but {_some(names)}")
+        raise TextError(path, f"its first line does not name a column '{TEXT_COLUMN}', but {_some(names)}")
     place = names.index(TEXT_COLUMN)
     labels_at = next((names.index(name) for name in LABEL_COLUMNS if name in names), None)
     rows: Rows = []

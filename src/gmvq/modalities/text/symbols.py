@@ -194,8 +194,8 @@ def _check_characters(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"'text' must be without lone surrogates, which are no characters, got {text[error.start]!r}. Decode bytes "
-            "with errors='replace'."
+            f"'text' must be without lone surrogates, which are not characters, got {text[error.start]!r}. Decode "
+            "bytes with errors='replace'."
         ) from error
 
 
