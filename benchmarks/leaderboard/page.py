@@ -84,7 +84,7 @@ def read(folder: Path = SCRIPTS / "results") -> Experiment:
     studies = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     for name, found in studies.items():
         if found.get("format") != f"gmvq.{name}":
-            raise ValueError(f"{name}.json must be of format 'gmvq.{name}', got {found.get('format')!r}. Make it anew.")
+            raise ValueError(f"{name}.json must be of format 'gmvq.{name}', got {found.get('format')!r}. Renew it.")
     return Experiment(tables, **studies)
 
 

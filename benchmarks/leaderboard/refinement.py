@@ -98,7 +98,7 @@ def data_of(folder: Path, run: Run, source: str, loaded: dict[DataConfig, Data])
     found = fingerprint(loaded[config])
     if wanted not in (None, found):
         raise ValueError(
-            f"'--data' must be what {folder} learned from, {wanted[:12]}, got {found[:12]}. Check the path."
+            f"'--data' must be the training data of {folder}, {wanted[:12]}, got {found[:12]}. Check the path."
         )
     return loaded[config]
 

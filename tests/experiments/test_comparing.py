@@ -106,7 +106,7 @@ def test_finished_rows_are_not_trained_again(compared, monkeypatch):
     with console.file:
         again = compare([tiny()], QUANTIZERS, 2, out, command="gmvq compare", console=console)
     assert again == table
-    assert "digits: 4 of 4 rows are there, 0 to run" in console.export_text()
+    assert "digits: 4 of 4 rows exist, 0 to run" in console.export_text()
 
 
 def test_a_folder_with_a_run_on_other_data_is_refused(compared):

@@ -269,9 +269,9 @@ def test_a_codebook_larger_than_the_tokens_has_not_collapsed(tmp_path):
     model, few = autoencoder(), ArrayItems(noise(1, 3, 8, 8), 2)  # 4 tokens, which cannot have 16 codes
     write_run(tmp_path, metrics={"metrics": {"usage": 0.1875, "perplexity": 2.8}})
     text = report(tmp_path, model, few).text
-    assert "Near 25 %, since so few tokens cannot have more codes; far below it" in text
+    assert "Near 25 %, the most that this number of tokens can use; far below it" in text
     assert "Close to 4 means that all codes are used evenly." in text
-    assert "Never used, by so few tokens" in text
+    assert "Never used by these tokens" in text
     text = report(tmp_path, model, photographs()).text
     assert "Near 100 %; far below it, the codebook has collapsed." in text
     assert "Dead" in text

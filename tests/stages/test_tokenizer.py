@@ -143,7 +143,7 @@ def test_the_data_of_a_run_are_those_that_it_learned_from(tmp_path):
     assert stages.data_of_run(tmp_path / "copy", config, tmp_path / "x.npy").held_out.names == held_out
     # other data at that path are not taken for what was held out
     np.save(tmp_path / "x.npy", np.concatenate([pixels, pixels[:2] // 2]))
-    with pytest.raises(ValueError, match="others than"):
+    with pytest.raises(ValueError, match="differ from those of"):
         stages.data_of_run(tmp_path / "run", config)
 
 

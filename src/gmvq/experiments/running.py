@@ -191,7 +191,7 @@ class _Harness:
         tasks = list(self._tasks(protocol, contenders, data, table, add))
         wanted = len(contenders) * self.seeds
         workers = max(1, min(self.jobs, len(tasks)))
-        there = f"{wanted - len(tasks)} of {wanted} rows are there"
+        there = f"{wanted - len(tasks)} of {wanted} rows exist"
         _say(console, f"{protocol.name}: {there}, {len(tasks)} to run, {workers} at a time.")
         failures = []
         outcomes = self._here(tasks, data, console) if workers == 1 else self._beside(tasks, workers)

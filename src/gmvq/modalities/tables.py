@@ -176,7 +176,7 @@ def read_array(path: Path) -> NDArray[Any]:
         array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a false size in the header allocates nothing
     except OSError as error:
         raise TableError(path, error.strerror or str(error)) from error
-    except Exception as error:  # a damaged header makes numpy raise whatever its parser meets
+    except Exception as error:  # a damaged header can make numpy raise nearly any exception
         objects = "Python objects" in str(error) or "pickle" in str(error)
         why = "it holds Python objects, which could run foreign code" if objects else str(error) or type(error).__name__
         raise TableError(path, f"it is not a .npy file of numbers: {why}; save a plain array with np.save") from error

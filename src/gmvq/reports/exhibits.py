@@ -167,7 +167,7 @@ def codebook_section(model: Autoencoder, statistics: CompositeStatistics) -> dic
         "facts": [
             ("Codes", " + ".join(f"{place.codebook_size:,}" for place in places)),
             ("Used", f"{used:,} ({100 * used / size:.1f} %)"),
-            ("Dead" if reach_of(statistics) >= 1 else "Never used, by so few tokens", f"{size - used:,}"),
+            ("Dead" if reach_of(statistics) >= 1 else "Never used by these tokens", f"{size - used:,}"),
             ("Perplexity", perplexities),
             ("Counted over", f"{places[0].total:,} tokens"),
         ],

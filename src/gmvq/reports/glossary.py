@@ -13,7 +13,7 @@ CODES = (
             "Close to {codes}.", ",.0f"),
     Measure("perplexity", "Perplexity", "", "How many equally frequent codes would carry as much information.",
             "Close to {codes} means that all codes are used evenly.", ",.1f"),
-    Measure("code_entropy_bits", "Code entropy", "bits", "Average bits of a token under the frequencies of the codes.",
+    Measure("code_entropy_bits", "Code entropy", "bits", "Average bits of a token by the frequencies of the codes.",
             "What an entropy coder saves is the gap to the bits per token.", ".3f"),
     Measure("bits_per_token", "Bits per token", "bits",
             "Length of a token without entropy coding: the logarithm of the number of codes.",
@@ -22,7 +22,7 @@ CODES = (
             "Lower means smaller files; compare tokenizers at similar quality.", ",.0f"),
 )  # fmt: skip
 LIKELIHOOD = (
-    Measure("elbo_bits_per_dim", "ELBO", "bits/dim", "Evidence lower bound of what is stored as a code length.",
+    Measure("elbo_bits_per_dim", "ELBO", "bits/dim", "Code length of the data by the evidence lower bound.",
             "Lower is better.", ".4f"),
     Measure("iwae_bits_per_dim", "Importance-weighted bound", "bits/dim",
             "A tighter bound from several draws of the latents.",
@@ -55,12 +55,12 @@ POSTERIOR = (
             "Higher is more informative.", ".3f"),
 )  # fmt: skip
 EFFORT = (
-    Measure("items", "Items", "", "Held-out items that were measured.", "", ",.0f"),
+    Measure("items", "Items", "", "Number of evaluated held-out items.", "", ",.0f"),
     Measure("likelihood_items", "Items of the bounds", "", "Held-out items with a bound.", "", ",.0f"),
     Measure("seconds", "Training time", "s", "Wall time of training.", "", ",.1f"),
-    Measure("items_per_second", "Training speed", "items/s", "Items, or windows of them, in each second.", "", ",.0f"),
+    Measure("items_per_second", "Training speed", "items/s", "Items, or windows of them, per second.", "", ",.0f"),
     Measure("coding_seconds", "Coding time", "s", "Wall time of encoding and decoding the held-out items.", "", ".2f"),
-    Measure("coding_items_per_second", "Coding speed", "items/s", "Held-out items in each second.", "", ",.1f"),
+    Measure("coding_items_per_second", "Coding speed", "items/s", "Held-out items per second.", "", ",.1f"),
 )
 TRAINING = (
     Measure("loss", "Loss", "nats/dim", form=".4f"),
@@ -83,8 +83,8 @@ TRAINING = (
         "discriminator_accuracy",
         "Discriminator's accuracy",
         "%",
-        "Share of patches that it recognizes as real or reconstructed.",
-        "Above 50 %, which is guessing, and below 98 %, above which its gradient says little.",
+        "Share of patches that it correctly recognizes as real or reconstructed.",
+        "Above 50 %, which is guessing, and below 98 %, above which its gradient is of little use.",
         ".1f",
         100.0,
     ),

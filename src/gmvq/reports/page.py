@@ -187,7 +187,7 @@ def _row(measure: Measure, values: list[float | None], codebook_size: int | None
     good = measure.good
     if codebook_size:
         codes = f"{max(1, round(codebook_size * reach)):,}"
-        share = "100 %" if reach >= 1 else f"{100 * reach:.3g} %, since so few tokens cannot have more codes"
+        share = "100 %" if reach >= 1 else f"{100 * reach:.3g} %, the most that this number of tokens can use"
         good = good.format(codes=codes, nats=f"{math.log(codebook_size):.2f}", share=share)
     numbers = [None if value is None else measure.shown(value) for value in values]
     return {"name": measure.name, "numbers": numbers, "unit": measure.unit, "meaning": measure.meaning, "good": good}

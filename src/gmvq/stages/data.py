@@ -109,7 +109,7 @@ def data_of_run(folder: str | Path, config: DataConfig, source: str | Path | Non
     known = (record.get("data") or {}).get("fingerprint")
     if known != fingerprint(data):
         raise ValueError(
-            f"The data at {config.source!r} are others than {folder} learned from: {len(data.train):,} for training "
+            f"The data at {config.source!r} differ from those of {folder}: {len(data.train):,} for training "
             f"and {len(data.held_out):,} held out now. Measure them as foreign data with 'gmvq evaluate {folder} "
             f"--data {config.source}', or train again."
         )

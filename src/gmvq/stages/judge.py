@@ -124,7 +124,7 @@ def _check(generator: Generator, data: Data, inception: Features | None) -> None
     check_enough(data)
     if {*data.train.sizes, *data.held_out.sizes} != {generator.size}:
         size, kind = "x".join(map(str, generator.size[::-1])), data.modality
-        raise ValueError(f"'data' must be {kind.items} of {size} {kind.sample}s, as they are drawn. Cut them.")
+        raise ValueError(f"'data' must be {kind.items} of {size} {kind.sample}s, the size of drawn ones. Cut them.")
     if inception is not None and (data.signal.axes != 2 or data.signal.channels not in (1, 3)):
         raise ValueError(
             f"'data' must be gray or RGB for FID and KID, got {data.signal.channels} channels. Leave them out."

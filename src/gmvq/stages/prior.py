@@ -292,8 +292,8 @@ def _measured(
     classes = ", with their classes" if labels is not None else ""
     protocol = (
         f"Codes of the first {modality.counted(number, 'held-out')}{classes}; {how}. Priors that count have seen all "
-        f"training codes. Bits per dimension are those of the codes and of what is stored of the {modality.items} "
-        "given them."
+        f"training codes. Bits per dimension are those of the codes and of the {modality.items} "
+        "given their codes."
     )
     return {**found, "levels": prior.shape.levels, "items": number, "protocol": protocol}
 

@@ -280,7 +280,7 @@ def read_run(folder: str | Path) -> Run:
     path = Path(folder) / RECORD
     record = read_json(path)
     if record is None:
-        raise FileNotFoundError(f"{path} is not there or damaged. Give the folder of a run made by 'gmvq train'.")
+        raise FileNotFoundError(f"{path} is missing or damaged. Give the folder of a run made by 'gmvq train'.")
     try:
         fields = {name: value for name, value in record["run"].items() if name != "fingerprint"}
         return Run.from_description(fields)

@@ -88,7 +88,7 @@ def test_an_interruption_keeps_what_was_measured(tmp_path, monkeypatch):
     console = Console(record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file, pytest.raises(KeyboardInterrupt):
         bench([Shape(8, 2, 4)], rounds=1, out=tmp_path, console=console)
-    assert "What was measured is in" in console.export_text()
+    assert "The finished rows are in" in console.export_text()
     assert json.loads((tmp_path / "bench.json").read_text())["sections"] == {"nearest": [
         {"shape": [1, 1, 1], "seconds": {}, "median": {}, "ratio": {}, "left_out": {}, "agreement": {}}
     ]}  # fmt: skip

@@ -91,7 +91,7 @@ def bench(
                     _write(result, out)
         except KeyboardInterrupt:
             if any(result["sections"].values()):
-                console.print(f"What was measured is in {out / TABLE}.", highlight=False, markup=False)
+                console.print(f"The finished rows are in {out / TABLE}.", highlight=False, markup=False)
             raise
     return result
 
@@ -131,7 +131,7 @@ def _check(sections: Collection[str], against: Collection[str], rounds: int, thr
     if threads is not None and threads < 1:
         raise ValueError(f"'threads' must be at least 1, got {threads}. Leave it out for PyTorch's choice.")
     if rounds < 1:
-        raise ValueError(f"'rounds' must be at least 1, got {rounds}. Seven give a median that holds still.")
+        raise ValueError(f"'rounds' must be at least 1, got {rounds}. Seven give a stable median.")
     known: Mapping[str, Collection[str]] = {"sections": SECTIONS, "against": PEERS}
     for name, values in (("sections", sections), ("against", against)):
         unknown = sorted(set(values) - set(known[name]))
