@@ -36,7 +36,7 @@ def curves(real: Tensor, made: Tensor | None, names: Sequence[str], rate: float 
         made: Reconstruction, drawn over it; None to draw the real series alone.
         names: Names of the channels.
         rate: Steps per second, Hz, or None to count steps.
-        text: What the picture shows.
+        text: Alternative text of the picture.
     """
     steps = min(real.shape[-1], SHOWN_STEPS)
     channels = min(real.shape[0], SHOWN_CHANNELS)
@@ -68,7 +68,7 @@ def code_strip(codes: Tensor, text: str, steps: int = 0) -> Picture:
 
     Args:
         codes: Codes ``(T'[, levels])`` of a series, on the axis of :func:`curves`, or ``([levels])`` of a vector.
-        text: What the picture shows.
+        text: Alternative text of the picture.
         steps: Steps T of the series, of which the first 256 are shown; 0 for a vector.
     """
     table = codes.detach().cpu().reshape(len(codes) if steps else 1, -1).T
@@ -96,7 +96,7 @@ def bars(
         real: Vector ``(C,)``.
         made: Reconstruction, drawn beside it; None to draw the real vector alone.
         names: Names of the features.
-        text: What the picture shows.
+        text: Alternative text of the picture.
         means: Means of the features over the training items, marked by lines.
     """
     count = min(len(real), SHOWN_FEATURES)

@@ -1,4 +1,4 @@
-"""Which files of a path are read, and how file names split them into training and held-out files.
+"""Selection of the files of a path, and of training and held-out files by their names.
 
 ::
 

@@ -93,7 +93,7 @@ def token_map(colors: np.ndarray, text: str) -> Picture:
 
     Args:
         colors: uint8 ``(h, w, 3)`` or ``(T, 3)``.
-        text: What the picture shows.
+        text: Alternative text of the picture.
     """
     wide = colors if colors.ndim == 3 else colors[None].repeat(max(1, len(colors) // 16), 0)
     side = max(1, round(MAP_WIDTH / wide.shape[1]))

@@ -69,7 +69,7 @@ UNREADABLE = {
     }.items()
     for suffix in suffixes.split()
 }
-"""Why audio files with other suffixes cannot be read."""
+"""Reasons why audio files with other suffixes cannot be read."""
 
 LONGEST = 1 << 29
 """Largest number of samples of a recording over all channels, 2 GiB decoded: 3.4 hours of one channel at 44.1 kHz."""

@@ -104,7 +104,7 @@ def spectrogram(samples: Tensor, rate: int, text: str, loudest: float) -> Pictur
     Args:
         samples: Floats ``(C, T)``.
         rate: Samples per second, Hz.
-        text: What the picture shows.
+        text: Alternative text of the picture.
         loudest: Level of the brightest color in dB, from :func:`loudness`; 80 dB below is the darkest.
     """
     part = shown_part(samples.shape[-1], rate)

@@ -64,7 +64,7 @@ UNREADABLE = {
     for suffix, name in names.items()
     if f".{suffix}" not in SUFFIXES
 }
-"""Why image files with other suffixes cannot be read."""
+"""Reasons why image files with other suffixes cannot be read."""
 
 
 def reason_unread(path: Path) -> str | None:

@@ -136,7 +136,7 @@ def read_samples(file: BinaryIO, page: Page) -> NDArray[np.generic]:
 
 
 def several_pages(count: int) -> str:
-    """Says why a file of several pages is not read."""
+    """Returns the reason why a file of several pages is not read."""
     return f"it holds {count} pages: save each in a file of its own, or all of them as one .npy"
 
 
