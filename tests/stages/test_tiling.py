@@ -9,7 +9,8 @@ TEXT = Text(vocabulary=())
 
 
 def lines(*lengths):
-    items = ListItems([torch.full((length,), 66) for length in lengths], 1, [str(place) for place in range(len(lengths))])
+    texts = [torch.full((length,), 66) for length in lengths]
+    items = ListItems(texts, 1, [str(place) for place in range(len(texts))])
     return Data("lines", items, items, TEXT)
 
 

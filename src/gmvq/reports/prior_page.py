@@ -143,10 +143,10 @@ def _real(generator: Generator, held_out: Items, labels: Tensor | None, number: 
 
 def _lede(generator: Generator) -> str:
     shape, items = generator.prior.shape, generator.tokenizer.modality.items
-    grid = " × ".join(map(str, shape.grid)) or "1"
+    grid = f"{' × '.join(map(str, shape.grid))} tokens" if shape.places > 1 else "1 token"
     levels = f" of {shape.levels} levels" if shape.levels > 1 else ""
     of = f" of {shape.classes} classes" if shape.classes else ""
-    return f"The prior drew codes for {grid} tokens{levels}; the tokenizer decoded them to {items}{of}."
+    return f"The prior drew codes for {grid}{levels}; the tokenizer decoded them to {items}{of}."
 
 
 def _sizes(generator: Generator) -> str:

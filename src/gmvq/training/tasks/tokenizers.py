@@ -255,7 +255,7 @@ def summary_of(data: Data, drawing: Drawing | None = None) -> dict[str, str]:
 
 
 def drawn(data: Data, drawing: Drawing, batch_size: int, seed: int, rank: int, ranks: int, most: int = 0) -> Loader:
-    """Creates a loader of windows of training items; continues shorter sequences by at most ``most`` samples at random."""
+    """Creates a loader of windows of training items; shorter sequences are continued by up to ``most`` samples."""
     modality = data.modality
     longest = max((length for (length,) in data.train.sizes), default=0) if data.signal.axes == 1 else 0
     longest = longest if drawing.size is None else min(longest, drawing.size)
