@@ -12,6 +12,7 @@ Runs and drawn items stay in ``--runs``; a finished run is not trained again.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,14 @@ class Case(NamedTuple):
     source: str
 
 
+class Steps(NamedTuple):
+    """Optimizer steps of the three trainings; those of the recipe where there is no number."""
+
+    tokenizer: int | None
+    prior: int
+    judge: int
+
+
 CASES = {
     "digits": Case("Free Spoken Digits, 8 kHz", "speech", "fsdd/fsdd.tar.xz"),
     "multi30k": Case("Multi30k, English", "sentences", "text/multi30k/train.en.gz"),
@@ -46,25 +55,28 @@ CASES = {
 }
 PRIOR = {"width": 128, "depth": 4}
 DRAWN = 20
+JUDGED, GUIDANCE = 400, 1.5
 
 
-def measured(name: str, root: Path, runs: Path, steps: int | None, prior_steps: int) -> dict[str, Any]:
+def measured(name: str, root: Path, runs: Path, steps: Steps) -> dict[str, Any]:
     """Computes metrics of a tokenizer and of the prior over its codes."""
-    case, out = CASES[name], runs / name
+    case, out, start = CASES[name], runs / name, time.monotonic()
     source = case.source if case.source.startswith("bundled:") else str(root / case.source)
-    run = recipes.changed(recipes.make(case.recipe, source), steps=steps)
+    run = recipes.changed(recipes.make(case.recipe, source), steps=steps.tokenizer)
     data = load_data(run.data)
     metrics = recipes.run(run, out, data=data, resume=True)
     training = evaluate(hub.load(out), data.train, likelihood_limit=0)
-    prior = PriorRun(options=PRIOR, training=replace(PriorRun().training, steps=prior_steps))
+    prior = PriorRun(options=PRIOR, training=replace(PriorRun().training, steps=steps.prior))
     fitted = fit_prior(out, prior, data=data, report=True)
     drawn = out / f"drawn{data.modality.suffix if data.modality.several else ''}"
     execute("sample", parse("sample", [str(out), "-n", str(DRAWN), "--out", str(drawn)]), "")
+    verdict = judged(out, steps.judge) if data.labelled else {}
     headline, measures = metrics["headline"], {one.key: one for one in data.modality.measures}
     tokens = sum(hub.load(out).grid(size)[0] if size else 1 for size in data.held_out.sizes)
     return {
         "name": name,
         "title": case.title,
+        "modality": data.modality.kind,
         "recipe": case.recipe,
         "items": [len(data.train), len(data.held_out)],
         "held_out_tokens": tokens,
@@ -78,7 +90,15 @@ def measured(name: str, root: Path, runs: Path, steps: int | None, prior_steps: 
         "bits_per_code": fitted["bits_per_code"],
         "frequencies_bits_per_code": fitted["frequencies_bits_per_code"],
         "prior_seconds": fitted["seconds"],
+        "total_seconds": time.monotonic() - start,
+        **{key: verdict[key] for key in ("agreement", "real_accuracy") if verdict.get(key) is not None},
     }
+
+
+def judged(out: Path, steps: int) -> dict[str, Any]:
+    """Metrics of drawn items of each class, by a classifier of the real ones."""
+    options = parse("judge", [str(out), "-n", str(JUDGED), "--steps", str(steps), "--guidance", str(GUIDANCE)])
+    return execute("judge", options, "")["metrics"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -88,24 +108,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=CASES, default=tuple(CASES))
     parser.add_argument("--steps", type=int, help="of each tokenizer; by default those of its recipe")
     parser.add_argument("--prior-steps", type=int, default=600)
+    parser.add_argument("--judge-steps", type=int, default=600)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--runs", type=Path, default=Path("runs/modalities"))
     parser.add_argument("--out", type=Path, default=Path("runs/modalities.json"))
     arguments = parser.parse_args(argv)
-    rows = []
+    rows, steps = [], Steps(arguments.steps, arguments.prior_steps, arguments.judge_steps)
     with cpu_threads(arguments.threads):
         for name in arguments.only:
-            rows.append(measured(name, arguments.data, arguments.runs, arguments.steps, arguments.prior_steps))
+            rows.append(measured(name, arguments.data, arguments.runs, steps))
             row = rows[-1]
             print(
                 f"{row['title']}: {row['headline']} {row['metrics'][row['headline']]:.4g}, codes in use "
                 f"{row['usage']:.1%} held out and {row['training_usage']:.1%} in training, {row['seconds']:.0f} s; "
-                f"{row['bits_per_code']:.2f} bits a code (frequencies {row['frequencies_bits_per_code']:.2f})",
+                f"{row['bits_per_code']:.2f} bits a code (frequencies {row['frequencies_bits_per_code']:.2f})"
+                + (f"; {row['agreement']:.1%} drawn as asked for" if "agreement" in row else ""),
                 flush=True,
             )
         where = {"versions": versions(), "hardware": hardware(), "commit": commit(), "threads": arguments.threads}
     sentence = " ".join((__doc__ or "").split("\n\n")[1].split())
-    write_json(arguments.out, {"about": sentence, "prior_steps": arguments.prior_steps, **where, "rows": rows})
+    write_json(arguments.out, {"about": sentence, "steps": steps._asdict(), **where, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -26,8 +26,11 @@ WINS = 0.98
 """Accuracy of the discriminator above which its gradient carries little information."""
 
 
-CONTINUED = 16
-"""Tokens after the end of a shorter sequence that a tokenizer learns at most: a prior draws sequences of one length."""
+CONTINUED, CONTINUED_SHARE = 16, 0.25
+"""Tokens after the end of a shorter sequence that a tokenizer learns at most, and in which share of the windows.
+
+A prior draws sequences of one length, so a decoder must know their ends; these are alike, and would take many codes.
+"""
 
 
 class Drawing(NamedTuple):
@@ -264,7 +267,8 @@ def drawn(data: Data, drawing: Drawing, batch_size: int, seed: int, rank: int, r
         cut = modality.window(item, size, chance)
         length = cut.shape[-1]
         # the second number says where along a second axis, which sequences do not have
-        return modality.padded(cut, length + int(chance[1] * (min(most, longest - length) + 1)))
+        extra = max(0.0, 1 - chance[1] / CONTINUED_SHARE) * min(most, longest - length)
+        return modality.padded(cut, length + math.ceil(extra))
 
     return Loader(
         data.train,
