@@ -248,7 +248,7 @@ def test_the_script_adds_runs_to_its_table(tmp_path, capsys, quantizer):
     assert [(row["seed"], row["steps"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert str(tmp_path) not in table.read_text()
     np.save(tmp_path / "other.npy", np.arange(20 * 64, dtype=np.uint8).reshape(20, 8, 8))
-    with pytest.raises(ValueError, match="'--data' must be what"):
+    with pytest.raises(ValueError, match="'--data' must be the training data"):
         script.main([str(tmp_path / "0"), *options, "--data", str(tmp_path / "other.npy")])
     table.write_text("{}")
     with pytest.raises(ValueError, match="'--out' must be a table"):
