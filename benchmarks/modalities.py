@@ -12,7 +12,6 @@ Runs and drawn items stay in ``--runs``; a finished run is not trained again.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +59,7 @@ JUDGED, GUIDANCE = 400, 1.5
 
 def measured(name: str, root: Path, runs: Path, steps: Steps) -> dict[str, Any]:
     """Computes metrics of a tokenizer and of the prior over its codes."""
-    case, out, start = CASES[name], runs / name, time.monotonic()
+    case, out = CASES[name], runs / name
     source = case.source if case.source.startswith("bundled:") else str(root / case.source)
     run = recipes.changed(recipes.make(case.recipe, source), steps=steps.tokenizer)
     data = load_data(run.data)
@@ -90,7 +89,6 @@ def measured(name: str, root: Path, runs: Path, steps: Steps) -> dict[str, Any]:
         "bits_per_code": fitted["bits_per_code"],
         "frequencies_bits_per_code": fitted["frequencies_bits_per_code"],
         "prior_seconds": fitted["seconds"],
-        "total_seconds": time.monotonic() - start,
         **{key: verdict[key] for key in ("agreement", "real_accuracy") if verdict.get(key) is not None},
     }
 
@@ -107,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=CASES, default=tuple(CASES))
     parser.add_argument("--steps", type=int, help="of each tokenizer; by default those of its recipe")
-    parser.add_argument("--prior-steps", type=int, default=600)
-    parser.add_argument("--judge-steps", type=int, default=600)
+    parser.add_argument("--prior-steps", type=int, default=500)
+    parser.add_argument("--judge-steps", type=int, default=400)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--runs", type=Path, default=Path("runs/modalities"))
     parser.add_argument("--out", type=Path, default=Path("runs/modalities.json"))

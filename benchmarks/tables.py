@@ -16,9 +16,12 @@ from typing import Any
 
 from gmvq.experiments import Table, read_table, speed
 from gmvq.experiments.printing import COLUMNS, footnote, made_by, markdown, markdown_table
+from gmvq.modalities import MODALITIES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
+BESIDE = ("si_sdr", "character_error_rate", "r2")
+"""Metrics shown beside the headline metric of a modality."""
 PLOT = ROOT / "docs/images/kernels.png"
 NAMES = {
     "gaussian-mixture": "**GM-VQ**",
@@ -143,6 +146,38 @@ def profile_text(result: dict[str, Any] | None) -> str:
     return "\n\n".join([result["protocol"], markdown_table(header, rows), batch])
 
 
+def modality_table(result: dict[str, Any]) -> str:
+    """Returns how well the recipes of all modalities do on real data."""
+    header = [
+        "Data", "Items: training, held out", "K", "Held out", "Codes in use (%): training, held out", "Bits",
+        "Bits of a code: prior, frequencies", "Class recognized (%): drawn, real", "Seconds: tokenizer, prior",
+    ]  # fmt: skip
+    rows = []
+    for row in result["rows"]:
+        kind = MODALITIES[row["modality"]]
+        shown = [
+            f"{each.name} {each.shown(row['metrics'][each.key])}{each.unit and ' '}{each.unit}"
+            for each in kind.measures
+            if each.key in (row["headline"], *BESIDE) and each.key in row["metrics"]
+        ]
+        seen = ", ".join(f"{100 * row[key]:.1f}" for key in ("agreement", "real_accuracy") if key in row)
+        codes = (row["bits_per_code"], row["frequencies_bits_per_code"])
+        rows.append([
+            row["title"], f"{row['items'][0]:,}, {row['items'][1]:,}", f"{row['codebook_size']:,}", "; ".join(shown),
+            f"{100 * row['training_usage']:.1f}, {100 * row['usage']:.1f}",
+            f"{row[f'bits_per_{kind.sample}']:.3g} a {kind.sample}", "{:.2f}, {:.2f}".format(*codes), seen or "-",
+            f"{row['seconds']:.0f}, {row['prior_seconds']:.0f}",
+        ])  # fmt: skip
+    steps, threads = result["steps"], result["threads"] or "all"
+    note = (
+        f"{result['about']} The prior has {steps['prior']:,} steps. Bits of a code are of held-out items, the places "
+        f"after their ends among them. A class is recognized by a classifier of the real items ({steps['judge']:,} "
+        "steps) in those drawn of it with guidance 1.5, and in real held-out ones. Seconds are those of training on "
+        f"{threads} threads. {made_by([result])}."
+    )
+    return f"{markdown_table(header, rows)}\n\n{note}"
+
+
 def between_marks(page: str, text: str, name: str = "results", writer: str = "tables.py") -> str:
     """Returns a page with a text between the marks of a name."""
     begin, end = f"<!-- {name}: written by benchmarks/{writer} -->", f"<!-- /{name} -->"
@@ -175,6 +210,8 @@ def pages() -> dict[Path, str]:
         f"{dropped['rows'][0]['steps']:,} steps of 32 crops, K = {dropped['rows'][0]['codebook_size']}, one seed. "
         f"{dropped['hardware']}; torch {dropped['versions']['torch']}.",
     ]
+    modalities, real = (ROOT / "docs/modalities.md").read_text(), read("modalities.json")
+    measured = "Not measured yet." if real is None else modality_table(real)
     kernels = (ROOT / "docs/kernels.md").read_text()
     for name, text in {**bench_texts(read("bench.json")), "profile": profile_text(read("profile.json"))}.items():
         kernels = between_marks(kernels, text, name)
@@ -186,6 +223,7 @@ def pages() -> dict[Path, str]:
             search_table(search["later"]),
             "later search",
         ),
+        ROOT / "docs/modalities.md": between_marks(modalities, measured),
         ROOT / "docs/results.md": "\n\n".join(results) + "\n",
     }
 

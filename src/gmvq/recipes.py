@@ -101,14 +101,14 @@ def celeba(source: str | Path) -> Run:
 
 
 def speech(source: str | Path) -> Run:
-    """Spoken words in windows of half a second at 8 kHz, a code of 256 for each 8 ms.
+    """Spoken words in windows of half a second at 8 kHz, a code of 256 for each 4 ms.
 
     Args:
         source: A folder or an archive of recordings.
     """
     data = DataConfig(str(source), Audio(), size=4096)
-    model = AutoencoderConfig(modality=None, codebook_size=256, downsampling=64)
-    return Run("speech", data, model, Training(steps=1500, batch_size=16))
+    model = AutoencoderConfig(modality=None, codebook_size=256, downsampling=32)
+    return Run("speech", data, model, Training(steps=2000, batch_size=16))
 
 
 def sentences(source: str | Path = "bundled:manual") -> Run:

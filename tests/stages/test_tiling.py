@@ -23,7 +23,7 @@ def lines(*lengths):
         ((12, 12), 8, 12),
         ((12, 12), None, None),  # as they are
         ((5,) * 99 + (900,), None, 8),  # one of a hundred is cut
-        ((5,) * 98 + (900,) * 2, None, 900),
+        ((5,) * 94 + (900,) * 6, None, 900),
     ],
 )
 def test_sequences_are_whole_unless_they_are_long(lengths, size, side):

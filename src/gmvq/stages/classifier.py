@@ -49,6 +49,8 @@ MANY = 40_000
 """Largest number of exemplars in total, so that they fit in memory for any size of items."""
 LEAST = 2
 """Smallest number of items to cut exemplars from, and of exemplars per item on average."""
+PLACES = 64
+"""Places to which sequences are halved, so that a feature covers more than a few samples; images are halved twice."""
 MARK = "data.json"
 
 _TRAINING = Training(
@@ -122,7 +124,8 @@ def classifier_of(
     if read_json(folder / MARK) == wanted:
         return hub.load(folder, Classifier)
     side = math.gcd(*train.sizes[0])
-    halvings = max(1, min(2, (side & -side).bit_length() - 1))  # as long as both sides are even, at most twice
+    most = 2 if data.signal.axes != 1 else max(2, (side // PLACES).bit_length() - 1)
+    halvings = max(1, min(most, (side & -side).bit_length() - 1))  # as long as all sides are even
     if any(length % 2**halvings for length in train.sizes[0]):
         raise ValueError(
             f"'data' must be {data.modality.items} of even sides for a judge, got {train.sizes[0]}. Crop them first."

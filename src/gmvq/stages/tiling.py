@@ -17,14 +17,14 @@ _CENTRAL = np.array([0.5, 0.5, 1.0])
 WHOLE = 4
 """Sequences of up to this many training windows are modelled whole."""
 
-COVERED = 0.99
+COVERED = 0.95
 """Share of the sequences that fit into a tile, so that a few long ones do not make all of them long."""
 
 
 def tiled(data: Data, size: int | None, stride: int) -> Data:
     """Cuts items into tiles of one size and of whole tokens, or returns items of one size unchanged.
 
-    Sequences of up to 4 windows stay whole, padded to the 99th percentile of their lengths; longer ones are cut.
+    Sequences of up to 4 windows stay whole, padded to the 95th percentile of their lengths; longer ones are cut.
 
     Args:
         data: The items.
@@ -89,5 +89,5 @@ def cut(items: Items, side: int, modality: Modality) -> ArrayItems:
 
 
 def _covering(lengths: list[int]) -> int:
-    """Returns the 99th percentile of the lengths."""
+    """Returns the 95th percentile of the lengths."""
     return sorted(lengths)[math.ceil(COVERED * len(lengths)) - 1]
