@@ -32,19 +32,20 @@ class Case(NamedTuple):
     title: str
     recipe: str
     source: str
+    prior_steps: int = 500
 
 
 class Steps(NamedTuple):
-    """Optimizer steps of the three trainings; those of the recipe where there is no number."""
+    """Optimizer steps of the three trainings; those of the recipe and of the case where there is no number."""
 
     tokenizer: int | None
-    prior: int
+    prior: int | None
     judge: int
 
 
 CASES = {
-    "digits": Case("Free Spoken Digits, 8 kHz", "speech", "fsdd/fsdd.tar.xz"),
-    "multi30k": Case("Multi30k, English", "sentences", "text/multi30k/train.en.gz"),
+    "digits": Case("Free Spoken Digits, 8 kHz", "speech", "fsdd/fsdd.tar.xz", 300),
+    "multi30k": Case("Multi30k, English", "sentences", "text/multi30k/train.en.gz", 800),
     "etth1": Case("ETTh1", "series", "timeseries/ETTh1.csv.xz"),
     "ecg5000": Case("ECG5000", "series", "timeseries/ECG5000_TRAIN.txt.xz"),
     "breast-cancer": Case("Breast cancer, Wisconsin", "table", "bundled:breast-cancer"),
@@ -65,7 +66,7 @@ def measured(name: str, root: Path, runs: Path, steps: Steps) -> dict[str, Any]:
     data = load_data(run.data)
     metrics = recipes.run(run, out, data=data, resume=True)
     training = evaluate(hub.load(out), data.train, likelihood_limit=0)
-    prior = PriorRun(options=PRIOR, training=replace(PriorRun().training, steps=steps.prior))
+    prior = PriorRun(options=PRIOR, training=replace(PriorRun().training, steps=steps.prior or case.prior_steps))
     fitted = fit_prior(out, prior, data=data, report=True)
     drawn = out / f"drawn{data.modality.suffix if data.modality.several else ''}"
     execute("sample", parse("sample", [str(out), "-n", str(DRAWN), "--out", str(drawn)]), "")
@@ -86,6 +87,7 @@ def measured(name: str, root: Path, runs: Path, steps: Steps) -> dict[str, Any]:
         "training_usage": training.metrics["usage"],
         f"bits_per_{data.modality.sample}": metrics[f"bits_per_{data.modality.sample}"],
         "seconds": metrics["seconds"],
+        "prior_steps": prior.training.steps,
         "bits_per_code": fitted["bits_per_code"],
         "frequencies_bits_per_code": fitted["frequencies_bits_per_code"],
         "prior_seconds": fitted["seconds"],
@@ -105,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=CASES, default=tuple(CASES))
     parser.add_argument("--steps", type=int, help="of each tokenizer; by default those of its recipe")
-    parser.add_argument("--prior-steps", type=int, default=500)
+    parser.add_argument("--prior-steps", type=int, help="by default those of each case, 300 to 800")
     parser.add_argument("--judge-steps", type=int, default=400)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--runs", type=Path, default=Path("runs/modalities"))

@@ -150,7 +150,8 @@ def modality_table(result: dict[str, Any]) -> str:
     """Returns how well the recipes of all modalities do on real data."""
     header = [
         "Data", "Items: training, held out", "K", "Held out", "Codes in use (%): training, held out", "Bits",
-        "Bits of a code: prior, frequencies", "Class recognized (%): drawn, real", "Seconds: tokenizer, prior",
+        "Bits of a code: prior, frequencies", "Class recognized (%): drawn, real", "Steps of the prior",
+        "Seconds: tokenizer, prior",
     ]  # fmt: skip
     rows = []
     for row in result["rows"]:
@@ -166,11 +167,11 @@ def modality_table(result: dict[str, Any]) -> str:
             row["title"], f"{row['items'][0]:,}, {row['items'][1]:,}", f"{row['codebook_size']:,}", "; ".join(shown),
             f"{100 * row['training_usage']:.1f}, {100 * row['usage']:.1f}",
             f"{row[f'bits_per_{kind.sample}']:.3g} a {kind.sample}", "{:.2f}, {:.2f}".format(*codes), seen or "-",
-            f"{row['seconds']:.0f}, {row['prior_seconds']:.0f}",
+            f"{row['prior_steps']:,}", f"{row['seconds']:.0f}, {row['prior_seconds']:.0f}",
         ])  # fmt: skip
     steps, threads = result["steps"], result["threads"] or "all"
     note = (
-        f"{result['about']} The prior has {steps['prior']:,} steps. Bits of a code are of held-out items, the places "
+        f"{result['about']} Bits of a code are of held-out items, the places "
         f"after their ends among them. A class is recognized by a classifier of the real items ({steps['judge']:,} "
         "steps) in those drawn of it with guidance 1.5, and in real held-out ones. Seconds are those of training on "
         f"{threads} threads. {made_by([result])}."

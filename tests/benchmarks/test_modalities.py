@@ -34,7 +34,7 @@ def test_recipes_become_rows_and_rows_a_table(tmp_path, capsys):
     written = tables.modality_table(result)
     assert "| Iris | 127, 23 |" in written
     assert f"| {100 * iris['training_usage']:.1f}, {100 * iris['usage']:.1f} |" in written
-    assert "2 steps" in written
+    assert "(2 steps)" in written
 
 
 def test_an_unknown_case_is_refused(tmp_path):
