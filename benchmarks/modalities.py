@@ -55,7 +55,7 @@ CASES = {
 }
 PRIOR = {"width": 128, "depth": 4}
 DRAWN = 20
-JUDGED, GUIDANCE = 400, 1.5
+JUDGED, GUIDANCE = 400, 3.0
 
 
 def measured(name: str, root: Path, runs: Path, steps: Steps) -> dict[str, Any]:

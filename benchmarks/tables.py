@@ -173,7 +173,7 @@ def modality_table(result: dict[str, Any]) -> str:
     note = (
         f"{result['about']} Bits of a code are of held-out items, the places "
         f"after their ends among them. A class is recognized by a classifier of the real items ({steps['judge']:,} "
-        "steps) in those drawn of it with guidance 1.5, and in real held-out ones. Seconds are those of training on "
+        "steps) in those drawn of it with guidance 3, and in real held-out ones. Seconds are those of training on "
         f"{threads} threads. {made_by([result])}."
     )
     return f"{markdown_table(header, rows)}\n\n{note}"
