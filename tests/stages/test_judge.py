@@ -5,7 +5,7 @@ import torch
 from rich.console import Console
 
 from gmvq.data import ArrayItems, ListItems
-from gmvq.modalities import Data, Image, Vectors
+from gmvq.modalities import Audio, Data, Image, Vectors
 from gmvq.stages import classifier_of, exemplars, learned_classifier
 
 
@@ -127,3 +127,11 @@ def test_labelled_images_of_odd_or_several_sizes_are_cut(tmp_path):
         learned_classifier(Data("mixed", *parts, Image(1)), tmp_path / "mixed", 2, Console(quiet=True)).config.classes
         == 3
     )
+
+
+@pytest.mark.parametrize(("samples", "halvings"), [(512, 3), (96, 2), (520, 3), (6, 1)])
+def test_features_of_sequences_cover_more_than_a_few_samples(tmp_path, samples, halvings):
+    items = ArrayItems(torch.rand(8, 1, samples) - 0.5, 1, torch.arange(8) % 2)
+    judge = classifier_of(Data("noise", items, items, Audio(8000, 1)), tmp_path, 1, Console(quiet=True))
+    assert judge.config.halvings == halvings
+    assert judge.eval()(items.array).shape == (8, 2)
