@@ -4,7 +4,7 @@
 
 With --check nothing is written; the exit status says whether pages and pictures agree with the JSON. Rows come from
 `gmvq compare --protocol`, the separate studies from gradients.py, refinement.py and ../speed.py, pictures of
-reconstructions from pictures.py. The text is in page.md.j2, where none of our results is typed by hand.
+reconstructions from pictures.py. The text is in page.md.j2, where no result is typed by hand.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _execute(verb: str, arguments: list[str]) -> int:
-    from gmvq import commands  # after the cases above, which need none of what it imports
+    from gmvq import commands  # after the cases above, which do not need what it imports
 
     said, shown = _memory(), _memory()
     try:

@@ -3,38 +3,10 @@ import zipfile
 
 import numpy as np
 import pytest
-import soundfile
 import torch
+from recordings import everything, noise, reasons, write
 
 from gmvq.modalities import Audio
-
-
-def noise(length, channels=1, seed=0, scale=0.1):
-    return (np.random.default_rng(seed).standard_normal((length, channels)) * scale).astype(np.float32)
-
-
-def write(path, samples, rate=8000, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples, rate, **options)
-    return path
-
-
-def everything(data):
-    sides = [data.train] if data.train is data.held_out else [data.train, data.held_out]
-    return {name: item for side in sides for name, item in zip(side.names, side, strict=True)}
-
-
-def reasons(data):
-    return {skipped.path.name: skipped.reason for skipped in data.skipped}
-
-
-@pytest.fixture
-def good(tmp_path):
-    """A folder with three recordings."""
-    for seed in range(3):
-        write(tmp_path / f"good{seed}.wav", noise(3000, seed=seed))
-    return tmp_path
-
 
 # Sides, labels, archives
 

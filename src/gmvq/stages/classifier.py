@@ -68,7 +68,7 @@ _TRAINING = Training(
 def learned_classifier(
     data: Data, folder: Path, steps: int | None = None, console: Console | None = None, seed: int = 0
 ) -> Classifier:
-    """Trains a classifier of labels, or if there are none of :func:`exemplars`; see :func:`classifier_of`.
+    """Trains a classifier of labels, or without labels of :func:`exemplars`; see :func:`classifier_of`.
 
     Args:
         data: Items; labeled ones are cut into tiles if they differ in size, or have odd sides.
