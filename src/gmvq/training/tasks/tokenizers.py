@@ -25,7 +25,6 @@ from gmvq.types import Batch, Reconstruction
 WINS = 0.98
 """Accuracy of the discriminator above which its gradient carries little information."""
 
-
 CONTINUED, CONTINUED_SHARE = 16, 0.25
 """Tokens after the end of a shorter sequence that a tokenizer learns at most, and in which share of the windows.
 
