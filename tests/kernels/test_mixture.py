@@ -194,6 +194,38 @@ def test_a_row_that_is_not_finite_marks_itself_alone(bad, sweep):
         torch.testing.assert_close(getattr(marked, name)[others], getattr(clean, name)[others])
 
 
+@pytest.mark.parametrize("far", [1e5, 1e10, torch.inf, torch.nan])
+@pytest.mark.parametrize("transformed", [True, False])
+def test_a_far_code_has_no_probability_and_costs_the_others_nothing(far, transformed, sweep):
+    inputs, others = Case(floor=0.5, values=5, draws=False).inputs()
+    step = reference.mixture_step if transformed else mixture_step
+
+    def found(keep: Tensor, dtype: torch.dtype) -> tuple[MixtureStep, Tensor]:
+        latents, codebook, _, precisions, biases = (x.to(dtype) for x in inputs)
+        parts = [codebook, precisions, biases, others["prices"].to(dtype)]
+        if keep.all():
+            codebook[5] = far
+        codebook, precisions, biases, prices = (part[keep].requires_grad_() for part in parts)
+        options = {"precisions": precisions, "biases": biases, "prices": prices, "floor": 0.5}
+        out = step(latents, codebook, codebook, weights=others["weights"].to(dtype), **options)
+        loss = sum(part.sin().sum() for part in (out.energy, out.log_energy, out.entropy, out.log_density))
+        (gradient,) = torch.autograd.grad(loss, codebook)
+        return out, gradient
+
+    keep = torch.arange(101) != 5
+    with_far, gradient = found(torch.ones(101, dtype=torch.bool), torch.float32)
+    without, expected = found(keep, torch.float64)
+    numbers = keep.nonzero()[:, 0]
+    assert torch.equal(with_far.codes, numbers[without.codes])
+    assert torch.equal(with_far.priced, numbers[without.priced])
+    for name in ("energy", "log_energy", "entropy", "log_density"):
+        torch.testing.assert_close(getattr(with_far, name).double(), getattr(without, name), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(with_far.aggregated[keep].double(), without.aggregated, rtol=1e-4, atol=1e-4)
+    assert with_far.aggregated[5] == 0
+    torch.testing.assert_close(gradient[keep].double(), expected, rtol=1e-3, atol=1e-3)
+    assert gradient[5].tolist() == [0] * 5
+
+
 def test_no_rows(sweep):
     latents = torch.randn(0, 3, requires_grad=True)
     step = mixture_step(latents, torch.randn(5, 3), temperature=torch.tensor(1.0))

@@ -144,6 +144,37 @@ def test_rows_that_are_not_finite_have_code_0_and_change_no_other():
     assert nearest_code(latents, codebook, top=3)[broken].tolist() == [[0, 1, 2]] * 4
 
 
+@pytest.mark.parametrize("far", [1e4, 1e6, 1e8, -1e10, 1e20, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("single", [True, False], ids=["one feature", "all features"])
+def test_a_far_code_costs_the_others_nothing(far, single):
+    latents, codebook = random(1000, 8), random(32, 8, seed=1)
+    broken = codebook.clone()
+    broken[5, 2 if single else slice(None)] = far
+    weights, offsets, others = random(8, seed=2).square() + 0.1, random(32, seed=3), torch.arange(32) != 5
+    for options in ({}, {"feature_weights": weights}, {"offsets": offsets}):
+        expected = scores(latents, codebook, **options)
+        expected[:, ~others] = -math.inf
+        assert torch.equal(nearest_code(latents, broken, **options), expected.argmax(-1)), options
+        assert torch.equal(nearest_code(latents, broken, top=3, **options), expected.topk(3).indices), options
+    if not math.isfinite(far):
+        expected = scores(latents, codebook, cosine=True)
+        expected[:, ~others] = -math.inf
+        assert torch.equal(nearest_code(latents, broken, cosine=True), expected.argmax(-1))
+
+
+def test_latents_at_a_far_code_take_it():
+    latents, codebook = random(10, 8), random(32, 8, seed=1)
+    latents[3], codebook[5] = 1e10, 1e10
+    assert nearest_code(latents, codebook).tolist()[3] == 5
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e-6, 1e6, 1e30])
+def test_directions_do_not_depend_on_lengths(length):
+    latents, codebook = random(100, 8), random(32, 8, seed=1)
+    expected = scores(latents, codebook, cosine=True).argmax(-1)
+    assert torch.equal(nearest_code(latents, codebook * length, cosine=True), expected)
+
+
 def test_codes_that_offsets_rule_out_are_never_taken():
     latents, codebook = random(50, 4), random(300, 4, seed=1)
     offsets = torch.full((300,), -math.inf)

@@ -37,6 +37,25 @@ def test_an_offset_costs_no_precision():
     )
 
 
+@pytest.mark.parametrize("far", [1e6, 1e10, torch.inf, torch.nan])
+def test_a_far_code_costs_the_others_no_precision(far):
+    generator = torch.Generator().manual_seed(0)
+    latents, codebook = torch.randn(100, 4, generator=generator), torch.randn(32, 4, generator=generator)
+    weights = torch.rand(100, 4, generator=generator)
+    differences = (latents[:, None].double() - codebook.double()).square()
+    codebook[5] = far
+    codebook.requires_grad_()
+    for found, expected in (
+        (kernels.squared_distances(latents, codebook), differences.sum(-1)),
+        (kernels.weighted_squared_distances(latents, codebook, weights), (weights[:, None] * differences).sum(-1)),
+    ):
+        others = torch.arange(32) != 5
+        torch.testing.assert_close(found[:, others].double(), expected[:, others], rtol=1e-5, atol=1e-5)
+        assert (found[:, 5] > 1e9).all()  # and not NaN, which torch.argmin would take
+        (gradient,) = torch.autograd.grad((-found).softmax(-1).square().sum(), codebook)
+        assert gradient.isfinite().all()
+
+
 def test_code_sums_weigh_their_rows():
     latents = torch.tensor([[1.0], [2.0], [4.0]])
     counts, sums = kernels.code_sums(latents, torch.tensor([2, 0, -1]), torch.tensor([1.0, 0.5, 0.0]), 3)

@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from gmvq.kernels import nearest as nearest_module
 from gmvq.kernels import (
     noise,
     reference,
@@ -92,6 +93,26 @@ def test_ties_go_to_the_lowest_index_and_rows_that_are_not_finite_to_code_0():
         latents[row, row % 8], expected[row] = value, 0
     assert torch.equal(triton_nearest.nearest_code(latents, codes, offsets), expected)
     assert triton_nearest.nearest_code(torch.zeros_like(latents), codes, offsets).tolist() == [0] * 40
+
+
+@pytest.mark.parametrize("far", [1e6, 1e10, float("inf"), float("nan")])
+def test_a_far_code_costs_the_others_nothing(far):
+    latents, codes = (x.float().to(DEVICE) for x in random(2, (200, 8), (32, 8)))
+    distances = (latents[:, None].double() - codes.double()).square().sum(-1)
+    codes[5], distances[:, 5] = far, float("inf")
+    origin, prepared, starts = nearest_module._prepared(codes, None, None, False)
+    assert torch.equal(triton_nearest.nearest_code(latents - origin, prepared, starts), distances.argmin(-1))
+
+
+@pytest.mark.parametrize("far", [1e5, 1e10, float("inf"), float("nan")])
+@pytest.mark.usefixtures("products")
+def test_a_far_code_has_no_probability_in_a_mixture_step(far):
+    case = mixture(20, 40, 4, 3, seed=7, floor=0.5)
+    case[0][1][5] = far
+    assert_agree(case)
+    results, gradients = found(*case)
+    assert results.aggregated[5] == 0
+    assert all(part.isfinite().all() for part in (*results, *gradients))
 
 
 @pytest.mark.parametrize(("n", "k", "dim"), [(300, 37, 5), (64, 3, 300), (5, 70, 1), (0, 4, 2)])

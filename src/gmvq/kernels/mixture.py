@@ -49,7 +49,8 @@ def mixture_step(
         q_n = \mathrm{softmax}_c(j_{nc}), \quad y_n = \mathrm{softmax}_c((j_{nc} + g_{nc}) / \tau)
 
     The backward pass computes q and y again, with the same noise g, instead of storing them. A row that is not finite
-    has NaN in its own results and gradients, and is left out of sums over rows.
+    has NaN in its own results and gradients, and is left out of sums over rows. A code that is not finite has
+    probability 0.
 
     Args:
         latents: z, ``(N, L)``, float32 or float64.

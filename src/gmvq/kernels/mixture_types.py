@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gmvq.kernels.origin import origin_of, within_reach
+
 
 class MixtureStep(NamedTuple):
     """Results of a mixture step for N rows, K codes and values of V features.
@@ -39,7 +41,8 @@ class MixtureStep(NamedTuple):
 class Problem(NamedTuple):
     """A mixture step, or a block of its rows.
 
-    Latents and codebook are centered on the codebook's mean, and rows that are not finite are 0.
+    Latents and codebook are relative to a point amid the codes. Rows that are not finite are 0, as are codes that are
+    not, whose biases are minus infinity.
 
     Attributes:
         latents: z, ``(N, L)``.
@@ -84,17 +87,19 @@ class Problem(NamedTuple):
         seed: Tensor | None,
         floor: float,
     ) -> Problem:
-        """Centers the arguments of :func:`gmvq.kernels.mixture_step`."""
-        center = codebook.mean(0)
-        latents, codebook = latents - center, (codebook - center).contiguous()
+        """Prepares the arguments of :func:`gmvq.kernels.mixture_step`."""
+        origin = origin_of(codebook)
+        latents, codebook = latents - origin, codebook - origin
+        reached = within_reach(codebook, precisions)
+        codebook, values = (torch.where(reached[:, None], part, 0.0).contiguous() for part in (codebook, values))
         half_squares = latents.square().sum(-1) / 2
         return cls(
             latents=torch.where(half_squares.isfinite()[:, None], latents, 0.0).contiguous(),
             codebook=codebook,
             columns=codebook.T.contiguous(),
-            values=values.contiguous(),
+            values=values,
             precisions=precisions.contiguous(),
-            biases=biases.contiguous(),
+            biases=torch.where(reached, biases, -torch.inf).contiguous(),
             weights=weights.contiguous(),
             half_squares=half_squares,
             half_norms=precisions * codebook.square().sum(-1) / 2,

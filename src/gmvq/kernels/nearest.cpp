@@ -1,6 +1,6 @@
 // Nearest code: a matrix product whose entries are compared where they arise and never written.
 //
-//   argmin_c |z - m_c|^2 = argmax_c (z - o) . (m_c - o) - |m_c - o|^2 / 2     for any origin o; here the codes' mean
+//   argmin_c |z - m_c|^2 = argmax_c (z - o) . (m_c - o) - |m_c - o|^2 / 2     for any origin o amid the codes
 //
 // A tile of ROWS rows by VECTORS vectors of codes is held in registers. Codes are packed into panels, as wide as a tile,
 // whose slices of at most DEPTH features stay in the first-level cache while the rows of a block pass by; the best score
@@ -24,6 +24,7 @@ constexpr int ROWS = 6;
 constexpr int WIDTH = VECTORS * LANES;
 constexpr size_t DEPTH = 128;
 constexpr size_t BLOCK_ROWS = 32 * ROWS;
+constexpr size_t SAMPLE = 63;  // as gmvq.kernels.origin.SAMPLE
 constexpr size_t PARALLEL_WORK = 1 << 15;  // below, a second thread costs more than it saves
 
 struct Problem {
@@ -44,26 +45,23 @@ struct Best {
     Ints vector[ROWS];  // which of all vectors of codes, counted through the panels
 };
 
-// The origin: the mean of the codes, summed in one order by any number of threads.
-bool find_origin(const Problem& p, float* origin) {
-    const size_t features = p.features, panels = p.panels();
-    if (p.cosine) {
-        std::fill_n(origin, features, 0.0f);
-        return true;
+// The origin of gmvq.kernels.origin: of each feature the median over a sample of the codes, of two the lower.
+void find_origin(const Problem& p, float* origin) {
+    std::fill_n(origin, p.features, 0.0f);
+    if (p.cosine) return;
+    const size_t stride = (p.codebook_size + SAMPLE - 1) / SAMPLE;
+    float sample[SAMPLE];
+    for (size_t l = 0; l < p.features; ++l) {
+        float* end = sample;
+        for (size_t c = 0; c < p.codebook_size; c += stride) {
+            const float value = p.codebook[c * p.features + l];
+            if (!std::isnan(value)) *end++ = value;
+        }
+        if (end == sample) continue;
+        float* middle = sample + (end - sample - 1) / 2;
+        std::nth_element(sample, middle, end);
+        if (std::isfinite(*middle)) origin[l] = *middle;
     }
-    Scratch<double> sums(panels * features);
-    if (!sums) return false;
-#pragma omp parallel for num_threads(p.threads) if (p.codebook_size * features > PARALLEL_WORK)
-    for (size_t panel = 0; panel < panels; ++panel) {
-        double* sum = &sums[panel * features];
-        std::fill_n(sum, features, 0.0);
-        for (size_t c = panel * WIDTH; c < std::min(p.codebook_size, (panel + 1) * WIDTH); ++c)
-            for (size_t l = 0; l < features; ++l) sum[l] += p.codebook[c * features + l];
-    }
-    for (size_t panel = 1; panel < panels; ++panel)
-        for (size_t l = 0; l < features; ++l) sums[l] += sums[panel * features + l];
-    for (size_t l = 0; l < features; ++l) origin[l] = static_cast<float>(sums[l] / p.codebook_size);
-    return true;
 }
 
 // One panel: codes as columns, (L, WIDTH), and where their scores start, (WIDTH), minus infinity beyond the last code.
@@ -84,9 +82,15 @@ void pack_panel(const Problem& p, const float* origin, size_t panel, float* pack
             square += static_cast<double>(weighted) * (p.cosine ? code[l] : centred);
             packed[l * WIDTH + column] = weighted;
         }
+        if (!std::isfinite(static_cast<float>(p.cosine ? std::sqrt(square) : square))) {  // out of reach
+            for (size_t l = 0; l < features; ++l) packed[l * WIDTH + column] = 0;
+            starts[column] = -std::numeric_limits<float>::infinity();
+            continue;
+        }
         if (p.cosine) {  // the length of a row changes nothing
-            const float scale = static_cast<float>(1 / std::max(std::sqrt(square), 1e-12));
-            for (size_t l = 0; l < features; ++l) packed[l * WIDTH + column] *= scale;
+            const double length = std::max(std::sqrt(square), std::numeric_limits<double>::min());
+            for (size_t l = 0; l < features; ++l)
+                packed[l * WIDTH + column] = static_cast<float>(packed[l * WIDTH + column] / length);
         }
         starts[column] = p.cosine ? 0 : static_cast<float>((p.offsets ? p.offsets[c] : 0.0) - square / 2);
     }
@@ -175,7 +179,8 @@ void reduce(const Best& best, int r, float& score, int64_t& code) {
 bool find(const Problem& p) {
     const size_t panels = p.panels(), features = p.features;
     Scratch<float> origin(features), packed(panels * features * WIDTH), starts(panels * WIDTH);
-    if (!origin || !packed || !starts || !find_origin(p, origin.data())) return false;
+    if (!origin || !packed || !starts) return false;
+    find_origin(p, origin.data());
 #pragma omp parallel for num_threads(p.threads) if (p.codebook_size * features > PARALLEL_WORK)
     for (size_t panel = 0; panel < panels; ++panel)
         pack_panel(p, origin.data(), panel, &packed[panel * features * WIDTH], &starts[panel * WIDTH]);

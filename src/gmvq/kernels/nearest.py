@@ -3,8 +3,9 @@ r"""Nearest code: one operator for all devices, in memory O(N + K L).
 .. math:: c_n = \arg\max_c \big(o_c - \tfrac{1}{2} |z_n - \mu_c|_w^2\big)
               = \arg\max_c \big((z_n - m) \cdot w (\mu_c - m) + o_c - \tfrac{1}{2} |\mu_c - m|_w^2\big)
 
-with weights w of features and offsets o of codes. Centered on the codes' mean m, rounding errors grow with the spread
-of the codebook and not with its distance from the origin.
+with weights w of features and offsets o of codes. Around a point m amid the codes (:mod:`gmvq.kernels.origin`),
+rounding errors grow with the spread of most codes and not with their distance from the origin. A code that is not
+finite, or too far for its square to be a number, is never the nearest.
 
 ==========================  ==========================================================================================
 float32 on the CPU          ``nearest.cpp``, which compares scores in registers; without a compiler, blocks in torch
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from gmvq.kernels.compiled import has_triton, library
+from gmvq.kernels.origin import origin_of
 
 BLOCK_ELEMENTS = 1 << 20
 """Number of scores in memory at a time in torch: 4 MiB in float32, which stays in the cache."""
@@ -171,14 +173,24 @@ def _prepared(
     codebook: Tensor, feature_weights: Tensor | None, offsets: Tensor | None, cosine: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Origin ``(L,)``, codes ``(K, L)`` and starts ``(K,)`` of the score (latents - origin) . codes + starts."""
-    origin = torch.zeros_like(codebook[0]) if cosine else codebook.mean(0)
-    centred = codebook - origin
-    codes = centred if feature_weights is None else centred * feature_weights
-    exact = torch.promote_types(codes.dtype, torch.float32)
-    squares = (codes.to(exact) * centred).sum(-1)
+    exact = torch.promote_types(codebook.dtype, torch.float32)
     if cosine:
-        return origin, codes / squares.sqrt().clamp_min(1e-12)[:, None].to(codes.dtype), torch.zeros_like(squares)
-    return origin, codes, -squares / 2 if offsets is None else offsets.to(exact) - squares / 2
+        origin = torch.zeros_like(codebook[0])
+        # the length of a code changes nothing, but its square may be out of range
+        largest = codebook.to(exact).abs().amax(-1, keepdim=True)
+        relative = codebook.to(exact) / torch.where(largest > 0, largest, 1.0)
+        weighted = relative if feature_weights is None else relative * feature_weights
+        squares = (weighted * relative).sum(-1)
+        codes, starts = weighted / squares.sqrt().clamp_min(1e-12)[:, None], torch.zeros_like(squares)
+    else:
+        origin = origin_of(codebook)
+        centred = codebook - origin
+        codes = centred if feature_weights is None else centred * feature_weights
+        squares = (codes.to(exact) * centred).sum(-1)
+        starts = -squares / 2 if offsets is None else offsets.to(exact) - squares / 2
+    reached = squares.isfinite()
+    codes = torch.where(reached[:, None], codes, 0.0).to(codebook.dtype)
+    return origin, codes, torch.where(reached, starts, -torch.inf)
 
 
 def _block(rows: Tensor, origin: Tensor, codes: Tensor, starts: Tensor, top: int) -> Tensor:

@@ -2,8 +2,9 @@ r"""The definition of right results for all faster implementations, in plain PyT
 
 .. math:: d_{nc} = \sum_l w_l (z_{nl} - \mu_{cl})^2 = |z_n|^2 - 2 z_n \cdot \mu_c + |\mu_c|^2
 
-The expanded form costs one matrix product. Rows are centered on the codebook's mean first, so that rounding errors grow
-with the spread of the codebook and not with its distance from the origin.
+The expanded form costs one matrix product. Rows are first taken relative to a point amid the codes
+(:mod:`gmvq.kernels.origin`), so that rounding errors grow with the spread of most codes and not with their distance
+from the origin. A code that is not finite, or too far for its square to be a number, is at an infinite distance.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from gmvq.kernels.mixture_types import MixtureStep
 from gmvq.kernels.noise import exponential
+from gmvq.kernels.origin import origin_of, within_reach
 
 BLOCK_ELEMENTS = 1 << 22
 """Number of distances in memory at a time if only the best code is needed (16 MiB in float32)."""
@@ -36,9 +38,8 @@ def squared_distances(latents: Tensor, codebook: Tensor) -> Tensor:
     Returns:
         Distances ``(N, K)``, never negative.
     """
-    center = codebook.detach().mean(0)
-    latents, codebook = latents - center, codebook - center
-    squares = latents.square().sum(-1, keepdim=True) + codebook.square().sum(-1)
+    latents, codebook, lengths = _around_origin(latents, codebook)
+    squares = latents.square().sum(-1, keepdim=True) + lengths
     return torch.addmm(squares, latents, codebook.T, alpha=-2).clamp_min(0)
 
 
@@ -55,12 +56,21 @@ def weighted_squared_distances(latents: Tensor, codebook: Tensor, weights: Tenso
     Returns:
         Distances ``(N, K)``, never negative.
     """
-    center = codebook.detach().mean(0)
-    latents, codebook = latents - center, codebook - center
+    latents, codebook, lengths = _around_origin(latents, codebook)
     weighted = weights * latents
     squares = (weighted * latents).sum(-1, keepdim=True)
     rows, columns = torch.cat([weighted, weights], dim=-1), torch.cat([-2 * codebook, codebook.square()], dim=-1)
-    return torch.addmm(squares, rows, columns.T).clamp_min(0)
+    out_of_reach = torch.where(lengths.isinf(), torch.inf, 0.0)
+    return torch.addmm(squares + out_of_reach, rows, columns.T).clamp_min(0)
+
+
+def _around_origin(latents: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents and codes around the origin, and squared lengths of the codes; of one out of reach 0 and infinity."""
+    origin = origin_of(codebook)
+    codebook = codebook - origin
+    reached = codebook.detach().square().sum(-1).isfinite()
+    codebook = torch.where(reached[:, None], codebook, 0.0)
+    return latents - origin, codebook, torch.where(reached, codebook.square().sum(-1), torch.inf)
 
 
 @torch.no_grad()
@@ -74,9 +84,8 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     Returns:
         Indices ``(N,)``, int64.
     """
-    center = codebook.mean(0)
-    latents, codebook = latents - center, codebook - center
-    half_norms = codebook.square().sum(-1) / 2
+    latents, codebook, lengths = _around_origin(latents, codebook)
+    half_norms = lengths / 2
     # |z|^2 is the same for all codes of a row, so |mu|^2 / 2 - z.mu has the same order
     blocks = in_blocks(latents, len(codebook))
     return torch.cat([torch.addmm(half_norms, block, codebook.T, alpha=-1).argmin(-1) for block in blocks])
@@ -120,7 +129,8 @@ def mixture_step(
         e_{nc} = p_c |z_n - \mu_c|^2 / 2, \quad j_{nc} = b_c - e_{nc}, \quad
         q_n = \mathrm{softmax}_c(j_{nc}), \quad y_n = \mathrm{softmax}_c((j_{nc} + g_{nc}) / \tau)
 
-    A row that is not finite has NaN in its own results, and is left out of sums over rows.
+    A row that is not finite has NaN in its own results, and is left out of sums over rows. A code that is not finite
+    has probability 0.
 
     Args:
         latents: z, ``(N, L)``.
@@ -136,6 +146,11 @@ def mixture_step(
     """
     finite = latents.isfinite().all(-1)
     latents = torch.where(finite[:, None], latents, 0.0)
+    origin = origin_of(codebook)
+    latents, codebook = latents - origin, codebook - origin
+    reached = within_reach(codebook, precisions)
+    codebook, values = (torch.where(reached[:, None], part, 0.0) for part in (codebook, values))
+    biases = torch.where(reached, biases, -torch.inf)
     squares = latents.square().sum(-1, keepdim=True) + codebook.square().sum(-1)
     distances = torch.addmm(squares, latents, codebook.T, alpha=-2)
     energies = (precisions * distances / 2).clamp_min(0)
@@ -162,7 +177,7 @@ def mixture_step(
         drawn=drawn,
         energy=of_finite((posterior * energies).sum(-1)),
         log_energy=of_finite((posterior * logarithms).sum(-1)),
-        entropy=of_finite(-(posterior * log_posterior).sum(-1)),
+        entropy=of_finite(-(posterior * torch.where(posterior > 0, log_posterior, 0.0)).sum(-1)),
         log_density=of_finite(joint.logsumexp(-1)),
         aggregated=torch.where(finite, weights, 0.0) @ posterior,
         relaxed=relaxed,
