@@ -2,6 +2,8 @@
 
 DRAWS = "draws a random number for each row in training, so a row that is left out changes the draws of the others"
 BLEND = "shows the decoder a blend of codes in training; holds with a hard draw or another estimator"
+DIRECTION = "compares directions, which a far code has like any other; holds for codes that are not finite"
+DOT_PRODUCT = "compares dot products, which are as large as a far code is far"
 GREEDY = "each level takes its best, and another sum of codes may lie as near"
 
 EXCEPTIONS: dict[str, dict[str, str]] = {
@@ -31,6 +33,15 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     },
     "gradients": {
         "finite-scalar-clamp": "no gradient passes the clamp where a latent lies outside [-1, 1]",
+    },
+    "far codes": {
+        "vector-cosine": DIRECTION,
+        "vector-huh": DIRECTION,
+        "random-projection": DIRECTION,
+        "index-backpropagation": DOT_PRODUCT,
+        "index-plain": DOT_PRODUCT,
+        "gaussian-hard": "the codes are fixed draws of a normal distribution",
+        "gaussian-groups": "the codes are fixed draws of a normal distribution",
     },
     "masks": {
         "vector-diveq": DRAWS,

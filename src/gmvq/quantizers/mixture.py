@@ -39,6 +39,7 @@ from gmvq.quantizers.parts.estimators import AbstractEstimator, with_gradient_of
 from gmvq.quantizers.parts.gaussian_mixture import Mixture
 from gmvq.quantizers.parts.noise import AbstractNoise, as_noise
 from gmvq.quantizers.parts.objectives import AbstractObjective, Assignment, as_objective
+from gmvq.quantizers.parts.outliers import ORDINARY, counting_weights
 from gmvq.quantizers.parts.rows import row_weights
 from gmvq.quantizers.parts.schedules import Schedule, as_schedule, temperature_at
 from gmvq.quantizers.parts.variance import MixtureVariance
@@ -259,16 +260,18 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         if self.learned_codes is not None:
             self.learned_codes.copy_(self.moving.codes)
         mixture = self._mixture(rows.dtype)
-        self.variance.start(*self._squared_residuals(mixture, rows, nearest_code(rows, mixture.codes), kept))
+        weights = counting_weights(rows, kept, mixture.codes)
+        self.variance.start(*self._squared_residuals(mixture, rows, nearest_code(rows, mixture.codes), weights))
 
     @torch.no_grad()
     def _collect(self, mixture: Mixture, step: MixtureStep, rows: Tensor, kept: Tensor) -> None:
         """Gives the M-step the rows by their priced codes, and starved codes their share."""
-        counts, sums = code_sums(rows, step.priced, kept, self.codebook_size)
-        starved, weights, fresh = self._feed_starved(mixture, step, rows, kept, counts)
-        counts = counts.index_copy(0, starved, weights.sum(0))
-        self.moving.collect(counts, sums.index_copy(0, starved, weights.T @ rows), fresh)
-        self.variance.collect(*self._squared_residuals(mixture, rows, step.codes, kept))
+        weights = counting_weights(rows, kept, mixture.codes)
+        counts, sums = code_sums(rows, step.priced, weights, self.codebook_size)
+        starved, shares, fresh = self._feed_starved(mixture, step, rows, weights, counts)
+        counts = counts.index_copy(0, starved, shares.sum(0))
+        self.moving.collect(counts, sums.index_copy(0, starved, shares.T @ rows), fresh)
+        self.variance.collect(*self._squared_residuals(mixture, rows, step.codes, weights))
 
     def _log_prices(self, log_prior: Tensor) -> Tensor:
         """log(q_B(c) / p(c)) in nats, ``(K,)``, with q_B by the running counts.
@@ -281,19 +284,20 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         return log_share.to(log_prior.dtype) - log_prior
 
     def _feed_starved(
-        self, mixture: Mixture, step: MixtureStep, rows: Tensor, kept: Tensor, counts: Tensor
+        self, mixture: Mixture, step: MixtureStep, rows: Tensor, weights: Tensor, counts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         r"""Gives each code at least a small share of the responsibility, the least used ones first.
 
         Under the constraint :math:`q_B(c) \ge \epsilon / K` a code that falls short gets its posterior
         responsibilities, scaled until the constraint holds. They are normalized over rows as logarithms, so that a
         code to which all rows are 0 in float32 still goes to those nearest to it. A code whose running count has fallen
-        short, too, forgets its past: its M-step is that of this batch alone.
+        short, too, forgets its past: its M-step is that of this batch alone. Far rows feed none: they would keep a code
+        where it is.
 
         Returns:
             Codes ``(M,)``, the responsibilities ``(N, M)`` that they get, and which codes forget their past ``(K,)``.
         """
-        totals = sum_over_ranks(counts)
+        totals, kept = sum_over_ranks(counts), weights > ORDINARY
         share = LEAST_SHARE * sum_over_ranks(kept.sum().to(totals.dtype)) / len(totals)
         number = min(MOST_STARVED, len(totals))
         if can_look_at(totals):  # elsewhere a fixed number: no wait for the GPU
@@ -305,16 +309,18 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         logarithms = logarithms.clamp_min(logarithms.amax(0) - FAINTEST) if len(rows) else logarithms
         relative = logarithms - logsumexp_over_ranks(logarithms.logsumexp(0))
         fed = relative.clamp_min(-FAINTEST).exp() * share * kept[:, None]
-        own = (step.priced[:, None] == starved) & kept[:, None]
+        own = (step.priced[:, None] == starved) * weights[:, None]
         hungry = total < share
         fresh = torch.zeros_like(totals, dtype=torch.bool)
         fresh[starved] = hungry & (self.moving.counts[starved] < share)
-        return starved, torch.where(hungry, fed, own.to(fed.dtype)), fresh
+        return starved, torch.where(hungry, fed, own), fresh
 
-    def _squared_residuals(self, mixture: Mixture, rows: Tensor, codes: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """Number of rows of each code ``(K,)`` and sums of their squared distances for each feature ``(K, L)``."""
+    def _squared_residuals(
+        self, mixture: Mixture, rows: Tensor, codes: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Weight of the rows of each code ``(K,)`` and sums of their squared distances for each feature ``(K, L)``."""
         squares = (rows - mixture.codes[codes]).square() * mixture.feature_weights
-        return code_sums(squares, codes, kept, self.codebook_size)
+        return code_sums(squares, codes, weights, self.codebook_size)
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
         return self._mixture(rows.dtype).most_likely(rows)

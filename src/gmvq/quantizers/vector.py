@@ -19,6 +19,7 @@ from gmvq.quantizers.parts.checks import checked_estimator, non_negative
 from gmvq.quantizers.parts.codebook import MovingAverageCodebook, random_rows, snapshot, uniform
 from gmvq.quantizers.parts.directions import direction
 from gmvq.quantizers.parts.estimators import AbstractEstimator, relaxed_sample
+from gmvq.quantizers.parts.outliers import ORDINARY, counting_weights
 from gmvq.quantizers.parts.rows import mean_squared_error
 from gmvq.quantizers.parts.vector_parts import AbstractRegularizer, Affine, AffineCodebook, InPlaceStep, Part
 from gmvq.types import Quantized
@@ -187,7 +188,7 @@ class VectorQuantizer(AbstractQuantizer):
             value = regularizer(codebook, rows, kept)
             loss, terms[regularizer.name] = loss + value, value.detach()
         if self.learning:
-            self._collect(rows.detach(), codes, kept)
+            self._collect(rows.detach(), codes, kept, codebook.detach())
         elif self.training and not self.frozen and self.revivals is not None:
             # a repeated forward draws as many numbers as the first, for the sake of all that draw after it
             uniform(self.codebook_size, rows.device)
@@ -215,18 +216,21 @@ class VectorQuantizer(AbstractQuantizer):
             with torch.no_grad():
                 self.learned.copy_(self.moving.codes)
         if self.affine is not None:
-            self.affine.start(rows.detach(), kept)
+            self.affine.start(rows.detach(), counting_weights(rows, kept, self.moving.codes))
 
     @torch.no_grad()
-    def _collect(self, rows: Tensor, codes: Tensor, kept: Tensor) -> None:
+    def _collect(self, rows: Tensor, codes: Tensor, kept: Tensor, codebook: Tensor) -> None:
+        if self.affine is None and not self.averages and self.revivals is None and self.in_place is None:
+            return
+        weights = counting_weights(rows, kept, codebook)
         if self.affine is not None:
-            self.affine.collect(rows, kept)
+            self.affine.collect(rows, weights)
         if self.averages or self.revivals is not None or self.in_place is not None:
             # moving averages are taken where the free codes are; steps go down the error of the codes themselves
             averaged = self.affine.inverse(rows) if self.affine is not None and self.averages else rows
-            self.moving.collect(*code_sums(averaged, codes, kept, self.codebook_size))
+            self.moving.collect(*code_sums(averaged, codes, weights, self.codebook_size))
         if self.revivals is not None:
-            drawn, any_drawn = random_rows(rows, kept, self.codebook_size)
+            drawn, any_drawn = random_rows(rows, weights > ORDINARY, self.codebook_size)
             self.revivals.copy_(torch.where(any_drawn, drawn, self.revivals))
 
     def _encode_rows(self, rows: Tensor) -> Tensor:

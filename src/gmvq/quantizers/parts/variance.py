@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gmvq.distributed import sum_over_ranks
+from gmvq.quantizers.parts.outliers import radius_of
 
 RELATIVE_FLOOR = 1e-6
 """Least variance against that of the codebook: float32 cannot tell distances below it apart."""
@@ -64,8 +65,8 @@ class MixtureVariance(nn.Module):
         sums, weights = self.sums, self.weights
         if self.kind == "code":  # as if each code had one row more, of the mean variance: rare codes stay sane
             sums, weights = sums + self.code_dim * sums.sum() / weights.sum(), weights + self.code_dim
-        spread = codes.var(0, correction=0).mean() if len(codes) > 1 else codes.new_zeros(())
-        return (sums / weights).clamp_min(RELATIVE_FLOOR * spread + ABSOLUTE_FLOOR)
+        _, radius = radius_of(codes)
+        return (sums / weights).clamp_min(RELATIVE_FLOOR * radius.square() / self.code_dim + ABSOLUTE_FLOOR)
 
     @torch.no_grad()
     def start(self, counts: Tensor, squares: Tensor) -> None:

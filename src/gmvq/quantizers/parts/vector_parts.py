@@ -245,18 +245,23 @@ class AffineCodebook(nn.Module):
         return self.codes_mean + (codes - self.latents_mean) / self.scale
 
     @torch.no_grad()
-    def start(self, rows: Tensor, kept: Tensor) -> None:
-        """Begins with the moments of a batch on both sides: the map is the identity."""
-        _, mean, variance = self._moments(self._summed(rows, kept))
+    def start(self, rows: Tensor, weights: Tensor) -> None:
+        """Begins with the moments of a batch ``(N, L)`` on both sides: the map is the identity.
+
+        Args:
+            rows: Latents ``(N, L)``.
+            weights: How much each counts ``(N,)``.
+        """
+        _, mean, variance = self._moments(self._summed(rows, weights))
         for name in ("latents", "codes"):
             getattr(self, f"{name}_mean").copy_(mean)
             getattr(self, f"{name}_variance").copy_(variance)
         self.pending_moments.zero_()
 
     @torch.no_grad()
-    def collect(self, rows: Tensor, kept: Tensor) -> None:
-        """Adds latents ``(N, L)`` to what the next update folds in."""
-        self.pending_moments.add_(self._summed(rows, kept))
+    def collect(self, rows: Tensor, weights: Tensor) -> None:
+        """Adds latents ``(N, L)`` with weights ``(N,)`` to what the next update folds in."""
+        self.pending_moments.add_(self._summed(rows, weights))
 
     @torch.no_grad()
     def update(self, free_codes: Tensor) -> None:
@@ -270,8 +275,7 @@ class AffineCodebook(nn.Module):
         self.codes_variance.lerp_(free_codes.var(0, correction=0), codes_share)
         self.pending_moments.zero_()
 
-    def _summed(self, rows: Tensor, kept: Tensor) -> Tensor:
-        weights = kept.to(rows.dtype)
+    def _summed(self, rows: Tensor, weights: Tensor) -> Tensor:
         centered = rows - self.latents_mean.to(rows.dtype)
         number = weights.sum().expand(rows.shape[-1])
         return sum_over_ranks(torch.stack([number, weights @ centered, weights @ centered.square()])).to(
