@@ -1,13 +1,16 @@
 import copy
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import gmvq
 from gmvq import hub
+from gmvq.data.parsing import LARGEST_JSON
+from gmvq.data.sealing import write_record, write_sealed
 from gmvq.data.writing import write_atomically, write_json
 from gmvq.modalities import Image
 from gmvq.models import DiffusionConfig, DiffusionDecoder
@@ -24,6 +27,13 @@ def model():
     model = gmvq.Autoencoder(gmvq.AutoencoderConfig(width=8, blocks=1, codebook_size=12))
     model(torch.rand(4, 3, 8, 8))
     return model
+
+
+def rewrite(folder, **changes):
+    """Changes entries of a configuration, and seals it again: as a stranger could."""
+    description = json.loads((folder / hub.CONFIG).read_text())
+    del description["digest"]
+    write_record(folder / hub.CONFIG, {**description, **changes})
 
 
 @pytest.mark.parametrize("quantizer", ["gaussian-mixture", "vector", "vector-ema", "none"])
@@ -53,6 +63,10 @@ def test_the_fingerprint_sees_a_single_weight(model):
         (lambda run: (run / "config.json").write_text('{"format": "gmvq.autoencoder", "version": 99}'), "version 99"),
         (
             lambda run: (run / "config.json").write_text('{"format": "gmvq.autoencoder", "version": 1}'),
+            "not what was written",
+        ),
+        (
+            lambda run: write_record(run / "config.json", {"format": "gmvq.autoencoder", "version": 1}),
             "has no configuration",
         ),
         (lambda run: (run / "model.safetensors").write_bytes(b"\x10"), "damaged"),
@@ -72,8 +86,34 @@ def test_weights_of_another_model_are_refused(tmp_path, model):
         next(model.parameters()).add_(1)
     gmvq.save(model, tmp_path / "two")
     (tmp_path / "two/config.json").write_bytes((tmp_path / "one/config.json").read_bytes())
-    with pytest.raises(ValueError, match="fingerprint"):
+    with pytest.raises(ValueError, match="not of one part"):
         gmvq.load(tmp_path / "two")
+
+
+def test_a_fingerprint_of_another_model_is_noticed(tmp_path, model):
+    gmvq.save(model, tmp_path)
+    write_sealed(tmp_path / hub.WEIGHTS, hub.kind_of(type(model)).weights, {"fingerprint": "abc"}, model.state_dict())
+    rewrite(tmp_path, fingerprint="abc")
+    with pytest.raises(hub.DamagedFileError, match="does not have the fingerprint"):
+        gmvq.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", [hub.WEIGHTS, hub.CONFIG])
+def test_any_changed_byte_is_noticed(tmp_path, model, name):
+    gmvq.save(model, tmp_path, tokenizer="abc")
+    whole, expected = (tmp_path / name).read_bytes(), hub.fingerprint(model)
+    generator, refused = random.Random(0), 0
+    for place in generator.sample(range(len(whole)), 200):
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 1 << generator.randrange(8)
+        (tmp_path / name).write_bytes(spoilt)
+        try:
+            assert hub.fingerprint(gmvq.load(tmp_path)) == expected
+            assert hub.tokenizer_of(tmp_path, gmvq.Autoencoder) == "abc"
+            assert bytes(spoilt).split() == whole.split()  # JSON may have other spaces
+        except hub.DamagedFileError:
+            refused += 1
+    assert refused > 150
 
 
 def test_a_missing_run_gets_a_reason(tmp_path, model):
@@ -199,11 +239,8 @@ def test_every_part_is_saved_and_loaded_in_its_precision(tmp_path, name, dtype):
 )
 def test_a_configuration_that_asks_for_anything_is_refused_before_memory_is_taken(tmp_path, model, change):
     hub.save(model, tmp_path)
-    path = tmp_path / hub.CONFIG
-    description = json.loads(path.read_text())
-    description["config"] |= change
-    path.write_text(json.dumps(description))
-    with pytest.raises(hub.DamagedFileError):
+    rewrite(tmp_path, config=model.config.described() | change)
+    with pytest.raises(hub.DamagedFileError, match="can build"):
         hub.load(tmp_path)
 
 
@@ -221,7 +258,7 @@ def test_a_configuration_of_a_gigabyte_is_not_read(tmp_path, model):
     hub.save(model, tmp_path)
     with (tmp_path / hub.CONFIG).open("r+b") as file:
         file.truncate(1 << 30)
-    with pytest.raises(hub.DamagedFileError, match="larger than 16 MiB"):
+    with pytest.raises(hub.DamagedFileError, match=f"larger than {LARGEST_JSON >> 20} MiB"):
         hub.load(tmp_path)
 
 
@@ -235,7 +272,8 @@ def test_weights_of_another_shape_or_kind_are_named(tmp_path, model):
         ({name: tensor for name, tensor in weights.items() if name != first}, "lack"),
         ({**weights, "more": torch.zeros(1)}, "more"),
     ):
-        save_file(spoilt, tmp_path / hub.WEIGHTS)
+        mark = {"fingerprint": hub.fingerprint(model)}
+        write_sealed(tmp_path / hub.WEIGHTS, hub.kind_of(type(model)).weights, mark, spoilt)
         with pytest.raises(hub.DamagedFileError, match=reason):
             hub.load(tmp_path)
 

@@ -1,14 +1,15 @@
-"""Saved parts: safetensors and JSON, never pickle, with a fingerprint that loading checks.
+"""Saved parts: safetensors and JSON, never pickle, both sealed by a digest that loading checks.
 
 A part's folder holds ``model.safetensors`` (weights) and ``config.json``::
 
-    {"format": "gmvq.autoencoder", "version": 1, "gmvq": "0.1.0", "config": {...}, "fingerprint": "sha256 ..."}
+    {"format": "gmvq.autoencoder", "version": 1, "gmvq": "0.1.0", "config": {...}, "fingerprint": "sha256 ...",
+     "digest": "sha256 ..."}
 
 A part is a tokenizer, a prior, a diffusion decoder or a classifier. The fingerprint is the SHA-256 of the configuration
-and of all weights by name. Token files, priors and decoders store the fingerprint of their tokenizer.
+and of all weights by name; both files have it. Token files, priors and decoders store that of their tokenizer.
 
 Files that may come from strangers are read in an order in which each step bounds the next: sizes, JSON, fields, shapes
-of the weights against those of a model without memory, and last the weights.
+of the weights against those of a model without memory, and last the weights. See :mod:`gmvq.data.sealing`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as load_bytes
-from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
-from gmvq.data.writing import write_atomically, write_json
+from gmvq.data.parsing import DamagedFileError
+from gmvq.data.sealing import Form, Held, SealedFile, read_record, write_record, write_sealed
 from gmvq.models import Autoencoder, AutoencoderConfig, DiffusionConfig, DiffusionDecoder
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.priors import AbstractPrior, described, from_description
@@ -38,16 +37,10 @@ Part = TypeVar("Part", bound=nn.Module)
 VERSION = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-LARGEST_CONFIG = 1 << 24
-"""Bytes of a configuration; that of a model of text includes the vocabulary."""
 LARGEST_COUNT = 1 << 40
 """Largest number in a configuration."""
 _LOOPS = ("blocks", "depth", "halvings", "heads", "layers", "levels", "num_quantizers")
 """Numbers of a configuration that are counts of parts with weights."""
-
-
-class DamagedFileError(ValueError):
-    """Error of a file that is damaged, of another kind or version, or contradicts itself."""
 
 
 class Kind(NamedTuple):
@@ -66,6 +59,16 @@ class Kind(NamedTuple):
     describe: Callable[[Any], dict[str, Any]]
     build: Callable[[Mapping[str, Any]], nn.Module]
     origin: str
+
+    @property
+    def configuration(self) -> Form:
+        """Form of its ``config.json``."""
+        return Form(self.form, VERSION, self.origin)
+
+    @property
+    def weights(self) -> Form:
+        """Form of its ``model.safetensors``."""
+        return Form(self.form, VERSION, "Copy the whole folder again from where it was made, or make it again.")
 
 
 KINDS = (
@@ -148,11 +151,10 @@ def save(part: nn.Module, folder: str | Path, *, tokenizer: str | None = None) -
     folder, kind = Path(folder), kind_of(type(part))
     config, state = kind.describe(part), part.state_dict()
     mark = digest(config, state)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_atomically(folder / WEIGHTS, save_bytes(weights, {"fingerprint": mark}))
+    write_sealed(folder / WEIGHTS, kind.weights, {"fingerprint": mark}, state)
     of = {} if tokenizer is None else {"tokenizer": tokenizer}
     description = {"format": kind.form, "version": VERSION, "gmvq": installed_version(), **of, "config": config}
-    write_json(folder / CONFIG, {**description, "fingerprint": mark})
+    write_record(folder / CONFIG, {**description, "fingerprint": mark})
     return folder
 
 
@@ -169,31 +171,19 @@ def load(folder: str | Path, part: type[Part] = Autoencoder) -> Part:
     """
     folder, kind = Path(folder), kind_of(part)
     description = read_description(folder, part)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there. Make it again, or copy the whole folder.")
-    config = description["config"]
-    try:
-        held = _header(path)
-        _check_loops(config, len(held))
-        with torch.device("meta"):
-            planned = kind.build(config).state_dict()
-        _check_shapes(planned, held)
-        made = kind.build(config)
-        weights = load_bytes(path.read_bytes())
-    except SafetensorError as error:
-        raise DamagedFileError(f"{path} is damaged ({error}). Copy it again from where it was made.") from error
-    except (TypeError, KeyError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DamagedFileError(f"{folder} does not hold a part that this version can build ({reason}).") from error
-    _take_types(made, weights)
-    made.load_state_dict(weights)
-    found = digest(kind.describe(made), made.state_dict())
-    if found != description.get("fingerprint"):
-        raise DamagedFileError(
-            f"The fingerprint of {folder} is {found[:12]}, {CONFIG} says {str(description.get('fingerprint'))[:12]!r}. "
-            "The files are not of one part: copy the whole folder again."
-        )
+    config, mark = description["config"], description.get("fingerprint")
+    with SealedFile(folder / WEIGHTS, kind.weights) as file:
+        if file.state.get("fingerprint") != mark:
+            raise DamagedFileError(f"{WEIGHTS} and {CONFIG} in {folder} are not of one part. Copy both again.")
+        try:
+            made = _built(kind, config, file)
+        except (TypeError, KeyError, IndexError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+            if isinstance(error, DamagedFileError):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise DamagedFileError(f"{folder} does not hold a part that this version can build ({reason}).") from error
+    if digest(kind.describe(made), made.state_dict()) != mark:
+        raise DamagedFileError(f"{folder} does not have the fingerprint in its {CONFIG}. Copy it again.")
     return cast("Part", made.eval())
 
 
@@ -220,34 +210,24 @@ def read_description(folder: Path, part: type[nn.Module]) -> dict[str, Any]:
     path, kind = folder / CONFIG, kind_of(part)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there. {kind.origin}")
-    if path.stat().st_size > LARGEST_CONFIG:
-        raise DamagedFileError(f"{path} is larger than {LARGEST_CONFIG >> 20} MiB: it is no configuration of gmvq.")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is not JSON ({error}). Copy it again from where it was made.") from error
-    if not isinstance(description, dict) or description.get("format") != kind.form:
-        raise DamagedFileError(f"{path} is not of format {kind.form!r}. {kind.origin}")
-    version = description.get("version")
-    if version is True or version != VERSION:
-        raise DamagedFileError(f"{path} is of version {version!r}, this gmvq reads {VERSION}. Upgrade gmvq.")
+    description = read_record(path, kind.configuration)
     if not isinstance(description.get("config"), dict):
         raise DamagedFileError(f"{path} has no configuration. Copy it again from where it was made.")
     return description
 
 
-class _Held(NamedTuple):
-    """Shape and type of a tensor in a file."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-def _header(path: Path) -> dict[str, _Held]:
-    """Reads shapes and types of the tensors of a file, without the tensors."""
-    with safe_open(path, framework="pt") as file:
-        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-        return {name: _Held(tuple(part.get_shape()), str(part.get_dtype())) for name, part in parts.items()}
+def _built(kind: Kind, config: Mapping[str, Any], file: SealedFile) -> nn.Module:
+    """Builds a part without memory first, to compare it with the file, and then with the file's weights."""
+    _check_loops(config, len(file.held))
+    with torch.device("meta"):
+        planned = kind.build(config).state_dict()
+    _check_shapes(planned, file.held)
+    file.verify()
+    made = kind.build(config)
+    weights = file.tensors()
+    _take_types(made, weights)
+    made.load_state_dict(weights)
+    return made
 
 
 def _check_loops(value: object, tensors: int, name: str = "") -> None:
@@ -266,7 +246,7 @@ def _check_loops(value: object, tensors: int, name: str = "") -> None:
         raise ValueError(f"'{name}' must be at most {most}, got {value!r}")
 
 
-def _check_shapes(planned: Mapping[str, Tensor], held: Mapping[str, _Held]) -> None:
+def _check_shapes(planned: Mapping[str, Tensor], held: Mapping[str, Held]) -> None:
     """Compares the tensors of the configuration with those of the file.
 
     Raises:

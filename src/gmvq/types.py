@@ -59,6 +59,8 @@ class Signal:
     rate: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.modality, str):
+            raise ValueError(f"'modality' must be the name of one, got {self.modality!r}. Use for example 'image'.")
         at_least("axes", self.axes, 0)
         at_least("channels", self.channels, 1)
         one_of("values", self.values, get_args(Values))

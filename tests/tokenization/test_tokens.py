@@ -6,10 +6,12 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from gmvq.hub import DamagedFileError
+from gmvq.data.parsing import DamagedFileError
+from gmvq.data.sealing import write_sealed
 from gmvq.tokenization import TokenFile, TokenInfo, write_tokens
+from gmvq.tokenization.tokens import FORM
 from gmvq.types import Signal
 
 IMAGES = Signal("image", 2, 3, "unit")
@@ -44,24 +46,23 @@ def test_golden_bytes(tmp_path):
     header = json.loads(whole[8 : 8 + length])
     assert length % 8 == 0
     digest = header["__metadata__"].pop("digest")
-    assert header == {
-        "__metadata__": {
-            "format": "gmvq.tokens",
-            "version": "1",
-            "tokenizer": "feed" * 16,
-            "codebook_sizes": "[512]",
-            "has_levels": "false",
-            "downsampling": "4",
-            "signal": json.dumps(asdict(IMAGES)),
-        },
-        "codes": {"dtype": "U16", "shape": [2, 1, 2], "data_offsets": [0, 8]},
-        "sizes": {"dtype": "I64", "shape": [2, 2], "data_offsets": [8, 40]},
-        "names": {"dtype": "U8", "shape": [14], "data_offsets": [40, 54]},
+    state = {
+        "tokenizer": "feed" * 16,
+        "codebook_sizes": [512],
+        "has_levels": False,
+        "downsampling": 4,
+        "signal": asdict(IMAGES),
     }
-    body = bytes.fromhex("010002000201ff01") + np.array([4, 8, 4, 8], "<i8").tobytes() + b'["a","\\u00e9"]'
-    assert whole[8 + length :] == body
-
-    assert digest == hashlib.sha256(body).hexdigest()
+    assert header == {
+        "__metadata__": {"format": "gmvq.tokens", "version": "1", "state": json.dumps(state)},
+        "ends": {"dtype": "I64", "shape": [2], "data_offsets": [0, 16]},
+        "sizes": {"dtype": "I64", "shape": [2, 2], "data_offsets": [16, 48]},
+        "codes": {"dtype": "U16", "shape": [2, 1, 2], "data_offsets": [48, 56]},
+        "names": {"dtype": "U8", "shape": [3], "data_offsets": [56, 59]},
+    }
+    numbers = np.array([1, 3, 4, 8, 4, 8], "<i8").tobytes()
+    assert whole[8 + length :] == numbers + bytes.fromhex("010002000201ff01") + "aé".encode()
+    assert digest == hashlib.sha256(whole.replace(digest.encode(), b"0" * 64)).hexdigest()
     assert TokenFile(tmp_path / "t").info == description
 
 
@@ -152,34 +153,30 @@ def test_millions_of_items_and_any_names_are_read_back(tmp_path):
 def test_codes_that_were_changed_within_their_range_are_noticed(tmp_path):
     write(tmp_path / "t", info())
     whole = bytearray((tmp_path / "t").read_bytes())
-    (length,) = struct.unpack("<Q", whole[:8])
-    whole[8 + length] ^= 1
+    whole[-20] ^= 1
     (tmp_path / "t").write_bytes(whole)
-    file = TokenFile(tmp_path / "t")
-    file[0]
-    with pytest.raises(DamagedFileError, match="not those that were written"):
-        file.verify()
+    TokenFile(tmp_path / "t", verify=False)[0]
+    with pytest.raises(DamagedFileError, match="not what was written"):
+        TokenFile(tmp_path / "t")
 
 
-def metadata(**changes):
+def state(**changes):
     values = {
-        "format": "gmvq.tokens",
-        "version": "1",
         "tokenizer": "feed",
-        "codebook_sizes": "[16]",
-        "has_levels": "false",
-        "downsampling": "4",
-        "signal": json.dumps(asdict(IMAGES)),
-        "digest": "",
+        "codebook_sizes": [16],
+        "has_levels": False,
+        "downsampling": 4,
+        "signal": asdict(IMAGES),
     }
     return {key: value for key, value in {**values, **changes}.items() if value is not None}
 
 
 def tensors(**changes):
     values = {
-        "codes": np.full((1, 2, 2), 3, np.uint8),
-        "sizes": np.array([[8, 8]]),
-        "names": np.frombuffer(b'["a"]', np.uint8),
+        "codes": torch.full((1, 2, 2), 3, dtype=torch.uint8),
+        "sizes": torch.tensor([[8, 8]]),
+        "names": torch.tensor([97], dtype=torch.uint8),
+        "ends": torch.tensor([1]),
     }
     return {key: value for key, value in {**values, **changes}.items() if value is not None}
 
@@ -187,24 +184,28 @@ def tensors(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "other"}, "not of format"),
-        ({"version": "2"}, "of version '2'"),
-        ({"signal": None}, "metadata"),
-        ({"signal": "[1"}, "metadata"),
-        ({"signal": "{}"}, "metadata"),
-        ({"codebook_sizes": "many"}, "metadata"),
-        ({"codebook_sizes": "[0]"}, "contradict"),
-        ({"codebook_sizes": "[true]"}, "contradict"),
-        ({"codebook_sizes": "[4, 4]"}, "contradict"),
-        ({"downsampling": "0"}, "contradict"),
-        ({"has_levels": "1"}, "contradict"),
-        ({"downsampling": "8"}, "do not fit"),
-        ({"codebook_sizes": "[512]"}, "U8 in place of U16"),
-        ({"codebook_sizes": "[3]"}, "must lie below"),
+        ({"signal": None}, "description"),
+        ({"signal": [1]}, "description"),
+        ({"signal": {}}, "description"),
+        ({"signal": asdict(IMAGES) | {"modality": 3}}, "description"),
+        ({"codebook_sizes": 3}, "description"),
+        ({"codebook_sizes": "many"}, "contradict"),
+        ({"codebook_sizes": []}, "contradict"),
+        ({"codebook_sizes": [0]}, "contradict"),
+        ({"codebook_sizes": [True]}, "contradict"),
+        ({"codebook_sizes": [4, 4]}, "contradict"),
+        ({"codebook_sizes": [10**4000]}, "contradict"),
+        ({"downsampling": 0}, "contradict"),
+        ({"downsampling": 4.0}, "contradict"),
+        ({"has_levels": 1}, "contradict"),
+        ({"tokenizer": 1}, "contradict"),
+        ({"downsampling": 8}, "do not fit"),
+        ({"codebook_sizes": [512]}, "U8 in place of U16"),
+        ({"codebook_sizes": [3]}, "must lie below"),
     ],
 )
-def test_metadata_that_contradict_the_file(tmp_path, changes, message):
-    save_file(tensors(), tmp_path / "t", metadata(**changes))
+def test_descriptions_that_contradict_the_file(tmp_path, changes, message):
+    write_sealed(tmp_path / "t", FORM, state(**changes), tensors())
     with pytest.raises(DamagedFileError, match=message):
         TokenFile(tmp_path / "t")[0]
 
@@ -212,23 +213,37 @@ def test_metadata_that_contradict_the_file(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"names": np.frombuffer(b"[1]", np.uint8)}, "contradict"),
-        ({"names": np.frombuffer(b"[]", np.uint8)}, "contradict"),
-        ({"names": np.frombuffer(b"[" * 99999, np.uint8)}, "metadata"),
-        ({"names": np.frombuffer(b"\xff", np.uint8)}, "metadata"),
-        ({"names": np.frombuffer(b'["a","b"]', np.uint8)}, "sizes"),
-        ({"names": None}, "no whole file"),
-        ({"sizes": np.array([[0, 8]])}, "sizes"),
-        ({"sizes": np.array([[8]])}, "sizes"),
-        ({"sizes": np.array([[8.0, 8.0]])}, "sizes"),
-        ({"sizes": np.array([[8, 9]])}, "do not fit"),
-        ({"codes": None}, "no whole file"),
-        ({"codes": np.zeros((2, 2), np.uint8)}, "do not fit"),
+        ({"names": torch.tensor([255], dtype=torch.uint8)}, "names"),
+        ({"names": torch.tensor([97, 97], dtype=torch.uint8)}, "names"),
+        ({"names": torch.tensor([97.0])}, "names"),
+        ({"names": None}, "names"),
+        ({"ends": torch.tensor([2])}, "names"),
+        ({"ends": torch.tensor([-1, 1]), "sizes": torch.tensor([[8, 8]] * 2)}, "names"),
+        ({"ends": torch.tensor([2**63 - 1, 1]), "sizes": torch.tensor([[8, 8]] * 2)}, "names"),
+        ({"ends": torch.tensor([[1]])}, "names"),
+        ({"ends": torch.zeros(0, dtype=torch.int64), "sizes": torch.zeros(0, 2, dtype=torch.int64)}, "sizes"),
+        ({"ends": torch.tensor(1)}, "ends"),
+        ({"ends": None}, "ends"),
+        ({"sizes": torch.tensor([[0, 8]])}, "sizes"),
+        ({"sizes": torch.tensor([[8]])}, "sizes"),
+        ({"sizes": torch.tensor([[8.0, 8.0]])}, "sizes"),
+        ({"sizes": torch.tensor([[8, 9]])}, "do not fit"),
+        ({"sizes": torch.tensor([[2**62, 2**62]])}, "do not fit"),
+        ({"sizes": None}, "sizes"),
+        ({"codes": None}, "codes"),
+        ({"codes": torch.zeros(2, 2, dtype=torch.uint8)}, "do not fit"),
     ],
 )
 def test_tensors_that_contradict_each_other(tmp_path, changes, message):
-    save_file(tensors(**changes), tmp_path / "t", metadata())
+    write_sealed(tmp_path / "t", FORM, state(), tensors(**changes))
     with pytest.raises(DamagedFileError, match=message):
+        TokenFile(tmp_path / "t")
+
+
+def test_names_must_end_between_characters(tmp_path):
+    two = {"sizes": torch.tensor([[8, 8]] * 2), "names": torch.tensor(list("é".encode()), dtype=torch.uint8)}
+    write_sealed(tmp_path / "t", FORM, state(), tensors(ends=torch.tensor([1, 2]), **two))
+    with pytest.raises(DamagedFileError, match="names"):
         TokenFile(tmp_path / "t")
 
 
@@ -237,7 +252,7 @@ def test_truncated_and_foreign_files(tmp_path):
     whole = (tmp_path / "t").read_bytes()
     for damaged in (whole[:-1], whole[:20], b"", b"PNG", whole + b"x"):
         (tmp_path / "t").write_bytes(damaged)
-        with pytest.raises(DamagedFileError, match="no whole file of tokens"):
+        with pytest.raises(DamagedFileError, match=r"is damaged \(.*gmvq tokenize"):
             TokenFile(tmp_path / "t")
     with pytest.raises(FileNotFoundError, match="gmvq tokenize"):
         TokenFile(tmp_path)

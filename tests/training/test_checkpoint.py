@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gmvq import hub
+from gmvq.data.parsing import DamagedFileError
 from gmvq.training import checkpoint as checkpoints
 from gmvq.training.checkpoint import Checkpoint, check_same, progress_of, read_checkpoint, set_aside, write_checkpoint
 
@@ -62,10 +63,21 @@ def test_a_damaged_file_is_named(run, length):
         read_checkpoint(run)
 
 
+def test_any_changed_byte_is_noticed(run):
+    whole = path_of(run).read_bytes()
+    generator = random.Random(0)
+    for place in generator.sample(range(len(whole)), 300):
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 1 << generator.randrange(8)
+        path_of(run).write_bytes(spoilt)
+        with pytest.raises(DamagedFileError):
+            read_checkpoint(run)
+
+
 def test_another_format_is_refused(run, make_model):
     hub.save(make_model(), run / "model")
     (run / "model" / hub.WEIGHTS).replace(path_of(run))
-    with pytest.raises(ValueError, match="is of format None"):
+    with pytest.raises(ValueError, match=r"is of format 'gmvq\.autoencoder'"):
         read_checkpoint(run)
     assert progress_of(run) is None
 
@@ -89,10 +101,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(run, monkeypatch, operation):
 
 
 def test_a_full_disk_before_the_first_checkpoint(tmp_path, monkeypatch):
-    def fail(path, data):
+    def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "write_atomically", fail)
+    monkeypatch.setattr(checkpoints, "write_sealed", fail)
     with pytest.raises(OSError, match="There is none before"):
         write_checkpoint(tmp_path, make_checkpoint())
 

@@ -98,7 +98,6 @@ def detokenize(
     """
     tokens = TokenFile(path)
     _check_fits(model, tokens, force=force)
-    tokens.verify()
     modality, out = model.modality, Path(out)
     if modality.several:
         file = file_of_all(out, f"items{modality.suffix}")

@@ -1,6 +1,6 @@
 """Storage of codes: one safetensors file for a set of items.
 
-It holds three tensors beside metadata of a few hundred bytes, whatever the number of items:
+It holds four tensors and a state of a few hundred bytes, whatever the number of items:
 
 ``codes``
     ``(N, *grid[, levels])`` if all items have one grid of tokens, else ``(tokens of all, [levels])``, item after item.
@@ -8,12 +8,15 @@ It holds three tensors beside metadata of a few hundred bytes, whatever the numb
 ``sizes``
     int64 ``(N, axes)``: lengths of each item's axes beside its channels, in samples.
 ``names``
-    uint8: the names, as a JSON list in UTF-8.
+    uint8: the names in UTF-8, one after another.
+``ends``
+    int64 ``(N,)``: the end of each name in ``names``.
 
 ::
 
-    {"format": "gmvq.tokens", "version": "1", "tokenizer": fingerprint, "codebook_sizes": "[512]", "downsampling": "4",
-     "signal": {...}, "digest": SHA-256 of the codes' bytes}
+    {"tokenizer": fingerprint, "codebook_sizes": [512], "has_levels": false, "downsampling": 4, "signal": {...}}
+
+It is sealed, see :mod:`gmvq.data.sealing`: a changed byte is refused when it is opened.
 
 The header is written first and the codes as they are made, so that memory holds one batch, whatever the number of
 items.
@@ -21,30 +24,23 @@ items.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gmvq.data.writing import replacing
-from gmvq.hub import DamagedFileError
+from gmvq.data.parsing import DamagedFileError
+from gmvq.data.sealing import DTYPES, Form, SealedFile, sealing
 from gmvq.types import Signal
 
-FORMAT = "gmvq.tokens"
-VERSION = 1
+FORM = Form("gmvq.tokens", 1, "Make one with 'gmvq tokenize RUN DATA FILE'.")
 _DTYPES = {"U8": np.dtype("u1"), "U16": np.dtype("<u2"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
-_NO_DIGEST = "0" * 64
-_BLOCK = 1 << 24
 
 
 class TokenInfo(NamedTuple):
@@ -89,33 +85,25 @@ class TokenFile:
 
     Args:
         path: The file.
+        verify: Read the whole file once, to check it. Without, a damaged code may pass for another one: only for files
+            that are too large to read, or were checked before.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         DamagedFileError: If it is damaged, of another format or version, or contradicts itself.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(
-                f"There is no file {self.path}. Make one with 'gmvq tokenize RUN DATA {self.path}'."
-            )
-        try:
-            self._file: Any = safe_open(self.path, framework="np")
-            metadata = self._file.metadata() or {}
-            _check_format(self.path, metadata)
-            names = bytes(self._file.get_tensor("names"))
-            sizes = self._file.get_tensor("sizes")
-            self._codes = self._file.get_slice("codes")
-        except SafetensorError as error:
-            raise DamagedFileError(f"{self.path} is no whole file of tokens ({error}). Tokenize again.") from error
-        self.info = _parse(self.path, metadata, names, sizes)
-        self.digest = str(metadata.get("digest"))
+        self._file = SealedFile(self.path, FORM)
+        self.digest = self._file.digest
+        if verify:
+            self.verify()
+        self.info = _parse(self._file)
         grids = self.info.grids
         self._is_whole = len(set(grids)) == 1
-        self._ends = np.cumsum([0, *(math.prod(grid) for grid in grids)]) if not self._is_whole else None
         self._check_shape(grids)
+        self._ends = None if self._is_whole else np.cumsum([0, *(math.prod(grid) for grid in grids)])
 
     def __len__(self) -> int:
         """Number of items."""
@@ -131,37 +119,34 @@ class TokenFile:
         if not -len(self) <= index < len(self):
             raise IndexError(f"'index' must be below {len(self)}, the number of items, got {index}.")
         index %= len(self)
-        if self._ends is None:
-            codes = self._codes[index : index + 1][0]
-        else:
-            grid = self.info.signal.grid(self.info.sizes[index], self.info.downsampling)
-            codes = self._codes[int(self._ends[index]) : int(self._ends[index + 1])].reshape(*grid, *self.info.levels)
-        codes = np.asarray(codes)
-        if not _fits(codes, self.info):
+        grid = self.info.signal.grid(self.info.sizes[index], self.info.downsampling)
+        tokens = math.prod(grid)
+        start = index * tokens if self._ends is None else int(self._ends[index])
+        width = math.prod(self.info.levels) * DTYPES[self._file.held["codes"].dtype].itemsize
+        codes = self._file.part("codes", start * width, (start + tokens) * width)
+        codes = codes.reshape((*grid, *self.info.levels)).to(torch.int64)
+        if not _fits(codes.numpy(), self.info):
             raise DamagedFileError(
-                f"The codes in {self.path} must lie below {self.info.codebook_sizes}, item {index} has {codes.min()} "
-                f"to {codes.max()}. The file is damaged: tokenize again."
+                f"The codes in {self.path} must lie below {self.info.codebook_sizes}, item {index} has "
+                f"{int(codes.min())} to {int(codes.max())}. The file is damaged: tokenize again."
             )
-        return torch.from_numpy(codes.astype(np.int64))
+        return codes
 
     def verify(self) -> None:
-        """Reads all codes and compares them with the digest in the file.
+        """Reads the whole file and compares it with its digest.
 
         Raises:
-            DamagedFileError: If a code has changed since it was written.
+            DamagedFileError: If a byte has changed since it was written.
         """
-        with self.path.open("rb") as file:
-            found = _digest_of(file)
-        if found != self.digest:
-            raise DamagedFileError(f"The codes in {self.path} are not those that were written. Copy or make it again.")
+        self._file.verify()
 
     def _check_shape(self, grids: Sequence[tuple[int, ...]]) -> None:
-        shape = tuple(self._codes.get_shape())
+        held = self._file.held["codes"]
         head = (len(grids), *grids[0]) if self._is_whole else (self.info.tokens,)
-        if shape != (*head, *self.info.levels):
-            raise DamagedFileError(f"The codes in {self.path} do not fit the items' sizes. Tokenize again.")
-        if self._codes.get_dtype() != (kind := token_kind(max(self.info.codebook_sizes))):
-            raise DamagedFileError(f"{self.path} holds {self._codes.get_dtype()} in place of {kind}. Tokenize again.")
+        if held.shape != (*head, *self.info.levels):
+            raise self._file.damaged("the codes do not fit the items' sizes")
+        if held.dtype != (kind := token_kind(max(self.info.codebook_sizes))):
+            raise self._file.damaged(f"it holds {held.dtype} in place of {kind}")
 
 
 def write_tokens(path: str | Path, info: TokenInfo, batches: Iterable[tuple[Sequence[int], Tensor]]) -> None:
@@ -179,42 +164,52 @@ def write_tokens(path: str | Path, info: TokenInfo, batches: Iterable[tuple[Sequ
     counts = len(info.names), len(info.sizes)
     if min(counts) < 1 or counts[0] != counts[1]:
         raise ValueError(f"'info' must have as many names as sizes and at least one, got {counts}. Name each item.")
-    grids, per_token = info.grids, math.prod(info.levels)
-    dtype = _DTYPES[token_kind(max(info.codebook_sizes))]
-    ends = np.cumsum([0, *(math.prod(grid) * per_token * dtype.itemsize for grid in grids)]).tolist()
-    header, tail = _header(info, grids, ends[-1])
+    grids, kind = info.grids, token_kind(max(info.codebook_sizes))
+    dtype, per_token = _DTYPES[kind], math.prod(info.levels)
+    places = np.cumsum([0, *(math.prod(grid) * per_token * dtype.itemsize for grid in grids)]).tolist()
+    names, ends = _packed(info.names)
+    head = (len(grids), *grids[0]) if len(set(grids)) == 1 else (info.tokens,)
+    shapes: dict[str, tuple[str, Sequence[int]]] = {
+        "codes": (kind, (*head, *info.levels)),
+        "sizes": ("I64", (len(grids), info.signal.axes)),
+        "names": ("U8", (len(names),)),
+        "ends": ("I64", (len(grids),)),
+    }
     written = np.zeros(len(grids), bool)
-    with replacing(Path(path)) as file:
-        file.write(header)
+    with sealing(Path(path), FORM, _state_of(info), shapes) as draft:
         for indices, batch in batches:
-            codes = batch.cpu().numpy()
-            for index in indices:
-                if len(codes) != len(indices) or codes.shape[1:] != (*grids[index], *info.levels):
-                    raise ValueError(
-                        f"The codes of item {index} must be of shape {(*grids[index], *info.levels)}, got "
-                        f"{codes.shape[1:]}. Encode with the same model."
-                    )
-            if not _fits(codes, info):
-                raise ValueError(
-                    f"The codes of item {indices[0]} and those after it must be integers below {info.codebook_sizes}, "
-                    f"got {codes.dtype} {codes.min()} to {codes.max()}. Encode with the same model."
-                )
-            codes = codes.astype(dtype)
+            codes = _codes_of(batch, indices, grids, info).astype(dtype)
             # consecutive items are adjacent in the file: they are written at once
             starts = [place for place, index in enumerate(indices) if not place or index != indices[place - 1] + 1]
             for first, last in pairwise([*starts, len(indices)]):
-                file.seek(len(header) + ends[indices[first]])
-                file.write(codes[first:last].tobytes())
+                draft.put("codes", codes[first:last].tobytes(), places[indices[first]])
             written[list(indices)] = True
         if not written.all():
             raise ValueError(f"'batches' must hold each item, {int((~written).sum())} are missing. Encode them too.")
-        file.seek(len(header) + ends[-1])
-        file.write(tail)
-        file.flush()
-        with Path(file.name).open("rb") as again:
-            digest = _digest_of(again)
-        file.seek(header.index(_NO_DIGEST.encode()))
-        file.write(digest.encode())
+        draft.put("sizes", np.array(info.sizes, "<i8").tobytes())
+        draft.put("names", names)
+        draft.put("ends", ends.tobytes())
+
+
+def _codes_of(batch: Tensor, indices: Sequence[int], grids: Sequence[tuple[int, ...]], info: TokenInfo) -> np.ndarray:
+    """Checks the codes of a batch.
+
+    Raises:
+        ValueError: If they do not fit ``info``.
+    """
+    codes = batch.cpu().numpy()
+    for index in indices:
+        if len(codes) != len(indices) or codes.shape[1:] != (*grids[index], *info.levels):
+            raise ValueError(
+                f"The codes of item {index} must be of shape {(*grids[index], *info.levels)}, got "
+                f"{codes.shape[1:]}. Encode with the same model."
+            )
+    if not _fits(codes, info):
+        raise ValueError(
+            f"The codes of item {indices[0]} and those after it must be integers below {info.codebook_sizes}, "
+            f"got {codes.dtype} {codes.min()} to {codes.max()}. Encode with the same model."
+        )
+    return codes
 
 
 def token_kind(codebook_size: int) -> str:
@@ -236,75 +231,78 @@ def _fits(codes: np.ndarray, info: TokenInfo) -> bool:
     return bool((codes < np.array(info.codebook_sizes)).all())
 
 
-def _header(info: TokenInfo, grids: Sequence[tuple[int, ...]], size: int) -> tuple[bytes, bytes]:
-    """Returns the head of a safetensors file, with room for the digest, and the bytes that follow the codes.
-
-    The head is its length as 8 bytes, little-endian, and JSON, padded to a multiple of 8.
-    """
-    whole = len(set(grids)) == 1
-    shape = [*((len(grids), *grids[0]) if whole else (info.tokens,)), *info.levels]
-    sizes = np.array(info.sizes, "<i8").reshape(len(info.sizes), info.signal.axes).tobytes()
-    names = json.dumps(list(info.names), separators=(",", ":")).encode()  # ASCII, whatever the names
-    padding = -size % 8  # tensors begin at multiples of their items
-    parts = [("codes", token_kind(max(info.codebook_sizes)), shape, 0, size)]
-    start = size + padding
-    if padding:
-        parts.append(("padding", "U8", [padding], size, start))
-    parts.append(("sizes", "I64", [len(info.sizes), info.signal.axes], start, start + len(sizes)))
-    parts.append(("names", "U8", [len(names)], start + len(sizes), start + len(sizes) + len(names)))
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
+def _state_of(info: TokenInfo) -> dict[str, Any]:
+    return {
         "tokenizer": info.tokenizer,
-        "codebook_sizes": json.dumps(info.codebook_sizes),
-        "has_levels": json.dumps(info.has_levels),
-        "downsampling": str(info.downsampling),
-        "signal": json.dumps(asdict(info.signal)),
-        "digest": _NO_DIGEST,
+        "codebook_sizes": list(info.codebook_sizes),
+        "has_levels": info.has_levels,
+        "downsampling": info.downsampling,
+        "signal": asdict(info.signal),
     }
-    tensors = {
-        name: {"dtype": kind, "shape": list(shape), "data_offsets": [first, last]}
-        for name, kind, shape, first, last in parts
-    }
-    text = json.dumps({"__metadata__": metadata, **tensors}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text, bytes(padding) + sizes + names
 
 
-def _digest_of(file: BinaryIO) -> str:
-    """Computes SHA-256 of all that follows the head of a safetensors file: codes, sizes and names."""
-    (length,) = struct.unpack("<Q", file.read(8))
-    file.seek(8 + length)
-    digest = hashlib.sha256()
-    while block := file.read(_BLOCK):
-        digest.update(block)
-    return digest.hexdigest()
+def _packed(names: Sequence[str]) -> tuple[bytes, np.ndarray]:
+    """Returns names one after another, and the end of each; surrogates stand for bytes that are not UTF-8."""
+    parts = [name.encode("utf-8", "surrogatepass") for name in names]
+    return b"".join(parts), np.cumsum([len(part) for part in parts], dtype="<i8")
 
 
-def _check_format(path: Path, metadata: dict[str, str]) -> None:
-    if metadata.get("format") != FORMAT:
-        raise DamagedFileError(f"{path} is not of format {FORMAT!r}. Give a file made by 'gmvq tokenize'.")
-    if metadata.get("version") != str(VERSION):
-        raise DamagedFileError(
-            f"{path} is of version {metadata.get('version')!r}, this gmvq reads {VERSION}. Upgrade gmvq."
-        )
-
-
-def _parse(path: Path, metadata: dict[str, str], names: bytes, sizes: np.ndarray) -> TokenInfo:
+def _parse(file: SealedFile) -> TokenInfo:
     try:
-        listed = json.loads(names)
-        codebook_sizes = tuple(json.loads(metadata["codebook_sizes"]))
-        has_levels, stride = json.loads(metadata["has_levels"]), int(metadata["downsampling"])
-        signal, tokenizer = Signal(**json.loads(metadata["signal"])), metadata["tokenizer"]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise DamagedFileError(f"The metadata of {path} are damaged ({error!r}). Tokenize again.") from error
-    numbers = all(type(size) is int and 1 <= size <= 1 << 62 for size in (stride, *codebook_sizes))
-    named = isinstance(listed, list) and listed and all(type(name) is str for name in listed)
-    if not numbers or not named or type(has_levels) is not bool or (len(codebook_sizes) != 1 and not has_levels):
-        raise DamagedFileError(f"The names or numbers in {path} contradict each other. Tokenize again.")
-    if sizes.dtype != np.int64 or sizes.shape != (len(listed), signal.axes) or (sizes.size and sizes.min() < 1):
-        raise DamagedFileError(f"The sizes in {path} do not fit its {len(listed)} items. Tokenize again.")
-    return TokenInfo(tokenizer, codebook_sizes, has_levels, stride, signal, tuple(listed), _Sizes(sizes))
+        state = file.state
+        codebook_sizes, has_levels, stride = state["codebook_sizes"], state["has_levels"], state["downsampling"]
+        signal, tokenizer = Signal(**state["signal"]), state["tokenizer"]
+        numbers = all(type(size) is int and 1 <= size <= 1 << 62 for size in (stride, *codebook_sizes))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise file.damaged(f"its description is wrong: {error!r}") from error
+    if not numbers or type(has_levels) is not bool or type(tokenizer) is not str or not codebook_sizes:
+        raise file.damaged("its numbers contradict each other")
+    if len(codebook_sizes) != 1 and not has_levels:
+        raise file.damaged("its numbers contradict each other")
+    for name, dtype in (("codes", None), ("ends", "I64"), ("sizes", "I64"), ("names", "U8")):
+        if name not in file.held or dtype not in (None, file.held[name].dtype) or not file.held[name].shape:
+            raise file.damaged(f"it has no {name}")
+    sizes, ends = file.tensor("sizes").numpy(), file.tensor("ends").numpy()
+    if not len(ends) or sizes.shape != (len(ends), signal.axes) or (sizes.size and sizes.min() < 1):
+        raise file.damaged(f"its sizes do not fit its {len(ends)} items")
+    names = _Names(bytes(file.tensor("names").numpy()), ends)
+    if not names.are_whole():
+        raise file.damaged(f"its names do not fit its {len(ends)} items")
+    return TokenInfo(tokenizer, tuple(codebook_sizes), has_levels, stride, signal, names, _Sizes(sizes))
+
+
+class _Names(Sequence[str]):
+    """Names kept as bytes, so that millions of them take little memory."""
+
+    def __init__(self, names: bytes, ends: np.ndarray) -> None:
+        self.names, self.ends = names, ends
+
+    def are_whole(self) -> bool:
+        """Returns whether all ends are in order, and none is within a character."""
+        try:
+            self.names.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            return False
+        ordered = self.ends.ndim == 1 and self.ends[0] >= 0 and bool((self.ends[1:] >= self.ends[:-1]).all())
+        if not ordered or self.ends[-1] != len(self.names):
+            return False
+        starts = np.frombuffer(self.names, np.uint8)[self.ends[self.ends < len(self.names)]]
+        return not bool((starts >> 6 == 0b10).any())
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 (a number, or a slice)
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        index = range(len(self))[index]
+        start = int(self.ends[index - 1]) if index else 0
+        return self.names[start : int(self.ends[index])].decode("utf-8", "surrogatepass")
 
 
 class _Sizes(Sequence[tuple[int, ...]]):

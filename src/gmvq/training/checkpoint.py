@@ -7,7 +7,6 @@ operation: a kill or a full disk leaves the last one intact.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,14 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
-from gmvq.data.writing import naming, write_atomically
+from gmvq.data.parsing import DamagedFileError
+from gmvq.data.sealing import Form, SealedFile, read_sealed, write_sealed
+from gmvq.data.writing import naming
 
-FORMAT = "gmvq.checkpoint"
-VERSION = 1
+FORM = Form("gmvq.checkpoint", 1, "Copy it again, or train again without --resume.")
 FOLDER = "checkpoint"
 FILE = "state.safetensors"
 REPLACED = "replaced.safetensors"
@@ -63,11 +61,9 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
     """
     path = run / FOLDER / FILE
     state = {name: value for name, value in checkpoint._asdict().items() if name != "tensors"}
-    header = {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     with naming(f"The checkpoint of step {checkpoint.step}", f"{_still_there(run)} Make room there."):
         _remove_partial(path)
-        write_atomically(path, save_bytes(tensors, header))
+        write_sealed(path, FORM, state, checkpoint.tensors)
     return path
 
 
@@ -79,27 +75,21 @@ def read_checkpoint(run: Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
-        ValueError: If it is damaged or of another version.
+        DamagedFileError: If it is damaged, or of another format or version.
     """
-    path = run / FOLDER / FILE
-    header = _read_header(run)
-    if header.get("format") != FORMAT or header.get("version") != str(VERSION):
-        raise ValueError(
-            f"{path} is of format {header.get('format')} {header.get('version')}, this gmvq reads {FORMAT} {VERSION}. "
-            "Resume with the version of gmvq that wrote it, or train again without --resume."
-        )
+    path = _existing(run)
+    state, tensors = read_sealed(path, FORM)
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Checkpoint(tensors=tensors, **json.loads(header["state"]))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, error) from error
+        return Checkpoint(tensors=tensors, **state)
+    except TypeError as error:
+        raise DamagedFileError(f"{path} is no whole checkpoint ({error}). {FORM.remedy}") from error
 
 
 def progress_of(run: Path) -> tuple[int, int] | None:
     """Returns the finished and total steps of the checkpoint in a folder, None if it cannot be read."""
     try:
-        state = json.loads(_read_header(run)["state"])
+        with SealedFile(_existing(run), FORM) as file:
+            state = file.verify().state
         return int(state["step"]), int(state["configuration"]["training"]["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -193,19 +183,11 @@ def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
     }
 
 
-def _read_header(run: Path) -> dict[str, str]:
+def _existing(run: Path) -> Path:
     path = run / FOLDER / FILE
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint in {path.parent}. Train without --resume, or check --out.")
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged ({error}). Copy it again, or train again without --resume.")
+    return path
 
 
 def _still_there(run: Path) -> str:
