@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -48,6 +49,34 @@ def broadcast(values: Tensor) -> Tensor:
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Sums a tensor over all ranks, differentiably; returns the tensor itself without a process group."""
     return _AllReduceSum.apply(values) if world_size() > 1 else values
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Averages a tensor over all ranks, differentiably; returns the tensor itself without a process group."""
+    return sum_over_ranks(values) / world_size()
+
+
+def places_per_rank(number: Tensor) -> Tensor:
+    """Averages a number of places ``()`` over ranks, at least that of one place on one rank.
+
+    Each rank's sum over its own places, divided by it, is on average over ranks the mean over the places of all.
+    """
+    return mean_over_ranks(number).clamp_min(1 / world_size())
+
+
+def norm_over_ranks(values: Tensor) -> Tensor:
+    """Computes the Euclidean norm of the elements of all ranks together, ``()``."""
+    own = values.norm()
+    return own if world_size() == 1 else sum_over_ranks(own.square()).sqrt()
+
+
+def gather_over_ranks(values: Tensor) -> Tensor:
+    """Gathers a tensor of one shape from all ranks, differentiably: ``(*)`` -> ``(ranks, *)``."""
+    if world_size() == 1:
+        return values[None]
+    # a sum with zeros elsewhere, whose gradient is known
+    place = F.one_hot(torch.tensor(rank(), device=values.device), world_size()).to(values.dtype)
+    return sum_over_ranks(place.reshape(-1, *[1] * values.ndim) * values)
 
 
 @torch.no_grad()

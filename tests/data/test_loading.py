@@ -105,6 +105,18 @@ def test_ranks_together_are_one_process(world_size: int) -> None:
         assert [i for loader in ranks for i in drawn(loader, step)] == drawn(whole, step)
 
 
+@pytest.mark.parametrize(("size", "says"), [(None, True), (6, True), (3, False)])
+def test_all_ranks_say_lengths_where_those_of_one_may_differ(size: int | None, says: bool) -> None:
+    """A rank that averages over places that count waits for the others to do the same."""
+    items = ListItems([torch.zeros(1, length) for length in (5, 5, 9, 9)], 1, list("abcd"))
+    window = (lambda item, size, chance: item[:, :size]) if size else None
+    loaders = [loading.Loader(items, 1, window=window, size=size, rank=rank, world_size=2) for rank in (0, 1)]
+    batches = [loader.batch(step) for loader in loaders for step in range(6)]
+    assert {batch.lengths is not None for batch in batches} == {says}
+    assert all(batch.lengths is None or batch.lengths.tolist() == [batch.items.shape[-1]] for batch in batches)
+    assert loading.Loader(items, 1, window=window, size=size).batch(0).lengths is None
+
+
 def test_crops_are_windows_of_the_image_and_reach_every_place() -> None:
     image = torch.arange(5 * 6, dtype=torch.uint8).reshape(1, 5, 6)
     loader = Loader(ListItems([image], 2, ["a"]), 200, size=3)

@@ -277,6 +277,16 @@ def test_lengths_equal_shorter_sequences(values, stride, quantizer):
     assert all(part.isfinite() for part in parts)
 
 
+@pytest.mark.parametrize("quantizer", ["stochastic", "gaussian-mixture"])
+@pytest.mark.parametrize("values", ["signed", "symbols"])
+def test_padding_has_no_part_in_the_weight_of_the_codes(values, quantizer):
+    """13 samples are 4 tokens; 13 and the padding up to 22 are 6, another share."""
+    model = of(1, values, quantizer, downsampling=4).eval()
+    items, lengths = drawn(1, values, number=3, size=22), torch.tensor([13, 13, 13])
+    expected = model(items[..., :13])
+    torch.testing.assert_close(model(items, lengths).terms["bottleneck"], expected.terms["bottleneck"])
+
+
 def test_real_items_keep_their_units():
     model = of(1, "real", downsampling=1)
     items = drawn(1, "real", number=64) * torch.tensor([1.0, 1000.0, 0.0])[:, None]

@@ -179,6 +179,9 @@ class Loader(AbstractLoader[Batch]):
             _check_one_size(items)
         self.all, self.window = items, window
         self.size, self.mirror = size, mirror
+        # a rank whose sequences happen to have one length must compute as the ranks whose sequences do not
+        lengths = [length for (length,) in items.sizes] if world_size > 1 and items.axes == 1 else [0]
+        self._differ = min(lengths) < (max(lengths) if size is None else min(size, max(lengths)))
 
     def batch(self, step: int) -> Batch:
         """Draws the batch of one step, on this rank.
@@ -207,17 +210,18 @@ class Loader(AbstractLoader[Batch]):
         items = [self.all[int(index)] for index in indices]
         if self.window is not None:
             items = [self.window(item, self.size, numbers) for item, numbers in zip(items, chance, strict=True)]
-        return stacked(items, self.all.axes)
+        return stacked(items, self.all.axes, with_lengths=self._differ)
 
 
-def stacked(items: Sequence[Tensor], axes: int) -> tuple[Tensor, Tensor | None]:
+def stacked(items: Sequence[Tensor], axes: int, *, with_lengths: bool = False) -> tuple[Tensor, Tensor | None]:
     """Stacks items to one batch ``(B, C, *S)``, with the lengths ``(B,)`` of sequences that differ in theirs.
 
     Args:
         items: Items that differ at most in their lengths.
         axes: Axes of an item beside its channels; only where it is 1 may lengths differ.
+        with_lengths: Also return the lengths of sequences that do not differ.
     """
-    if axes != 1 or len({item.shape[-1] for item in items}) == 1:
+    if axes != 1 or (len({item.shape[-1] for item in items}) == 1 and not with_lengths):
         return torch.from_numpy(np.stack([item.numpy() for item in items])), None
     lengths = [item.shape[-1] for item in items]
     batch = np.zeros((len(items), *items[0].shape[:-1], max(lengths)), items[0].numpy().dtype)

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmvq.distributed import sum_over_ranks, world_size
+from gmvq.distributed import mean_over_ranks, norm_over_ranks
 
 AdversarialLoss = Literal["hinge", "non-saturating"]
 
@@ -102,7 +102,7 @@ class LeCam(nn.Module):
         """Moves the running means toward the mean logits of the forward passes since the last call, over all ranks."""
         if not self._seen:
             return
-        seen = sum_over_ranks(torch.stack(self._seen).mean(0)) / world_size()
+        seen = mean_over_ranks(torch.stack(self._seen).mean(0))
         self._seen = []
         self.real.lerp_(seen[0], 1 - self.decay)
         self.fake.lerp_(seen[1], 1 - self.decay)
@@ -114,7 +114,8 @@ def adaptive_weight(adversarial: Tensor, reconstructions: Tensor, images: Tensor
     .. math:: \lambda = s\, |\nabla_{\hat x} \mathrm{MSE}(\hat x, x)| \,/\, |\nabla_{\hat x} L_G|
 
     The gradients are those of images, not of weights: as training converges, the weights' gradient of the squared error
-    averages to 0 over a batch, whatever the error of each image, and would take the adversarial loss with it.
+    averages to 0 over a batch, whatever the error of each image, and would take the adversarial loss with it. They are
+    those of the images of all ranks.
 
     Args:
         adversarial: :math:`L_G` ``()``, with a graph back to the reconstructions; the graph is kept.
@@ -124,8 +125,8 @@ def adaptive_weight(adversarial: Tensor, reconstructions: Tensor, images: Tensor
     """
     (pull,) = torch.autograd.grad(adversarial, reconstructions, retain_graph=True)
     residual = reconstructions.detach().float() - images.detach().float()
-    pulled = 2 * error_weight.float() * residual.norm() / residual.numel()
-    return (pulled / pull.float().norm().clamp_min(1e-12)).clamp_max(LARGEST_WEIGHT)
+    pulled = 2 * error_weight.float() * norm_over_ranks(residual) / residual.numel()
+    return (pulled / norm_over_ranks(pull.float()).clamp_min(1e-12)).clamp_max(LARGEST_WEIGHT)
 
 
 def _check(kind: str) -> None:

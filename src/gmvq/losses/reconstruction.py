@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.checks import one_of, positive
-from gmvq.distributed import sum_over_ranks, world_size
+from gmvq.distributed import mean_over_ranks, places_per_rank
 from gmvq.types import Values
 
 
@@ -113,8 +113,7 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     wide = mask if values.ndim == mask.ndim else mask[:, None]
     channels = 1 if values.ndim == mask.ndim else values.shape[1]
     # ranks may have different numbers of places: the mean over ranks of these is the mean over all
-    number = sum_over_ranks(mask.sum().to(values.dtype)) / world_size()
-    return torch.where(wide, values, 0).sum() / (number.clamp_min(1 / world_size()) * channels)
+    return torch.where(wide, values, 0).sum() / (places_per_rank(mask.sum().to(values.dtype)) * channels)
 
 
 def _masked_sum(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -190,6 +189,7 @@ class GaussianLikelihood(_Location):
     def forward(self, parameters: Tensor, items: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
         error = self.error(parameters, items, mask)
         if self.training:
+            error = mean_over_ranks(error)  # its logarithm is not the mean of the ranks' logarithms
             with torch.no_grad():
                 _follow(self.variance, error)
         return error.clamp_min(self.least_variance).log() / 2
@@ -243,6 +243,7 @@ class LaplaceLikelihood(_Location):
     def forward(self, parameters: Tensor, items: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
         error = masked_mean((parameters.float() - items.float()).abs(), mask)
         if self.training:
+            error = mean_over_ranks(error)
             with torch.no_grad():
                 _follow(self.scale, error)
         return error.clamp_min(self.least_variance**0.5).log()

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gmvq.distributed import places_per_rank
 from gmvq.spectra import WINDOWS, LogMel
 
 
@@ -58,5 +59,7 @@ class SpectralLoss(nn.Module):
         for spectrum in self.spectra:
             assert isinstance(spectrum, LogMel)
             sums, frames = spectrum.differences(made, real, lengths)
-            means.append(sums.sum() / frames.sum())
+            # ranks may have different numbers of frames only where sounds have lengths of their own
+            number = frames.sum() if lengths is None else places_per_rank(frames.sum())
+            means.append(sums.sum() / number)
         return torch.stack(means).mean()

@@ -18,7 +18,7 @@ pixels as large as that of the squared error; w(t) is 0 until the discriminator 
 The factor a rises from 0 to 1 as the discriminator's accuracy rises from chance to 62% of the patches: without it
 :math:`\lambda` would amplify the meaningless gradient of a discriminator that has learned nothing.
 
-Each of several processes computes a and :math:`\lambda` from its own images.
+a and :math:`\lambda` are of the images of all processes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from gmvq.distributed import mean_over_ranks
 from gmvq.losses.adversarial import (
     AdversarialLoss,
     LeCam,
@@ -230,7 +231,7 @@ class AdversarialAutoencoder(nn.Module):
                 of_images = self.features.features(images)
         real, fake = self._logits(of_images), self._logits([part.detach() for part in of_fakes])
         own = discriminator_loss(config.loss, real, fake)
-        accuracy = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
+        accuracy = mean_over_ranks(((real > 0).float().mean() + (fake < 0).float().mean()) / 2)
         terms = {
             LEARNING: torch.ones_like(own.detach()),
             "discriminator": own.detach(),

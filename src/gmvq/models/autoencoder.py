@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmvq.distributed import mean_over_ranks, rank, sum_over_ranks, world_size
 from gmvq.losses import SpectralLoss, make_likelihood
 from gmvq.modalities import Modality
 from gmvq.models.configuration import AutoencoderConfig
@@ -240,6 +241,7 @@ class Autoencoder(nn.Module):
         reconstruction = self.likelihood(parameters, items, mask)
         made = self.likelihood.mean(parameters)
         error = self.likelihood.error(made.detach(), items, mask)
+        error = mean_over_ranks(error) if self.training else error
         weight = self.bottleneck.loss_weight(
             self.likelihood.squared_error_weight(error), self._tokens_per_dimension(quantized.values, items, lengths)
         )
@@ -256,9 +258,14 @@ class Autoencoder(nn.Module):
         made = made if self.standardization is None else self.standardization.undo(made)
         return Reconstruction(made, quantized.codes, reconstruction + cost, terms)
 
-    def _tokens_per_dimension(self, values: Tensor, items: Tensor, lengths: Tensor | None) -> float:
-        """Computes tokens over data dimensions, those of padding included."""
-        return values[..., 0].numel() / items.numel()
+    def _tokens_per_dimension(self, values: Tensor, items: Tensor, lengths: Tensor | None) -> float | Tensor:
+        """Computes tokens over data dimensions, without those of padding, alike on all ranks in training."""
+        if lengths is None:
+            return values[..., 0].numel() / items.numel()
+        channels = 1 if self.signal.values == "symbols" else items.shape[1]
+        numbers = torch.stack([-(-lengths // self.downsampling), lengths * channels]).sum(1).float()
+        tokens, dimensions = mean_over_ranks(numbers) if self.training else numbers
+        return tokens / dimensions.clamp_min(1)
 
     @torch.no_grad()
     def standardize(self, batches: Iterable[Tensor]) -> None:
@@ -274,6 +281,8 @@ class Autoencoder(nn.Module):
     def calibrate(self, batches: Iterable[Batch]) -> None:
         """Sets the likelihood's scale to the error of draws from the posterior on training items.
 
+        All ranks must call it, each with its own items, and get one scale, that of the items of all.
+
         Args:
             batches: Items ``(B, C, *S)`` with their lengths.
         """
@@ -283,7 +292,8 @@ class Autoencoder(nn.Module):
         with evaluating(self):
             for batch in batches:
                 items = self.prepared(batch.items)
-                generator = torch.Generator(items.device).manual_seed(count)
+                # ranks draw different noise
+                generator = torch.Generator(items.device).manual_seed(count * world_size() + rank())
                 latents = self.latents_of(items, batch.lengths)
                 values = self.bottleneck.sample_posterior(latents, generator).values
                 tokens = self._tokens(batch.lengths)
@@ -293,8 +303,9 @@ class Autoencoder(nn.Module):
                     squares = squares * within(batch.lengths, items.shape[-1])[:, None]
                 total += float(squares.sum(dtype=torch.float32))
                 count += items.numel() if batch.lengths is None else int(batch.lengths.sum()) * items.shape[1]
-        if count:
-            self.likelihood.calibrate(total / count)
+        squares, number = sum_over_ranks(torch.tensor([total, count], dtype=torch.float64)).tolist()
+        if number:
+            self.likelihood.calibrate(squares / number)
 
     def _network(self, own: type[Any], published: type[Any], dim: int) -> nn.Module:
         config = self.config

@@ -120,7 +120,7 @@ class DiffusionDecoder(nn.Module):
         """
         size = images.shape[-2:]
         known, lacking = self._whole(reconstructions), self._whole((images - reconstructions) / self.scale)
-        times, noise = even_times(len(images), images.device), torch.randn_like(lacking)
+        times, noise = even_times(len(images), images.device, over_ranks=self.training), torch.randn_like(lacking)
         noisy = torch.lerp(noise, lacking, times[:, None, None, None])
         velocity = self.network(noisy, known, values.movedim(-1, 1), times)
         error = velocity.float() - (lacking - noise)

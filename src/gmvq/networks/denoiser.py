@@ -11,7 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from gmvq.networks.layers import WAVES, ChannelNorm, waves
+from gmvq.networks.layers import WAVES, waves
+from gmvq.networks.normalization import ChannelNorm
 
 
 class TimedBlock(nn.Module):

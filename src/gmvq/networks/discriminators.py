@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from gmvq.networks.layers import ChannelNorm
+from gmvq.networks.normalization import ChannelNorm
 
 DiscriminatorNorm = Literal["spectral", "layer", "none"]
 

@@ -8,27 +8,27 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gmvq.distributed import rank, sum_over_ranks, world_size
+from gmvq.networks.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d, ChannelNorm, GroupNorm
+
 WAVES = 128
 """Number of sines and cosines in the embedding of a time."""
 
 Normalization = Literal["layer", "group", "batch", "none"]
 
 
-class ChannelNorm(nn.LayerNorm):
-    """Layer normalization over the channels of each place.
+def even_times(batch: int, device: torch.device, *, over_ranks: bool = False) -> Tensor:
+    """Draws evenly spaced times in [0, 1), ``(B,)``, with one random offset: less variance than independent times.
 
-    It depends on one place alone, so a network trained on windows computes the same on whole items; group normalization
-    takes its statistics over all places and does not.
+    Args:
+        batch: Number of times B.
+        device: Their device.
+        over_ranks: Space the times of all ranks together, as those of one process would be; all ranks must call this.
     """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Maps ``(B, C, *S)`` to the same shape."""
-        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
-
-
-def even_times(batch: int, device: torch.device) -> Tensor:
-    """Draws evenly spaced times in [0, 1), ``(B,)``, with one random offset: less variance than independent times."""
-    return (torch.rand((), device=device) + torch.arange(batch, device=device) / max(1, batch)) % 1
+    offset, places = torch.rand((), device=device), torch.arange(batch, device=device)
+    if over_ranks and world_size() > 1:  # a sum of offsets is as random as one, and the same on all ranks
+        offset, places, batch = sum_over_ranks(offset), places * world_size() + rank(), batch * world_size()
+    return (offset + places / max(1, batch)) % 1
 
 
 def waves(times: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def doubling(axes: int, channels: int, width: int) -> nn.Module:
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_BATCH_NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_BATCH_NORMS = {0: BatchNorm1d, 1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
 
 
 def normalization_layer(name: str, width: int, axes: int = 2) -> nn.Module:
@@ -75,7 +75,7 @@ def normalization_layer(name: str, width: int, axes: int = 2) -> nn.Module:
     if name == "group":
         # at least two channels in each group: at a single token one channel alone would be normalized to 0
         groups = next(groups for groups in (8, 4, 2, 1) if width % groups == 0 and (width >= 2 * groups or groups == 1))
-        return nn.GroupNorm(groups, width)
+        return GroupNorm(groups, width)
     if name == "batch":
         return _BATCH_NORMS[axes](width)
     if name == "none":
@@ -136,4 +136,6 @@ def through(layer: nn.Module, features: Tensor, lengths: Tensor) -> tuple[Tensor
         features = features * within(lengths, features.shape[-1])[:, None]
         stride = layer.stride[0]
         lengths = lengths * stride if isinstance(layer, nn.ConvTranspose1d) else lengths // stride
+    if isinstance(layer, BatchNorm1d | GroupNorm):
+        return layer(features, within(lengths, features.shape[-1])), lengths
     return layer(features), lengths

@@ -10,6 +10,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from gmvq.networks.normalization import BatchNorm2d
+
 
 class SQVAEResidualBlock(nn.Module):
     """Adds to its input ReLU, 3x3 convolution, ReLU and 1x1 convolution, each convolution with batch normalization.
@@ -23,10 +25,10 @@ class SQVAEResidualBlock(nn.Module):
         self.layers = nn.Sequential(
             nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
+            BatchNorm2d(width),
             nn.ReLU(),
             nn.Conv2d(width, width, 1, bias=False),
-            nn.BatchNorm2d(width),
+            BatchNorm2d(width),
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -52,8 +54,8 @@ class SQVAEEncoder(nn.Module):
         last = widths[-1]
         layers: list[nn.Module] = []
         for narrow, wide in pairwise((channels, *widths)):
-            layers += [nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.BatchNorm2d(wide), nn.ReLU()]
-        layers += [nn.Conv2d(last, last, 3, padding=1), nn.BatchNorm2d(last), nn.ReLU()]
+            layers += [nn.Conv2d(narrow, wide, 4, stride=2, padding=1), BatchNorm2d(wide), nn.ReLU()]
+        layers += [nn.Conv2d(last, last, 3, padding=1), BatchNorm2d(last), nn.ReLU()]
         layers += [SQVAEResidualBlock(last) for _ in range(blocks)]
         layers += [] if dim == last else [nn.Conv2d(last, dim, 1)]
         self.layers = nn.Sequential(*layers)
@@ -81,9 +83,9 @@ class SQVAEDecoder(nn.Module):
         last = widths[-1]
         layers: list[nn.Module] = [] if dim == last else [nn.Conv2d(dim, last, 1)]
         layers += [SQVAEResidualBlock(last) for _ in range(blocks)]
-        layers += [nn.ConvTranspose2d(last, last, 3, padding=1), nn.BatchNorm2d(last), nn.ReLU()]
+        layers += [nn.ConvTranspose2d(last, last, 3, padding=1), BatchNorm2d(last), nn.ReLU()]
         for wide, narrow in pairwise(widths[::-1]):
-            layers += [nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), nn.BatchNorm2d(narrow), nn.ReLU()]
+            layers += [nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), BatchNorm2d(narrow), nn.ReLU()]
         layers += [nn.ConvTranspose2d(widths[0], channels, 4, stride=2, padding=1), nn.Sigmoid()]
         self.layers = nn.Sequential(*layers)
 

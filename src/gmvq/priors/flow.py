@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.checks import at_least, fraction
+from gmvq.distributed import places_per_rank
 from gmvq.kernels import nearest_code
 from gmvq.networks.layers import WAVES, even_times, waves
 from gmvq.networks.transformer import Transformer, initialize
@@ -133,7 +134,7 @@ class AbstractFlowPrior(AbstractPrior):
         looks = self.device.type == "cpu"
         rows = self.shape.checked(codes, ranges=looks).to(self.device).reshape(-1, self.shape.length)
         labels = self.shape.checked_labels(labels, len(codes), self.device, ranges=looks)
-        times = even_times(len(rows), rows.device)
+        times = even_times(len(rows), rows.device, over_ranks=self.training)
         shares = torch.rand(2, len(rows), 1, device=rows.device)
         shown = torch.where(shares[0] < self.config.known_share, shares[1], 0)
         return self._loss(rows, times, labels, torch.rand(rows.shape, device=rows.device) < shown)
@@ -150,6 +151,11 @@ class AbstractFlowPrior(AbstractPrior):
     @abstractmethod
     def _loss(self, codes: Tensor, times: Tensor, labels: Tensor | None, known: Tensor) -> Tensor:
         """The loss of codes ``(B, S)`` at times ``(B,)``, over those that are not ``known`` ``(B, S)``."""
+
+    def _mean(self, losses: Tensor, unknown: Tensor) -> Tensor:
+        """Averages losses ``(B, S)`` over codes that are not known, in training those of all ranks."""
+        number = unknown.sum()
+        return (losses * unknown).sum() / (places_per_rank(number) if self.training else number.clamp_min(1))
 
     @abstractmethod
     def _drawn(self, known: Tensor, labels: Tensor | None, sampling: Sampling, first: int) -> Tensor:
@@ -214,8 +220,7 @@ class CodeFlowPrior(AbstractFlowPrior):
             F.cross_entropy(each.float().flatten(0, 1), by_place[..., level].flatten(), reduction="none")
             for level, each in enumerate(logits)
         ]
-        unknown = ~known
-        return (torch.stack(nats, dim=-1).reshape(codes.shape) * unknown).sum() / unknown.sum().clamp_min(1)
+        return self._mean(torch.stack(nats, dim=-1).reshape(codes.shape), ~known)
 
     def _drawn(self, known: Tensor, labels: Tensor | None, sampling: Sampling, first: int) -> Tensor:
         steps, (batch, length) = sampling.steps_or(STEPS), known.shape
@@ -343,9 +348,7 @@ class LatentFlowPrior(AbstractFlowPrior):
         noise = torch.randn(latents.shape, device=codes.device)
         moving = torch.lerp(noise, latents, times[:, None, None])
         velocity = self._velocity(torch.where(known[..., None], latents, moving), times, labels, known)
-        unknown = ~known
-        error = (velocity - (latents - noise)).square().mean(-1) * unknown
-        return error.sum() / unknown.sum().clamp_min(1)
+        return self._mean((velocity - (latents - noise)).square().mean(-1), ~known)
 
     def _drawn(self, known: Tensor, labels: Tensor | None, sampling: Sampling, first: int) -> Tensor:
         self._check_placed()

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.checks import at_least, one_of
+from gmvq.distributed import places_per_rank
 from gmvq.networks.layers import even_times
 from gmvq.networks.transformer import Transformer, initialize
 from gmvq.priors.base import AbstractSequentialPrior, CodeShape, Integers, Reader
@@ -157,14 +158,15 @@ class MaskedPrior(AbstractSequentialPrior):
         # checking values would wait for a GPU in each step; the trainer has checked its codes before
         sequence, labels = self._inputs(codes, labels, ranges=self.device.type == "cpu")
         batch, length = sequence.shape
-        even = even_times(batch, sequence.device)
+        even = even_times(batch, sequence.device, over_ranks=self.training)
         share = even if self.config.weighting == "bound" else torch.cos(math.pi / 2 * even)
         number = ((share * length).long() + 1).clamp_max(length)[:, None]
         hidden = torch.rand(sequence.shape, device=sequence.device).argsort(1).argsort(1) < number
         nats = -self._log_probs(sequence, hidden, labels) * hidden
         if self.config.weighting == "bound":  # each of n hidden codes may be the next, so the weight is S / n
             return (nats / number).sum(1).mean()
-        return nats.sum() / hidden.sum().clamp_min(1)
+        number = hidden.sum()
+        return nats.sum() / (places_per_rank(number) if self.training else number.clamp_min(1))
 
     def log_prob(self, codes: Integers, labels: Integers | None = None) -> Tensor:
         """Log-likelihood in nats, for codes drawn one by one in order: S passes through the network.

@@ -198,7 +198,7 @@ class AbstractBottleneck(Learner, ABC):
             None if log_density is None else log_density.reshape(shape),
         )
 
-    def loss_weight(self, squared_error_weight: Tensor, tokens_per_dimension: float) -> Tensor:
+    def loss_weight(self, squared_error_weight: Tensor, tokens_per_dimension: float | Tensor) -> Tensor:
         """Weight of the loss beside a likelihood in nats per data dimension, ``()``.
 
         Args:
@@ -206,7 +206,7 @@ class AbstractBottleneck(Learner, ABC):
             tokens_per_dimension: Tokens over data dimensions.
         """
         if self.loss_in_nats:
-            return torch.full_like(squared_error_weight, tokens_per_dimension)
+            return torch.ones_like(squared_error_weight) * tokens_per_dimension
         return squared_error_weight  # a squared error of the latents counts as one of the data
 
     def update(self) -> None:

@@ -32,10 +32,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gmvq.distributed import mean_over_ranks
 from gmvq.quantizers.base import AbstractQuantizer, NoPosteriorError
 from gmvq.quantizers.parts.checks import MOST_LISTED_CODES, non_negative, positive_integer
 from gmvq.quantizers.parts.directions import direction
-from gmvq.quantizers.parts.divergences import divergence_from_uniform, mean_over_ranks
+from gmvq.quantizers.parts.divergences import divergence_from_uniform
 from gmvq.quantizers.parts.estimators import StraightThrough
 from gmvq.quantizers.parts.rows import mean_square, row_mean, row_weights
 from gmvq.quantizers.parts.schedules import Schedule, as_schedule, temperature_at

@@ -16,11 +16,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from gmvq.distributed import mean_over_ranks
 from gmvq.kernels import in_blocks
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.parts.checks import non_negative
 from gmvq.quantizers.parts.directions import direction
-from gmvq.quantizers.parts.divergences import divergence_from_uniform, mean_over_ranks
+from gmvq.quantizers.parts.divergences import divergence_from_uniform
 from gmvq.quantizers.parts.estimators import with_gradient_of
 from gmvq.quantizers.parts.rows import mean_square, row_weights
 from gmvq.quantizers.parts.schedules import Schedule, as_schedule, temperature_at

@@ -23,8 +23,8 @@ def test_the_mean_over_ranks_is_the_mean_over_the_rows_of_all(make, monkeypatch)
     torch.manual_seed(0)
     bottleneck, rows, kept = make().eval(), latents(20), torch.arange(20) < 13
     expected = bottleneck(rows, kept)
-    monkeypatch.setattr("gmvq.quantizers.parts.rows.world_size", lambda: 2)
-    monkeypatch.setattr("gmvq.quantizers.parts.rows.sum_over_ranks", lambda own: torch.full_like(own, 13))
+    monkeypatch.setattr("gmvq.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("gmvq.distributed.sum_over_ranks", lambda own: torch.full_like(own, 13))
     first, second = (bottleneck(part, mask) for part, mask in zip(rows.chunk(2), kept.chunk(2), strict=True))
     torch.testing.assert_close((first.loss + second.loss) / 2, expected.loss)
     torch.testing.assert_close(

@@ -102,7 +102,7 @@ class AbstractWrapper(AbstractBottleneck):
         if not self.quantizer.frozen:
             self.quantizer.update()
 
-    def loss_weight(self, squared_error_weight: Tensor, tokens_per_dimension: float) -> Tensor:
+    def loss_weight(self, squared_error_weight: Tensor, tokens_per_dimension: float | Tensor) -> Tensor:
         """Weight of the quantizer's loss beside a likelihood in nats per data dimension, ``()``."""
         return self.quantizer.loss_weight(squared_error_weight, tokens_per_dimension)
 

@@ -10,8 +10,6 @@ import math
 
 from torch import Tensor
 
-from gmvq.distributed import sum_over_ranks, world_size
-
 
 def divergence_from(log_prior: Tensor | float, probabilities: Tensor) -> Tensor:
     """KL(p || prior) in nats, ``(*, K)`` -> ``(*)``; 0 where p is 0 throughout, as for a batch without a row."""
@@ -22,8 +20,3 @@ def divergence_from(log_prior: Tensor | float, probabilities: Tensor) -> Tensor:
 def divergence_from_uniform(probabilities: Tensor) -> Tensor:
     """KL(p || uniform) in nats, log K less the entropy: ``(*, K)`` -> ``(*)``."""
     return divergence_from(-math.log(probabilities.shape[-1]), probabilities)
-
-
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """Mean over ranks, of any shape: of sums over rows by ``row_weights``, the mean over the rows of all ranks."""
-    return sum_over_ranks(values) / world_size()

@@ -19,8 +19,9 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from gmvq.distributed import mean_over_ranks
 from gmvq.quantizers.parts.checks import non_negative
-from gmvq.quantizers.parts.divergences import divergence_from, mean_over_ranks
+from gmvq.quantizers.parts.divergences import divergence_from
 from gmvq.quantizers.parts.noise import AbstractNoise
 from gmvq.quantizers.parts.rows import row_mean
 

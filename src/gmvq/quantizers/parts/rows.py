@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gmvq.checks import can_look_at
-from gmvq.distributed import sum_over_ranks, world_size
+from gmvq.distributed import places_per_rank
 from gmvq.quantizers.parts.checks import checked_tensor
 
 LARGEST = 1e10
@@ -72,8 +72,7 @@ def row_weights(kept: Tensor, dtype: torch.dtype) -> Tensor:
     Ranks may have different numbers of them: the mean over ranks of such sums, which data parallel training takes, is
     the mean over the rows of all ranks.
     """
-    number = sum_over_ranks(kept.sum().to(dtype)) / world_size()
-    return kept.to(dtype) / number.clamp_min(1 / world_size())
+    return kept.to(dtype) / places_per_rank(kept.sum().to(dtype))
 
 
 def row_mean(values: Tensor, kept: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmvq.distributed import broadcast, sum_over_ranks
+from gmvq.distributed import broadcast, mean_over_ranks, sum_over_ranks
 from gmvq.kernels import squared_distances
 from gmvq.quantizers.parts.checks import non_negative
 from gmvq.quantizers.parts.codebook import snapshot
-from gmvq.quantizers.parts.divergences import divergence_from_uniform, mean_over_ranks
+from gmvq.quantizers.parts.divergences import divergence_from_uniform
 from gmvq.quantizers.parts.rows import row_weights
 
 
