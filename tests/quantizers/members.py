@@ -59,6 +59,8 @@ MEMBERS: dict[str, Make] = {
 """One for each class that quantizes a latent by itself, with one code: what the cross product runs over."""
 
 VARIANTS: dict[str, Make] = {
+    "lookup-free-little": lambda: LookupFreeQuantizer(DIM, SIZE, bit_order="little"),
+    "finite-scalar-paper": lambda: FiniteScalarQuantizer((4, 4), dim=DIM, bound="paper"),
     "finite-scalar-clamp": lambda: FiniteScalarQuantizer((4, 4), dim=DIM, bound="clamp"),
     "finite-scalar-symmetric": lambda: FiniteScalarQuantizer((4, 4), dim=DIM, symmetric=True),
     "index-plain": lambda: IndexBackpropagationQuantizer(DIM, SIZE),

@@ -10,10 +10,9 @@ from gmvq.quantizers import NoPosteriorError
 from gmvq.quantizers.binary import (
     BinarySphericalQuantizer,
     LookupFreeQuantizer,
-    bits_of_code,
-    code_of_bits,
     product_distribution,
 )
+from gmvq.quantizers.parts.bits import bits_of_code, code_of_bits
 from gmvq.quantizers.parts.schedules import Linear
 
 MEMBERS = [LookupFreeQuantizer, BinarySphericalQuantizer]
@@ -44,12 +43,34 @@ def test_seed_voken_issue_10_the_first_feature_is_the_most_significant_bit():
     assert torch.equal(quantizer.decode(torch.tensor([6])), torch.tensor([[1.0, 1.0, -1.0]]))
 
 
+@members
+def test_in_the_order_of_the_paper_the_first_feature_is_the_least_significant_bit(member):
+    """Equation 5 of MAGVIT-v2: Index(z) is the sum over i = 1, ..., L of 2^(i - 1) [z_i > 0]."""
+    paper, big = member(5, bit_order="little"), member(5)
+    rows = latents(200, 5, dtype=torch.float32)
+    codes = paper.encode(rows)
+    assert codes.tolist() == [sum(2 ** (i - 1) * (row[i - 1] > 0) for i in range(1, 6)) for row in rows.tolist()]
+    # a code of one order is that of the other with its bits reversed
+    assert codes.tolist() == [int(f"{code:05b}"[::-1], 2) for code in big.encode(rows).tolist()]
+    one, other = paper(rows), big(rows)
+    assert torch.equal(one.values, other.values)
+    assert torch.equal(one.loss, other.loss)
+    assert torch.equal(paper.decode(codes), one.values)
+    torch.testing.assert_close(paper.posterior(rows).responsibilities, softmax_over_codes(paper, rows))
+
+
+def test_a_bit_order_is_big_or_little():
+    with pytest.raises(ValueError, match="'bit_order' must be one of big, little, got 'middle'"):
+        LookupFreeQuantizer(5, bit_order="middle")
+
+
 @pytest.mark.parametrize("bits", [1, 2, 13, 31, 32, 53, 62])
 @members
 def test_bits_go_round(member, bits):
     generator = torch.Generator().manual_seed(bits)
     codes = torch.cat([torch.randint(0, 2**bits, (100,), generator=generator), torch.tensor([0, 2**bits - 1])])
     assert torch.equal(code_of_bits(bits_of_code(codes, bits)), codes)
+    assert torch.equal(code_of_bits(bits_of_code(codes, bits, "little"), "little"), codes)
     digits = [format(code, f"0{bits}b") for code in codes.tolist()]
     assert bits_of_code(codes, bits).int().tolist() == [[int(digit) for digit in number] for number in digits]
     quantizer = member(bits)

@@ -10,6 +10,7 @@ LEVELS = [(3,), (5, 5, 5), (8, 5, 5, 5), (8, 6, 5), (7, 4, 3), (16, 15, 9), (64,
 FORMS = list(itertools.product((False, True), ("tanh", "clamp")))
 levels_lists = pytest.mark.parametrize("levels", LEVELS, ids=str)
 forms = pytest.mark.parametrize(("symmetric", "bound"), FORMS)
+all_forms = pytest.mark.parametrize(("symmetric", "bound"), [*FORMS, (False, "paper")])
 
 
 def latents(*shape, seed=0, dtype=torch.float32):
@@ -37,6 +38,41 @@ def test_a_symmetric_code_by_hand():
     values, codes, _, _ = quantizer(rows)
     assert torch.equal(codes, levels[:, 0] + 2 * levels[:, 1])
     torch.testing.assert_close(values, torch.tensor([[1, -1 / 3], [-1, 1], [-1, 1]], dtype=torch.float64))
+
+
+def by_the_paper(row, levels):
+    """Levels and value of a latent by appendix A.1 of the paper, feature by feature in Python's floats."""
+    places = []
+    for latent, number in zip(row, levels, strict=True):
+        half, offset = (number - 1) * (1 - 1e-3) / 2, 0.5 * (number % 2 == 0)
+        places.append(round(math.tanh(latent + math.tan(offset / half)) * half - offset))
+    code, stride = 0, 1
+    for place, number in zip(places, levels, strict=True):
+        code, stride = code + (place + number // 2) * stride, stride * number
+    return code, [place / (number // 2) for place, number in zip(places, levels, strict=True)]
+
+
+@levels_lists
+def test_codes_and_values_of_the_papers_bound_are_those_of_the_paper(levels):
+    quantizer = FiniteScalarQuantizer(levels, bound="paper").double()
+    rows = latents(2000, len(levels), dtype=torch.float64)
+    values, codes, _, _ = quantizer(rows)
+    expected = [by_the_paper(row, levels) for row in rows.tolist()]
+    # half_range is in float32, where 1 of 1,000 levels is as wide as 10,000 steps of rounding
+    same = codes == torch.tensor([code for code, _ in expected])
+    assert same.sum() >= len(rows) - (max(levels) == 1000)
+    torch.testing.assert_close(values[same], torch.tensor([value for _, value in expected]).double()[same])
+
+
+@pytest.mark.parametrize(("levels", "share"), [([8, 5, 5, 5], 0.0102), ([8, 8, 8, 5, 5, 5], 0.0178)])
+def test_so_many_codes_differ_between_the_bounds(levels, share):
+    """The figures of the docs; a level differs by at most one."""
+    rows = torch.randn(200_000, len(levels), generator=torch.Generator().manual_seed(0))
+    ours, paper = (FiniteScalarQuantizer(levels, bound=bound) for bound in ("tanh", "paper"))
+    codes = ours.encode(rows), paper.encode(rows)
+    assert (codes[0] != codes[1]).float().mean().item() == pytest.approx(share, abs=0.001)
+    values = ours.decode(codes[0]), paper.decode(codes[1])
+    assert ((values[0] - values[1]).abs() * (torch.tensor(levels) // 2) <= 1.001).all()
 
 
 @levels_lists
@@ -74,7 +110,7 @@ def test_gradient_is_that_of_vector_quantize_pytorch(symmetric, bound):
     ids=str,
 )
 @pytest.mark.parametrize("levels", [(8, 5, 5, 5), (7, 6, 4), (1000, 3)], ids=str)
-@forms
+@all_forms
 def test_codes_enumerate_the_grid_in_every_dtype(levels, symmetric, bound, dtype, most):
     levels = [min(size, most) for size in levels]
     quantizer = FiniteScalarQuantizer(levels, symmetric=symmetric, bound=bound)
@@ -86,7 +122,7 @@ def test_codes_enumerate_the_grid_in_every_dtype(levels, symmetric, bound, dtype
 
 
 @pytest.mark.parametrize("size", range(3, 40))
-@forms
+@all_forms
 def test_which_levels_round_trip(size, symmetric, bound):
     size -= symmetric
     quantizer = FiniteScalarQuantizer([size, 5], symmetric=symmetric, bound=bound)
@@ -173,7 +209,9 @@ def test_a_preimage_is_refused_for_what_is_no_code():
         ([8, 5], {"dim": 1}, "'dim' must be at least"),
         ([8, 5], {"dim": 0}, "'dim' must be an integer"),
         ([8, 5], {"noise_dropout": 1.5}, "'noise_dropout'"),
-        ([8, 5], {"bound": "sigmoid"}, "'bound'"),
+        ([8, 5], {"bound": "sigmoid"}, "'bound' must be one of"),
+        ([8, 5], {"bound": "paper", "symmetric": True}, "'bound' must be 'tanh' or 'clamp'"),
+        ([1001, 5], {"bound": "paper"}, "'levels' must be at most 1000 with bound='paper'"),
     ],
 )
 def test_bad_arguments_get_a_reason(levels, options, reason):

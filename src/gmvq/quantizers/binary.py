@@ -6,8 +6,9 @@ With latents x of L features, bits :math:`b_l = [x_l > 0]` and the half width s,
     c = \sum_{l=1}^{L} b_l 2^{L-l}, \qquad \mu_c = s\,(2 b - 1), \qquad
     q(c \mid x) \propto \exp(-|x - \mu_c|^2 / \tau) = \prod_l q_l(b_l), \qquad q_l(1) = \sigma(4 s x_l / \tau)
 
-so the first feature is the most significant bit, and the posterior over all K codes is a product of L coins. Training
-wants each latent sure of its code and all codes in use:
+so the first feature is the most significant bit, and the posterior over all K codes is a product of L coins. With
+``bit_order="little"`` it is the least significant bit, :math:`c = \sum_l b_l 2^{l-1}`. Training wants each latent sure
+of its code and all codes in use:
 
 .. math::
     \mathcal{L} = w\, \big( E_x H(q(c \mid x)) + \gamma\, \mathrm{KL}(q_B(c) \,\|\, \mathrm{uniform}) \big) +
@@ -27,13 +28,16 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gmvq.checks import one_of
 from gmvq.distributed import mean_over_ranks
 from gmvq.quantizers.base import AbstractQuantizer, NoPosteriorError
+from gmvq.quantizers.parts.bits import BitOrder, bits_of_code, code_of_bits
 from gmvq.quantizers.parts.checks import MOST_LISTED_CODES, non_negative, positive_integer
 from gmvq.quantizers.parts.directions import direction
 from gmvq.quantizers.parts.divergences import divergence_from_uniform
@@ -47,16 +51,6 @@ MOST_BITS = 62
 
 MOST_ENUMERATED_BITS = MOST_LISTED_CODES.bit_length() - 1
 """Largest L for which :meth:`posterior` writes out all :math:`2^L` responsibilities of a latent."""
-
-
-def code_of_bits(bits: Tensor) -> Tensor:
-    """Numbers whose binary digits are the bits, the first the most significant: ``(*, L)`` -> int64 ``(*)``."""
-    return (bits.long() << torch.arange(bits.shape[-1] - 1, -1, -1, device=bits.device)).sum(-1)
-
-
-def bits_of_code(codes: Tensor, bits: int) -> Tensor:
-    """Binary digits of numbers, the most significant first: int64 ``(*)`` -> booleans ``(*, L)``."""
-    return (codes[..., None] >> torch.arange(bits - 1, -1, -1, device=codes.device) & 1).bool()
 
 
 def coins_entropy(logits: Tensor) -> Tensor:
@@ -92,6 +86,7 @@ class AbstractBinaryQuantizer(AbstractQuantizer):
         commitment_weight: beta.
         temperature: tau, in units of a squared distance: a number above 0 or a schedule.
         group_bits: Largest number of bits whose joint distribution over the batch is enumerated.
+        bit_order: ``"big"`` or ``"little"``.
     """
 
     def __init__(
@@ -104,6 +99,7 @@ class AbstractBinaryQuantizer(AbstractQuantizer):
         commitment_weight: float,
         temperature: float | Schedule,
         group_bits: int,
+        bit_order: BitOrder,
     ) -> None:
         dim, bits = _dim_and_bits(dim, codebook_size)
         super().__init__(dim, 2**bits, bits)
@@ -115,6 +111,7 @@ class AbstractBinaryQuantizer(AbstractQuantizer):
         self.commitment_weight = non_negative("commitment_weight", commitment_weight)
         self.temperature = as_schedule(temperature, "temperature")
         self.group_bits = positive_integer("group_bits", group_bits)
+        self.bit_order: BitOrder = one_of("bit_order", bit_order, get_args(BitOrder))  # pyright: ignore
 
     @property
     def has_posterior(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -155,7 +152,8 @@ class AbstractBinaryQuantizer(AbstractQuantizer):
 
     def _posterior_rows(self, rows: Tensor) -> Posterior:
         logits = self._logits(self._placed(rows))
-        return Posterior(product_distribution(_coins(logits)), coins_entropy(logits).sum(-1), None)
+        ordered = logits if self.bit_order == "big" else logits.flip(-1)
+        return Posterior(product_distribution(_coins(ordered)), coins_entropy(logits).sum(-1), None)
 
     def _logits(self, placed: Tensor) -> Tensor:
         """Log-odds of the bits, ``(N, L)``."""
@@ -193,10 +191,10 @@ class AbstractBinaryQuantizer(AbstractQuantizer):
         return (divergence_from_uniform(aggregated).sum() - filled).clamp_min(0)
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
-        return code_of_bits(rows > 0)
+        return code_of_bits(rows > 0, self.bit_order)
 
     def _decode_rows(self, codes: Tensor) -> Tensor:
-        return self._values(bits_of_code(codes, self.codebook_dim))
+        return self._values(bits_of_code(codes, self.codebook_dim, self.bit_order))
 
     def _values(self, bits: Tensor) -> Tensor:
         width = torch.full_like(self.training_progress, self.half_width)
@@ -236,6 +234,9 @@ class LookupFreeQuantizer(AbstractBinaryQuantizer):
         temperature: tau of the posterior, in units of a squared distance: a number above 0 or a schedule. At 0.01 a
             feature 0.02 from 0 is almost sure of its bit.
         group_bits: Largest number of bits whose joint distribution over the batch is enumerated.
+        bit_order: ``"big"`` numbers codes with the first feature as the most significant bit, like
+            vector-quantize-pytorch; ``"little"`` as the least, like the paper and Open-MAGVIT2. Values and loss are the
+            same, and a code of one order is that of the other with its L bits reversed.
 
     Shape:
         latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*)``, loss ``()``, at least 0.
@@ -251,6 +252,8 @@ class LookupFreeQuantizer(AbstractBinaryQuantizer):
         >>> quantizer = LookupFreeQuantizer(codebook_size=256)
         >>> quantizer.encode(torch.tensor([-1.0, -1.0, -1.0, -1.0, -1.0, -1.0, 1.0, -1.0]))
         tensor(2)
+        >>> LookupFreeQuantizer(codebook_size=256, bit_order="little").decode(torch.tensor(64))
+        tensor([-1., -1., -1., -1., -1., -1.,  1., -1.])
         >>> values, codes, loss, terms = quantizer(torch.randn(2, 10, 8))
         >>> values.shape, codes.shape, bool(loss >= 0)
         (torch.Size([2, 10, 8]), torch.Size([2, 10]), True)
@@ -269,6 +272,7 @@ class LookupFreeQuantizer(AbstractBinaryQuantizer):
         commitment_weight: float = 0.25,
         temperature: float | Schedule = 0.01,
         group_bits: int = 18,
+        bit_order: BitOrder = "big",
     ) -> None:
         super().__init__(
             dim,
@@ -279,6 +283,7 @@ class LookupFreeQuantizer(AbstractBinaryQuantizer):
             commitment_weight,
             temperature,
             group_bits,
+            bit_order,
         )
 
     @property
@@ -310,6 +315,8 @@ class BinarySphericalQuantizer(AbstractBinaryQuantizer):
             paper's factor on the scalar product of latent and code is 2 / tau. At 1, as in the authors' configuration,
             a bit is never sure, so that its gradient does not vanish.
         group_bits: Largest number of bits whose joint distribution over the batch is enumerated.
+        bit_order: ``"big"`` numbers codes with the first feature as the most significant bit, like the authors' code
+            and vector-quantize-pytorch; ``"little"`` as the least. Values and loss are the same.
 
     Shape:
         latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*)``, loss ``()``, at least 0.
@@ -341,6 +348,7 @@ class BinarySphericalQuantizer(AbstractBinaryQuantizer):
         commitment_weight: float = 0.0,
         temperature: float | Schedule = 1.0,
         group_bits: int = 1,
+        bit_order: BitOrder = "big",
     ) -> None:
         super().__init__(
             dim,
@@ -351,6 +359,7 @@ class BinarySphericalQuantizer(AbstractBinaryQuantizer):
             commitment_weight,
             temperature,
             group_bits,
+            bit_order,
         )
 
     @property
