@@ -123,7 +123,8 @@ def _assert_same_lookup(dropin: nn.Module, module: nn.Module, indices: Tensor, d
 def _assert_converted(module: nn.Module, x: Tensor, call: dict[str, Any], expected: Any) -> None:
     quantizer = ours.convert(module)
     assert not quantizer.training
-    is_first = not isinstance(quantizer, AbstractQuantizer) or (type(module).__name__ in ("FSQ", "LFQ") and x.ndim > 3)
+    kind = type(module).__name__
+    is_first = not isinstance(quantizer, AbstractQuantizer) or (kind in ("FSQ", "LFQ", "ResidualLFQ") and x.ndim > 3)
     latents = x.movedim(1, -1) if is_first and x.ndim > 2 else x
     inner = quantizer if isinstance(quantizer, AbstractQuantizer) else quantizer.quantizer
     masks = {{"lens": "lengths"}.get(name, name): value for name, value in call.items() if name in ("mask", "lens")}
@@ -137,8 +138,8 @@ def _assert_converted(module: nn.Module, x: Tensor, call: dict[str, Any], expect
     torch.testing.assert_close(channels_last[mask], expected_last[mask], **_tolerance(x.dtype))
     if expected[1] is not None:
         theirs = expected[1].long()
-        theirs = theirs.movedim(0, -2) if type(module).__name__ == "GroupedResidualVQ" else theirs
-        theirs = theirs.movedim(1, -1) if type(module).__name__ == "ResidualFSQ" and is_first else theirs
+        theirs = theirs.movedim(0, -2) if kind.startswith("Grouped") else theirs
+        theirs = theirs.movedim(1, -1) if kind == "ResidualFSQ" and is_first else theirs
         assert torch.equal(codes, theirs)
         assert torch.equal(codes, inner.encode(latents, **masks))
 

@@ -361,16 +361,23 @@ def test_bits_are_codes_as_theirs(theirs, options):
         torch.testing.assert_close(dropin.bits_to_codes(each), module.bits_to_codes(bits.float()))
 
 
-@pytest.mark.parametrize("kind", ours.__all__[:-1])
+CONVERTED = {
+    "VectorQuantize": VECTOR,
+    "SimVQ": VECTOR,
+    "FSQ": {"levels": [5, 5]},
+    "ResidualFSQ": {"levels": [5, 5], "num_quantizers": 3},
+    "GroupedResidualFSQ": {"dim": 8, "levels": [5, 5], "num_quantizers": 3},
+    "LFQ": {"codebook_size": 16},
+    "LatentQuantize": {"levels": [5, 5], "dim": 8},
+    **dict.fromkeys(
+        ("ResidualVQ", "GroupedResidualVQ", "ResidualLFQ", "GroupedResidualLFQ", "ResidualSimVQ"), RESIDUAL
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CONVERTED)
 def test_attributes_are_theirs(theirs, kind):
-    options = {
-        "VectorQuantize": VECTOR,
-        "SimVQ": VECTOR,
-        "FSQ": {"levels": [5, 5]},
-        "ResidualFSQ": {"levels": [5, 5], "num_quantizers": 3},
-        "LFQ": {"codebook_size": 16},
-    }.get(kind, RESIDUAL)
-    module = getattr(theirs, kind)(**options)
+    module = getattr(theirs, kind)(**CONVERTED[kind])
     dropin = dropin_of(module)
     names = ("dim", "codebook_size", "num_quantizers", "heads", "codebook", "codebooks", "implicit_codebook")
     for name in (*names, *SIMPLE):

@@ -20,19 +20,47 @@ def test_the_page_runs():
     assert names["quantizer"].code_shape == (4,)
 
 
-@pytest.mark.parametrize("kind", ours.__all__[:-1])
+VECTOR = {"dim": 8, "codebook_size": 16}
+RESIDUAL = {**VECTOR, "num_quantizers": 3}
+MAPS = {"encoder": nn.Identity(), "decoder": nn.Identity()}
+
+OPTIONS = {
+    "VectorQuantize": VECTOR,
+    "ResidualVQ": RESIDUAL,
+    "GroupedResidualVQ": RESIDUAL,
+    "RandomProjectionQuantizer": {**VECTOR, "codebook_dim": 4},
+    "FSQ": {"levels": [5, 5]},
+    "FSP": {"levels": [5, 5]},
+    "LFQ": {"codebook_size": 16},
+    "EvoLFQ": {**MAPS, "dim": 8},
+    "ResidualLFQ": RESIDUAL,
+    "GroupedResidualLFQ": RESIDUAL,
+    "ResidualFSQ": {"levels": [5, 5], "num_quantizers": 3},
+    "GroupedResidualFSQ": {"dim": 8, "levels": [5, 5], "num_quantizers": 3},
+    "LatentQuantize": {"levels": [5, 5], "dim": 8},
+    "SimVQ": VECTOR,
+    "ResidualSimVQ": RESIDUAL,
+    "BinaryMapper": {"bits": 4},
+    "HierarchicalVQ": {**VECTOR, "scales": (1, 2)},
+}
+"""What makes a module of each class but ``Sequential``, which takes modules."""
+
+
+def test_all_public_names_are_here():
+    theirs = pytest.importorskip("vector_quantize_pytorch")
+    public = {name for name, value in vars(theirs).items() if isinstance(value, type)}
+    assert public == {*OPTIONS, "Sequential"}
+    assert public <= {*ours.__all__}
+    assert {name for name in public if f"`{name}`" not in PAGE.read_text()} == set()
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
 def test_the_page_names_what_is_missing(kind):
     theirs = pytest.importorskip("vector_quantize_pytorch")
-    vector = {"dim": 8, "codebook_size": 16}
-    options = {
-        "VectorQuantize": vector,
-        "SimVQ": vector,
-        "FSQ": {"levels": [5, 5]},
-        "ResidualFSQ": {"levels": [5, 5], "num_quantizers": 3},
-        "LFQ": {"codebook_size": 16},
-    }.get(kind, {**vector, "num_quantizers": 3})
+    options = OPTIONS[kind]
     module, dropin = getattr(theirs, kind)(**options), getattr(ours, kind)(**options)
     public = {name for name in [*dir(module)] if not name.startswith("_")} - {*dir(nn.Module())}
-    missing = {name for name in public if not hasattr(dropin, name) and not hasattr(dropin.options, name)}
+    settings = getattr(dropin, "options", None)
+    missing = {name for name in public if not hasattr(dropin, name) and not hasattr(settings, name)}
     listed = PAGE.read_text().partition("No counterpart")[2].partition("## ")[0]
     assert {name for name in missing if f"`{name}`" not in listed} == set()

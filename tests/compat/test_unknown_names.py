@@ -30,6 +30,14 @@ MODULES = {
     "ResidualFSQ": {"levels": [5, 5], "num_quantizers": 2, "dim": 8},
     "LFQ": {"dim": 8, "codebook_size": 16},
     "SimVQ": {"dim": 8, "codebook_size": 16},
+    "RandomProjectionQuantizer": {"dim": 8, "codebook_size": 16, "codebook_dim": 4},
+    "FSP": {"levels": [5, 5], "dim": 8},
+    "ResidualLFQ": {"dim": 8, "codebook_size": 16, "num_quantizers": 2},
+    "GroupedResidualLFQ": {"dim": 8, "groups": 2, "codebook_size": 4, "num_quantizers": 2},
+    "GroupedResidualFSQ": {"dim": 8, "groups": 2, "levels": [5, 5], "num_quantizers": 2},
+    "ResidualSimVQ": {"dim": 8, "codebook_size": 16, "num_quantizers": 2},
+    "LatentQuantize": {"levels": [5, 5], "dim": 8},
+    "HierarchicalVQ": {"dim": 8, "codebook_size": 16, "scales": (1, 2)},
 }
 
 UNKNOWN = ["used", "codebook_used", "norm_layer.weight", "embedding.scale", "something"]

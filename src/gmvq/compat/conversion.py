@@ -11,14 +11,19 @@ from torch import nn
 
 from gmvq.compat.binary import LFQ, binary_options
 from gmvq.compat.dropin import AbstractDropIn
+from gmvq.compat.latent import LatentQuantize, latent_options
 from gmvq.compat.linear import SimVQ, linear_options
 from gmvq.compat.residual import GroupedResidualVQ, ResidualVQ
+from gmvq.compat.residual_groups import AbstractResidualGroups, GroupedResidualFSQ, GroupedResidualLFQ
+from gmvq.compat.residual_layers import AbstractResidualLayers, ResidualLFQ, ResidualSimVQ
 from gmvq.compat.residual_options import residual_options
 from gmvq.compat.scalar import FSQ, ResidualFSQ, residual_scalar_options, scalar_options
 from gmvq.compat.vector import VectorQuantize
 from gmvq.compat.vector_options import vector_options
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.compositions.channel_first import ChannelFirst
+
+Composed = AbstractResidualLayers | AbstractResidualGroups
 
 Reader = Callable[[Any, bool], Any]
 
@@ -32,6 +37,9 @@ KINDS: dict[str, tuple[type[AbstractDropIn], Reader]] = {
 }
 """By class name: our class of the same name, and the function that reads a module's options."""
 
+COMPOSED: tuple[type[Composed], ...] = (GroupedResidualLFQ, GroupedResidualFSQ, ResidualLFQ, ResidualSimVQ)
+"""Our classes that are made of parts, each converted by itself."""
+
 
 def convert(module: nn.Module, training: bool = True) -> AbstractQuantizer | ChannelFirst:
     """Makes our quantizer from a module of vector-quantize-pytorch, with the same codes, values and statistics.
@@ -43,8 +51,8 @@ def convert(module: nn.Module, training: bool = True) -> AbstractQuantizer | Cha
         values, codes, loss, terms = quantizer(latents)
 
     Args:
-        module: A ``VectorQuantize``, ``ResidualVQ``, ``GroupedResidualVQ``, ``FSQ``, ``ResidualFSQ``, ``LFQ`` or
-            ``SimVQ``, recognized by the name of its class.
+        module: A ``VectorQuantize``, ``FSQ``, ``LFQ``, ``SimVQ`` or ``LatentQuantize``, or a ``Residual...`` or
+            ``GroupedResidual...`` of them, recognized by the name of its class.
         training: False ignores options that only matter in training, instead of refusing those that are not supported.
 
     Returns:
@@ -58,7 +66,7 @@ def convert(module: nn.Module, training: bool = True) -> AbstractQuantizer | Cha
     return quantizer.train(module.training)
 
 
-def dropin_of(module: nn.Module, training: bool = True) -> AbstractDropIn:
+def dropin_of(module: nn.Module, training: bool = True) -> AbstractDropIn | Composed:
     """Makes our class of the same name, with the options and the state of a module of vector-quantize-pytorch.
 
     Args:
@@ -80,17 +88,22 @@ def dropin_of(module: nn.Module, training: bool = True) -> AbstractDropIn:
     return dropin.train(module.training)
 
 
-def _empty(module: Any, training: bool) -> AbstractDropIn:  # noqa: ANN401
+def _empty(module: Any, training: bool) -> AbstractDropIn | Composed:  # noqa: ANN401
     names = [kind.__name__ for kind in type(module).__mro__]
     if "GroupedResidualVQ" in names:
         options = _arguments(residual_options(module.rvqs[0], training)) | {"dim": module.dim}
         return GroupedResidualVQ(groups=module.groups, **options)
+    for kind in COMPOSED:
+        if kind.__name__ in names:
+            return kind.like(module, [_empty(part, training) for part in getattr(module, kind.PARTS)])
+    if "LatentQuantize" in names:
+        return LatentQuantize(**latent_options(module))
     for name, (kind, reader) in KINDS.items():
         if name in names:
             return kind(**_arguments(reader(module, training)))
     raise ValueError(
-        f"'module' must be one of GroupedResidualVQ, {', '.join(KINDS)}, got {type(module).__name__}. Build a "
-        "quantizer of gmvq and copy the codes into it."
+        f"'module' must be one of {', '.join((*KINDS, *(kind.__name__ for kind in COMPOSED)))}, GroupedResidualVQ, "
+        f"LatentQuantize, got {type(module).__name__}. Load its state into our class of the same name."
     )
 
 

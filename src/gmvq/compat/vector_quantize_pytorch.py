@@ -14,9 +14,39 @@ Tested against version 1.32.0.
 
 from gmvq.compat.binary import LFQ
 from gmvq.compat.conversion import convert
+from gmvq.compat.evolution import EvoLFQ
+from gmvq.compat.hierarchical import HierarchicalVQ
+from gmvq.compat.latent import LatentQuantize
 from gmvq.compat.linear import SimVQ
+from gmvq.compat.mapper import BinaryMapper
+from gmvq.compat.perturbation import FSP, build_cdf_act
+from gmvq.compat.random_projection import RandomProjectionQuantizer
 from gmvq.compat.residual import GroupedResidualVQ, ResidualVQ
+from gmvq.compat.residual_groups import GroupedResidualFSQ, GroupedResidualLFQ
+from gmvq.compat.residual_layers import ResidualLFQ, ResidualSimVQ
 from gmvq.compat.scalar import FSQ, ResidualFSQ
+from gmvq.compat.sequential import Sequential
 from gmvq.compat.vector import VectorQuantize
 
-__all__ = ["FSQ", "LFQ", "GroupedResidualVQ", "ResidualFSQ", "ResidualVQ", "SimVQ", "VectorQuantize", "convert"]
+__all__ = [
+    "FSP",
+    "FSQ",
+    "LFQ",
+    "BinaryMapper",
+    "EvoLFQ",
+    "GroupedResidualFSQ",
+    "GroupedResidualLFQ",
+    "GroupedResidualVQ",
+    "HierarchicalVQ",
+    "LatentQuantize",
+    "RandomProjectionQuantizer",
+    "ResidualFSQ",
+    "ResidualLFQ",
+    "ResidualSimVQ",
+    "ResidualVQ",
+    "Sequential",
+    "SimVQ",
+    "VectorQuantize",
+    "build_cdf_act",
+    "convert",
+]
