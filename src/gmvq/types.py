@@ -111,11 +111,7 @@ class Signal:
         Raises:
             ValueError: If shape or type do not fit, or values are not finite or out of range.
         """
-        if items.ndim != self.item_axes + 1 or 0 in items.shape[1:] or not self._has_channels(items):
-            raise ValueError(
-                f"'items' must have shape {self.shape}, got {tuple(items.shape)}. Add an axis with items[None], or "
-                "convert the channels."
-            )
+        self.check_shape(items)
         if self.values == "symbols":
             return self._checked_symbols(items)
         stored, scale = _INTEGERS.get(self.values, (None, 1))
@@ -127,6 +123,31 @@ class Signal:
         if can_look_at(items) and items.numel():
             self._check_range(items.detach())
         return items
+
+    def check_shape(self, items: Tensor) -> None:
+        """Checks the shape of a batch alone.
+
+        Raises:
+            ValueError: If it does not fit.
+        """
+        if items.ndim != self.item_axes + 1 or 0 in items.shape[1:] or not self._has_channels(items):
+            raise ValueError(
+                f"'items' must have shape {self.shape}, got {tuple(items.shape)}. Add an axis with items[None], or "
+                "convert the channels."
+            )
+
+    def stored(self, items: Tensor) -> Tensor:
+        """Converts items that a model returned to the type in which items are stored: undoes :meth:`checked`.
+
+        Args:
+            items: Floats, rounded to the nearest of the stored integers where there are such, or symbols; items that
+                are stored integers are returned unchanged.
+        """
+        stored, scale = _INTEGERS.get(self.values, (None, 1))
+        if stored is None or items.dtype == stored:
+            return items
+        limits = torch.iinfo(stored)
+        return (items.detach().float() * scale).round().clamp(limits.min, limits.max).to(stored)
 
     def _has_channels(self, items: Tensor) -> bool:
         return self.values == "symbols" or items.shape[1] == self.channels

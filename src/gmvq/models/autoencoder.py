@@ -13,7 +13,7 @@ and has the weight of a squared error of the items.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from gmvq.losses import SpectralLoss, make_likelihood
 from gmvq.modalities import Modality
 from gmvq.models.configuration import AutoencoderConfig
 from gmvq.models.modes import evaluating
+from gmvq.models.tiles import TILE, Network, Part, decode_tiles, encode_tiles, is_large, planned
 from gmvq.networks import Decoder, Encoder, SQVAEDecoder, SQVAEEncoder
 from gmvq.networks.layers import within
 from gmvq.networks.standardization import Standardization
@@ -143,7 +144,7 @@ class Autoencoder(nn.Module):
         return None if lengths is None else -(-lengths // self.downsampling)
 
     @torch.no_grad()
-    def encode(self, items: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def encode(self, items: Tensor, lengths: Tensor | None = None, *, tile: int | None = TILE) -> Tensor:
         """Encodes items to codes: floats or the stored type ``(B, C, *S)`` -> int64 ``(B, *grid[, levels])``.
 
         A VAE returns its means instead, floats ``(B, *grid, dim)``; a hierarchical quantizer the codes of all scales in
@@ -152,42 +153,91 @@ class Autoencoder(nn.Module):
         Args:
             items: Items of any size.
             lengths: Samples of each sequence that count ``(B,)``: tokens beyond them have code -1.
+            tile: Largest number of samples of an item that pass the network at once. Larger items are encoded one by
+                one in overlapping tiles, in the memory of a tile, to the codes of the whole. None for whole items.
 
         Raises:
             ValueError: If shape, type or values of the items do not fit the model.
+            WholeItemError: If an item is large and the network cannot take tiles.
         """
+        if len(items) and is_large(size := self.signal.size(items), tile):
+            self.signal.check_shape(items)
+            tiles = planned(self.encoder, self.grid(size), size, tile, self.config.width)
+            if tiles is not None:
+                return encode_tiles(self, items, lengths, tiles)
         return self.bottleneck.encode(self.latents(items, lengths), lengths=self._tokens(lengths))
 
     @torch.no_grad()
-    def decode(self, codes: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
+    def decode(self, codes: Tensor, size: tuple[int, ...] | None = None, *, tile: int | None = TILE) -> Tensor:
         """Decodes codes to items: int64 ``(B, *grid[, levels])`` -> ``(B, C, *S)``; symbols ``(B, T)``.
 
         Args:
             codes: Output of :meth:`encode`; tokens after the end of a sequence count as 0.
             size: Lengths of the axes to crop to, for items whose size is not a multiple of the downsampling. Codes of
                 several scales, ``(B, T)``, need it, since they do not determine the size of their item.
+            tile: As for :meth:`encode`.
 
         Raises:
             ValueError: If the codes' shape, type or range does not fit the model.
+            WholeItemError: If an item is large and the network cannot take tiles.
         """
-        return self.decode_with_values(codes, size)[0]
+        made: Tensor | None = None
+        for places, part in self.decode_parts(codes, size, tile=tile):
+            if places is ...:
+                return part
+            if made is None:
+                channels = part.shape[1 : part.ndim - self.signal.axes]
+                made = part.new_empty((len(codes), *channels, *self.size_of(codes, size)))
+            made[places] = part
+        assert made is not None
+        return made
+
+    @torch.no_grad()
+    def decode_parts(
+        self, codes: Tensor, size: tuple[int, ...] | None = None, *, tile: int | None = TILE
+    ) -> Iterator[Part]:
+        """Decodes codes as :meth:`decode`, but yields large items tile by tile, so that none is in memory as a whole.
+
+        Args:
+            codes: As for :meth:`decode`.
+            size: As for :meth:`decode`.
+            tile: As for :meth:`encode`.
+
+        Yields:
+            Parts that cover the batch; the batch as one part, with the places ``...``, if its items are not large.
+        """
+        grid, whole = self._grid_of(codes, size), self.size_of(codes, size)
+        tiles = planned(self.decoder, grid, whole, tile, self.config.width) if len(codes) else None
+        if tiles is None:
+            yield Part(..., self.decode_with_values(codes, size)[0])
+        else:
+            yield from decode_tiles(self, codes, whole, self._tokens_of(codes), tiles)
+
+    def size_of(self, codes: Tensor, size: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """Computes the lengths of the axes of the items that :meth:`decode` makes of codes."""
+        whole = tuple(length * self.downsampling for length in self._grid_of(codes, size))
+        return whole if not size else tuple(min(pair) for pair in zip(whole, size, strict=True))
 
     @torch.no_grad()
     def decode_with_values(self, codes: Tensor, size: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:
         """Decodes codes as :meth:`decode`, and returns items and the decoder's input, values ``(B, *grid, dim)``."""
-        values = self._values_of(codes, size)
-        tokens = None
-        if self.signal.axes == 1 and self.has_code_maps:  # sequences may have ended
-            tokens = (codes.reshape(*values.shape[:-1], -1)[..., 0] >= 0).sum(-1)
-        return self.mean(self.decode_values(values, size, tokens)), values
+        values = self.values_of(codes, size)
+        return self.mean(self.decode_values(values, size, self._tokens_of(codes))), values
 
     def mean(self, parameters: Tensor) -> Tensor:
         """Computes expected items in the data's units from the decoder's output."""
         made = self.likelihood.mean(parameters)
         return made if self.standardization is None else self.standardization.undo(made)
 
-    def _values_of(self, codes: Tensor, size: tuple[int, ...] | None) -> Tensor:
-        """Returns the decoder's input for codes, ``(B, *grid, dim)``."""
+    def values_of(self, codes: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
+        """Returns the decoder's input for codes, ``(B, *grid, dim)``; the arguments are those of :meth:`decode`."""
+        grid = self._grid_of(codes, size)
+        if isinstance(self.bottleneck, Hierarchical):
+            return self.bottleneck.decode(codes, grid)
+        return self.bottleneck.decode(codes)
+
+    def _grid_of(self, codes: Tensor, size: tuple[int, ...] | None) -> tuple[int, ...]:
+        """Returns the number of tokens along each axis of the items of codes."""
         if not isinstance(codes, Tensor):
             raise ValueError(f"'codes' must be a tensor, got {type(codes).__name__}. Use torch.as_tensor(codes).")
         if isinstance(self.bottleneck, Hierarchical):
@@ -196,14 +246,20 @@ class Autoencoder(nn.Module):
                     "'size' must be given for codes of several scales, which do not determine the size of their item. "
                     "Pass its lengths, as items.shape[-2:] of images."
                 )
-            return self.bottleneck.decode(codes, self.grid(size))
+            return self.grid(size)
         inner = len(self.bottleneck.code_shape) if self.codebook_size else 1
         if codes.ndim != 1 + self.signal.axes + inner:
             raise ValueError(
                 f"'codes' must have {1 + self.signal.axes + inner} axes (B, *grid[, levels]), got "
                 f"{tuple(codes.shape)}. Add one with codes[None]."
             )
-        return self.bottleneck.decode(codes)
+        return tuple(codes.shape[1 : 1 + self.signal.axes])
+
+    def _tokens_of(self, codes: Tensor) -> Tensor | None:
+        """Counts the tokens of sequences, which may have ended ``(B,)``; None for other codes."""
+        if self.signal.axes != 1 or not self.has_code_maps:
+            return None
+        return (codes.reshape(*codes.shape[:2], -1)[..., 0] >= 0).sum(-1)
 
     def decode_values(
         self, values: Tensor, size: tuple[int, ...] | None = None, tokens: Tensor | None = None
@@ -222,9 +278,9 @@ class Autoencoder(nn.Module):
         return parameters
 
     @torch.no_grad()
-    def reconstruct(self, items: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def reconstruct(self, items: Tensor, lengths: Tensor | None = None, *, tile: int | None = TILE) -> Tensor:
         """Encodes items to hard codes and decodes these: ``(B, C, *S)`` -> the same shape."""
-        return self.decode(self.encode(items, lengths), self.signal.size(items))
+        return self.decode(self.encode(items, lengths, tile=tile), self.signal.size(items), tile=tile)
 
     def forward(self, items: Tensor, lengths: Tensor | None = None) -> Reconstruction:
         """Computes reconstruction, codes and objective of a batch.
@@ -307,7 +363,7 @@ class Autoencoder(nn.Module):
         if number:
             self.likelihood.calibrate(squares / number)
 
-    def _network(self, own: type[Any], published: type[Any], dim: int) -> nn.Module:
+    def _network(self, own: type[Any], published: type[Any], dim: int) -> Network:
         config = self.config
         halvings = config.stride.bit_length() - 1
         widths = (config.width,) * max(1, halvings)

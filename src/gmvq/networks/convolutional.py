@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from gmvq.networks.layers import ResidualBlock, convolution, doubling, normalization_layer, through
+from gmvq.networks.reach import Reach, decoder_reach, encoder_reach
 from gmvq.types import Signal
 
 
@@ -38,6 +39,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         axes, previous = signal.axes, signal.channels
+        self.axes = axes
         self.embedding = None
         if signal.values == "symbols":
             self.embedding = nn.Embedding(signal.channels, widths[0])
@@ -56,6 +58,14 @@ class Encoder(nn.Module):
         if self.embedding is not None:
             items = self.embedding(items).movedim(-1, 1)
         return self.layers(items) if lengths is None else through(self.layers, items, lengths)[0]
+
+    def reach(self) -> Reach:
+        """Computes the receptive field.
+
+        Raises:
+            WholeItemError: If a normalization takes its statistics over all places.
+        """
+        return encoder_reach(self.layers, self.axes)
 
 
 class Decoder(nn.Module):
@@ -85,6 +95,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         axes, first = signal.axes, widths[-1]
+        self.axes = axes
         layers: list[nn.Module] = [convolution(axes, dim, first, 3)]
         layers += [ResidualBlock(first, normalization, axes) for _ in range(blocks)]
         layers.append(normalization_layer(normalization, first, axes))
@@ -95,3 +106,11 @@ class Decoder(nn.Module):
     def forward(self, values: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Maps latents to parameters; of padded sequences the first ``lengths`` places count, ``(B,)``."""
         return self.layers(values) if lengths is None else through(self.layers, values, lengths)[0]
+
+    def reach(self) -> Reach:
+        """Computes the receptive field.
+
+        Raises:
+            WholeItemError: If a normalization takes its statistics over all places.
+        """
+        return decoder_reach(self.layers, self.axes)

@@ -83,7 +83,23 @@ def normalization_layer(name: str, width: int, axes: int = 2) -> nn.Module:
     raise ValueError(f"'normalization' must be layer, group, batch or none, got {name!r}. Use layer.")
 
 
-class ResidualBlock(nn.Module):
+class Residual(nn.Module):
+    """Adds to its input the output of layers that keep its shape.
+
+    Args:
+        layers: The layers.
+    """
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps ``(B, C, *S)`` to the same shape."""
+        return features + self.layers(features)
+
+
+class ResidualBlock(Residual):
     """Adds to its input two convolutions, of kernel sizes 3 and 1, each after normalization and SiLU.
 
     Args:
@@ -93,8 +109,7 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(self, width: int, normalization: str, axes: int = 2) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
+        super().__init__(
             normalization_layer(normalization, width, axes),
             nn.SiLU(),
             convolution(axes, width, width, 3),
@@ -102,10 +117,6 @@ class ResidualBlock(nn.Module):
             nn.SiLU(),
             convolution(axes, width, width, 1),
         )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Maps ``(B, width, *S)`` to the same shape."""
-        return features + self.layers(features)
 
 
 def within(lengths: Tensor, length: int) -> Tensor:
@@ -130,7 +141,7 @@ def through(layer: nn.Module, features: Tensor, lengths: Tensor) -> tuple[Tensor
         for each in layer:
             features, lengths = through(each, features, lengths)
         return features, lengths
-    if isinstance(layer, ResidualBlock):
+    if isinstance(layer, Residual):
         return features + through(layer.layers, features, lengths)[0], lengths
     if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d) and layer.kernel_size[0] > 1:
         features = features * within(lengths, features.shape[-1])[:, None]

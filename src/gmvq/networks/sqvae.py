@@ -10,10 +10,12 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from gmvq.networks.layers import Residual
 from gmvq.networks.normalization import BatchNorm2d
+from gmvq.networks.reach import Reach, decoder_reach, encoder_reach
 
 
-class SQVAEResidualBlock(nn.Module):
+class SQVAEResidualBlock(Residual):
     """Adds to its input ReLU, 3x3 convolution, ReLU and 1x1 convolution, each convolution with batch normalization.
 
     Args:
@@ -21,8 +23,7 @@ class SQVAEResidualBlock(nn.Module):
     """
 
     def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
+        super().__init__(
             nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=1, bias=False),
             BatchNorm2d(width),
@@ -30,10 +31,6 @@ class SQVAEResidualBlock(nn.Module):
             nn.Conv2d(width, width, 1, bias=False),
             BatchNorm2d(width),
         )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Maps ``(B, width, H, W)`` to the same shape."""
-        return features + self.layers(features)
 
 
 class SQVAEEncoder(nn.Module):
@@ -64,6 +61,10 @@ class SQVAEEncoder(nn.Module):
         """Maps images to latents."""
         return self.layers(images)
 
+    def reach(self) -> Reach:
+        """Computes the receptive field."""
+        return encoder_reach(self.layers, 2)
+
 
 class SQVAEDecoder(nn.Module):
     """Maps latents to images in (0, 1): the mirrored encoder, with a sigmoid.
@@ -92,3 +93,7 @@ class SQVAEDecoder(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Maps latents to images."""
         return self.layers(values)
+
+    def reach(self) -> Reach:
+        """Computes the receptive field."""
+        return decoder_reach(self.layers, 2)

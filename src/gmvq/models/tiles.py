@@ -1,0 +1,199 @@
+"""Division of a large item into tiles that are encoded and decoded one by one, to what the whole would give.
+
+::
+
+    grid of tokens     a tile keeps its own tokens            and sees a margin beside them
+    +---------------+  +---------------+                      +---------------+
+    |               |  |   |   |   |   |                      | :         :   |
+    |               |  |---+---+---+---|                      | : +---+   :   |
+    |               |  |   | x |   |   |                      | : | x |   :   |
+    |               |  |---+---+---+---|                      | : +---+   :   |
+    +---------------+  +---------------+                      +---------------+
+
+The margin is the receptive field of the network (:mod:`gmvq.networks.reach`), so each token sees the same samples as in
+the whole. At the borders of the item there is no margin: the network pads a tile as it pads the whole. Results agree
+but for rounding, since a kernel may add in another order on another shape; PyTorch's convolutions on the CPU do so only
+below about 20,000 features, far below the tiles of the default size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from types import EllipsisType
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gmvq.checks import at_least
+from gmvq.networks import Decoder, Encoder, SQVAEDecoder, SQVAEEncoder, WholeItemError
+
+if TYPE_CHECKING:
+    from gmvq.models.autoencoder import Autoencoder
+
+TILE = 1 << 20
+"""Samples of the largest tile, its margins included, as of 1,024 x 1,024 pixels: 200 MB at the default width."""
+
+MOST_WHOLE = 1 << 24
+"""Samples of the largest item that passes at once a network that cannot take tiles: 3 GB at the default width."""
+
+Network = Encoder | Decoder | SQVAEEncoder | SQVAEDecoder
+
+Places = tuple[slice | EllipsisType, ...] | EllipsisType
+"""Index of a part in a batch of items ``(B, C, *S)``, or of symbols ``(B, T)``."""
+
+
+class Part(NamedTuple):
+    """A part of a batch of decoded items.
+
+    Attributes:
+        places: The index of the part in the batch; ``...`` for the whole batch.
+        items: Its values, ``(b, C, *s)``; of symbols ``(b, t)``.
+    """
+
+    places: Places
+    items: Tensor
+
+
+class Tile(NamedTuple):
+    """A part of a grid of tokens.
+
+    Attributes:
+        kept: The tile's own tokens along each axis; those of all tiles cover the grid once.
+        seen: The tokens along each axis that they depend on.
+    """
+
+    kept: tuple[slice, ...]
+    seen: tuple[slice, ...]
+
+    @property
+    def inner(self) -> tuple[slice, ...]:
+        """Places of the kept tokens among those seen."""
+        pairs = zip(self.kept, self.seen, strict=True)
+        return tuple(slice(kept.start - seen.start, kept.stop - seen.start) for kept, seen in pairs)
+
+
+def tiles(grid: Sequence[int], margin: Sequence[int], most: int) -> list[Tile]:
+    """Divides a grid of tokens into tiles of about one size.
+
+    Args:
+        grid: Tokens along each axis.
+        margin: Tokens that a tile sees on either side of its own, along each axis.
+        most: Largest number of tokens that a tile sees, exceeded only where its margins leave no token of its own.
+
+    Example:
+        >>> [(tile.kept[0], tile.seen[0]) for tile in tiles((8,), (1,), 6)]
+        [(slice(0, 4, None), slice(0, 5, None)), (slice(4, 8, None), slice(3, 8, None))]
+    """
+    spans: list[list[tuple[slice, slice]]] = [[] for _ in grid]
+    left = most
+    # the shortest axis first: what it does not need is left to the others
+    for number, axis in enumerate(sorted(range(len(grid)), key=grid.__getitem__)):
+        length, beside = grid[axis], margin[axis]
+        side = min(length, max(2 * beside + 1, int(left ** (1 / (len(grid) - number)) + 1e-9)))
+        count = 1 if side == length else -(-length // (side - 2 * beside))
+        borders = [place * length // count for place in range(count + 1)]
+        spans[axis] = [
+            (slice(start, stop), slice(max(0, start - beside), min(length, stop + beside)))
+            for start, stop in itertools.pairwise(borders)
+        ]
+        left //= max(seen.stop - seen.start for _, seen in spans[axis])
+    return [
+        Tile(tuple(kept for kept, _ in chosen), tuple(seen for _, seen in chosen))
+        for chosen in itertools.product(*spans)
+    ]
+
+
+def is_large(size: Sequence[int], tile: int | None) -> bool:
+    """Returns whether an item has more samples than a tile; False in a graph, whose shapes may be symbols.
+
+    Raises:
+        ValueError: If ``tile`` is neither None nor an integer of at least 1.
+    """
+    if tile is None or torch.compiler.is_compiling():
+        return False
+    return math.prod(size) > at_least("tile", tile, 1, "Leave it out for the default, or pass None for whole items.")
+
+
+def planned(
+    network: Network, grid: Sequence[int], size: Sequence[int], tile: int | None, width: int
+) -> list[Tile] | None:
+    """Divides the tokens of an item for a network.
+
+    Args:
+        network: The encoder or decoder.
+        grid: Tokens of the item along each axis.
+        size: Samples of the item along each axis.
+        tile: Largest number of samples that a tile sees; None for no tiles.
+        width: Channels of the network, for an estimate of its memory.
+
+    Returns:
+        The tiles, or None if the item is to pass as a whole: it is not large, or of at most 2^24 samples and the
+        network cannot take tiles.
+
+    Raises:
+        WholeItemError: If the network cannot take tiles and the item is larger.
+    """
+    if tile is None or not is_large(size, tile):
+        return None
+    try:
+        reach = network.reach()
+    except WholeItemError as error:
+        samples, halved = math.prod(size), 2 ** len(size)
+        if samples <= MOST_WHOLE:
+            return None
+        memory = samples * 12 * width / halved / 1e9  # the input and output of a layer, and a copy
+        raise WholeItemError(
+            f"Items must have at most {MOST_WHOLE:,} samples for this model, got {' x '.join(map(str, size))}: "
+            f"{error}, so that tiles would give other codes, and whole it takes about {memory:.0f} GB. Cut it, "
+            "train with --normalization layer, or pass tile=None."
+        ) from error
+    return tiles(grid, reach.margin, max(1, tile // math.prod(reach.stride)))
+
+
+def encode_tiles(model: Autoencoder, items: Tensor, lengths: Tensor | None, chosen: Sequence[Tile]) -> Tensor:
+    """Encodes a batch as :meth:`gmvq.Autoencoder.encode`, item by item and tile by tile."""
+    signal, stride, bottleneck = model.signal, model.downsampling, model.bottleneck
+    size, found = signal.size(items), None
+    tokens = None if lengths is None else -(-lengths // stride)
+    for index, tile in itertools.product(range(len(items)), chosen):
+        one, seen = slice(index, index + 1), _samples_of(tile.seen, stride, size)
+        own = None if lengths is None else _within(lengths[one], seen[-1])
+        part = model.latents(items[(one, ..., *seen)], own)[(slice(None), *tile.inner)]
+        if bottleneck.quantizes_rows:
+            part = bottleneck.encode(part, lengths=None if tokens is None else _within(tokens[one], tile.kept[-1]))
+        if found is None:
+            found = part.new_empty((len(items), *signal.grid(size, stride), *part.shape[1 + signal.axes :]))
+        found[(one, *tile.kept)] = part
+    assert found is not None
+    return found if bottleneck.quantizes_rows else bottleneck.encode(found, lengths=tokens)
+
+
+def decode_tiles(
+    model: Autoencoder, codes: Tensor, size: Sequence[int], tokens: Tensor | None, chosen: Sequence[Tile]
+) -> Iterator[Part]:
+    """Decodes a batch as :meth:`gmvq.Autoencoder.decode_parts`, item by item and tile by tile."""
+    stride, by_rows = model.downsampling, model.bottleneck.quantizes_rows
+    values = None if by_rows else model.values_of(codes, tuple(size))
+    for index, tile in itertools.product(range(len(codes)), chosen):
+        one = slice(index, index + 1)
+        seen = (one, *tile.seen)
+        part = model.bottleneck.decode(codes[seen]) if values is None else values[seen]
+        own = None if tokens is None else _within(tokens[one], tile.seen[-1])
+        kept = _samples_of(tile.kept, stride, size)
+        first = [each.start * stride for each in tile.inner]
+        inner = [slice(start, start + each.stop - each.start) for start, each in zip(first, kept, strict=True)]
+        yield Part((one, ..., *kept), model.mean(model.decode_values(part, None, own)[(..., *inner)]))
+
+
+def _samples_of(tokens: Sequence[slice], stride: int, size: Sequence[int]) -> tuple[slice, ...]:
+    """Converts places of tokens to those of their samples, which end with the item."""
+    pairs = zip(tokens, size, strict=True)
+    return tuple(slice(each.start * stride, min(length, each.stop * stride)) for each, length in pairs)
+
+
+def _within(lengths: Tensor, part: slice) -> Tensor:
+    """Converts lengths of sequences ``(B,)`` to those of a part of them."""
+    return (lengths - part.start).clamp(0, part.stop - part.start)
