@@ -145,7 +145,8 @@ def of_data(modality, *, many: bool = False) -> Callable[[Path], Loaded]:
     """Reads data from a file (of many, from its folder), each item as training would."""
 
     def load(path: Path) -> Loaded:
-        data = modality.load(path.parent if many else path)
+        # not split, which goes by the bytes of files
+        data = modality.load(path.parent if many else path, held_out_fraction=0)
         sides = [data.train] if data.train is data.held_out else [data.train, data.held_out]
         parts = []
         for items in sides:
@@ -334,7 +335,7 @@ def kinds() -> dict[str, Kind]:
         "CSV of series": Kind(written("a.csv", table), of_data(Series()), sealed=False),
         "npz": Kind(written("a.npz", npz), of_data(Image())),
         "npy": Kind(written("a.npy", npy), of_data(Image()), sealed=False),
-        "Parquet": Kind(written("a.parquet", parquet), of_data(numbers)),
+        "Parquet": Kind(written("a.parquet", parquet), of_data(numbers), sealed=False),
         "idx": Kind(part(mnist, packed=False), of_data(Image(), many=True), sealed=False),
         "idx.gz": Kind(part(mnist, packed=True), of_data(Image(), many=True)),
         "CIFAR-10's archive": Kind(cifar_archive, of_data(Image())),

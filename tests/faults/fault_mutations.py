@@ -41,7 +41,8 @@ def truncate(data, rng):
 
 def extend(data, rng):
     """Something follows."""
-    more = rng.choice((b"\0", bytes(512), rng.randbytes(97), data, b"\n", data[: len(data) // 2]))
+    # not the whole file again, which is a valid file of gzip
+    more = rng.choice((b"\0", bytes(512), rng.randbytes(97), data[1:], b"\n", data[: len(data) // 2]))
     return data + more
 
 

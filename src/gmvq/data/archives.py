@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import itertools
 import lzma
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 from gmvq.data.finding import is_visible
 
@@ -17,6 +21,13 @@ ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", "
 """Endings of the names of archives, in lower case."""
 DAMAGED = (OSError, EOFError, RuntimeError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 """Errors that :func:`members` raises for a damaged archive."""
+_PACKED: tuple[tuple[bytes, Callable[..., Any]], ...] = (
+    (b"\x1f\x8b", gzip.open),
+    (b"BZh", bz2.open),
+    (b"\xfd7zXZ\0", lzma.open),
+)
+"""First bytes of a compressed archive, and the function that unpacks it."""
+_BLOCK = 1 << 20
 
 
 def is_archive(path: Path) -> bool:
@@ -25,18 +36,44 @@ def is_archive(path: Path) -> bool:
 
 
 def members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    """Yields name, size in bytes and content of each file of an archive; read the content before the next file."""
+    """Yields name, size in bytes and content of each file of an archive; read the content before the next file.
+
+    Checksums of the archive are verified: that of gzip, which stands at the end, after the last file.
+    """
     if path.suffix.lower() == ".zip":
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 if not entry.is_dir():
                     yield entry.filename, entry.file_size, partial(archive.read, entry)
         return
-    with tarfile.open(path, "r|*") as archive:
-        for member in archive:
-            stream = archive.extractfile(member) if member.isreg() else None
-            if stream is not None:
-                yield member.name, member.size, stream.read
+    with _unpacked(path) as file:
+        # not mode "r|*", in which tarfile unpacks gzip without its checksum
+        with tarfile.open(fileobj=file, mode="r|") as archive:
+            for member in archive:
+                stream = archive.extractfile(member) if member.isreg() else None
+                if stream is not None:
+                    yield member.name, member.size, stream.read
+        while file.read(_BLOCK):  # tarfile stops before the checksum
+            pass
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file and unpacks it by its first bytes, since suffixes get lost."""
+    with path.open("rb") as raw:
+        start = raw.read(6)
+        raw.seek(0)
+        unpack = next((unpack for magic, unpack in _PACKED if start.startswith(magic)), None)
+        if unpack is None:
+            yield raw
+            return
+        with unpack(raw) as file:
+            yield file
+
+
+def reason_of(error: Exception) -> str:
+    """Describes an error of :data:`DAMAGED` in one line; tarfile's have a line for each kind of compression."""
+    return " ".join(str(error).split(maxsplit=40)[:40]) or type(error).__name__
 
 
 def first_names(path: Path, most: int) -> list[str]:

@@ -210,7 +210,7 @@ def read_parquet(path: Path, keep: Collection[str] = (), *, lists: bool = False,
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"'{path}' is Parquet, which needs pyarrow: pip install pyarrow.") from error
     try:
-        file = parquet.ParquetFile(path)
+        file = parquet.ParquetFile(path, page_checksum_verification=True)  # of pages that have one
         size = file.metadata.num_rows * max(1, file.metadata.num_columns)
         if not 0 < size <= MOST_VALUES:
             raise TableError(path, f"it must hold 1 to {MOST_VALUES} values, got {size}")

@@ -225,7 +225,8 @@ def _unpacked(path: Path, memory_bytes: int) -> _Files:
             looked.append(member)
             contents[member] = content()
     except archives.DAMAGED as error:
-        raise ValueError(f"Cannot read the archive '{path}': {error}. Unpack it, and pass the folder.") from error
+        reason = archives.reason_of(error)
+        raise ValueError(f"Cannot read the archive '{path}': {reason}. Unpack it, and pass the folder.") from error
     skipped: list[Skipped] = []
     found = sorted(_readable(looked, skipped, path))
     places = {each: each.relative_to(path).parts for each in found}

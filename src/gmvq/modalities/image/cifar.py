@@ -9,8 +9,6 @@ from __future__ import annotations
 import io
 import pickle
 import re
-import tarfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gmvq.data import archives
 from gmvq.data.items import ArrayItems, Skipped
+from gmvq.modalities.base import listed
 from gmvq.modalities.image.decoding import convert_channels, read_image
 from gmvq.modalities.image.formats import Parts, digests_of
 
@@ -188,15 +188,13 @@ def _archive_members(path: Path) -> dict[str, Callable[[], bytes]]:
     wanted = {*_all(_PICKLES), *_all(_BINARIES)}
     contents: dict[str, bytes] = {}
     try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = Path(member.name).name
-                file = archive.extractfile(member) if name in wanted and member.isfile() else None
-                if file is not None:
-                    contents[name] = file.read()
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        if not contents:
-            raise ValueError(f"Cannot read the archive '{path}': {error}. Download it again.") from error
+        for member, _, content in archives.members(path):
+            name = Path(member).name
+            if name in wanted:
+                contents[name] = content()
+    except archives.DAMAGED as error:
+        reason = archives.reason_of(error)
+        raise ValueError(f"Cannot read the archive '{path}': {reason}. Download it again.") from error
     return {name: (lambda data=data: data) for name, data in contents.items()}
 
 
@@ -215,8 +213,8 @@ def _read_batches(files: Mapping[str, Callable[[], bytes]], place: Path, channel
                 skipped.append(Skipped(place / name, str(error)))
         train = [rows[name] for name in train_names if name in rows]
         if not train:
-            reasons = "; ".join(f"{item.path} ({item.reason})" for item in skipped)
-            raise ValueError(f"No training batch of CIFAR-10 in '{place}' can be read: {reasons}. Download it again.")
+            what = f"No training batch of CIFAR-10 in '{place}' can be read: {listed(skipped)}"
+            raise ValueError(f"{what}. Download it again.")
         test = [rows[test_name]] if test_name in rows else []
         return _to_parts(train, test, channels, skipped)
     return None
@@ -229,8 +227,7 @@ def _read_sheets(folder: Path, channels: int | None) -> Parts:
         sheets = sorted(path for path in folder.iterdir() if (m := _SHEET_NAME.match(path.name)) and m[1] == side)
         sides[side] = _read_side(sheets, folder / f"{side}_labels.bin", skipped)
     if not sides["train"]:
-        reasons = "; ".join(f"{item.path} ({item.reason})" for item in skipped)
-        raise ValueError(f"No training sheet of CIFAR-10 in '{folder}' can be read: {reasons}.")
+        raise ValueError(f"No training sheet of CIFAR-10 in '{folder}' can be read: {listed(skipped)}.")
     return _to_parts(sides["train"], sides["test"], channels, skipped)
 
 

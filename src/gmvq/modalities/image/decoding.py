@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from gmvq.data.labels import printable
+from gmvq.modalities.image.png import check_chunks
 from gmvq.modalities.image.readable import FORMATS, SUFFIXES, reason_unread
 from gmvq.modalities.image.tiff import Page, is_tiff, read_page, read_samples, several_pages
 
@@ -212,7 +213,7 @@ def _opened(path: Path) -> Iterator[tuple[Header, Decode]]:
             raise ValueError(several_pages(getattr(image, "n_frames", 1)))
         gray = _is_gray(image)  # before reading the orientation, for which Pillow may decode the file
         orientation = _orientation(image) if page is None else page.orientation
-        yield _header(page or image, orientation, gray), partial(_decode_image, image, page, gray, orientation)
+        yield _header(page or image, orientation, gray), partial(_decode_image, file, image, page, gray, orientation)
 
 
 def _open_image(file: BinaryIO, page: Page | None) -> Image.Image | None:
@@ -243,8 +244,10 @@ def _header(stored: Page | Image.Image, orientation: int, gray: bool) -> Header:
 
 
 def _decode_image(
-    image: Image.Image, page: Page | None, gray: bool, orientation: int, maximum: float | None
+    file: BinaryIO, image: Image.Image, page: Page | None, gray: bool, orientation: int, maximum: float | None
 ) -> NDArray[np.uint8]:
+    if image.format == "PNG":
+        check_chunks(file)
     image.load()
     if image.mode.startswith(("I", "F")):
         white = page.white if page is not None else (1.0 if image.mode.startswith("F") else 65535.0)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gmvq.data.items import ArrayItems, Skipped
 from gmvq.data.splitting import digest_of
+from gmvq.modalities.base import listed
 from gmvq.modalities.image.decoding import (
     CHANNEL_CHOICES,
     OVERSHOOT,
@@ -63,7 +64,10 @@ def read_npy(path: Path, channels: int | None, maximum: float | None = None) -> 
     """
 
     def whole(file: BinaryIO) -> NDArray[np.generic]:
-        return np.load(file, allow_pickle=False)
+        array = np.load(file, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive of arrays, which ends in .npz")
+        return array
 
     array = _read_numpy(path, whole)
     return Parts(ArrayItems(array_to_images(array, channels, path.name, maximum), 2), digests=digests_of(array))
@@ -79,7 +83,10 @@ def read_npz(path: Path, channels: int | None, maximum: float | None = None) -> 
     """
 
     def members(file: BinaryIO) -> dict[str, NDArray[np.generic]]:
-        with np.load(file, allow_pickle=False) as archive:
+        archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("it is one array, which ends in .npy")
+        with archive:
             return {name: archive[name] for name in archive.files}
 
     arrays = _read_numpy(path, members)
@@ -197,7 +204,7 @@ def read_idx_files(files: Mapping[str, Path], channels: int | None) -> Parts:
             ArrayItems(array_to_images(images[..., None], channels), 2, tensor), digests=digests_of(images)
         )
     if not parts:
-        raise ValueError(f"No idx file can be read: {'; '.join(f'{s.path} ({s.reason})' for s in skipped)}.")
+        raise ValueError(f"No idx file can be read: {listed(skipped)}.")
     if len(parts) == 2:
         return Parts(parts["train"].train, parts["test"].train, tuple(skipped))
     return next(iter(parts.values()))._replace(skipped=tuple(skipped))
