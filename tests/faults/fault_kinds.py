@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import pickle
 import shutil
 import tarfile
@@ -43,12 +44,14 @@ class Kind(NamedTuple):
         make: Writes all that a load needs into a folder; returns the file that is mutated.
         load: Reads the file back, as gmvq does.
         sealed: The format has a checksum, or gmvq adds one: another content than the written one is silently wrong.
+        own: The file is gmvq's: another valid file of its kind in its place is silently wrong, too.
         beside: Names, apart from the file's own, by which an error may name what it is about.
     """
 
     make: Callable[[Path], Path]
     load: Callable[[Path], Loaded]
     sealed: bool = True
+    own: bool = False
     beside: tuple[str, ...] = ()
 
 
@@ -165,7 +168,8 @@ def of_data(modality, *, many: bool = False) -> Callable[[Path], Loaded]:
 def pixels(*shape: int) -> np.ndarray:
     """Smooth values, 0 to 255."""
     rows = np.add.outer(np.arange(shape[-2]) * 3, np.arange(shape[-1]) * 2)
-    return (np.broadcast_to(rows, shape) + np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)) * 5).astype(np.uint8)
+    first = 5 * np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    return (np.broadcast_to(rows, shape) + first).astype(np.uint8)
 
 
 def written(name: str, data: Callable[[], bytes]) -> Callable[[Path], Path]:
@@ -197,7 +201,8 @@ def tiff() -> bytes:
 def sound(form: str, pitch: float = 0.15) -> bytes:
     """Half a second of a tone."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, 0.5 * np.sin(np.arange(4000) * pitch), 8000, format=form, subtype="PCM_16")
+    subtype = {"MP3": "MPEG_LAYER_III", "OGG": "VORBIS"}.get(form, "PCM_16")
+    soundfile.write(buffer, 0.5 * np.sin(np.arange(4000) * pitch), 8000, format=form, subtype=subtype)
     return buffer.getvalue()
 
 
@@ -209,6 +214,13 @@ def table(rows: int = 60) -> bytes:
     for row in np.random.default_rng(0).normal(size=(rows, 2)).round(4):
         writer.writerow([*row, int(row[0] > 0)])
     return text.getvalue().encode()
+
+
+def vectors() -> bytes:
+    """Rows of numbers."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.random.default_rng(0).normal(size=(40, 3)))
+    return buffer.getvalue()
 
 
 def npz() -> bytes:
@@ -237,6 +249,38 @@ def parquet() -> bytes:
     return buffer.getvalue().to_pybytes()
 
 
+def celeba(folder: Path) -> Path:
+    """A zip of faces."""
+    folder.mkdir(parents=True)
+    path = folder / "celeba_89x109.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(1, 7):
+            buffer = io.BytesIO()
+            Picture.fromarray(pixels(3, 109, 89).transpose(1, 2, 0) // number).save(buffer, "JPEG")
+            archive.writestr(f"{number:06d}.jpg", buffer.getvalue())
+    return path
+
+
+def labels(folder: Path) -> Path:
+    """The table of labels of a folder of pictures."""
+    folder_of_pictures(folder)
+    (folder / "labels.csv").write_text("file,label\na.png,cat\nb.png,dog\nc.png,cat\nd.png,dog\n")
+    return folder / "labels.csv"
+
+
+def recordings() -> bytes:
+    """Recordings in an array."""
+    buffer = io.BytesIO()
+    np.save(buffer, 0.5 * np.sin(np.outer(np.arange(1, 7), np.arange(300)) / 9).astype(np.float32))
+    return buffer.getvalue()
+
+
+def lines_of_json() -> bytes:
+    """Labelled texts."""
+    lines = [{"text": text, "label": len(text) % 2} for text in prose().decode().splitlines()]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
 def idx(array: np.ndarray) -> bytes:
     """An idx file of bytes."""
     return bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
@@ -246,7 +290,8 @@ def mnist(folder: Path, packed: bool) -> Path:
     """Images and labels of both sides."""
     folder.mkdir(parents=True)
     for side, count in (("train", 20), ("t10k", 6)):
-        for name, array in (("images-idx3", pixels(count, 8, 8)), ("labels-idx1", np.arange(count, dtype=np.uint8) % 4)):
+        classes = np.arange(count, dtype=np.uint8) % 4
+        for name, array in (("images-idx3", pixels(count, 8, 8)), ("labels-idx1", classes)):
             data = idx(array)
             path = folder / f"{side}-{name}-ubyte{'.gz' if packed else ''}"
             path.write_bytes(gzip.compress(data, mtime=0) if packed else data)
@@ -278,6 +323,15 @@ def cifar_folder(folder: Path) -> Path:
     for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
         (folder / name).write_bytes(cifar_batch(number))
     return folder / "data_batch_2"
+
+
+def cifar_binary(folder: Path) -> Path:
+    """The binary batches."""
+    folder.mkdir(parents=True)
+    for number, name in enumerate([*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]):
+        rows = pixels(4, 3, 32, 32).reshape(4, -1) + np.uint8(number)
+        (folder / name).write_bytes(np.concatenate([np.arange(4, dtype=np.uint8)[:, None], rows], 1).tobytes())
+    return folder / "data_batch_2.bin"
 
 
 def sounds_packed(folder: Path, form: str) -> Path:
@@ -318,13 +372,13 @@ def kinds() -> dict[str, Kind]:
     model, part = of_part(gmvq.Autoencoder), partial
     numbers = Vectors()
     return {
-        "weights": Kind(part(saved, small_model, hub.WEIGHTS), model),
-        "configuration": Kind(part(saved, small_model, hub.CONFIG), model),
-        "prior": Kind(part(saved, prior, hub.WEIGHTS, tokenizer=MARK), of_part(AbstractPrior)),
-        "prior's configuration": Kind(part(saved, prior, hub.CONFIG, tokenizer=MARK), of_part(AbstractPrior)),
-        "decoder": Kind(part(saved, decoder, hub.WEIGHTS, tokenizer=MARK), of_part(DiffusionDecoder)),
-        "classifier": Kind(part(saved, classifier, hub.WEIGHTS), of_part(Classifier)),
-        "tokens": Kind(tokens, read_tokens),
+        "weights": Kind(part(saved, small_model, hub.WEIGHTS), model, own=True),
+        "configuration": Kind(part(saved, small_model, hub.CONFIG), model, own=True),
+        "prior": Kind(part(saved, prior, hub.WEIGHTS, tokenizer=MARK), of_part(AbstractPrior), own=True),
+        "prior's configuration": Kind(part(saved, prior, hub.CONFIG, tokenizer=MARK), of_part(AbstractPrior), own=True),
+        "decoder": Kind(part(saved, decoder, hub.WEIGHTS, tokenizer=MARK), of_part(DiffusionDecoder), own=True),
+        "classifier": Kind(part(saved, classifier, hub.WEIGHTS), of_part(Classifier), own=True),
+        "tokens": Kind(tokens, read_tokens, own=True),
         "PNG": Kind(written("a.png", part(picture, "PNG")), of_data(Image())),
         "PNG of a folder": Kind(folder_of_pictures, of_data(Image(), many=True)),
         "JPEG": Kind(written("a.jpg", part(picture, "JPEG")), of_data(Image()), sealed=False),
@@ -342,6 +396,16 @@ def kinds() -> dict[str, Kind]:
         "CIFAR-10's batch": Kind(cifar_folder, of_data(Image(), many=True), sealed=False),
         "zip of recordings": Kind(part(sounds_packed, form="zip"), of_data(Audio())),
         "tar.gz of recordings": Kind(part(sounds_packed, form="tar.gz"), of_data(Audio())),
+        "CIFAR-10's binary batch": Kind(cifar_binary, of_data(Image(), many=True), sealed=False),
+        "CelebA's zip": Kind(celeba, of_data(Image(face_side=32))),
+        "labels": Kind(labels, of_data(Image(), many=True), sealed=False),
+        "WebP": Kind(written("a.webp", part(picture, "WEBP")), of_data(Image()), sealed=False),
+        "MP3": Kind(written("a.mp3", part(sound, "MP3")), of_data(Audio()), sealed=False),
+        "OGG": Kind(written("a.ogg", part(sound, "OGG")), of_data(Audio()), sealed=False),
+        "npy of recordings": Kind(written("a.npy", recordings), of_data(Audio(rate=8000)), sealed=False),
+        "npy of vectors": Kind(written("a.npy", vectors), of_data(numbers), sealed=False),
+        "CSV.xz of vectors": Kind(written("a.csv.xz", lambda: lzma.compress(table())), of_data(numbers)),
+        "JSON lines": Kind(written("a.jsonl", lines_of_json), of_data(Text()), sealed=False),
         "text": Kind(written("a.txt", prose), of_data(Text()), sealed=False),
         "text.gz": Kind(written("a.txt.gz", lambda: gzip.compress(prose(), mtime=0)), of_data(Text())),
     }

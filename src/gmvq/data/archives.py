@@ -6,6 +6,8 @@ import bz2
 import gzip
 import itertools
 import lzma
+import os
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -13,9 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from gmvq.data.finding import is_visible
+from gmvq.data.labels import printable
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
 """Endings of the names of archives, in lower case."""
@@ -28,6 +31,14 @@ _PACKED: tuple[tuple[bytes, Callable[..., Any]], ...] = (
 )
 """First bytes of a compressed archive, and the function that unpacks it."""
 _BLOCK = 1 << 20
+_LONGEST = 200
+"""Largest number of letters of a reason: zipfile shows all bytes of a header that it cannot read."""
+_END = b"PK\5\6"
+_DIRECTORY_END = struct.Struct("<4s4H2LH")
+"""End of a zip's directory: signature, two disks, entries on this one, entries, bytes, offset, comment's length."""
+_LONGEST_END = _DIRECTORY_END.size + (1 << 16)
+_IN_ZIP64 = 0xFFFF
+"""Number of entries that stands for one in another place."""
 
 
 def is_archive(path: Path) -> bool:
@@ -41,9 +52,11 @@ def members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
     Checksums of the archive are verified: that of gzip, which stands at the end, after the last file.
     """
     if path.suffix.lower() == ".zip":
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            check_directory(file, archive)
             for entry in archive.infolist():
                 if not entry.is_dir():
+                    archive.open(entry).close()  # raises if its name differs where the file is
                     yield entry.filename, entry.file_size, partial(archive.read, entry)
         return
     with _unpacked(path) as file:
@@ -55,6 +68,21 @@ def members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
                     yield member.name, member.size, stream.read
         while file.read(_BLOCK):  # tarfile stops before the checksum
             pass
+
+
+def check_directory(file: BinaryIO, archive: zipfile.ZipFile) -> None:
+    """Compares the number of files in the directory of a zip with that at its end, which zipfile ignores.
+
+    Raises:
+        BadZipFile: If they differ: a wrong length in the directory hides the entries that follow.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _LONGEST_END))
+    end = file.read()
+    *_, count, _, _, _ = _DIRECTORY_END.unpack_from(end, end.rfind(_END))  # where zipfile found it
+    found = len(archive.infolist())
+    if count not in (found, _IN_ZIP64):
+        raise zipfile.BadZipFile(f"its directory holds {found} of {count} files")
 
 
 @contextmanager
@@ -73,7 +101,7 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
 
 def reason_of(error: Exception) -> str:
     """Describes an error of :data:`DAMAGED` in one line; tarfile's have a line for each kind of compression."""
-    return " ".join(str(error).split(maxsplit=40)[:40]) or type(error).__name__
+    return printable(" ".join(str(error).split()))[:_LONGEST] or type(error).__name__
 
 
 def first_names(path: Path, most: int) -> list[str]:

@@ -139,7 +139,7 @@ def in_float32(values: NDArray[Any], path: Path, names: Sequence[str], steps: in
     Raises:
         TableError: If some are infinite or beyond float32, or a column is all gaps.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # of NaN with a payload
         result = values.astype(np.float32)
     for place in np.flatnonzero(np.isinf(result).any(0))[:1]:
         row = int(np.flatnonzero(np.isinf(result[:, place]))[0])

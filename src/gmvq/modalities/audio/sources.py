@@ -288,8 +288,11 @@ def _read_array(path: Path, rate: int | None, channels: int | None, fraction: fl
         )
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"Cannot read '{path}': {error}. Save it again with numpy.save(file, recordings).") from error
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive of arrays")
+    except Exception as error:  # a damaged header can make numpy raise nearly any exception
+        reason = archives.reason_of(error)
+        raise ValueError(f"Cannot read '{path}': {reason}. Save it again with numpy.save(file, recordings).") from error
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ValueError(
             f"Recordings in an array must have shape (N, T) or (N, C, T), got {array.shape} in '{path}'. Add an axis "
@@ -304,13 +307,14 @@ def _read_array(path: Path, rate: int | None, channels: int | None, fraction: fl
     scale = np.float32(1 if array.dtype.kind == "f" else 1 << 15)
     kept, skipped = [], list[Skipped]()
     for index, row in enumerate(rows):
-        samples = np.asarray(row, np.float32).T / scale
+        with np.errstate(over="ignore", invalid="ignore"):  # of NaN with a payload
+            samples = np.asarray(row, np.float32).T / scale
         if np.isfinite(samples).all():
             kept.append((f"{index:05d}", _in_range(samples, wanted, path, index)))
         else:
             skipped.append(Skipped(path, f"recording {index} has NaN or infinity among its samples"))
     if not kept:
-        raise ValueError(f"No recording in '{path}' can be read. Skipped: {listed(skipped)}. Check the file.")
+        raise ValueError(f"No recording in '{path}' can be read: {skipped[0].reason}. Check the file.")
     items = ArrayItems(torch.from_numpy(np.stack([row for _, row in kept])), 1, names=[name for name, _ in kept])
     tested = set(held_out([digest_of(row) for _, row in kept], fraction))
     return Recordings(path.stem, *_cut(items, tested), rate, wanted, tuple(skipped))

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from gmvq.data import archives
 from gmvq.data.items import ArrayItems, Skipped
 from gmvq.modalities.base import listed
 from gmvq.modalities.image.decoding import convert_channels, reason_of
@@ -223,10 +224,15 @@ def _in_archive(path: Path, stack: ExitStack) -> _Found:
     """Finds the members of a zip by file name; they can be read until ``stack`` is closed."""
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
-    except zipfile.BadZipFile as error:
+        with path.open("rb") as file:
+            archives.check_directory(file, archive)
+        for member in archive.infolist():
+            if not _is_face(PurePosixPath(member.filename).name):
+                archive.open(member).close()  # raises if its name, maybe that of a face, differs where the file is
+    except archives.DAMAGED as error:
         raise ValueError(
-            f"'{path}' must be a zip with the images of CelebA, or a folder, and is neither or damaged: {error}. "
-            "Download it again."
+            f"'{path}' must be a zip with the images of CelebA, or a folder, and is neither or damaged: "
+            f"{archives.reason_of(error)}. Download it again."
         ) from error
     found = _Found(path, {}, [])
     for member in archive.infolist():

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gmvq.data import archives
 from gmvq.data.items import ArrayItems, Skipped
 from gmvq.data.splitting import digest_of
 from gmvq.modalities.base import listed
@@ -87,6 +88,7 @@ def read_npz(path: Path, channels: int | None, maximum: float | None = None) -> 
         if isinstance(archive, np.ndarray):
             raise ValueError("it is one array, which ends in .npy")
         with archive:
+            archives.check_directory(file, archive.zip)
             return {name: archive[name] for name in archive.files}
 
     arrays = _read_numpy(path, members)
@@ -256,7 +258,7 @@ def _read_numpy(path: Path, read: Callable[[BinaryIO], Value]) -> Value:
         if "allow_pickle" in str(error) or "pickled" in str(error):
             reason = "it holds Python objects, or is not a numpy file; reading objects could run foreign code"
         else:
-            reason = str(error) or type(error).__name__
+            reason = archives.reason_of(error)
         raise ValueError(
             f"Cannot read '{path}': {reason}. Save a plain array with np.save or np.savez (uint8, uint16 or float)."
         ) from error
