@@ -259,6 +259,30 @@ def test_nothing_finite_makes_nan(make, extreme, first):
         assert not bottleneck.posterior_mean(rows).isnan().any()
 
 
+HALVES = {
+    "large": lambda: (torch.rand(32, DIM, generator=torch.Generator().manual_seed(0)) * 2 - 1) * 65504,
+    "equal": lambda: torch.full((32, DIM), 6e4),
+    "zero": lambda: torch.zeros(32, DIM),
+    "one": lambda: torch.full((1, DIM), -6e4),
+}
+
+
+@bottlenecks
+@pytest.mark.parametrize("rows", HALVES.values(), ids=HALVES.keys())
+def test_finite_latents_of_float16_stay_finite(make, rows):
+    torch.manual_seed(0)
+    bottleneck = make().half()
+    for training in (True, True, False):
+        latents = rows().half().requires_grad_()
+        out = bottleneck.train(training)(latents)
+        assert out.values.isfinite().all()
+        (out.values.float() * torch.randn(out.values.shape)).sum().add(out.loss).backward()
+        assert latents.grad.isfinite().all()
+    assert torch.equal(bottleneck.decode(out.codes), out.values) or bottleneck.codebook_size is None
+    assert bottleneck.posterior_mean(rows().half()).isfinite().all()
+    assert bottleneck.sample_posterior(rows().half()).values.isfinite().all()
+
+
 @bottlenecks
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_latent_that_is_not_finite_marks_its_own_row_only(make, bad):

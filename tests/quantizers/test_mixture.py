@@ -78,6 +78,17 @@ def test_albo_and_elbo_equal_the_equations_by_hand(rows):
     torch.testing.assert_close(quantizer.divergence(rows).mean(), latent + code)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1.0, ConstantNoise(1.0), ConstantNoise(0.999)], ids=repr)
+@pytest.mark.parametrize("variance", [1e4, 1e8])
+def test_the_elbo_is_a_divergence_and_not_negative(rows, variance, noise):
+    """A posterior as wide as the prior: entropy and log K differ by rounding."""
+    for size in (3, 7, 16, 100):
+        quantizer = GaussianMixtureQuantizer(3, size, objective="elbo", variance=variance, noise=noise)
+        for _ in range(3):
+            assert quantizer(rows.float()).loss >= 0
+        assert (quantizer.divergence(rows.float()) >= 0).all()
+
+
 def test_the_categorical_part_is_that_of_the_elbo_less_the_mutual_information(rows):
     # equation (9)
     quantizer = fitted(rows)

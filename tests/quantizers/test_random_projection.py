@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gmvq.quantizers import NoGradient
+from gmvq.quantizers import NoGradient, Rotation, StraightThrough
 from gmvq.quantizers.random_projection import RandomProjectionQuantizer
 
 
@@ -72,12 +72,15 @@ def test_the_gradient_passes_unless_told_otherwise():
     assert not constant.values.requires_grad
 
 
-def test_silence_gets_no_steep_gradient():
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("constant", [0.0, 0.1, 700.0])
+@pytest.mark.parametrize("estimator", [StraightThrough(), Rotation()], ids=repr)
+def test_silence_gets_no_steep_gradient(normalize, constant, estimator):
     torch.manual_seed(0)
-    quantizer = RandomProjectionQuantizer(8, 16, codebook_dim=4, normalize=False)
-    silence = torch.zeros(5, 8, requires_grad=True)
-    quantizer(silence).values.sum().backward()
-    assert silence.grad.abs().max() < 1e6
+    quantizer = RandomProjectionQuantizer(8, 16, codebook_dim=4, normalize=normalize, estimator=estimator)
+    silence = torch.full((5, 8), constant, requires_grad=True)
+    (quantizer(silence).values * torch.randn(5, 8)).sum().backward()
+    assert silence.grad.abs().max() < 1e5
 
 
 def test_labels_survive_save_and_load():

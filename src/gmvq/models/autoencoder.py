@@ -31,6 +31,7 @@ from gmvq.networks.layers import within
 from gmvq.networks.standardization import Standardization
 from gmvq.quantizers import AbstractQuantizer, Hierarchical, make_bottleneck
 from gmvq.quantizers.catalogue import preset_of
+from gmvq.quantizers.parts.rows import as_type
 from gmvq.types import Batch, Reconstruction, Signal
 
 
@@ -271,7 +272,7 @@ class Autoencoder(nn.Module):
             size: Lengths to crop to; None for whole tokens.
             tokens: Tokens of each sequence that count ``(B,)``; None for all.
         """
-        values = values.to(next(self.decoder.parameters()).dtype).movedim(-1, 1)
+        values = as_type(values, next(self.decoder.parameters()).dtype).movedim(-1, 1)
         parameters = self.decoder(values) if tokens is None else self.decoder(values, tokens)
         if size:
             parameters = parameters[(..., *(slice(length) for length in size))]

@@ -23,7 +23,7 @@ from torch import Tensor
 from gmvq.quantizers.parts.checks import check_listing, checked_codes, checked_tensor, positive_integer
 from gmvq.quantizers.parts.learner import Learner
 from gmvq.quantizers.parts.projection import Projection
-from gmvq.quantizers.parts.rows import cleaned, mask_of_lengths, rows_dtype
+from gmvq.quantizers.parts.rows import as_type, cleaned, mask_of_lengths, rows_dtype
 from gmvq.types import Posterior, PosteriorSample, Quantized
 
 
@@ -119,7 +119,7 @@ class AbstractBottleneck(Learner, ABC):
         """
         mask = self._check(latents, mask, lengths)
         with torch.autocast(latents.device.type, enabled=False):
-            rows = latents.reshape(-1, self.dim).to(rows_dtype(latents))
+            rows = as_type(latents.reshape(-1, self.dim), rows_dtype(latents))
             mask = None if mask is None else mask.reshape(-1)
             rows, finite, kept, unchanged = cleaned(rows, mask)
             self._begin()
@@ -133,9 +133,8 @@ class AbstractBottleneck(Learner, ABC):
                 values = torch.where(finite[:, None], values, torch.nan)
         shape = latents.shape[:-1]
         codes = _marked(codes, kept)
-        return Quantized(
-            values.to(latents.dtype).reshape(latents.shape), codes.reshape(shape + codes.shape[1:]), loss, terms
-        )
+        values = as_type(values, latents.dtype).reshape(latents.shape)
+        return Quantized(values, codes.reshape(shape + codes.shape[1:]), loss, terms)
 
     @torch.no_grad()
     def encode(self, latents: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
@@ -156,7 +155,8 @@ class AbstractBottleneck(Learner, ABC):
         """Soft decoding, E_q[z] for each latent: ``(*, dim)`` -> ``(*, dim)``."""
         rows, _ = self._rows(latents)
         with torch.autocast(latents.device.type, enabled=False):
-            return self._outside(self._posterior_mean_rows(rows)).to(latents.dtype).reshape(latents.shape)
+            values = self._outside(self._posterior_mean_rows(rows))
+        return as_type(values, latents.dtype).reshape(latents.shape)
 
     @torch.no_grad()
     def sample_posterior(self, latents: Tensor, generator: torch.Generator | None = None) -> PosteriorSample:
@@ -165,7 +165,7 @@ class AbstractBottleneck(Learner, ABC):
         with torch.autocast(latents.device.type, enabled=False):
             values, log_prior, log_posterior = self._sample_rows(rows, generator)
         shape = latents.shape[:-1]
-        values = self._outside(values).to(latents.dtype).reshape(latents.shape)
+        values = as_type(self._outside(values), latents.dtype).reshape(latents.shape)
         return PosteriorSample(values, log_prior.reshape(shape), log_posterior.reshape(shape))
 
     @torch.no_grad()
@@ -263,7 +263,7 @@ class AbstractBottleneck(Learner, ABC):
     ) -> tuple[Tensor, Tensor]:
         mask = self._check(latents, mask, lengths)
         with torch.autocast(latents.device.type, enabled=False):
-            rows = latents.reshape(-1, self.dim).to(rows_dtype(latents))
+            rows = as_type(latents.reshape(-1, self.dim), rows_dtype(latents))
             clean = cleaned(rows, None if mask is None else mask.reshape(-1))
             return self._inside(clean.rows, clean.kept), clean.kept
 

@@ -204,7 +204,8 @@ class AbstractBinaryQuantizer(AbstractQuantizer):
         return self.half_width * torch.tanh(self._logits(self._placed(rows)) / 2)
 
     def _divergence_rows(self, rows: Tensor) -> Tensor:
-        return self.codebook_dim * math.log(2) - coins_entropy(self._logits(self._placed(rows))).sum(-1)
+        entropies = coins_entropy(self._logits(self._placed(rows))).sum(-1)
+        return (self.codebook_dim * math.log(2) - entropies).clamp_min(0)
 
     def _sample_rows(self, rows: Tensor, generator: torch.Generator | None) -> PosteriorSample:
         logits = self._logits(self._placed(rows))

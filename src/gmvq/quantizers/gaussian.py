@@ -79,7 +79,7 @@ class GaussianBottleneck(AbstractBottleneck):
 
     @staticmethod
     def _kl(mean: Tensor, log_variance: Tensor) -> Tensor:
-        return (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1) / 2
+        return (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1).clamp_min(0) / 2
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
         return self._moments(rows)[0]

@@ -259,7 +259,7 @@ class GaussianQuantizer(AbstractQuantizer):
     def _rates(self, mean: Tensor, log_variance: Tensor) -> Tensor:
         """R of each group in nats, ``(N, groups)``."""
         divergences = (mean.square() + log_variance.exp() - 1 - log_variance) / 2  # (3)
-        return divergences.unflatten(-1, (self.groups, self.group_dim)).sum(-1)
+        return divergences.unflatten(-1, (self.groups, self.group_dim)).sum(-1).clamp_min(0)
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
         mean, log_variance = self._moments(rows)
@@ -332,7 +332,8 @@ class GaussianQuantizer(AbstractQuantizer):
 
     def _divergence_rows(self, rows: Tensor) -> Tensor:
         log_posterior = self._log_posterior(rows)
-        return (log_posterior.exp() * log_posterior).sum((-2, -1)) + self.groups * math.log(self.codebook_size)
+        negative_entropy = (log_posterior.exp() * log_posterior).sum((-2, -1))
+        return (negative_entropy + self.groups * math.log(self.codebook_size)).clamp_min(0)
 
     def _sample_rows(self, rows: Tensor, generator: torch.Generator | None) -> PosteriorSample:
         log_posterior = self._log_posterior(rows)

@@ -9,7 +9,6 @@ its targets: BEST-RQ trains speech encoders to predict such labels of masked fra
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.kernels import nearest_code
@@ -27,15 +26,16 @@ class RandomProjectionQuantizer(AbstractQuantizer):
     .. math:: z = \frac{n(x) A}{|n(x) A|}, \quad A \sim \mathrm{Xavier}, \qquad c = \arg\min_k |z - \mu_k|, \quad
               \mu_k = \frac{m_k}{|m_k|}, \quad m_k \sim \mathcal{N}(0, I), \qquad x' = \mu_c A^+
 
-    n scales each latent to mean 0 and variance 1 over its features. A code is shown to a decoder as the shortest vector
+    n takes from each latent its mean over the features; the variance of 1 that it has in the paper would go with the
+    length. A code is shown to a decoder as the shortest vector
     that A takes to it. Projection and codebook are buffers: nothing learns, and the loss is 0, without a gradient.
 
     Args:
         dim: Features of a latent.
         codebook_size: Number of codes K.
         codebook_dim: Features L of the projection; 16 in the paper. Less than ``dim`` if latents are normalized.
-        normalize: Scale each latent to mean 0 and variance 1, without which some latents may all get few labels. False
-            for latents that are so over the data set.
+        normalize: Take the mean of its features from each latent, without which some latents may all get few labels.
+            False for latents of mean 0 over the data set.
         estimator: How the gradient passes the choice of a code; straight-through by default, so that the quantizer can
             stand between networks. ``NoGradient()`` gives constants.
 
@@ -90,7 +90,9 @@ class RandomProjectionQuantizer(AbstractQuantizer):
 
     def _inside(self, rows: Tensor, kept: Tensor) -> Tensor:
         rows = super()._inside(rows, kept)
-        rows = F.layer_norm(rows, (self.dim,)) if self.normalize else rows
+        if self.normalize:
+            rows = rows - rows[:, :1].detach()  # equal features then have a mean without a rounding error
+            rows = rows - rows.mean(-1, keepdim=True)
         return direction(rows @ self.random_projection.to(rows.dtype))
 
     def _outside(self, values: Tensor) -> Tensor:

@@ -221,10 +221,10 @@ class StochasticQuantizer(AbstractQuantizer):
         else:
             codes = energies.argmin(-1)
             values = self.estimator(self._parts(rows)[0], codebook[codes])
-        free_energy = math.log(self.codebook_size) - log_joint.logsumexp(-1)  # (3)
+        free_energy = (math.log(self.codebook_size) - log_joint.logsumexp(-1)).clamp_min(0)  # (3)
         with torch.no_grad():
             probabilities = log_posterior.exp()
-            divergence = (probabilities * log_posterior).sum(-1) + math.log(self.codebook_size)
+            divergence = ((probabilities * log_posterior).sum(-1) + math.log(self.codebook_size)).clamp_min(0)
             log_variance = row_mean(self._parts(rows)[1].mean(-1), kept)
             figures = {
                 "distance": row_mean((probabilities * energies).sum(-1), kept),
@@ -246,7 +246,7 @@ class StochasticQuantizer(AbstractQuantizer):
 
     def _divergence_rows(self, rows: Tensor) -> Tensor:
         log_posterior = (-self._energies(rows)).log_softmax(-1)
-        return (log_posterior.exp() * log_posterior).sum(-1) + math.log(self.codebook_size)
+        return ((log_posterior.exp() * log_posterior).sum(-1) + math.log(self.codebook_size)).clamp_min(0)
 
     def _sample_rows(self, rows: Tensor, generator: torch.Generator | None) -> PosteriorSample:
         log_posterior = (-self._energies(rows)).log_softmax(-1)

@@ -88,3 +88,10 @@ def test_a_hard_sample_is_a_code_with_the_gradient_of_the_blend():
         gradients.append((logits.grad, codebook.grad))
     for soft, hard in zip(*gradients, strict=True):
         torch.testing.assert_close(soft, hard)
+
+
+def test_a_latent_without_a_direction_is_not_turned():
+    rows = torch.tensor([[0.0, 0.0], [1e-8, 0.0], [1e-3, 0.0]], requires_grad=True)
+    Rotation()(rows, torch.tensor([[0.0, 300.0]]).expand(3, 2)).backward(torch.ones(3, 2))
+    assert rows.grad[:2].tolist() == [[1.0, 1.0]] * 2
+    torch.testing.assert_close(rows.grad[2], torch.tensor([1e4, -1e4]))  # lambda is bounded

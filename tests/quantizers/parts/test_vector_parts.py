@@ -44,6 +44,53 @@ def test_affine_moves_codes_that_no_latent_takes():
     assert used["affine"] > 48
 
 
+AFFINE = {
+    "averages": {"decay": 0.9},
+    "averages, revival": {"decay": 0.9, "revive_below": 1.0},
+    "gradient, revival": {"decay": None, "revive_below": 1.0},
+}
+affine_options = pytest.mark.parametrize("options", AFFINE.values(), ids=AFFINE.keys())
+
+
+@affine_options
+def test_batches_of_one_latent_have_the_deviation_of_all(options):
+    """A deviation within batches alone would fall to 0, and the inverse of the map would grow without end."""
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(4, 16, parts=[Affine(0.99)], **options)
+    for _ in range(1000):
+        quantizer(3 * torch.randn(1, 4) + 7)
+    quantizer.update()
+    assert all(tensor.isfinite().all() for tensor in quantizer.state_dict().values())
+    torch.testing.assert_close(quantizer.affine.latents_mean, torch.full((4,), 7.0), rtol=0, atol=1.0)
+    torch.testing.assert_close(quantizer.affine.latents_variance.sqrt(), torch.full((4,), 3.0), rtol=0, atol=1.0)
+
+
+@affine_options
+def test_affine_codes_outlive_a_jump_of_the_scale(options):
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(4, 16, parts=[Affine()], **options)
+    for step in range(300):
+        out = quantizer(torch.randn(64, 4) * (1e10 if 10 <= step < 60 else 1.0))
+        assert out.values.isfinite().all()
+    assert all(tensor.isfinite().all() for tensor in quantizer.state_dict().values())
+
+
+def test_running_moments_are_those_of_all_batches():
+    """Of a mixture of the batches, each with its weight in the running average."""
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(2, 4, decay=None, parts=[Affine(0.8, 0.6)]).double()
+    batches = [torch.randn(5, 2, dtype=torch.float64) * 3 + step for step in range(6)]
+    for batch in batches:
+        quantizer(batch)
+    quantizer.update()
+    weights = [0.8**6 + 0.2 * 0.8**5, *(0.2 * 0.8 ** (5 - step) for step in range(1, 6))]  # it starts from the first
+    rows = torch.cat(batches)
+    shares = torch.tensor(weights, dtype=torch.float64).repeat_interleave(5)[:, None] / 5
+    mean = (shares * rows).sum(0)
+    torch.testing.assert_close(quantizer.affine.latents_mean, mean)
+    torch.testing.assert_close(quantizer.affine.latents_variance, (shares * (rows - mean).square()).sum(0))
+
+
 @pytest.mark.parametrize("cosine", [False, True])
 @pytest.mark.parametrize("affine", [False, True])
 def test_a_step_in_place_is_the_gradient_step_of_the_codebook_loss(cosine, affine):

@@ -49,7 +49,7 @@ from gmvq.quantizers.parts.resampling import (
     grid_of,
     resized,
 )
-from gmvq.quantizers.parts.rows import LARGEST, mean_square, rows_dtype
+from gmvq.quantizers.parts.rows import LARGEST, as_type, mean_square, rows_dtype
 from gmvq.types import PosteriorSample, Quantized
 
 
@@ -208,7 +208,7 @@ class Hierarchical(AbstractComposite):
             self._begin()
             values, codes, loss, terms = self._forward_maps(maps, kept)
             values = torch.where((valid if mask is None else valid | ~mask)[..., None], values, torch.nan)
-        return Quantized(values.to(latents.dtype), codes, loss.to(rows_dtype(latents)), terms)
+        return Quantized(as_type(values, latents.dtype), codes, loss.to(rows_dtype(latents)), terms)
 
     def _forward_maps(self, maps: Tensor, kept: Tensor) -> Quantized:
         size = tuple(kept.shape[1:])
@@ -306,7 +306,7 @@ class Hierarchical(AbstractComposite):
     @torch.no_grad()
     def posterior_mean(self, latents: Tensor) -> Tensor:
         """The codes' own values, of a quantizer without a posterior: ``(B, *spatial, dim)`` -> the same."""
-        return self.decode(self.encode(latents), latents.shape[1:-1]).to(latents.dtype)
+        return as_type(self._look_up(self.encode(latents), latents.shape[1:-1]), latents.dtype)
 
     @torch.no_grad()
     def sample_posterior(self, latents: Tensor, generator: torch.Generator | None = None) -> PosteriorSample:
@@ -339,7 +339,7 @@ class Hierarchical(AbstractComposite):
         """Maps with 0 where nothing counts, which places count, and which are finite."""
         valid = latents.detach().isfinite().all(-1)
         kept = valid if mask is None else valid & mask
-        maps = torch.where(kept[..., None], latents, 0).to(rows_dtype(latents)).clamp(-LARGEST, LARGEST)
+        maps = as_type(torch.where(kept[..., None], latents, 0), rows_dtype(latents)).clamp(-LARGEST, LARGEST)
         # the type of the parameters, in which codes decode: sums of another one would round otherwise
         return maps.to(self.training_progress.dtype), kept, valid
 

@@ -17,6 +17,7 @@ from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.compositions.wrapper import AbstractWrapper, check_inside, kind
 from gmvq.quantizers.parts.checks import positive_integer
 from gmvq.quantizers.parts.directions import direction
+from gmvq.quantizers.parts.rows import as_type
 
 
 class Projected(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -120,4 +121,4 @@ def _through(module: nn.Module | None, rows: Tensor) -> Tensor:
     if module is None:
         return rows
     dtype = next((parameter.dtype for parameter in module.parameters()), rows.dtype)
-    return module(rows.to(dtype)).to(rows.dtype)
+    return as_type(module(as_type(rows, dtype)), rows.dtype)

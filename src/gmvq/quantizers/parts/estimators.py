@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gmvq.quantizers.parts.directions import SHORTEST
 from gmvq.quantizers.parts.schedules import Schedule, as_schedule, temperature_at
 
 
@@ -109,6 +110,8 @@ class Rotation(AbstractEstimator):
     .. math:: \mu_c = \lambda R z, \quad \lambda = |\mu_c| / |z|, \quad R = I - 2 r r^T + 2 \hat\mu \hat z^T,
               \quad r = (\hat z + \hat\mu) / |\hat z + \hat\mu|
 
+    A latent shorter than 1e-4 has no direction to turn from, and is passed straight through; lambda is at most 1e4.
+
     Shape:
         latents ``(N, L)``, values ``(N, L)`` -> ``(N, L)``.
 
@@ -128,12 +131,12 @@ class Rotation(AbstractEstimator):
         z_hat = F.normalize(latents.detach(), dim=-1)
         mu_hat = F.normalize(values.detach(), dim=-1)
         r = F.normalize(z_hat + mu_hat, dim=-1)
-        scale = values.detach().norm(dim=-1, keepdim=True) / latents.detach().norm(dim=-1, keepdim=True).clamp_min(
-            1e-12
-        )
+        length = latents.detach().norm(dim=-1, keepdim=True)
+        scale = values.detach().norm(dim=-1, keepdim=True) / length.clamp_min(SHORTEST)
         reflected = latents - 2 * (latents * r).sum(-1, keepdim=True) * r
         rotated = reflected + 2 * (latents * z_hat).sum(-1, keepdim=True) * mu_hat
-        return with_gradient_of(values, scale.clamp_max(1e6) * rotated)
+        turned = scale.clamp_max(1 / SHORTEST) * rotated
+        return with_gradient_of(values, torch.where(length < SHORTEST, latents, turned))
 
 
 @dataclass(frozen=True)

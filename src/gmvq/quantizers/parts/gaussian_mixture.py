@@ -116,7 +116,7 @@ class Mixture(NamedTuple):
             log_energies = energies.clamp_min(max(floor, 1e-30)).log()
             latent = noise.divergence(energies, log_energies, code_dim)
             parts.append((log_posterior.exp() * (log_posterior - self.log_prior + latent)).sum(-1))
-        return torch.cat(parts)
+        return torch.cat(parts).clamp_min(0)
 
     def sample(self, number: int, noise: AbstractNoise, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Draws values ``(number, L)`` from p(z | c) and codes ``(number,)`` from p(c)."""

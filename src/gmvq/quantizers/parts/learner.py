@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gmvq.quantizers.parts.codebook import in_backward
+from gmvq.quantizers.parts.rows import as_type
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -103,7 +104,7 @@ class Learner(nn.Module):
         return super()._apply(keeping_precision, recurse)
 
     def _cast(self, values: Tensor) -> Tensor:
-        return values if self.decoded_dtype is None else values.to(self.decoded_dtype)
+        return values if self.decoded_dtype is None else as_type(values, self.decoded_dtype)
 
 
 def _recorded(initialize: Callable[..., None]) -> Callable[..., None]:

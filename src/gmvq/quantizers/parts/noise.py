@@ -60,7 +60,7 @@ class AbstractNoise(ABC):
         if self.is_none:
             return torch.zeros_like(energies)
         ratio, log_ratio = self._ratio(energies, code_dim), self._log_ratio(log_energies, code_dim)
-        return code_dim / 2 * (ratio - 1 - log_ratio)
+        return (code_dim / 2 * (ratio - 1 - log_ratio)).clamp_min(0)
 
     @abstractmethod
     def least_energy(self, code_dim: int) -> float:

@@ -55,7 +55,7 @@ class Assignment(NamedTuple):
 
     def divergence(self) -> Tensor:
         """Mean of KL(q(c | x) || p(c)) in nats."""
-        return -self.mean(self.entropies) - self.aggregated @ self.log_prior
+        return (-self.mean(self.entropies) - self.aggregated @ self.log_prior).clamp_min(0)  # but for rounding it is
 
 
 class AbstractObjective(ABC):

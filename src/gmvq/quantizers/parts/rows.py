@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,35 @@ LARGEST = 1e10
 def rows_dtype(latents: Tensor) -> torch.dtype:
     """Float64 stays float64; everything else is computed in float32."""
     return torch.float64 if latents.dtype == torch.float64 else torch.float32
+
+
+def as_type(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in another type, where a finite number stays finite: one out of its range becomes its largest.
+
+    So do gradients on their way back, in the type of ``values``. What is not finite stays so, for scalers of losses.
+    """
+    return values if values.dtype == dtype else _AsType.apply(values, dtype)
+
+
+class _AsType(torch.autograd.Function):
+    @staticmethod
+    def forward(values: Tensor, dtype: torch.dtype) -> Tensor:
+        return _saturated(values, dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, torch.dtype], output: Tensor) -> None:  # noqa: ANN401
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        return _saturated(gradients[0], ctx.dtype), None
+
+
+def _saturated(values: Tensor, dtype: torch.dtype) -> Tensor:
+    largest = torch.finfo(dtype).max
+    if torch.finfo(values.dtype).max > largest:
+        values = torch.where(values.isinf(), values, values.clamp(-largest, largest))  # of which NaN stays NaN
+    return values.to(dtype)
 
 
 class CleanRows(NamedTuple):

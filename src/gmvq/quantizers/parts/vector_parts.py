@@ -21,7 +21,7 @@ from gmvq.kernels import squared_distances
 from gmvq.quantizers.parts.checks import non_negative
 from gmvq.quantizers.parts.codebook import snapshot
 from gmvq.quantizers.parts.divergences import divergence_from_uniform
-from gmvq.quantizers.parts.rows import row_weights
+from gmvq.quantizers.parts.rows import LARGEST, row_weights
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Affine:
     .. math:: \mu_c = m_z + \frac{s_z}{s_a} (a_c - m_a)
 
     :math:`m, s` are running means and standard deviations of each feature, of the latents z and of the free codes a.
-    A code that no latent takes still moves with all others, so the codebook follows an encoder that drifts.
+    They are those of all batches together, so that latents which differ from batch to batch alone have a deviation. A
+    code that no latent takes still moves with all others, so the codebook follows an encoder that drifts.
 
     Args:
         latents_decay: Share of the past in the latents' moments, in [0, 1).
@@ -242,7 +243,8 @@ class AffineCodebook(nn.Module):
 
     def inverse(self, codes: Tensor) -> Tensor:
         """Takes codes, or latents, ``(N, L)`` to where the free codes are."""
-        return self.codes_mean + (codes - self.latents_mean) / self.scale
+        # a spread far above the running one goes into that of the free codes, and from there into the next inverse
+        return (self.codes_mean + (codes - self.latents_mean) / self.scale).clamp(-LARGEST, LARGEST)
 
     @torch.no_grad()
     def start(self, rows: Tensor, weights: Tensor) -> None:
@@ -267,12 +269,9 @@ class AffineCodebook(nn.Module):
     def update(self, free_codes: Tensor) -> None:
         """Folds in the collected latents and the codes as they stand."""
         any_rows, mean, variance = self._moments(self.pending_moments)
-        latents_share = (1 - self.part.latents_decay) * any_rows
+        _fold(self.latents_mean, self.latents_variance, mean, variance, (1 - self.part.latents_decay) * any_rows)
         codes_share = (1 - self.part.codes_decay) * any_rows
-        self.latents_mean.lerp_(mean, latents_share)
-        self.latents_variance.lerp_(variance, latents_share)
-        self.codes_mean.lerp_(free_codes.mean(0), codes_share)
-        self.codes_variance.lerp_(free_codes.var(0, correction=0), codes_share)
+        _fold(self.codes_mean, self.codes_variance, free_codes.mean(0), free_codes.var(0, correction=0), codes_share)
         self.pending_moments.zero_()
 
     def _summed(self, rows: Tensor, weights: Tensor) -> Tensor:
@@ -287,3 +286,11 @@ class AffineCodebook(nn.Module):
         mean = total / number.clamp_min(1)
         variance = (squares / number.clamp_min(1) - mean.square()).clamp_min(0)
         return (number[0] > 0).to(mean.dtype), self.latents_mean + mean, variance
+
+
+def _fold(running_mean: Tensor, running_variance: Tensor, mean: Tensor, variance: Tensor, share: Tensor) -> None:
+    """Makes running moments ``(L,)`` those of a mixture that has a share ``()`` of new ones."""
+    # means that differ add to the variance: without this part it is 0 for batches of one latent
+    between = share * (1 - share) * (mean - running_mean).square()
+    running_variance.lerp_(variance, share).add_(between)
+    running_mean.lerp_(mean, share)
