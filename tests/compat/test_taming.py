@@ -44,24 +44,69 @@ def test_moving_averages_go_on():
     torch.testing.assert_close(quantizer.codebook, sums / counts[:, None])
 
 
-@pytest.mark.parametrize("cosine", [True, False])
-def test_llamagen(cosine):
+@pytest.mark.parametrize("cosine", [True, False, None])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_llamagen(cosine, wrapped):
     codes, images = torch.randn(16, 4), torch.randn(2, 4, 3, 5)
     state = vqgan(codes) | {"quantize.codebook_used": torch.zeros(65536)}
-    with pytest.raises(ValueError, match="Pass cosine=True"):
-        from_state_dict(state, prefix="quantize.")
-    values, chosen, loss, _ = from_state_dict(state, prefix="quantize.", cosine=cosine, legacy=False)(images)
+    state = {"model": state, "steps": 1, "optimizer": {"state": {}}} if wrapped else state
+    values, chosen, loss, _ = from_state_dict(state, prefix="quantize.", cosine=cosine)(images)
     latents = images.movedim(1, -1)
-    if cosine:
+    if cosine is not False:  # its own default
         latents, codes = F.normalize(latents, dim=-1), F.normalize(codes, dim=-1)
     assert torch.equal(chosen, torch.cdist(latents.reshape(-1, 4), codes).argmin(-1).reshape(2, 3, 5))
     torch.testing.assert_close(values, codes[chosen].movedim(-1, 1))
     torch.testing.assert_close(loss, 1.25 * F.mse_loss(latents, codes[chosen]))
 
 
-def test_remapped_codes_are_refused():
-    with pytest.raises(ValueError, match="has 'remap', by which code used"):
-        from_state_dict({"embedding.weight": torch.randn(16, 4), "used": torch.arange(4)})
+def test_whole_checkpoints_load():
+    codes = torch.randn(16, 4)
+    quantizer = from_state_dict({"state_dict": vqgan(codes), "epoch": 3}, prefix="quantize.", channels_first=False)
+    assert torch.equal(quantizer.codebook, codes)
+    with pytest.raises(ValueError, match=r"got 'quantize\.something'"):
+        from_state_dict({"model": vqgan(codes) | {"quantize.something": torch.ones(1)}}, prefix="quantize.")
+
+
+USED = torch.tensor([9, 2, 14, 5, 0])
+
+
+@pytest.mark.parametrize("averages", [True, False])
+def test_used_codes_are_numbered_anew(averages):
+    codes, counts, latents = torch.randn(16, 4), torch.rand(16) + 1, torch.randn(200, 4)
+    state = {"embedding.weight": codes, "used": USED}
+    if averages:
+        state |= {"embedding.cluster_size": counts, "embedding.embed_avg": codes * counts[:, None]}
+    quantizer = from_state_dict(state, channels_first=False)
+    assert torch.equal(quantizer.codebook, codes[USED])
+    chosen = quantizer.encode(latents)
+    nearest = torch.cdist(latents, codes).argmin(-1)
+    match = nearest[:, None] == USED
+    known = match.any(-1)
+    assert 20 < int(known.sum()) < 180
+    assert torch.equal(chosen[known], match.long().argmax(-1)[known])  # as the original maps them
+    assert torch.equal(chosen, torch.cdist(latents, codes[USED]).argmin(-1))
+    if averages:
+        assert torch.equal(quantizer.moving.counts, counts[USED])
+        assert torch.equal(quantizer.moving.sums, (codes * counts[:, None])[USED])
+
+
+def test_used_codes_of_gumbel_quantize():
+    codes, weight, bias = torch.randn(16, 4), torch.randn(16, 4, 1, 1), torch.randn(16)
+    state = {"proj.weight": weight, "proj.bias": bias, "embed.weight": codes, "used": USED}
+    images = torch.randn(2, 4, 3, 5)
+    values, chosen, _, _ = from_state_dict(state).eval()(images)
+    logits = F.conv2d(images, weight, bias)[:, USED]  # it chooses among these alone
+    assert torch.equal(chosen, logits.argmax(1))
+    assert torch.equal(values, codes[USED][chosen].movedim(-1, 1))
+
+
+@pytest.mark.parametrize(
+    "used", [[0, 0], [0, 16], [-1, 2], [0.0, 1.0], [[0, 1]], [], [True, False]], ids=lambda used: str(used)
+)
+def test_used_codes_are_checked(used):
+    state = {"embedding.weight": torch.randn(16, 4), "used": torch.tensor(used)}
+    with pytest.raises(ValueError, match=r"'used' must be distinct codes in \[0, 16\)"):
+        from_state_dict(state)
 
 
 def test_gumbel_quantize():

@@ -8,9 +8,11 @@ Names of ``taming/modules/vqvae/quantize.py``, which begin with ``quantize.`` in
 - ``proj.weight`` ``(K, C, 1, 1)``, ``proj.bias``, ``embed.weight`` ``(K, L)``: ``GumbelQuantize``, which chooses by a
   linear map of the latent and not by distance: :class:`GumbelQuantizer`.
 
+- ``used`` ``(U,)`` beside them, of a quantizer with ``remap``: only these codes are numbered, code ``used[i]`` by i.
+
 LlamaGen's quantizer has the same names, and ``codebook_used``: the last 65,536 codes that it chose, a buffer that only
-serves to count codes in use. But LlamaGen compares directions unless it is made with ``codebook_l2_norm=False``, which
-its state does not say, so ``cosine`` must be given: ``from_state_dict(..., cosine=True, legacy=False)``.
+serves to count codes in use. It compares directions unless it is made with ``codebook_l2_norm=False``, which its state
+does not say, and has the weights of ``legacy=False``.
 
 taming's ``VectorQuantizer`` weighs the wrong part of the loss by beta, and ``VectorQuantizer2`` does so too unless
 ``legacy=False``:
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,12 +48,8 @@ BLOCK_ELEMENTS = 1 << 22
 
 AVERAGES = ("embedding.cluster_size", "embedding.embed_avg")
 
-MEANINGS = {
-    "used": "The quantizer has 'remap', by which code used[i] is its index i, and a GumbelQuantize chooses among those "
-    "alone. Leave 'used' out and renumber codes yourself; of a GumbelQuantize keep the rows 'used' of all tensors.",
-    "codebook_used": "LlamaGen keeps there which codes it chose last, and compares directions. Pass cosine=True, or "
-    "cosine=False for a model made with codebook_l2_norm=False.",
-}
+CHECKPOINTS = ("model", "state_dict")
+"""Names under which a whole checkpoint holds its state: LlamaGen's, and taming's."""
 
 
 class GumbelQuantizer(AbstractQuantizer):
@@ -156,11 +154,11 @@ class GumbelQuantizer(AbstractQuantizer):
 
 
 def from_state_dict(
-    state_dict: Mapping[str, Tensor],
+    state_dict: Mapping[str, Any],
     *,
     prefix: str = "",
     beta: float = 0.25,
-    legacy: bool = True,
+    legacy: bool | None = None,
     cosine: bool | None = None,
     decay: float = 0.99,
     kl_weight: float = 5e-4,
@@ -168,13 +166,18 @@ def from_state_dict(
 ) -> AbstractQuantizer | ChannelFirst:
     """Makes our quantizer from the state of a VQGAN's quantizer.
 
+    With ``used``, the codebook has these codes alone, in their order: indices are those of the original. A latent that
+    is nearest to another code gets the nearest of these, where the original gives it a random index or one of no code.
+
     Args:
-        state_dict: State of the quantizer, or of a checkpoint that contains it.
+        state_dict: State of the quantizer or of a model that contains it, or a whole checkpoint with one under
+            ``"model"`` or ``"state_dict"``.
         prefix: Prefix of the quantizer's names: ``"quantize."`` in a checkpoint.
         beta: The original's ``beta``; for moving averages the weight of the latents' part.
-        legacy: The original's ``legacy``: True if beta is the weight of the codes' part of the loss.
-        cosine: True if the original scales latents and codes to length 1, as LlamaGen with ``codebook_l2_norm``, for
-            whose checkpoints it must be given; by default, for all others, False.
+        legacy: The original's ``legacy``: True if beta is the weight of the codes' part of the loss. By default True,
+            but False for LlamaGen's state, which has ``codebook_used``.
+        cosine: True if the original scales latents and codes to length 1. By default True for LlamaGen's state: pass
+            False for a model made with ``codebook_l2_norm=False``.
         decay: Decay of the moving averages.
         kl_weight: The original's ``kl_weight``, of a ``GumbelQuantize``.
         channels_first: Whether features are the second axis, as in images ``(B, C, H, W)``.
@@ -184,10 +187,12 @@ def from_state_dict(
 
     Raises:
         ValueError: If the state lacks a name, has other names below the prefix, has codes and latents with different
-            numbers of features, or is LlamaGen's and ``cosine`` is not given.
+            numbers of features, or ``used`` is not a list of distinct codes.
 
     References:
-        Taming Transformers for High-Resolution Image Synthesis (Esser et al., 2020), https://arxiv.org/abs/2012.09841
+        Taming Transformers for High-Resolution Image Synthesis (Esser et al., 2020), https://arxiv.org/abs/2012.09841;
+        Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation (Sun et al., 2024),
+        https://arxiv.org/abs/2406.06525
 
     Example:
         >>> checkpoint = {"quantize.embedding.weight": torch.randn(32, 8)}
@@ -195,23 +200,48 @@ def from_state_dict(
         >>> quantizer(torch.randn(2, 8, 4, 4)).codes.shape
         torch.Size([2, 4, 4])
     """
+    state_dict = _unwrapped(state_dict)
     if f"{prefix}proj.weight" in state_dict:
-        names = ["embed.weight", "proj.weight", "proj.bias"]
-        quantizer: AbstractQuantizer = _gumbel(below(state_dict, prefix, needed=names, meanings=MEANINGS), kl_weight)
-    else:
-        averages = AVERAGES if any(prefix + name in state_dict for name in AVERAGES) else ()
-        optional = () if cosine is None else ("codebook_used",)
-        state = below(state_dict, prefix, needed=["embedding.weight", *averages], optional=optional, meanings=MEANINGS)
-        codes = state["embedding.weight"].float()
-        member = VectorQuantizer(
-            codes.shape[1],
-            len(codes),
-            decay=decay if averages else None,
-            commitment_weight=beta if averages or not legacy else 1.0,
-            cosine=bool(cosine),
-        )
-        quantizer = started_codebook(member, codes, *(state[name] for name in averages))
+        state = below(state_dict, prefix, needed=["embed.weight", "proj.weight", "proj.bias"], optional=["used"])
+        quantizer: AbstractQuantizer = _gumbel(state, kl_weight)
+        return ChannelFirst(quantizer) if channels_first else quantizer
+    averages = AVERAGES if any(prefix + name in state_dict for name in AVERAGES) else ()
+    optional = ("used",) if averages else ("used", "codebook_used")
+    state = below(state_dict, prefix, needed=["embedding.weight", *averages], optional=optional)
+    directions = "codebook_used" in state
+    legacy = not directions if legacy is None else legacy
+    codes = state["embedding.weight"].float()
+    used = _used(state, len(codes))
+    member = VectorQuantizer(
+        codes.shape[1],
+        len(codes[used]),
+        decay=decay if averages else None,
+        commitment_weight=beta if averages or not legacy else 1.0,
+        cosine=directions if cosine is None else cosine,
+    )
+    quantizer = started_codebook(member, codes[used], *(state[name][used] for name in averages))
     return ChannelFirst(quantizer) if channels_first else quantizer
+
+
+def _unwrapped(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The state dict inside a whole checkpoint."""
+    for name in CHECKPOINTS:
+        if isinstance(checkpoint.get(name), Mapping):
+            return checkpoint[name]
+    return checkpoint
+
+
+def _used(state: Mapping[str, Tensor], codebook_size: int) -> Tensor:
+    """Numbers of the codes that are used, in the order of their indices."""
+    every = torch.arange(codebook_size)
+    used = state.get("used", every).cpu()
+    is_list = used.ndim == 1 and len(used) > 0 and not used.is_floating_point() and used.dtype != torch.bool
+    if not is_list or not torch.isin(used, every).all() or len(used.unique()) < len(used):
+        raise ValueError(
+            f"'used' must be distinct codes in [0, {codebook_size}), got {str(used.tolist())[:60]}. Leave it out for all "
+            "codes."
+        )
+    return used.long()
 
 
 def _gumbel(state: Mapping[str, Tensor], kl_weight: float) -> GumbelQuantizer:
@@ -221,9 +251,10 @@ def _gumbel(state: Mapping[str, Tensor], kl_weight: float) -> GumbelQuantizer:
             f"'embed.weight' must have the features of the latents, {weight.shape[1]}, for {len(weight)} codes, got "
             f"shape {tuple(codes.shape)}. Add a linear layer after the quantizer."
         )
-    quantizer = GumbelQuantizer(codes.shape[1], len(codes), divergence_weight=kl_weight)
+    used = _used(state, len(codes))
+    quantizer = GumbelQuantizer(codes.shape[1], len(used), divergence_weight=kl_weight)
     with torch.no_grad():
-        quantizer.learned.copy_(codes)
-        quantizer.logits.weight.copy_(weight)
-        quantizer.logits.bias.copy_(state["proj.bias"])
+        quantizer.learned.copy_(codes[used])
+        quantizer.logits.weight.copy_(weight[used])
+        quantizer.logits.bias.copy_(state["proj.bias"][used])
     return quantizer
