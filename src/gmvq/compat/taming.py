@@ -238,8 +238,8 @@ def _used(state: Mapping[str, Tensor], codebook_size: int) -> Tensor:
     is_list = used.ndim == 1 and len(used) > 0 and not used.is_floating_point() and used.dtype != torch.bool
     if not is_list or not torch.isin(used, every).all() or len(used.unique()) < len(used):
         raise ValueError(
-            f"'used' must be distinct codes in [0, {codebook_size}), got {str(used.tolist())[:60]}. Leave it out for all "
-            "codes."
+            f"'used' must be distinct codes in [0, {codebook_size}), got {str(used.tolist())[:60]}. Leave it out for "
+            "all codes."
         )
     return used.long()
 
