@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gmvq.compat.residual_layers import drawn_seed
+from gmvq.compat.level_dropout import drawn_seed
 from gmvq.compat.vector import VectorQuantize
 from gmvq.quantizers.parts.rows import mask_of_lengths
 
@@ -258,6 +258,20 @@ class HierarchicalVQ(nn.Module):
         """
         maps, mask = self._checked(x, indices, mask, lens)
         call = {} if sample_codebook_temp is None else {"sample_codebook_temp": sample_codebook_temp}
+        with torch.autocast(x.device.type, enabled=False):  # a look-up without it must find the same values
+            sums, chosen, losses = self._levels(maps.to(self.choose_phi(0).conv.weight.dtype), mask, call)
+        cutoff = self._cutoff(x.device)
+        kept = self.num_levels if cutoff is None else cutoff + 1
+        values = sums[kept - 1].to(x.dtype)
+        values = values if mask is None else torch.where(mask[:, None], values, 0)
+        values = values if self.options.channel_first else values.movedim(1, -1)
+        loss = torch.stack(losses[:kept]).mean()
+        return (values, tuple(chosen), loss, *([cutoff] if return_cutoff else []))
+
+    def _levels(
+        self, maps: Tensor, mask: Tensor | None, call: dict[str, Any]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Sums over the first levels, indices and losses."""
         residual, total = maps, torch.zeros_like(maps)
         sums, chosen, losses = [], [], []
         for level, shape in enumerate(self.level_shapes):
@@ -269,12 +283,7 @@ class HierarchicalVQ(nn.Module):
             sums.append(total)
             chosen.append(codes.unflatten(-1, shape))
             losses.append(loss)
-        cutoff = self._cutoff(x.device)
-        values = total if cutoff is None else sums[cutoff]
-        loss = torch.stack(losses[: None if cutoff is None else cutoff + 1]).mean()
-        values = values if mask is None else torch.where(mask[:, None], values, 0)
-        values = values if self.options.channel_first else values.movedim(1, -1)
-        return (values, tuple(chosen), loss, *([cutoff] if return_cutoff else []))
+        return sums, chosen, losses
 
     def get_output_from_indices(
         self, indices: Sequence[Tensor], full_shape: int | Sequence[int] | None = None

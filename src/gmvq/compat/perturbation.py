@@ -188,7 +188,8 @@ class FSP(nn.Module):
 
     def indices_to_act_value(self, indices: Tensor) -> Tensor:
         """Middles of the intervals in [0, 1], ``(*)`` -> ``(*, L)``."""
-        return (self.indices_to_level_indices(indices) + 0.5) / self.grid.sizes
+        levels = self.indices_to_level_indices(indices).to(torch.promote_types(self._dtype, torch.float32))
+        return (levels + 0.5) / self.grid.sizes
 
     def indices_to_codes(self, indices: Tensor, eps: float = 1e-6) -> Tensor:
         """Values that forward returns in evaluation for these indices, in the layout of z.
@@ -197,7 +198,7 @@ class FSP(nn.Module):
             indices: Indices.
             eps: Margin that the inverse function keeps from 0 and 1.
         """
-        codes = self.project_out(self._values(self.indices_to_act_value(indices).to(self._dtype), eps))
+        codes = self.project_out(self._values(self.indices_to_act_value(indices), eps).to(self._dtype))
         return codes.movedim(-1, 1) if self.channel_first else codes
 
     def forward(self, z: Tensor, eps: float | None = None) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
@@ -220,7 +221,17 @@ class FSP(nn.Module):
                 f"Axis {1 if self.channel_first else -1} of 'z' must have {self.dim} features, got shape "
                 f"{tuple(z.shape)}. 'channel_first' says whether features are the second axis or the last."
             )
-        inside = self.project_in(latents.reshape(-1, self.dim))
+        with torch.autocast(z.device.type, enabled=False):  # a look-up without it must find the same values
+            values, levels, penalty, info = self._rows(latents.reshape(-1, self.dim).to(self._dtype), eps)
+        values = values.to(z.dtype).reshape(latents.shape)
+        levels = levels.reshape(*latents.shape[:-1], self.codebook_dim)
+        info["level_indices"] = levels
+        values = values.movedim(-1, 1) if self.channel_first else values
+        return values, self.level_indices_to_indices(levels), penalty, info
+
+    def _rows(self, rows: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Values, intervals, penalty and figures of latents ``(N, dim)``."""
+        inside = self.project_in(rows)
         rows = inside.float() if inside.dtype in (torch.float16, torch.bfloat16) else inside
         penalty, moments = self.vector_norm(rows)
         p = self.activation(rows)
@@ -232,11 +243,7 @@ class FSP(nn.Module):
         values = self._values(middles, eps)
         if self.need_inv_act:
             values = rows + (values - rows).detach()
-        values = self.project_out(values.to(inside.dtype)).to(z.dtype).reshape(latents.shape)
-        levels = levels.reshape(*latents.shape[:-1], self.codebook_dim)
-        info["level_indices"] = levels
-        values = values.movedim(-1, 1) if self.channel_first else values
-        return values, self.level_indices_to_indices(levels), penalty, info
+        return self.project_out(values.to(inside.dtype)), levels, penalty, info
 
     @property
     def _dtype(self) -> torch.dtype:

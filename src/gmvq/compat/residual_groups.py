@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from gmvq.compat.residual_layers import ResidualLFQ, drawn_seed
+from gmvq.compat.level_dropout import drawn_seed
+from gmvq.compat.residual_layers import ResidualLFQ
 from gmvq.compat.scalar import ResidualFSQ
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.compositions.product import Product

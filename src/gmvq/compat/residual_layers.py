@@ -10,71 +10,21 @@ loss, as in the original.
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from gmvq.compat.binary import LFQ
+from gmvq.compat.level_dropout import DROPOUT, LevelDropout
 from gmvq.compat.linear import SimVQ
 from gmvq.compat.options import read
-from gmvq.distributed import broadcast
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.compositions.projected import Projected
 from gmvq.quantizers.compositions.residual import Residual
-
-DROPOUT = ("quantize_dropout", "quantize_dropout_cutoff_index", "quantize_dropout_multiple_of")
-"""Options of the dropout of levels."""
-
-MOST_SEEDS = 10_000
-"""Seeds of the dropout of levels, as many as in the original: the same generator draws the same levels."""
-
-
-@dataclass(frozen=True)
-class LevelDropout:
-    """Leaves the last levels out of forwards in training.
-
-    Attributes:
-        levels: Number of levels.
-        applies: True to leave levels out.
-        cutoff: Index of the first level that may be the last one left.
-        multiple_of: The number of levels left is rounded up to a multiple of this.
-
-    Raises:
-        ValueError: If ``cutoff`` is not the index of a level, or ``multiple_of`` is below 1.
-    """
-
-    levels: int
-    applies: bool = False
-    cutoff: int = 0
-    multiple_of: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.cutoff < self.levels:
-            raise ValueError(
-                f"'quantize_dropout_cutoff_index' must lie in [0, {self.levels}), got {self.cutoff}. Use 0 to leave "
-                "at least one level."
-            )
-        if self.multiple_of < 1:
-            raise ValueError(
-                f"'quantize_dropout_multiple_of' must be at least 1, got {self.multiple_of}. Leave it out."
-            )
-
-    def left(self, seed: int | None, device: torch.device) -> int:
-        """Number of levels that take part in a forward in training, drawn with a seed or a new one for all ranks."""
-        if not self.applies or self.levels == 1:
-            return self.levels
-        number = random.Random(drawn_seed(device) if seed is None else seed).randrange(self.cutoff, self.levels) + 1
-        return min(-(-number // self.multiple_of) * self.multiple_of, self.levels)
-
-
-def drawn_seed(device: torch.device) -> int:
-    """A seed that all ranks share."""
-    return int(broadcast(torch.randint(0, MOST_SEEDS, (), device=device)))
 
 
 class AbstractResidualLayers(nn.Module, ABC):
@@ -166,10 +116,12 @@ class AbstractResidualLayers(nn.Module, ABC):
     ) -> tuple[Tensor, ...]:
         first = self._is_first(x.ndim)
         latents = x.movedim(1, -1) if first else x
-        rows = self.project_in(latents.flatten(1, -2) if latents.ndim > 2 else latents[:, None])
+        rows = latents.flatten(1, -2) if latents.ndim > 2 else latents[:, None]
         call = {} if mask is None else {"mask": mask.flatten(1) if mask.ndim > 1 else mask}
-        values, indices, losses = self._levels(rows, seed, call)
-        values = self.project_out(values).reshape(latents.shape)
+        with torch.autocast(x.device.type, enabled=False):  # a look-up without it must find the same values
+            dtype = next((parameter.dtype for parameter in self.project_in.parameters()), x.dtype)
+            values, indices, losses = self._levels(self.project_in(rows.to(dtype)), seed, call)
+            values = self.project_out(values).to(x.dtype).reshape(latents.shape)
         indices = indices.reshape(*latents.shape[:-1], *indices.shape[2:])
         values = values.movedim(-1, 1) if first else values
         return (values, indices, losses, *([self.get_codes_from_indices(indices)] if return_all_codes else []))
