@@ -16,6 +16,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -26,6 +27,9 @@ FLOOR = 1e-5
 
 WINDOWS = (32, 64, 128, 256, 512, 1024, 2048)
 """Samples of the windows by which sounds are compared, as in DAC: short ones resolve time, long ones pitch."""
+
+BLOCK = 1 << 20
+"""Samples of a sound whose spectra are compared at a time: an hour of sound has a hundred times its size in spectra."""
 
 _LINEAR_HZ, _MEL_OF_LINEAR, _MEL_OF_OCTAVES = 1000.0, 3 / 200, 27 / math.log(6.4)
 
@@ -103,6 +107,10 @@ class LogMel(nn.Module):
         self.register_buffer("filters", mel_filters(rate, window, bands).to(dtype), persistent=False)
 
     def forward(self, samples: Tensor) -> Tensor:  # noqa: D102
+        return self._bands(samples, centered=True)
+
+    def _bands(self, samples: Tensor, *, centered: bool) -> Tensor:
+        """Computes the frames of samples; those that are not centered begin with the first sample."""
         dtype = torch.float64 if samples.dtype == torch.float64 else torch.float32
         with torch.autocast(samples.device.type, enabled=False):
             spectrum = torch.stft(
@@ -110,6 +118,7 @@ class LogMel(nn.Module):
                 self.window,
                 self.hop,
                 window=self.hann.to(dtype),
+                center=centered,
                 pad_mode="constant",
                 return_complex=True,
             )
@@ -128,11 +137,30 @@ class LogMel(nn.Module):
             The sum over the frames of each item of the mean over channels and bands ``(B,)``, and the number of its
             frames ``(B,)``: those centered no later than its end.
         """
-        if lengths is not None:
-            beyond = torch.arange(real.shape[-1], device=real.device) >= lengths.to(real.device)[:, None, None]
-            made, real = made.masked_fill(beyond, 0), real.masked_fill(beyond, 0)
-        frames = (self(made) - self(real)).abs().mean((1, 2))
+        length, number, step = real.shape[-1], 1 + real.shape[-1] // self.hop, max(1, BLOCK // self.hop)
+        if length <= BLOCK:
+            frames = self._differences(made, real, lengths, None)
+        else:
+            spans = [slice(first, min(number, first + step)) for first in range(0, number, step)]
+            frames = torch.cat([self._differences(made, real, lengths, span) for span in spans], 1)
         if lengths is None:
             return frames.sum(1), torch.full_like(frames[:, 0], frames.shape[1])
         counted = torch.arange(frames.shape[1], device=frames.device) * self.hop <= lengths.to(frames.device)[:, None]
         return frames.masked_fill(~counted, 0).sum(1), counted.sum(1).to(frames.dtype)
+
+    def _differences(self, made: Tensor, real: Tensor, lengths: Tensor | None, frames: slice | None) -> Tensor:
+        """Computes the mean absolute difference of each frame, of some or None for all, ``(B, frames)``."""
+        start, padding = 0, (0, 0)
+        if frames is not None:
+            first = frames.start * self.hop - self.window // 2
+            last = (frames.stop - 1) * self.hop - self.window // 2 + self.window
+            start, stop = max(0, first), min(real.shape[-1], last)
+            padding = (start - first, last - stop)
+            precision = torch.promote_types(real.dtype, self.filters.dtype)
+            made, real = (samples[..., start:stop].to(precision) for samples in (made, real))
+        if lengths is not None:
+            places = torch.arange(start, start + real.shape[-1], device=real.device)
+            beyond = places >= lengths.to(real.device)[:, None, None]
+            made, real = made.masked_fill(beyond, 0), real.masked_fill(beyond, 0)
+        spectra = [self._bands(F.pad(samples, padding), centered=frames is None) for samples in (made, real)]
+        return (spectra[0] - spectra[1]).abs().mean((1, 2))

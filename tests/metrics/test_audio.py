@@ -144,3 +144,31 @@ def test_merged_is_a_copy_without_ranks():
 def test_what_does_not_fit_is_refused(made, real, lengths, message):
     with pytest.raises(ValueError, match=message):
         AudioDistortion(8000).update(made, real, lengths)
+
+
+@pytest.mark.parametrize("block", [100, 4096])
+@pytest.mark.parametrize("lengths", [None, [9001, 5000, 1]])
+def test_a_long_sound_is_measured_in_blocks(monkeypatch, block, lengths):
+    torch.manual_seed(0)
+    lengths = None if lengths is None else torch.tensor(lengths)
+    real = torch.rand(3, 2, 9001) - 0.3
+    made = real + 0.1 * torch.randn(3, 2, 9001)
+    whole, blocks = AudioDistortion(16_000), AudioDistortion(16_000)
+    whole.update(made, real, lengths)
+    ratios = si_sdr(made, real, lengths)
+    seen, stft = [], torch.stft
+
+    def spied(samples, *args, **options):
+        seen.append(samples.shape[-1])
+        return stft(samples, *args, **options)
+
+    monkeypatch.setattr(torch, "stft", spied)
+    for module in ("gmvq.spectra", "gmvq.metrics.audio"):
+        monkeypatch.setattr(f"{module}.BLOCK", block)
+    blocks.update(made, real, lengths)
+    assert max(seen) <= block + 2 * 2048
+    assert blocks.metrics() == pytest.approx(whole.metrics(), rel=1e-12)
+    torch.testing.assert_close(si_sdr(made, real, lengths), ratios, rtol=1e-12, atol=0, equal_nan=True)
+    made[-1, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="'made' must be finite"):
+        blocks.update(made, real, lengths)

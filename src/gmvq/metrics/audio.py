@@ -28,6 +28,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar
 
 import torch
@@ -36,7 +37,7 @@ from torch import Tensor
 from gmvq.distributed import sum_over_ranks
 from gmvq.metrics.base import Distortion, Measure
 from gmvq.metrics.precision import in_float64
-from gmvq.spectra import WINDOWS, LogMel
+from gmvq.spectra import BLOCK, WINDOWS, LogMel
 
 SI_SDR_CAP = 100.0
 """Limit in dB, of either sign, of a recording's SI-SDR in the mean."""
@@ -64,15 +65,21 @@ def si_sdr(made: Tensor, real: Tensor, lengths: Tensor | None = None) -> Tensor:
         >>> round(float(si_sdr(0.5 * (tone + noise), tone)), 4)
         20.0
     """
-    y, x, mask = _checked(made, real, lengths)
-    counts = mask.sum(-1, keepdim=True)
-    y, x = ((values - values.sum(-1, keepdim=True) / counts) * mask for values in (y, x))
-    energy = x.square().sum((1, 2))
-    alpha = (y * x).sum((1, 2)) / energy
-    target = alpha[:, None, None] * x
-    ratio = target.square().sum((1, 2)) / (target - y).square().sum((1, 2))
-    decibels = (10 * ratio.log10()).nan_to_num(nan=-SI_SDR_CAP, posinf=SI_SDR_CAP, neginf=-SI_SDR_CAP)
-    silent = energy <= _SILENCE * counts[:, 0, 0] * x.shape[1]
+    counts = _checked(made, real, lengths)
+    totals = _of_blocks(_blocks(made, real, counts), _per_channel)
+    means = [total / counts[:, None, None] for total in totals]
+
+    def centered() -> Iterator[tuple[Tensor, Tensor]]:
+        for y, x, mask in _blocks(made, real, counts):
+            yield (y - means[0]) * mask, (x - means[1]) * mask
+
+    energy, product = _of_blocks(centered(), lambda y, x: (x.square().sum((1, 2)), (y * x).sum((1, 2))))
+    alpha = (product / energy)[:, None, None]
+    target, rest = _of_blocks(
+        centered(), lambda y, x: ((alpha * x).square().sum((1, 2)), (alpha * x - y).square().sum((1, 2)))
+    )
+    decibels = (10 * (target / rest).log10()).nan_to_num(nan=-SI_SDR_CAP, posinf=SI_SDR_CAP, neginf=-SI_SDR_CAP)
+    silent = energy <= _SILENCE * counts * real.shape[1]
     return decibels.clamp(-SI_SDR_CAP, SI_SDR_CAP).masked_fill(silent, math.nan)
 
 
@@ -139,16 +146,18 @@ class AudioDistortion(Distortion):
         Raises:
             ValueError: If the shapes differ, or values that count are not finite.
         """
-        y, x, mask = _checked(made, real, lengths)
-        if len(x) == 0:
+        counts = _checked(made, real, lengths)
+        if len(real) == 0:
             return
-        counts = mask.sum((1, 2))
-        mel = torch.zeros(len(x), dtype=torch.float64)
+        if real.shape[-1] <= BLOCK:
+            made, real, _ = next(_blocks(made, real, counts))
+        mel = torch.zeros(len(real), dtype=torch.float64)
         for spectrum in self._spectra:
-            sums, frames = spectrum.differences(y, x, counts)
+            sums, frames = spectrum.differences(made.detach().cpu(), real.detach().cpu(), counts)
             mel += sums / frames / (len(self._spectra) * math.log(10))
-        squared = (y - x).square().sum((1, 2)) / (counts * x.shape[1])
-        decibels = si_sdr(y, x, counts)
+        (squared,) = _of_blocks(_blocks(made, real, counts), lambda y, x: ((y - x).square().sum((1, 2)),))
+        squared = squared / (counts * real.shape[1])
+        decibels = si_sdr(made, real, counts)
         sounds = ~decibels.isnan()
         columns = torch.ones_like(mel), mel, squared, sounds.double(), decibels.nan_to_num(nan=0.0)
         self._sums += torch.stack(columns).sum(1)
@@ -176,24 +185,53 @@ class AudioDistortion(Distortion):
         return merged
 
 
-def _checked(made: Tensor, real: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns both in float64 on the CPU, 0 beyond their lengths, and a mask of samples that count ``(B, 1, T)``."""
+def _checked(made: Tensor, real: Tensor, lengths: Tensor | None) -> Tensor:
+    """Checks sounds, and returns the samples of each that count ``(B,)``."""
     if real.ndim != 3 or made.shape != real.shape or 0 in real.shape[1:]:
         raise ValueError(
             f"'made' and 'real' must have one shape (B, C, T) with samples in it, got {tuple(made.shape)} and "
             f"{tuple(real.shape)}. Add the axis of the batch with [None]."
         )
     batch, _, length = real.shape
-    mask = torch.ones(batch, 1, length, dtype=torch.bool)
-    if lengths is not None:
-        if lengths.shape != (batch,) or (batch and not 0 < int(lengths.min()) <= int(lengths.max()) <= length):
-            raise ValueError(
-                f"'lengths' must be {batch} integers from 1 to {length}, got {lengths.tolist()}. Leave them out where "
-                "all samples count."
-            )
-        mask = torch.arange(length) < lengths.cpu()[:, None, None]
-    y, x = (in_float64(values.detach()).cpu().masked_fill(~mask, 0) for values in (made, real))
-    for name, values in (("made", y), ("real", x)):
-        if not values.isfinite().all():
-            raise ValueError(f"'{name}' must be finite, got NaN or infinity. Check the model and the data.")
-    return y, x, mask
+    if lengths is None:
+        lengths = torch.full((batch,), length)
+    elif lengths.shape != (batch,) or (batch and not 0 < int(lengths.min()) <= int(lengths.max()) <= length):
+        raise ValueError(
+            f"'lengths' must be {batch} integers from 1 to {length}, got {lengths.tolist()}. Leave them out where "
+            "all samples count."
+        )
+    counts = lengths.cpu()
+    for y, x, _ in _blocks(made, real, counts):
+        for name, values in (("made", y), ("real", x)):
+            if not values.isfinite().all():
+                raise ValueError(f"'{name}' must be finite, got NaN or infinity. Check the model and the data.")
+    return counts
+
+
+def _blocks(made: Tensor, real: Tensor, counts: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields both in float64 on the CPU, 0 beyond their lengths, and a mask of samples that count ``(B, 1, t)``.
+
+    An hour of sound in float64, with all that is computed from it, would not fit in memory.
+    """
+    for start in range(0, real.shape[-1], BLOCK):
+        stop = min(real.shape[-1], start + BLOCK)
+        mask = torch.arange(start, stop) < counts[:, None, None]
+        y, x = (
+            in_float64(values[..., start:stop].detach()).cpu().masked_fill(~mask, 0) for values in (made, real)
+        )  # fmt: skip
+        yield y, x, mask
+
+
+def _of_blocks(
+    blocks: Iterable[tuple[Tensor, ...]], sums: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+) -> list[Tensor]:
+    """Adds up sums of both sounds, or of terms of them, over all blocks."""
+    totals: list[Tensor] = []
+    for y, x, *_ in blocks:
+        found = sums(y, x)
+        totals = [total + each for total, each in zip(totals, found, strict=True)] if totals else list(found)
+    return totals
+
+
+def _per_channel(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return y.sum(-1, keepdim=True), x.sum(-1, keepdim=True)

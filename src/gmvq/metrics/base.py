@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -53,6 +56,7 @@ class Distortion(ABC):
     higher_is_better: ClassVar[bool]
     measures: ClassVar[tuple[Measure, ...]]
     protocol: str
+    _sums: Tensor
 
     @abstractmethod
     def update(self, made: Tensor, real: Tensor, lengths: Tensor | None = None) -> None:
@@ -66,6 +70,34 @@ class Distortion(ABC):
         Raises:
             ValueError: If the shapes differ, or values are not finite or out of range.
         """
+
+    def update_in_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Adds one item in parts, of which only one at a time needs to be in memory.
+
+        Args:
+            parts: Pairs of made and real, as for :meth:`update` of one item, that cover the item; those of a sequence
+                in order.
+
+        Raises:
+            ValueError: As in :meth:`update`, if there is no part, or if a metric needs the whole item.
+        """
+        parts = iter(parts)
+        first = list(itertools.islice(parts, 2))
+        if not first:
+            raise ValueError("'parts' must hold at least one pair of made and real, got none. Pass the whole item.")
+        if len(first) == 1:
+            self.update(*first[0])
+        else:
+            self._update_large(itertools.chain(first, parts))
+
+    def _update_large(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Adds one item of several parts."""
+        made, real = zip(*parts, strict=True)
+        self.update(torch.cat(made, -1), torch.cat(real, -1))
+
+    def add(self, other: Distortion) -> None:
+        """Adds the items that another accumulator, of the same class and settings, has seen."""
+        self._sums += other._sums
 
     @abstractmethod
     def metrics(self) -> dict[str, float | None]:

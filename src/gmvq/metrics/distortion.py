@@ -24,7 +24,7 @@ All metrics are computed in float64, whatever the input.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import torch
@@ -226,13 +226,31 @@ class ImageDistortion(Distortion):
         Raises:
             ValueError: If the shapes differ, or values are not floats, not finite or outside of [0, 1].
         """
-        errors = mse(made, real)
-        decibels = (-10 * errors.log10()).clamp(max=PSNR_CAP)
-        similarities = ssim(made, real) if self.structure else torch.zeros_like(errors)
-        self._sums += torch.stack([torch.ones_like(errors), errors, decibels, similarities]).sum(dim=1).cpu()
+        self._add(errors := mse(made, real), ssim(made, real) if self.structure else torch.zeros_like(errors))
         if self.perceptual is not None and self._lpips is not None:
             distances = self.perceptual(made, real)
             self._lpips = None if distances is None else self._lpips + float(in_float64(distances).sum())
+
+    def _update_large(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+        if self.structure:
+            raise ValueError("'structure' must be False for an image in parts, got True. Pass the whole image.")
+        squares, number = torch.zeros((), dtype=torch.float64), 0
+        for made, real in parts:
+            images, targets = _checked(made, real)
+            squares += (images - targets).square().sum().cpu()
+            number += images.numel()
+        self._add(errors := (squares / number)[None], torch.zeros_like(errors))
+
+    def _add(self, errors: Tensor, similarities: Tensor) -> None:
+        """Adds images with their squared errors and similarities, each ``(B,)``."""
+        decibels = (-10 * errors.log10()).clamp(max=PSNR_CAP)
+        self._sums += torch.stack([torch.ones_like(errors), errors, decibels, similarities]).sum(dim=1).cpu()
+
+    def add(self, other: Distortion) -> None:
+        """Adds the images that another accumulator has seen."""
+        assert isinstance(other, ImageDistortion)
+        super().add(other)
+        self._lpips = None if self._lpips is None or other._lpips is None else self._lpips + other._lpips
 
     def metrics(self) -> dict[str, float | None]:
         """Returns means over the images seen: ``psnr`` (dB), ``mse``, and with ``structure`` ``ssim`` and ``lpips``."""

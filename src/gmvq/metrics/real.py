@@ -108,10 +108,19 @@ class RealDistortion(Distortion):
             if not values.isfinite().all():
                 raise ValueError(f"'{name}' must be finite, got NaN or infinity. Check the model and the data.")
         self._sums += _of_items(y, x, counts).sum(1)
-        added = _of_channels(y, x, counts)
+        self._add_places(_of_channels(y, x, counts))
+
+    def _add_places(self, added: Tensor) -> None:
         if self._places is not None:
             added = _joined(torch.stack([self._places, added], dim=1), lambda values: values.sum(0))
         self._places = added
+
+    def add(self, other: Distortion) -> None:
+        """Adds the items that another accumulator has seen."""
+        assert isinstance(other, RealDistortion)
+        super().add(other)
+        if other._places is not None:
+            self._add_places(other._places)
 
     def metrics(self) -> dict[str, float | None]:
         """Returns ``mse``, ``mae``, with ``cosine`` also ``cosine``, and ``r2``, which is None if no channel varies."""
