@@ -25,8 +25,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from gmvq.data.locking import locked
 from gmvq.data.parsing import DamagedFileError
-from gmvq.data.sealing import Form, Held, SealedFile, read_record, write_record, write_sealed
+from gmvq.data.sealing import Form, Held, SealedFile, bytes_of, read_record, write_record, write_sealed
 from gmvq.models import Autoencoder, AutoencoderConfig, DiffusionConfig, DiffusionDecoder
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.priors import AbstractPrior, described, from_description
@@ -128,8 +129,7 @@ def digest(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(state.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # a view as bytes: NumPy has no bfloat16
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        found.update(bytes_of(tensor))
     return found.hexdigest()
 
 
@@ -146,15 +146,17 @@ def save(part: nn.Module, folder: str | Path, *, tokenizer: str | None = None) -
 
     Raises:
         ValueError: If it is another kind of object.
+        InUseError: If another process writes to the folder.
         OSError: If a file cannot be written.
     """
     folder, kind = Path(folder), kind_of(type(part))
     config, state = kind.describe(part), part.state_dict()
     mark = digest(config, state)
-    write_sealed(folder / WEIGHTS, kind.weights, {"fingerprint": mark}, state)
     of = {} if tokenizer is None else {"tokenizer": tokenizer}
     description = {"format": kind.form, "version": VERSION, "gmvq": installed_version(), **of, "config": config}
-    write_record(folder / CONFIG, {**description, "fingerprint": mark})
+    with locked(folder):
+        write_sealed(folder / WEIGHTS, kind.weights, {"fingerprint": mark}, state)
+        write_record(folder / CONFIG, {**description, "fingerprint": mark})
     return folder
 
 

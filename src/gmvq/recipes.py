@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from gmvq.checks import one_of
+from gmvq.data.locking import locked
 from gmvq.modalities import Audio, Data, Image, Series, Text, Vectors
 from gmvq.modalities.recognition import recognized
 from gmvq.models import AutoencoderConfig
@@ -52,10 +53,12 @@ def run(
 
     Raises:
         ValueError: If the folder holds another run, or settings of the run contradict each other.
+        InUseError: If another process writes to the folder.
         OSError: If the data cannot be read or the folder cannot be written.
         NonFiniteLossError: If training diverges.
     """
-    return TokenizerStage(recipe, out, console, data).carry_out(**how)
+    with locked(out):  # before the data are loaded
+        return TokenizerStage(recipe, out, console, data).carry_out(**how)
 
 
 def photos(source: str | Path = "bundled:photographs") -> Run:

@@ -17,7 +17,8 @@ STATE = {"step": 3, "names": ["a", "é", '"'], "scale": 0.1}
 def tensors():
     """A tensor of each type, a number, and one without values."""
     found = {name: torch.tensor([[0, 1], [1, 0]]).to(dtype) for name, dtype in DTYPES.items()}
-    return {**found, "number": torch.tensor(0.5), "empty": torch.zeros(0, 3), "turned": torch.rand(2, 3).T}
+    found |= {"number": torch.tensor(0.5), "empty": torch.zeros(0, 3), "turned": torch.rand(2, 3).T}
+    return {**found, "column": torch.arange(18.0).reshape(2, 9)[:1, 4]}
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import errno
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,16 @@ import torch
 from gmvq import hub
 from gmvq.data.parsing import DamagedFileError
 from gmvq.training import checkpoint as checkpoints
-from gmvq.training.checkpoint import Checkpoint, check_same, progress_of, read_checkpoint, set_aside, write_checkpoint
+from gmvq.training.checkpoint import (
+    Checkpoint,
+    check_same,
+    has_checkpoint,
+    progress_of,
+    promote,
+    read_checkpoint,
+    set_aside,
+    write_checkpoint,
+)
 
 CPU = torch.device("cpu")
 
@@ -97,11 +107,12 @@ def test_a_full_disk_leaves_the_last_checkpoint(run, monkeypatch, operation):
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
     assert read_checkpoint(run).step == 3
-    assert [path.name for path in path_of(run).parent.iterdir()] == [checkpoints.FILE]
+    names = {path.name for path in path_of(run).parent.iterdir()}
+    assert names <= {checkpoints.FILE, checkpoints.PREVIOUS}
 
 
 def test_a_full_disk_before_the_first_checkpoint(tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoints, "write_sealed", fail)
@@ -109,23 +120,52 @@ def test_a_full_disk_before_the_first_checkpoint(tmp_path, monkeypatch):
         write_checkpoint(tmp_path, make_checkpoint())
 
 
-def test_what_a_kill_left_half_written_is_removed(run):
-    partial = path_of(run).with_name(f".{checkpoints.FILE}.12345")
-    partial.write_bytes(b"half")
-    assert read_checkpoint(run).step == 3
-    write_checkpoint(run, make_checkpoint(step=4))
-    assert read_checkpoint(run).step == 4
-    assert not partial.exists()
+def test_the_checkpoint_before_is_kept(run):
+    for step in (4, 5):
+        write_checkpoint(run, make_checkpoint(step))
+        assert sorted(path.name for path in path_of(run).parent.iterdir()) == [checkpoints.PREVIOUS, checkpoints.FILE]
+    said = []
+    assert read_checkpoint(run, said.append).step == 5
+    assert said == []
+    path_of(run).write_bytes(path_of(run).read_bytes()[:-1])
+    assert read_checkpoint(run, said.append).step == 4
+    path_of(run).unlink()
+    assert has_checkpoint(run)
+    assert read_checkpoint(run, said.append).step == 4
+    assert progress_of(run) == (4, 9)
+    end = "Continuing from the checkpoint before it, of step 4."
+    assert re.fullmatch(rf".*state\.safetensors is damaged \(.*\)\. {end}", said[0])
+    assert re.fullmatch(rf".*state\.safetensors is not there\. {end}", said[1])
+    with pytest.warns(UserWarning, match=end):
+        read_checkpoint(run)
+    promote(run)
+    assert read_checkpoint(run, said.append).step == 4
+    assert len(said) == 2
 
 
-def test_an_unfinished_run_is_set_aside_and_a_finished_one_removed(run):
+def test_two_damaged_checkpoints_are_an_error(run):
+    write_checkpoint(run, make_checkpoint(4))
+    for name in (checkpoints.FILE, checkpoints.PREVIOUS):
+        (path_of(run).parent / name).write_bytes(b"no checkpoint")
+    with pytest.raises(DamagedFileError, match=r"state\.safetensors is damaged"):
+        read_checkpoint(run)
+    assert progress_of(run) is None
+    assert set_aside(run) is None
+    assert list(path_of(run).parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_unfinished_run_is_set_aside_and_a_finished_one_removed(run, damaged):
+    write_checkpoint(run, make_checkpoint(4))
+    if damaged:
+        path_of(run).write_bytes(b"no checkpoint")
     kept = set_aside(run)
     assert kept is not None
-    assert kept.is_file()
-    assert not path_of(run).exists()
+    assert [path.name for path in path_of(run).parent.iterdir()] == [checkpoints.REPLACED]
+    assert not has_checkpoint(run)
     write_checkpoint(run, make_checkpoint(step=9))
     assert set_aside(run) is None
-    assert not path_of(run).exists()
+    assert not has_checkpoint(run)
     assert set_aside(run) is None
 
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import tyro
 from rich.console import Console
+
+from gmvq.data.locking import within
 
 VERBS = (
     *("train", "evaluate", "reconstruct", "tokenize", "detokenize", "info"),
@@ -21,6 +25,8 @@ VERBS = (
     *("compare", "bench"),
 )
 """The list of all verbs, in the order of the help. The file of ``fit-prior`` is ``fit_prior.py``."""
+_STAGES = ("train", "fit-prior", "fit-decoder", "compare", "bench")
+"""Verbs that lock the folders that they write."""
 _CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
 
 
@@ -58,7 +64,17 @@ def execute(verb: str, options: Any, command: str) -> dict[str, Any]:  # noqa: A
     Returns:
         The result, which JSON can represent.
     """
-    return module_of(verb).run(options, command)
+    with ExitStack() as stack:
+        target = _target(options)
+        if target is not None and verb not in _STAGES:
+            stack.enter_context(within(target))
+        return module_of(verb).run(options, command)
+
+
+def _target(options: Any) -> Path | None:  # noqa: ANN401
+    """Returns where a verb writes: what it is given, or the folder of the prior that it draws from."""
+    out = getattr(options, "out", None)
+    return options.drawer.folder(options.run) if out is None and hasattr(options, "drawer") else out
 
 
 def show(verb: str, result: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ class Options:
 def run(options: Options, command: str) -> dict[str, Any]:
     """Writes items. The result has their paths."""
     model = load_model(options.run, device_of(options.common.device))
-    total = len(tokenization.TokenFile(options.tokens))
+    total = len(tokenization.TokenFile(options.tokens, verify=False))
     with counting("Decoding", total) as advance:
         paths = tokenization.detokenize(
             model,

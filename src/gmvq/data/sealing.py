@@ -111,7 +111,11 @@ class Draft:
 
 @contextmanager
 def sealing(
-    path: Path, form: Form, state: Mapping[str, Any], shapes: Mapping[str, tuple[str, Sequence[int]]]
+    path: Path,
+    form: Form,
+    state: Mapping[str, Any],
+    shapes: Mapping[str, tuple[str, Sequence[int]]],
+    former: Path | None = None,
 ) -> Iterator[Draft]:
     """Opens a file to write tensors into, in any order, and seals it at the end; it replaces ``path`` then.
 
@@ -120,13 +124,14 @@ def sealing(
         form: Its kind.
         state: What to keep beside the tensors, as JSON types.
         shapes: Type, a key of :data:`DTYPES`, and shape of each tensor. All of their bytes have to be put.
+        former: Path of the file that is replaced from then on; by default it is removed.
 
     Raises:
         ValueError: If the state is too large, or holds NaN or infinity.
         OSError: If the file cannot be written.
     """
     header, held = _planned(form, state, shapes)
-    with replacing(path) as file:
+    with replacing(path, former) as file:
         file.write(header)
         yield Draft(file, held)
         file.flush()
@@ -135,13 +140,21 @@ def sealing(
         file.write(digest.encode())
 
 
-def write_sealed(path: Path, form: Form, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write_sealed(
+    path: Path, form: Form, state: Mapping[str, Any], tensors: Mapping[str, Tensor], former: Path | None = None
+) -> None:
     """Writes tensors and a state to a sealed file, whole or not at all; see :func:`sealing`."""
     shapes = {name: (name_of(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
-    with sealing(path, form, state, shapes) as draft:
+    with sealing(path, form, state, shapes, former) as draft:
         for name in draft.held:
-            tensor = tensors[name].detach().cpu().contiguous().reshape(-1)
-            draft.put(name, tensor.view(torch.uint8).numpy().data)  # NumPy has no bfloat16
+            draft.put(name, bytes_of(tensors[name]))
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Returns the bytes of a tensor's values in their order."""
+    flat = tensor.detach().cpu().contiguous()
+    flat = flat.as_strided((flat.numel(),), (1,))  # one value counts as contiguous whatever its stride
+    return flat.view(torch.uint8).numpy().data  # NumPy has no bfloat16
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+TEMPORARY = r"\..*\.(\d+)-\d+\.gmvq"
+"""Pattern of the names of temporary files, with the number of their process."""
+in_progress: set[str] = set()
+"""Names of the temporary files that this process writes."""
+_numbers = itertools.count()
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, former: Path | None = None) -> Iterator[BinaryIO]:
     """Opens a file that replaces ``path`` at the end: a crash or a full disk leaves the old file.
+
+    Args:
+        path: The file.
+        former: Path of the old file from then on; by default it is removed.
 
     Raises:
         OSError: If it cannot be written; the error names ``path``.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # a name may have 255 bytes, and a letter four
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{next(_numbers)}.gmvq")
+    in_progress.add(temporary.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if former is not None and path.exists():
+            _keep(path, former)
         temporary.replace(path)
+        synchronize(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         if error.filename in (None, str(temporary)) and error.errno is not None:
@@ -33,6 +50,27 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        in_progress.discard(temporary.name)
+
+
+def _keep(path: Path, former: Path) -> None:
+    """Gives a file that is about to be replaced a second name; it loses the first where files can have but one."""
+    former.unlink(missing_ok=True)
+    try:
+        former.hardlink_to(path)
+    except OSError:
+        path.replace(former)
+
+
+def synchronize(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk, where the system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -46,12 +84,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def naming(what: str, remedy: str) -> Iterator[None]:
+def naming(what: str, remedy: str | Callable[[], str]) -> Iterator[None]:
     """Rewords an error of writing, in one line: what could not be written, where, and what to do.
 
     Args:
         what: Name of what is written, as ``The log``.
-        remedy: Sentences that say what is still valid, and what to do.
+        remedy: Sentences that say what is still valid, and what to do; or a function that finds out.
 
     Raises:
         OSError: In place of one that was raised inside, with its ``errno``; an error that is reworded already stays.
@@ -62,7 +100,8 @@ def naming(what: str, remedy: str) -> Iterator[None]:
         if error.strerror is None:
             raise
         where = "" if error.filename is None else f" to {error.filename}"
-        named = OSError(f"{what} could not be written{where} ({error.strerror}). {remedy}")
+        advice = remedy if isinstance(remedy, str) else remedy()
+        named = OSError(f"{what} could not be written{where} ({error.strerror}). {advice}")
         named.errno = error.errno
         raise named from error
 

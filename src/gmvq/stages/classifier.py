@@ -28,12 +28,14 @@ from rich.console import Console
 
 from gmvq import hub
 from gmvq.data import ArrayItems, evenly_spaced
+from gmvq.data.locking import locked
 from gmvq.data.writing import write_json
 from gmvq.modalities import Data, Modality, fingerprint
 from gmvq.networks import Classifier, ClassifierConfig
-from gmvq.stages.layout import CHECKPOINT, is_main, read_json
+from gmvq.stages.layout import is_main, read_json
 from gmvq.stages.tiling import cut
 from gmvq.training import Training
+from gmvq.training.checkpoint import has_checkpoint
 from gmvq.training.tasks import ClassifierTask
 from gmvq.training.trainer import learn
 
@@ -139,13 +141,14 @@ def classifier_of(
         made.standardization.fit(train[index][None] for index in range(len(train)))
     task = ClassifierTask(made, data, tint)
     training = replace(_TRAINING, steps=wanted["steps"], seed=_TRAINING.seed + seed)
-    # an interrupted training is resumed; the checkpoint of another classifier is moved away
-    going_on = read_json(folder / MARK) == {**wanted, "unfinished": True} and (folder / CHECKPOINT).is_file()
-    if is_main():
-        write_json(folder / MARK, {**wanted, "unfinished": True})
-    classifier = learn(task, training, folder, resume=going_on, console=console).model
-    if is_main():
-        write_json(folder / MARK, wanted)
+    with locked(folder):
+        # an interrupted training is resumed; the checkpoint of another classifier is moved away
+        going_on = read_json(folder / MARK) == {**wanted, "unfinished": True} and has_checkpoint(folder)
+        if is_main():
+            write_json(folder / MARK, {**wanted, "unfinished": True})
+        classifier = learn(task, training, folder, resume=going_on, console=console).model
+        if is_main():
+            write_json(folder / MARK, wanted)
     return classifier.cpu().eval()
 
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from gmvq import hub
 from gmvq.data import Items
+from gmvq.data.locking import locked
 from gmvq.metrics import ImageDistortion, high_frequency_energy
 from gmvq.metrics.distortion import SMALLEST_SIDE
 from gmvq.modalities import Data, fingerprint
@@ -142,7 +143,9 @@ def fit_decoder(
     **how: Any,  # noqa: ANN401 (arguments of Stage.carry_out)
 ) -> dict[str, Any]:
     """Fits a diffusion decoder: see :class:`DecoderStage` and :meth:`gmvq.stages.stage.Stage.carry_out`."""
-    return DecoderStage(folder, run, out, console, data, source).carry_out(**how)
+    out = Path(folder) / DECODER if out is None else Path(out)
+    with locked(out):  # before the data are loaded
+        return DecoderStage(folder, run, out, console, data, source).carry_out(**how)
 
 
 @torch.no_grad()

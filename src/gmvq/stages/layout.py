@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from gmvq import hub
+from gmvq.data.locking import RECORD as RECORD
 from gmvq.training import provenance
 from gmvq.training.preparation import CHANGEABLE
 
-RECORD = "run.json"
 METRICS = "metrics.json"
-CHECKPOINT = "checkpoint/state.safetensors"
 REPORT = "report.html"
 LOG = "log.jsonl"
 VERSION = 1

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from gmvq import hub
 from gmvq.checks import one_of
 from gmvq.data import Items
+from gmvq.data.locking import locked
 from gmvq.data.writing import write_json
 from gmvq.generation import Generator
 from gmvq.modalities import Data, fingerprint
@@ -243,7 +244,9 @@ def fit_prior(
     **how: Any,  # noqa: ANN401 (arguments of Stage.carry_out)
 ) -> dict[str, Any]:
     """Fits a prior to a tokenizer's codes: see :class:`PriorStage` and :meth:`gmvq.stages.stage.Stage.carry_out`."""
-    return PriorStage(folder, run, out, console, data, source).carry_out(**how)
+    out = Path(folder) / PRIOR if out is None else Path(out)
+    with locked(out):  # before the data are loaded
+        return PriorStage(folder, run, out, console, data, source).carry_out(**how)
 
 
 def _evaluated_often(training: Training, items: int) -> Training:

@@ -17,9 +17,9 @@ from rich.console import Console
 from torch import nn
 
 from gmvq import hub
+from gmvq.data.locking import locked
 from gmvq.data.writing import naming, write_json
 from gmvq.stages.layout import (
-    CHECKPOINT,
     METRICS,
     RECORD,
     REPORT,
@@ -33,6 +33,7 @@ from gmvq.stages.layout import (
     recorded_of,
 )
 from gmvq.training import Training
+from gmvq.training.checkpoint import has_checkpoint
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -106,14 +107,19 @@ class Stage(ABC, Generic[Model]):
 
         Raises:
             ValueError: If the folder holds something else, or settings contradict each other.
+            InUseError: If another process writes to the folder.
             OSError: If data cannot be read or the folder cannot be written.
         """
+        with locked(self.out):
+            return self._carried_out(resume=resume, overwrite=overwrite, command=command, report=report)
+
+    def _carried_out(self, *, resume: bool, overwrite: bool, command: str | None, report: bool) -> dict[str, Any]:
         done = self.done(overwrite=overwrite)
         # after a full disk a finished stage may lack its page, which is written without training again
         if done is not None and not (report and self._lacks_page()):
             self.say(f"The {self.what} in {self.out} is finished. To train it again, pass --overwrite.")
             return done
-        resume = (resume or done is not None) and (self.out / CHECKPOINT).is_file()
+        resume = (resume or done is not None) and has_checkpoint(self.out)
         head = {"format": self.form, "version": VERSION, "run": self.settings()}
         record = {**head, **circumstances(command), **self.about()}
         if is_main() and not resume:  # if the checkpoint is refused, the folder is unchanged
@@ -157,7 +163,7 @@ class Stage(ABC, Generic[Model]):
     def _lacks_page(self) -> bool:
         """Returns True if the stage writes a page and it is missing although training is complete."""
         writes_page = type(self).report is not Stage.report
-        return writes_page and not (self.out / REPORT).exists() and (self.out / CHECKPOINT).is_file()
+        return writes_page and not (self.out / REPORT).exists() and has_checkpoint(self.out)
 
     def _begin(self, record: dict[str, Any]) -> None:
         with naming("The record", "Make room there, or choose another --out."):

@@ -1,14 +1,16 @@
 """Checkpoints of a run: everything that the next step depends on, in one file.
 
 ``checkpoint/state.safetensors`` holds as tensors the weights, their average, the optimizer's moments and the metrics
-not yet logged, and the rest as JSON in its header, without pickle. Each checkpoint replaces the last one in one atomic
-operation: a kill or a full disk leaves the last one intact.
+not yet logged, and the rest as JSON in its header, without pickle; see :mod:`gmvq.data.sealing`. When the next one is
+whole on the disk, the last becomes ``checkpoint/previous.safetensors``: a kill or a full disk leaves the last one
+intact, and a damaged file the one before.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +20,12 @@ from torch import Tensor, nn
 
 from gmvq.data.parsing import DamagedFileError
 from gmvq.data.sealing import Form, SealedFile, read_sealed, write_sealed
-from gmvq.data.writing import naming
+from gmvq.data.writing import naming, synchronize
 
 FORM = Form("gmvq.checkpoint", 1, "Copy it again, or train again without --resume.")
 FOLDER = "checkpoint"
 FILE = "state.safetensors"
+PREVIOUS = "previous.safetensors"
 REPLACED = "replaced.safetensors"
 
 
@@ -47,7 +50,7 @@ class Checkpoint(NamedTuple):
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
-    """Writes the checkpoint of a run and replaces the last one.
+    """Writes the checkpoint of a run and keeps the last one.
 
     Args:
         run: The run's folder.
@@ -61,38 +64,52 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
     """
     path = run / FOLDER / FILE
     state = {name: value for name, value in checkpoint._asdict().items() if name != "tensors"}
-    with naming(f"The checkpoint of step {checkpoint.step}", f"{_still_there(run)} Make room there."):
-        _remove_partial(path)
-        write_sealed(path, FORM, state, checkpoint.tensors)
+    with naming(f"The checkpoint of step {checkpoint.step}", lambda: f"{_still_there(run)} Make room there."):
+        write_sealed(path, FORM, state, checkpoint.tensors, former=path.with_name(PREVIOUS))
     return path
 
 
-def read_checkpoint(run: Path) -> Checkpoint:
-    """Reads the checkpoint of a run.
+def read_checkpoint(run: Path, say: Callable[[str], None] = warnings.warn) -> Checkpoint:
+    """Reads the checkpoint of a run, or the one before if that is damaged or missing.
 
     Args:
         run: The run's folder.
+        say: Function that is told, in one line, that it is the one before.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
-        DamagedFileError: If it is damaged, or of another format or version.
+        DamagedFileError: If all are damaged, or of another format or version.
     """
-    path = _existing(run)
-    state, tensors = read_sealed(path, FORM)
+    path, previous = (run / FOLDER / name for name in (FILE, PREVIOUS))
+    if not has_checkpoint(run):
+        raise FileNotFoundError(f"There is no checkpoint in {path.parent}. Train without --resume, or check --out.")
     try:
-        return Checkpoint(tensors=tensors, **state)
-    except TypeError as error:
-        raise DamagedFileError(f"{path} is no whole checkpoint ({error}). {FORM.remedy}") from error
+        return _read(path)
+    except (FileNotFoundError, DamagedFileError) as error:
+        try:
+            found = _read(previous)
+        except (FileNotFoundError, DamagedFileError):
+            raise error from None
+        reason = str(error).partition(FORM.remedy)[0].strip()
+        say(f"{reason} Continuing from the checkpoint before it, of step {found.step}.")
+        return found
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Returns whether there is something to resume in a run's folder."""
+    return any((run / FOLDER / name).is_file() for name in (FILE, PREVIOUS))
+
+
+def promote(run: Path) -> None:
+    """Puts the checkpoint before the last in the place of the last, which is damaged: else it would be kept next."""
+    folder = run / FOLDER
+    (folder / PREVIOUS).replace(folder / FILE)
+    synchronize(folder)
 
 
 def progress_of(run: Path) -> tuple[int, int] | None:
-    """Returns the finished and total steps of the checkpoint in a folder, None if it cannot be read."""
-    try:
-        with SealedFile(_existing(run), FORM) as file:
-            state = file.verify().state
-        return int(state["step"]), int(state["configuration"]["training"]["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """Returns the finished and total steps of the last checkpoint that can be read, None if there is none."""
+    return _progress(run / FOLDER / FILE) or _progress(run / FOLDER / PREVIOUS)
 
 
 def set_aside(run: Path) -> Path | None:
@@ -101,11 +118,13 @@ def set_aside(run: Path) -> Path | None:
     Returns:
         New path of the checkpoint of an unfinished run; None if there was none to keep.
     """
-    path, progress = run / FOLDER / FILE, progress_of(run)
-    if progress is not None and progress[0] < progress[1]:
-        return path.replace(path.with_name(REPLACED))
-    path.unlink(missing_ok=True)
-    return None
+    kept = None
+    for path in (run / FOLDER / name for name in (FILE, PREVIOUS)):
+        progress = _progress(path) if kept is None else None
+        if progress is not None and progress[0] < progress[1]:
+            kept = path.replace(path.with_name(REPLACED))
+        path.unlink(missing_ok=True)
+    return kept
 
 
 def check_same(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -183,22 +202,26 @@ def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
     }
 
 
-def _existing(run: Path) -> Path:
-    path = run / FOLDER / FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint in {path.parent}. Train without --resume, or check --out.")
-    return path
+def _read(path: Path) -> Checkpoint:
+    state, tensors = read_sealed(path, FORM)
+    try:
+        return Checkpoint(tensors=tensors, **state)
+    except TypeError as error:
+        raise DamagedFileError(f"{path} is no whole checkpoint ({error}). {FORM.remedy}") from error
+
+
+def _progress(path: Path) -> tuple[int, int] | None:
+    try:
+        with SealedFile(path, FORM) as file:
+            state = file.verify().state
+        return int(state["step"]), int(state["configuration"]["training"]["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _still_there(run: Path) -> str:
     progress = progress_of(run)
     return f"That of step {progress[0]} is still valid; --resume continues it." if progress else "There is none before."
-
-
-def _remove_partial(path: Path) -> None:
-    """Removes a partial file of a killed process, since such files would fill the disk over time."""
-    for partial in path.parent.glob(f".{path.name}.*"):
-        partial.unlink(missing_ok=True)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from rich.console import Console
 from torch import nn
 
+from gmvq.data.parsing import DamagedFileError
 from gmvq.data.writing import naming
 from gmvq.distributed import broadcast
 from gmvq.training import checkpoint as checkpoints
@@ -140,8 +141,27 @@ class Loop(Generic[Model]):
         return 0
 
     def _resume(self) -> int:
-        checkpoint = checkpoints.read_checkpoint(self.out)
+        said: list[str] = []
+        checkpoint = checkpoints.read_checkpoint(self.out, said.append)
         checkpoints.check_same(checkpoint.configuration, self.configuration)
+        self.accelerator.wait_for_everyone()  # until all ranks have read it
+        for line in said:
+            self.progress.say(line)
+            if self.is_main:
+                checkpoints.promote(self.out)
+        try:
+            self._take(checkpoint)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise DamagedFileError(f"The checkpoint in {self.out} is not of this run ({reason}).") from error
+        steps = self.training.steps
+        finished = self.step == steps
+        self.progress.say(
+            f"The run in {self.out} is finished." if finished else f"Continuing after step {self.step} of {steps}."
+        )
+        return self.step
+
+    def _take(self, checkpoint: Checkpoint) -> None:
         tensors = checkpoint.tensors
         self.model.load_state_dict(checkpoints.with_prefix(tensors, "model"))
         self.average.load(checkpoints.with_prefix(tensors, "average"))
@@ -155,12 +175,6 @@ class Loop(Generic[Model]):
         self.step = self.saved_step = checkpoint.step
         self.stopwatch.seconds = checkpoint.seconds
         self.logged = (self.step, checkpoint.seconds)
-        steps = self.training.steps
-        finished = self.step == steps
-        self.progress.say(
-            f"The run in {self.out} is finished." if finished else f"Continuing after step {self.step} of {steps}."
-        )
-        return self.step
 
     def _loop(self, interrupts: Interrupts) -> None:
         steps, forwards = self.training.steps, self.training.gradient_accumulation

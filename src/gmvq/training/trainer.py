@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from gmvq.data.locking import locked
 from gmvq.losses import FeatureLoss
 from gmvq.modalities import Data
 from gmvq.models import AdversarialAutoencoder, AdversarialConfig, Autoencoder, AutoencoderConfig
@@ -74,6 +75,7 @@ def train(
         FileNotFoundError: If there is nothing to resume.
         NonFiniteLossError: If the loss, a term of it, a gradient or a weight is not finite.
         Interrupted: After Ctrl-C or termination; the state is saved.
+        InUseError: If another process writes to the folder.
         OSError: If the folder cannot be written; the last checkpoint stays valid.
     """
     drawing = Drawing(size, mirror, windows_per_item)
@@ -116,9 +118,10 @@ def learn(
         FileNotFoundError: If there is nothing to resume.
         NonFiniteLossError: If the loss, a term of it, a gradient or a weight is not finite.
         Interrupted: After Ctrl-C or termination; the state is saved.
+        InUseError: If another process writes to the folder.
         OSError: If the folder cannot be written; the last checkpoint stays valid.
     """
-    with cpu_threads(training.threads):
+    with locked(out), cpu_threads(training.threads):
         return Loop(task, training, Path(out), console).run(resume=resume)
 
 

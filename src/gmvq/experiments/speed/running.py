@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from gmvq.data.locking import locked
 from gmvq.data.writing import write_atomically, write_json
 from gmvq.experiments.speed import memory
 from gmvq.experiments.speed.contestants import FAISS, LABELS, OURS, PEER
@@ -72,7 +73,7 @@ def bench(
     _check(sections, against, rounds, threads)
     out, console = Path(out), Console(file=sys.stderr) if console is None else console
     sizes = {MEMORY: memory_shapes, GROWTH: growth_shapes}
-    with cpu_threads(threads):
+    with locked(out), cpu_threads(threads):
         result: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
