@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import io
 import json
 import os
@@ -20,6 +21,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SAFE = "Files are replaced whole or not at all: make room, and give the command again."
 _EXAMPLES = (
     ("gmvq train photos", "learn from the bundled photographs"),
     ("gmvq train folder --data FOLDER --out runs/mine", "learn from your own"),
@@ -93,12 +96,16 @@ def _execute(verb: str, arguments: list[str]) -> int:
         _complain(f"{_reason(error)} See gmvq {verb} --help.")
         return 2
     command = shlex.join(["gmvq", *arguments])
+    is_first = os.environ.get("RANK", "0") == "0"  # of the ranks that torchrun starts
     if not options.common.json:
-        commands.show(verb, commands.execute(verb, options, command))
+        result = commands.execute(verb, options, command)
+        if is_first:
+            commands.show(verb, result)
         return 0
     with contextlib.redirect_stdout(sys.stderr):
         result = commands.execute(verb, options, command)
-    print(json.dumps(result, allow_nan=False))
+    if is_first:
+        print(json.dumps(result, allow_nan=False))
     return 0
 
 
@@ -154,8 +161,9 @@ def _without_markup(line: str) -> str:
 
 def _reason(error: Exception) -> str:
     """Describes an error on one line."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.strerror}: {error.filename}."
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename or 'standard output'}."
+        return f"{text} {_SAFE}" if error.errno in _NO_ROOM and error.filename else text
     text = " ".join(str(error).split())
     if isinstance(error, ValueError | OSError | ImportError | ArithmeticError) and text:
         return text

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from gmvq.modalities import Data
 from gmvq.stages.layout import RECORD, read_json
 from gmvq.stages.tokenizer import Run
 from gmvq.training import NonFiniteLossError
+from gmvq.training.journal import read_log
 
 ROW = "row.json"
 _COURSE_POINTS = 40
@@ -93,7 +93,7 @@ def _made(task: Task, data: Data, console: Console) -> Row:
     except NonFiniteLossError as error:
         diverged = str(error)
     record = read_json(folder / RECORD) or {}
-    entries = _training(folder / "log.jsonl")
+    entries = _training(folder)
     if metrics is not None:
         # from the last lines of the log: training batches, as the decoder received them
         last = entries[-1] if entries else {}
@@ -126,10 +126,9 @@ def stored_row(folder: Path) -> Row | None:
     return Row(**content) if content is not None and content.keys() == set(Row._fields) else None
 
 
-def _training(journal: Path) -> list[dict[str, Any]]:
+def _training(run: Path) -> list[dict[str, Any]]:
     """Returns the lines of a run's log about training."""
-    lines = journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []
-    return [entry for entry in map(json.loads, lines) if entry["kind"] == "train"]
+    return [entry for entry in read_log(run) if entry.get("kind") == "train"]
 
 
 def _speed(entries: Sequence[Mapping[str, Any]]) -> float | None:

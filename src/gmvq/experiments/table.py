@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from gmvq.data.parsing import read_json
 from gmvq.data.writing import write_atomically
 from gmvq.metrics.base import Distortion
 from gmvq.modalities import Modality, from_description
@@ -183,7 +184,7 @@ def read_table(path: str | Path) -> Table | None:
     if not path.is_file():
         return None
     try:
-        return Table.of(json.loads(path.read_text(encoding="utf-8")))
+        return Table.of(read_json(path))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"'{path}' is not a table of this version of gmvq ({error}). Choose another --table, or remove it."

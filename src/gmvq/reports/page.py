@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import jinja2
 
+from gmvq.data.parsing import read_json
 from gmvq.data.writing import naming, write_atomically
 from gmvq.metrics.base import Measure
 from gmvq.modalities import Exhibit, Passage, Picture, Sound
@@ -81,8 +82,8 @@ def read_record(run: Path) -> Record:
 def read_object(path: Path) -> dict[str, Any]:
     """Reads the JSON object in a file; empty if there is no readable one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = read_json(path)
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 

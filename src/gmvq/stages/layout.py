@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gmvq import hub
+from gmvq.data import parsing
 from gmvq.data.locking import RECORD as RECORD
 from gmvq.training import provenance
 from gmvq.training.preparation import CHANGEABLE
@@ -19,17 +20,13 @@ REPORT = "report.html"
 LOG = "log.jsonl"
 VERSION = 1
 """Version of all records."""
-LARGEST_RECORD = 1 << 24
-"""Largest size in bytes of a JSON file of a run."""
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """Reads the JSON object in a file; None if there is no readable one."""
     try:
-        if path.stat().st_size > LARGEST_RECORD:
-            return None
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = parsing.read_json(path)
+    except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -92,7 +92,7 @@ def _step_of(line: bytes) -> int:
     """Returns the step of a line of the log, -1 if a kill cut it off."""
     try:
         step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return -1
     return step if isinstance(step, int) and line.endswith(b"\n") else -1
 
