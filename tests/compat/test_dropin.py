@@ -266,7 +266,9 @@ def test_codes_can_be_set():
         dropin = ours.VectorQuantize(**VECTOR, **options)
         codes = torch.randn_like(dropin.codebook)
         dropin.codebook = codes
-        dropin(torch.randn(2, 10, 8))
+        values, indices, _ = dropin(torch.randn(2, 10, 8))
+        assert torch.equal(dropin.get_output_from_indices(indices), values)
+        dropin.codebook = codes
         assert torch.equal(dropin.codebook, codes)
 
 

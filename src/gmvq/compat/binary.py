@@ -10,6 +10,7 @@ The original's entropy loss is :math:`w (E H(q) - \gamma H(q_B))`, which is nega
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -18,8 +19,16 @@ from torch import Tensor, nn
 
 from gmvq.compat.dropin import AbstractDropIn, mean_term
 from gmvq.compat.options import Rule, check, defaults, has_bias, read
-from gmvq.compat.projections import CosineLinear, FixedRotation, SoftClamp, inside, projected, put_projection
-from gmvq.compat.scalar import put_rotation
+from gmvq.compat.peer_signs import PeerLookupFree, PeerSigns, PeerSpherical, SignWays
+from gmvq.compat.projections import (
+    CosineLinear,
+    FixedRotation,
+    SoftClamp,
+    inside,
+    projected,
+    put_projection,
+    put_rotation,
+)
 from gmvq.compat.states import Translation
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuantizer
@@ -28,16 +37,13 @@ from gmvq.quantizers.compositions.product import Product
 INVERSE_TEMPERATURE = 100.0
 """The other library's default, a temperature of 0.01."""
 
-RULES = (
-    Rule(
-        "frac_per_sample_entropy",
-        (1.0, 1),
-        "All latents count, without a matrix N x K. Leave it out.",
-    ),
+RULES = (Rule("force_quantization_f32", (True,), "Leave it out: quantization is in float32 or float64."),)
+
+OWN_RULES = (
+    Rule("frac_per_sample_entropy", (1.0, 1), "All latents count, without a matrix N x K. Leave it out."),
     Rule("experimental_softplus_entropy_loss", (False,), "The entropy loss is at least 0 without it. Leave it out."),
-    Rule("entropy_loss_offset", (5.0, 5), "It belongs to experimental_softplus_entropy_loss. Leave it out."),
-    Rule("force_quantization_f32", (True,), "Leave it out: quantization is in float32 or float64."),
 )
+"""Of options that the class takes, those that our own quantizers do not: conversion refuses others."""
 
 
 class Return(NamedTuple):
@@ -100,10 +106,14 @@ class BinaryOptions:
 
     def __post_init__(self) -> None:
         check(self, RULES)
-        if not isinstance(self.straight_through_activation, nn.Identity | None):
+        if not 0 < self.frac_per_sample_entropy <= 1:
             raise ValueError(
-                f"'straight_through_activation' must be the identity here, got {self.straight_through_activation!r}. "
-                "Apply it to the latents before the quantizer."
+                f"'frac_per_sample_entropy' must lie in (0, 1], got {self.frac_per_sample_entropy}. Use 1.0."
+            )
+        if self.experimental_softplus_entropy_loss and self.num_codebooks > 1:
+            raise ValueError(
+                f"'experimental_softplus_entropy_loss' must be False for {self.num_codebooks} codebooks, got True. "
+                "Leave it out: the entropy loss is at least 0."
             )
         if self.dim is None and self.codebook_size is None:
             raise ValueError(
@@ -127,10 +137,14 @@ class BinaryOptions:
         """True if indices have an axis for codebooks."""
         return self.num_codebooks > 1 if self.keep_num_codebooks_dim is None else self.keep_num_codebooks_dim
 
-    def signs(self) -> AbstractQuantizer:
-        """One codebook."""
-        kind = BinarySphericalQuantizer if self.spherical else LookupFreeQuantizer
-        return kind(
+    def signs(self, own: bool = False) -> AbstractQuantizer:
+        """One codebook; ``own`` makes it one of our quantizers, for conversion.
+
+        Raises:
+            ValueError: If it is to be our own, and an option is one of the class alone.
+        """
+        kinds = (LookupFreeQuantizer, BinarySphericalQuantizer) if own else (PeerLookupFree, PeerSpherical)
+        signs = kinds[self.spherical](
             codebook_size=self.size,
             codebook_scale=self.codebook_scale,
             entropy_weight=self.entropy_loss_weight,
@@ -139,13 +153,23 @@ class BinaryOptions:
             temperature=1 / INVERSE_TEMPERATURE,
             group_bits=18,
         )
+        if isinstance(signs, PeerSigns):
+            offset = self.entropy_loss_offset if self.experimental_softplus_entropy_loss else None
+            return signs.with_ways(SignWays(self.frac_per_sample_entropy, offset, self.straight_through_activation))
+        check(self, OWN_RULES)
+        if not isinstance(self.straight_through_activation, nn.Identity | None):
+            raise ValueError(
+                f"'straight_through_activation' must be the identity here, got {self.straight_through_activation!r}. "
+                "Apply it to the latents before the quantizer."
+            )
+        return signs
 
-    def quantizer(self) -> AbstractQuantizer:
-        """The complete quantizer, for latents ``(*, dim)``."""
+    def quantizer(self, own: bool = False) -> AbstractQuantizer:
+        """The complete quantizer, for latents ``(*, dim)``; ``own`` makes it of our quantizers, for conversion."""
         bits = self.size.bit_length() - 1
         rotation = FixedRotation(bits) if self.orthogonal_rotation else None
         members = [
-            self.signs() if rotation is None else rotation.around(self.signs()) for _ in range(self.num_codebooks)
+            self.signs(own) if rotation is None else rotation.around(self.signs(own)) for _ in range(self.num_codebooks)
         ]
         inner = Product(members) if self.keeps_axis else members[0]
         dim = inner.dim if self.dim is None else self.dim
@@ -191,6 +215,14 @@ class LFQ(AbstractDropIn):
         super().__init__()
         self.options = BinaryOptions(**options)
         self.quantizer = self.options.quantizer()
+
+    def own_quantizer(self) -> AbstractQuantizer:
+        """A quantizer of our own with these options, for conversion; its state is still to be loaded.
+
+        Raises:
+            ValueError: If an option is one of the class alone.
+        """
+        return self.options.quantizer(own=True)
 
     @property
     def channels_first(self) -> bool:
@@ -246,23 +278,26 @@ class LFQ(AbstractDropIn):
 
         Args:
             x: Latents.
-            inv_temperature: The default; others are not supported.
+            inv_temperature: Inverse temperature of the posterior in this call, above 0.
             return_loss_breakdown: True to return the parts of the loss, too.
-            mask: Booleans ``(B, N)``; a False place has index -1 and value 0, and is left out of the loss.
+            mask: Booleans ``(B,)``, ``(B, N)`` or one for each token; a False place has index -1 and value 0, and is
+                left out of the loss.
 
         Returns:
             Quantized, indices, loss, and the parts of the loss if asked for.
 
         Raises:
-            ValueError: If the temperature is not the default.
+            ValueError: If the mask fits neither the batch nor its tokens, or the temperature is not above 0.
         """
-        if inv_temperature != INVERSE_TEMPERATURE:
-            raise ValueError(
-                f"'inv_temperature' must be {INVERSE_TEMPERATURE} here, got {inv_temperature}. Use "
-                "gmvq.LookupFreeQuantizer(temperature=...), which also takes schedules."
-            )
+        if not inv_temperature > 0:
+            raise ValueError(f"'inv_temperature' must be above 0, got {inv_temperature}. Use {INVERSE_TEMPERATURE}.")
         first = x.ndim >= 4 if self.options.channel_first is None else self.options.channel_first and x.ndim > 2
-        out = self._quantize(x, first, mask)
+        tokens = (x.movedim(1, -1) if first else x).shape[:-1]
+        with ExitStack() as calls:
+            for member in self.quantizer.modules():
+                if isinstance(member, PeerSigns):
+                    calls.enter_context(member.at(1 / inv_temperature))
+            out = self._quantize(x, first, _mask_of_tokens(mask, tokens))
         loss = out.loss if self.training else torch.zeros_like(out.loss)
         answer = Return(out.values, out.codes, loss)
         return (answer, self._breakdown(out.terms)) if return_loss_breakdown else answer
@@ -287,6 +322,24 @@ class LFQ(AbstractDropIn):
             )
         put_projection(translation, self.quantizer)
         put_rotation(translation, self.quantizer)
+        for member in self.quantizer.modules():
+            activation = member.activation if isinstance(member, PeerSigns) else None
+            for part, tensor in ({} if activation is None else activation.state_dict(keep_vars=True)).items():
+                translation.put(tensor, translation.take(f"activation.{part}"))
+
+
+def _mask_of_tokens(mask: Tensor | None, tokens: torch.Size) -> Tensor | None:
+    """A mask with one boolean for each token, of one for each item, each place or each token."""
+    if mask is None or mask.shape == tokens:
+        return mask
+    if mask.shape == tokens[:1]:
+        return mask.reshape(-1, *[1] * (len(tokens) - 1)).expand(tokens)
+    if mask.shape == (tokens[0], tokens[1:].numel()):
+        return mask.reshape(tokens)
+    raise ValueError(
+        f"'mask' must have shape {tuple(tokens[:1])} or {tuple(tokens)}, got {tuple(mask.shape)}. Give one boolean for "
+        "each item or for each token."
+    )
 
 
 def binary_options(module: Any, training: bool) -> BinaryOptions:  # noqa: ANN401
@@ -306,7 +359,7 @@ def binary_options(module: Any, training: bool) -> BinaryOptions:  # noqa: ANN40
         "spherical": module.spherical,
     }
     if not training:
-        found |= defaults(RULES)
+        found |= defaults((*RULES, *OWN_RULES))
     return BinaryOptions(**found)
 
 

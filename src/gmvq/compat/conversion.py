@@ -61,7 +61,7 @@ def convert(module: nn.Module, training: bool = True) -> AbstractQuantizer | Cha
     Raises:
         ValueError: If the module is of another class, or has an option that is not supported.
     """
-    dropin = dropin_of(module, training)
+    dropin = _loaded(module, training, own=True)
     quantizer = ChannelFirst(dropin.quantizer) if dropin.channels_first else dropin.quantizer
     return quantizer.train(module.training)
 
@@ -76,7 +76,13 @@ def dropin_of(module: nn.Module, training: bool = True) -> AbstractDropIn | Comp
     Raises:
         ValueError: If the module is of another class, or has an option that is not supported.
     """
+    return _loaded(module, training, own=False)
+
+
+def _loaded(module: nn.Module, training: bool, own: bool) -> AbstractDropIn:
     dropin = _empty(module, training)
+    if own:
+        dropin.quantizer = dropin.own_quantizer()
     state = module.state_dict()
     dropin.load_state_dict(state)
     floats = [tensor for tensor in state.values() if tensor.is_floating_point()]

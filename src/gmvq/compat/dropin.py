@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +45,24 @@ class AbstractDropIn(nn.Module, ABC):
     def channels_first(self) -> bool:
         """True if features are the second axis of every x."""
 
+    def own_quantizer(self) -> AbstractQuantizer:
+        """A quantizer of our own with these options, for conversion; its state is still to be loaded.
+
+        Raises:
+            ValueError: If an option is one of the classes alone.
+        """
+        return self.quantizer
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; before evaluation the last forward's statistics are folded into the codebooks."""
+        if self.training and not mode:
+            self.update()
+        return super().train(mode)
+
     def update(self) -> None:
         """Updates the codebooks from the last forward's statistics; the next forward in training does so, too."""
-        self.quantizer.update()
+        if not self.quantizer.frozen:
+            self.quantizer.update()
 
     def _quantize(self, x: Tensor, channels_first: bool, mask: Tensor | None = None) -> Quantized:
         """Quantizes ``x``; values are returned in its layout, codes with channels last."""

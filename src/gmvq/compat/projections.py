@@ -160,3 +160,10 @@ def put_projection(translation: Translation, quantizer: AbstractQuantizer, name:
         translation.layer(way, f"{name}project_in.{place}" if numbered else f"{name}project_in")
     if quantizer.project_out is not None:
         translation.layer(quantizer.project_out, f"{name}project_out")
+
+
+def put_rotation(translation: Translation, quantizer: AbstractQuantizer, name: str = "") -> None:
+    """Loads the other library's fixed rotation, which all codebooks share."""
+    for module in quantizer.modules():
+        if isinstance(module, FixedRotation):
+            translation.put(module.rotation, translation.take(f"{name}orthogonal_rot"))

@@ -4,20 +4,23 @@ r"""vector-quantize-pytorch's ``ResidualVQ`` and ``GroupedResidualVQ``, by our :
 
     x --groups--> way in --level 1--> rest --level 2--> ... --sum--> way out --> quantized, indices, losses
 
-There, each level has its own loss. Here, each entry of the losses has the value of that loss, and an equal share of
-the gradient of our quantizer's one loss.
+Each level has its own loss, whose gradient is its own, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gmvq.compat.codebooks import padded, put_bridge
 from gmvq.compat.dropin import AbstractDropIn
-from gmvq.compat.options import refuse
+from gmvq.compat.peer import Call, PeerQuantizer
+from gmvq.compat.peer_residual import PeerResidual, drawn_seed
 from gmvq.compat.projections import inside, put_projection
 from gmvq.compat.residual_options import ResidualOptions
 from gmvq.compat.states import Translation
@@ -25,12 +28,6 @@ from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.compositions.product import Product
 from gmvq.quantizers.compositions.residual import Residual
 from gmvq.quantizers.vector import VectorQuantizer
-
-REMEDIES = {
-    "sample_codebook_temp": "Codes are the nearest ones, in training too: use gmvq.StochasticQuantizer to draw them.",
-    "beam_size": "Give beam_size to the constructor: it applies to every call in evaluation.",
-    "rand_quantize_dropout_fixed_seed": "All ranks draw the same number of levels. Use torch.manual_seed to repeat it.",
-}
 
 
 def residual_arguments(options: dict[str, Any]) -> ResidualOptions:
@@ -72,6 +69,14 @@ class ResidualVQ(AbstractDropIn):
         self.options = residual_arguments(options)
         self.quantizer = self.options.quantizer()
 
+    def own_quantizer(self) -> AbstractQuantizer:
+        """A quantizer of our own with these options, for conversion; its state is still to be loaded.
+
+        Raises:
+            ValueError: If an option is one of the class alone.
+        """
+        return self.options.quantizer(own=True)
+
     @property
     def channels_first(self) -> bool:
         """True if features are the second axis of every x."""
@@ -104,7 +109,12 @@ class ResidualVQ(AbstractDropIn):
 
     @property
     def codebooks(self) -> Tensor | tuple[Tensor, ...]:
-        """Code vectors of each level inside the projection, ``(levels, K, L)``; a tuple where sizes differ."""
+        """Code vectors of each level inside the projection, ``(levels, K, L)``; a tuple where sizes differ.
+
+        Reading them in training folds the statistics of past forwards in.
+        """
+        if self.training:
+            self.update()
         vectors = tuple(member.code_vectors for member in levels_of(self.quantizer))
         return torch.stack(vectors) if len(set(self.options.codebook_sizes)) == 1 else vectors
 
@@ -126,8 +136,10 @@ class ResidualVQ(AbstractDropIn):
         mask: Tensor | None = None,
         indices: None = None,
         return_all_codes: bool = False,
+        sample_codebook_temp: float | None = None,
         freeze_codebook: bool = False,
-        **unsupported: Any,  # noqa: ANN401
+        beam_size: int | None = None,
+        rand_quantize_dropout_fixed_seed: int | None = None,
     ) -> tuple[Tensor, ...]:
         """Quantizes x.
 
@@ -137,8 +149,10 @@ class ResidualVQ(AbstractDropIn):
                 ``return_zeros_for_masked_padding=False``.
             indices: Not supported.
             return_all_codes: True to return the code vectors of each level, too.
+            sample_codebook_temp: Temperature of this call's drawn codes.
             freeze_codebook: True freezes the codebooks for this call.
-            **unsupported: Other arguments of the original, which must be None or False.
+            beam_size: Of this call's search, in evaluation.
+            rand_quantize_dropout_fixed_seed: Seed of the number of levels that dropout leaves.
 
         Returns:
             Quantized, indices, losses (0 in evaluation), and code vectors ``(levels, B, N, L)`` if asked for.
@@ -146,25 +160,28 @@ class ResidualVQ(AbstractDropIn):
         Raises:
             ValueError: If ``indices`` or an argument that is not supported are given.
         """
-        refuse(unsupported, REMEDIES)
         if indices is not None:
             raise ValueError(
                 "'indices' must be None here, got a tensor. For a cross-entropy of codes take "
                 "torch.nn.functional.cross_entropy on -torch.cdist(residual, codebook) of each level."
             )
+        if beam_size is not None and self.training:
+            raise ValueError(
+                f"'beam_size' must be None in training, where each level takes its nearest code, got {beam_size}. "
+                "Leave it out."
+            )
         channels_first = self.options.channels_first and x.ndim > 2
-        with self._frozen(levels_of(self.quantizer), True if freeze_codebook else None):
+        call = LevelCall(sample_codebook_temp, beam_size, rand_quantize_dropout_fixed_seed)
+        with in_levels([self.quantizer], call), self._frozen(levels_of(self.quantizer), freeze_codebook or None):
             out = self._quantize(x, channels_first, mask)
-        values = out.values
-        if mask is not None and not self.options.return_zeros_for_masked_padding:
-            values = torch.where(mask.unsqueeze(1 if channels_first else -1), values, x)
+        values = padded(out.values, x, mask, channels_first, self.options.return_zeros_for_masked_padding)
         losses = self._losses(out.loss, out.terms)
         return (values, out.codes, losses, *([self.get_codes_from_indices(out.codes)] if return_all_codes else []))
 
     def _losses(self, loss: Tensor, terms: dict[str, Tensor]) -> Tensor:
         if not self.training:
             return loss.new_zeros(self.num_quantizers)
-        return losses_of_levels(loss, terms, self.num_quantizers, self.options.commitment_weight)
+        return losses_of_levels(terms, self.num_quantizers)
 
     def _is_theirs(self, names: list[str]) -> bool:
         return "layers.0._codebook.embed" in names
@@ -208,6 +225,14 @@ class GroupedResidualVQ(AbstractDropIn):
         self.options = residual_arguments({"dim": dim // groups, **options})
         self.quantizer = Product([self.options.quantizer() for _ in range(groups)])
 
+    def own_quantizer(self) -> AbstractQuantizer:
+        """A quantizer of our own with these options, for conversion; its state is still to be loaded.
+
+        Raises:
+            ValueError: If an option is one of the class alone.
+        """
+        return Product([self.options.quantizer(own=True) for _ in range(self.groups)])
+
     @property
     def channels_first(self) -> bool:
         """True if features are the second axis of every x."""
@@ -220,7 +245,12 @@ class GroupedResidualVQ(AbstractDropIn):
 
     @property
     def codebooks(self) -> Tensor:
-        """Code vectors of each level inside the projection, ``(groups, levels, K, L)``."""
+        """Code vectors of each level inside the projection, ``(groups, levels, K, L)``.
+
+        Reading them in training folds the statistics of past forwards in.
+        """
+        if self.training:
+            self.update()
         return torch.stack(
             [torch.stack([member.code_vectors for member in levels_of(group)]) for group in self._of_groups]
         )
@@ -243,9 +273,9 @@ class GroupedResidualVQ(AbstractDropIn):
         x: Tensor,
         indices: None = None,
         return_all_codes: bool = False,
+        sample_codebook_temp: float | None = None,
         freeze_codebook: bool = False,
         mask: Tensor | None = None,
-        **unsupported: Any,  # noqa: ANN401
     ) -> tuple[Any, ...]:
         """Quantizes x.
 
@@ -253,9 +283,9 @@ class GroupedResidualVQ(AbstractDropIn):
             x: Latents.
             indices: Not supported.
             return_all_codes: True to return the code vectors of each level, too.
+            sample_codebook_temp: Temperature of this call's drawn codes.
             freeze_codebook: True freezes the codebooks for this call.
             mask: Booleans ``(B, N)``; a False place has indices -1 and value 0.
-            **unsupported: Other arguments of the original, which must be None or False.
 
         Returns:
             Quantized, indices, losses (0 in evaluation), and the code vectors ``(levels, B, N, L)`` of each group if
@@ -264,16 +294,15 @@ class GroupedResidualVQ(AbstractDropIn):
         Raises:
             ValueError: If ``indices`` or an argument that is not supported are given.
         """
-        refuse(unsupported, REMEDIES)
-        if indices is not None:
+        if indices is not None and len(indices):
             raise ValueError("'indices' must be None here, got a value. Compute the cross-entropy of codes outside.")
         members = [member for group in self._of_groups for member in levels_of(group)]
         channels_first = self.options.channels_first and x.ndim > 2
-        with self._frozen(members, True if freeze_codebook else None):
+        seed = drawn_seed(x.device) if self.training else None  # one for all groups
+        call = LevelCall(sample_codebook_temp, None, seed)
+        with in_levels(self._of_groups, call), self._frozen(members, freeze_codebook or None):
             out = self._quantize(x, channels_first, mask)
-        values = out.values
-        if mask is not None and not self.options.return_zeros_for_masked_padding:
-            values = torch.where(mask.unsqueeze(1 if channels_first else -1), values, x)
+        values = padded(out.values, x, mask, channels_first, self.options.return_zeros_for_masked_padding)
         codes = out.codes.movedim(-2, 0)
         losses = self._losses(out.loss, out.terms)
         if not return_all_codes:
@@ -287,10 +316,7 @@ class GroupedResidualVQ(AbstractDropIn):
             {name.removeprefix(f"{group}."): term for name, term in terms.items() if name.startswith(f"{group}.")}
             for group in range(self.groups)
         ]
-        # our loss is the mean over groups: equal shares for all entries add up to their sum
-        return torch.stack(
-            [losses_of_levels(loss, own, self.num_quantizers, self.options.commitment_weight) for own in of_groups]
-        )
+        return torch.stack([losses_of_levels(own, self.num_quantizers) for own in of_groups])
 
     def _is_theirs(self, names: list[str]) -> bool:
         return "rvqs.0.layers.0._codebook.embed" in names
@@ -306,17 +332,52 @@ def levels_of(quantizer: AbstractQuantizer) -> list[AbstractQuantizer]:
     return [*inner.places] if isinstance(inner, Residual) else []
 
 
+class LevelCall(NamedTuple):
+    """What one forward of levels does in another way.
+
+    Attributes:
+        temperature: Of drawn codes, None for the levels' own.
+        beam_size: Of the search, None for the quantizer's own.
+        seed: Of the number of levels that dropout leaves, None to draw one.
+    """
+
+    temperature: float | None = None
+    beam_size: int | None = None
+    seed: int | None = None
+
+
+@contextmanager
+def in_levels(quantizers: list[AbstractQuantizer], call: LevelCall) -> Iterator[None]:
+    """Does in one forward of residual quantizers what a call asks for."""
+    residuals = [inner for each in quantizers if isinstance(inner := inside(each), PeerResidual)]
+    before = [(residual, residual.beam_size) for residual in residuals]
+    with ExitStack() as calls:
+        for residual in residuals:
+            residual.seed, residual.beam_size = call.seed, call.beam_size or residual.beam_size
+            for member in residual.members:
+                if isinstance(member, PeerQuantizer):
+                    calls.enter_context(member.during(Call(call.temperature)))
+        try:
+            yield
+        finally:
+            for residual, beam_size in before:
+                residual.seed, residual.beam_size = None, beam_size
+
+
 def codes_of_levels(quantizer: AbstractQuantizer, indices: Tensor) -> Tensor:
     """Code vectors of all levels, ``(*, at most levels)`` -> ``(levels, *, L)``; 0 for a missing index."""
+    inner = inside(quantizer)
+    if isinstance(inner, PeerResidual) and len(inner.networks):
+        values = inner.level_values(indices.reshape(-1, indices.shape[-1]))
+        return values.reshape(-1, *indices.shape[:-1], inner.dim)
     members = levels_of(quantizer)
     codes = [member.decode(level) for member, level in zip(members, indices.unbind(-1), strict=False)]
     return torch.stack(codes + [torch.zeros_like(codes[0])] * (len(members) - len(codes)))
 
 
-def losses_of_levels(loss: Tensor, terms: dict[str, Tensor], levels: int, weight: float) -> Tensor:
-    """The other library's loss of each level: the weighted commitment, with an equal share of our gradient."""
-    values = weight * torch.stack([terms[f"{level}.commitment"] for level in range(levels)])
-    return values + (loss - loss.detach()) / levels
+def losses_of_levels(terms: dict[str, Tensor], levels: int) -> Tensor:
+    """The loss of each level with its gradient, ``(levels,)``."""
+    return torch.stack([terms[f"{level}.loss"] for level in range(levels)])
 
 
 def put_residual(translation: Translation, quantizer: AbstractQuantizer, name: str = "") -> None:
@@ -329,3 +390,8 @@ def put_residual(translation: Translation, quantizer: AbstractQuantizer, name: s
     for level, member in enumerate(levels_of(quantizer)):
         if isinstance(member, VectorQuantizer):
             translation.codebook(member, f"{name}layers.{level}._codebook.")
+            put_bridge(translation, [member], f"{name}layers.{level}._codebook.")
+    if isinstance(inner, PeerResidual):
+        for level, network in enumerate(inner.networks):
+            for part, tensor in network.state_dict(keep_vars=True).items():
+                translation.put(tensor, translation.take(f"{name}mlps.{level}.{part}"))

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from gmvq.compat.options import Rule, check, defaults, read
+from gmvq.compat.peer import PeerQuantizer
+from gmvq.compat.peer_residual import ImplicitCodes, LevelWays, PeerResidual
 from gmvq.compat.projections import projected
 from gmvq.compat.vector_options import VectorOptions, vector_options
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.compositions.residual import Residual
 
+DIVEQ_DEVIATION = math.sqrt(5e-3)
+"""Of the noise of each feature, the other library's default."""
+
 RULES = (
     Rule("heads", (1,), "Use gmvq.Residual of gmvq.Product.", training_only=False),
-    Rule("diveq", (False,), "Use gmvq.Residual of gmvq.VectorQuantizer(..., decay=None, estimator=gmvq.DiVeQ())."),
-    Rule("implicit_neural_codebook", (False,), "Use gmvq.ImplicitResidual.", training_only=False),
     Rule(
         "beam_score_quantizer_weights",
         (None,),
         "Beams are ranked by the error of their sum. Leave it out.",
         training_only=False,
     ),
+)
+
+OWN_RULES = (
+    Rule("diveq", (False,), "Use gmvq.Residual of gmvq.VectorQuantizer(..., decay=None, estimator=gmvq.DiVeQ())."),
+    Rule("implicit_neural_codebook", (False,), "Use gmvq.ImplicitResidual.", training_only=False),
     Rule("quant_grad_frac", (0.0, 0, 1.0, 1), "The gradient of the sum reaches the members once. Leave it out."),
 )
+"""Of options that the classes take, those that our own quantizers do not: conversion refuses others."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,23 @@ class ResidualOptions:
             )
         if self.shared_codebook and len(set(sizes)) > 1:
             raise ValueError(f"'codebook_size' must be one integer with 'shared_codebook', got {sizes}. Give one size.")
-        self.level(sizes[0])  # checks the options of the levels
+        if not 0 <= self.quant_grad_frac <= 1:
+            raise ValueError(f"'quant_grad_frac' must lie in [0, 1], got {self.quant_grad_frac}. Use 0.0.")
+        if self.implicit_neural_codebook and (self.beam_size or 1) > 1:
+            raise ValueError(
+                f"'beam_size' must be None with 'implicit_neural_codebook', got {self.beam_size}. Leave it out."
+            )
+        level = self.level(sizes[0])  # checks the options of the levels
+        if self.implicit_neural_codebook and level.commitment_use_cross_entropy_loss:
+            raise ValueError(
+                "'commitment_use_cross_entropy_loss' must be False with 'implicit_neural_codebook', got True. Leave it "
+                "out."
+            )
+        if self.shared_codebook and level.in_place_codebook_optimizer is not None:
+            raise ValueError(
+                "'in_place_codebook_optimizer' must be None with 'shared_codebook', got one. Give the codebook to an "
+                "optimizer of your own."
+            )
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -87,30 +113,73 @@ class ResidualOptions:
         last = self.vector.get("channel_last", True) and not self.vector.get("accept_3d_fmap", False)
         return self.accept_image_fmap or not last
 
-    @property
-    def commitment_weight(self) -> float:
-        """Weight of the latents' distance from the codes of each level."""
-        level = self.level(self.codebook_sizes[0])
-        return 0.0 if level.directional_reparam else level.commitment_weight
-
     def level(self, codebook_size: int) -> VectorOptions:
         """Options of a level."""
-        return VectorOptions(self.code_dim, codebook_size, **self.vector)
+        options = dict(self.vector)
+        if self.implicit_neural_codebook:
+            options |= {"learnable_codebook": True, "ema_update": False}
+        if self.diveq:
+            options |= {"learnable_codebook": True, "ema_update": False, "route_gradients_to_input": False}
+            options["commitment_weight"] = 0.0
+        return VectorOptions(self.code_dim, codebook_size, **options)
 
-    def quantizer(self) -> AbstractQuantizer:
-        """The complete quantizer, for latents ``(*, dim)``."""
-        levels = [self.level(size) for size in self.codebook_sizes]
-        drops = self.quantize_dropout and len(levels) > 1
-        residual = Residual(
-            levels[0].member() if self.shared_codebook else [level.member() for level in levels],
-            len(levels),
-            quantizer_dropout=drops,
-            dropout_cutoff=self.quantize_dropout_cutoff_index + 1 if drops else 1,
-            dropout_multiple_of=self.quantize_dropout_multiple_of,
-            beam_size=self.eval_beam_size or self.beam_size or 1,
-            commitment_weight=self.commitment_weight,
-        )
+    def quantizer(self, own: bool = False) -> AbstractQuantizer:
+        """The complete quantizer, for latents ``(*, dim)``; ``own`` makes it of our quantizers, for conversion."""
+        residual = self._own_residual() if own else self._peer_residual()
         return projected(residual, self.dim)
+
+    @property
+    def _drops(self) -> bool:
+        return self.quantize_dropout and len(self.codebook_sizes) > 1
+
+    @property
+    def _search_size(self) -> int:
+        return self.eval_beam_size or self.beam_size or 1
+
+    def _own_residual(self) -> Residual:
+        check(self, OWN_RULES)
+        levels = [self.level(size) for size in self.codebook_sizes]
+        weight = 0.0 if levels[0].directional_reparam else levels[0].commitment_weight
+        return Residual(
+            levels[0].member(own=True) if self.shared_codebook else [level.member(own=True) for level in levels],
+            len(levels),
+            quantizer_dropout=self._drops,
+            dropout_cutoff=self.quantize_dropout_cutoff_index + 1 if self._drops else 1,
+            dropout_multiple_of=self.quantize_dropout_multiple_of,
+            beam_size=self._search_size,
+            commitment_weight=weight,
+        )
+
+    def _peer_residual(self) -> PeerResidual:
+        levels = [self.level(size) for size in self.codebook_sizes]
+        members = [level.member() for level in (levels[:1] if self.shared_codebook else levels)]
+        peers = [member for member in members if isinstance(member, PeerQuantizer)]
+        networks = [ImplicitCodes(self.code_dim, **self.mlp_kwargs) for _ in levels[1:]]
+        return PeerResidual(
+            peers[0] if self.shared_codebook else peers,
+            len(levels),
+            ways=LevelWays(
+                gradient_share=1.0 if self.diveq else float(self.quant_grad_frac),
+                deviation=DIVEQ_DEVIATION if self.diveq else None,
+                least=least_levels(self) if self._drops else None,
+                multiple=self.quantize_dropout_multiple_of,
+            ),
+            networks=networks if self.implicit_neural_codebook else (),
+            beam_size=self._search_size,
+        )
+
+
+def least_levels(options: Any) -> int:  # noqa: ANN401
+    """Number of levels that dropout leaves at least, by the options of a class.
+
+    Raises:
+        ValueError: If there are not as many levels.
+    """
+    number = options.num_quantizers or len(options.codebook_sizes)
+    cutoff = options.quantize_dropout_cutoff_index
+    if not 0 <= cutoff < number:
+        raise ValueError(f"'quantize_dropout_cutoff_index' must lie in [0, {number}), got {cutoff}. Use 0.")
+    return cutoff + 1
 
 
 def residual_options(module: Any, training: bool) -> ResidualOptions:  # noqa: ANN401
@@ -133,9 +202,10 @@ def residual_options(module: Any, training: bool) -> ResidualOptions:  # noqa: A
         "heads": 1,
         "beam_score_quantizer_weights": _weights(module),
         "vector": vector,
+        **_implicit(module),
     }
     if not training:
-        found |= defaults(RULES)
+        found |= defaults((*RULES, *OWN_RULES))
     return ResidualOptions(**found)
 
 
@@ -143,3 +213,11 @@ def _weights(module: Any) -> list[float] | None:  # noqa: ANN401
     """Weights of the levels in beam search, None where they are all 1."""
     weights = module.beam_score_weights.tolist()
     return weights if module.beam_size is not None and set(weights) != {1.0} else None
+
+
+def _implicit(module: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Options of implicit codebooks, as the networks have them."""
+    if not module.implicit_neural_codebook or not len(module.mlps):
+        return {}
+    layers = module.mlps[0].layers
+    return {"mlp_kwargs": {"depth": len(layers), **({"dim_hidden": layers[0][0].out_features} if len(layers) else {})}}

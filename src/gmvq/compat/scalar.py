@@ -19,8 +19,18 @@ import torch
 from torch import Tensor
 
 from gmvq.compat.dropin import AbstractDropIn
-from gmvq.compat.options import Rule, check, defaults, has_bias, read, refuse
-from gmvq.compat.projections import FixedRotation, Scale, SoftClamp, inside, projected, put_projection
+from gmvq.compat.options import Rule, check, defaults, has_bias, read
+from gmvq.compat.peer_residual import LevelWays, SeededResidual
+from gmvq.compat.projections import (
+    FixedRotation,
+    Scale,
+    SoftClamp,
+    inside,
+    projected,
+    put_projection,
+    put_rotation,
+)
+from gmvq.compat.residual_options import least_levels
 from gmvq.compat.states import Translation
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.compositions.product import Product
@@ -40,11 +50,6 @@ RESIDUAL_RULES = (
     Rule("return_indices", (True,), "Leave it out.", training_only=False),
     Rule("preserve_symmetry", (True,), "Levels are symmetric, there and here. Leave it out.", training_only=False),
 )
-
-
-REMEDIES = {
-    "rand_quantize_dropout_fixed_seed": "All ranks draw the same number of levels. Use torch.manual_seed to repeat it."
-}
 
 
 @dataclass(frozen=True)
@@ -239,29 +244,26 @@ class ResidualScalarOptions:
                 "Leave it out, or set bound_hard_clamp=False."
             )
 
-    def quantizer(self) -> AbstractQuantizer:
-        """The complete quantizer, for latents ``(*, dim)``."""
+    def quantizer(self, own: bool = False) -> AbstractQuantizer:
+        """The complete quantizer, for latents ``(*, dim)``; ``own`` makes it of our quantizers, for conversion."""
         sizes = torch.tensor(self.levels)
         clamp = self.soft_clamp_input_value
         if self.bound_hard_clamp:  # the values that a clamp would cut off
             clamp = 1 + 1 / (sizes - 1)
         drops = self.quantize_dropout and self.num_quantizers > 1
-        residual = Residual(
-            [self._level(sizes.float() ** -level) for level in range(self.num_quantizers)],
-            quantizer_dropout=drops,
-            dropout_cutoff=self.quantize_dropout_cutoff_index + 1 if drops else 1,
-            dropout_multiple_of=self.quantize_dropout_multiple_of,
-            commitment_weight=0.0,
-        )
+        members = [self._level(sizes.float() ** -level) for level in range(self.num_quantizers)]
+        least, multiple = least_levels(self) if drops else 1, self.quantize_dropout_multiple_of
+        options: dict[str, Any] = {"ways": LevelWays(least=least if drops else None, multiple=multiple)}
+        if own:
+            options = {"quantizer_dropout": drops, "dropout_cutoff": least, "dropout_multiple_of": multiple}
+        residual = (Residual if own else SeededResidual)(members, commitment_weight=0.0, **options)
         dim = len(self.levels) if self.dim is None else self.dim
         return projected(residual, dim, then=None if clamp is None else SoftClamp(torch.as_tensor(clamp)))
 
     def _level(self, scale: Tensor) -> Projected:
         options = {"preserve_symmetry": True, "bound_hard_clamp": self.bound_hard_clamp, **(self.scalar or {})}
         inner = ScalarOptions(self.levels, **options).quantizer()
-        return Projected(
-            inner, inner.dim, project_in=Scale(scale, divides=True), project_out=Scale(scale, divides=False)
-        )
+        return Projected(inner, inner.dim, project_in=Scale(scale, True), project_out=Scale(scale, False))
 
 
 class ResidualFSQ(AbstractDropIn):
@@ -297,6 +299,10 @@ class ResidualFSQ(AbstractDropIn):
             **{name: value for name, value in options.items() if name in own}, scalar=scalar
         )
         self.quantizer = self.options.quantizer()
+
+    def own_quantizer(self) -> AbstractQuantizer:
+        """A quantizer of our own with these options, for conversion; its state is still to be loaded."""
+        return self.options.quantizer(own=True)
 
     @property
     def channels_first(self) -> bool:
@@ -338,10 +344,12 @@ class ResidualFSQ(AbstractDropIn):
         self,
         x: Tensor,
         return_all_codes: bool = False,
-        rand_quantize_dropout_fixed_seed: None = None,
+        rand_quantize_dropout_fixed_seed: int | None = None,
     ) -> tuple[Tensor, ...]:
         """Quantizes x; returns values, indices, and the values of each level ``(levels, B, *, L)`` if asked for."""
-        refuse({"rand_quantize_dropout_fixed_seed": rand_quantize_dropout_fixed_seed}, REMEDIES)
+        inner = inside(self.quantizer)
+        if isinstance(inner, SeededResidual):
+            inner.seed = rand_quantize_dropout_fixed_seed
         out = self._quantize(x, self.options.is_channel_first and x.ndim > 2)
         indices = out.codes.movedim(-1, 1) if self.options.is_channel_first else out.codes
         return (out.values, indices, *([self.get_codes_from_indices(indices)] if return_all_codes else []))
@@ -389,10 +397,3 @@ def residual_scalar_options(module: Any, training: bool) -> ResidualScalarOption
         bound_hard_clamp=first.bound_hard_clamp,
         scalar=scalar,
     )
-
-
-def put_rotation(translation: Translation, quantizer: AbstractQuantizer, name: str = "") -> None:
-    """Loads the other library's fixed rotation, which all codebooks share."""
-    for module in quantizer.modules():
-        if isinstance(module, FixedRotation):
-            translation.put(module.rotation, translation.take(f"{name}orthogonal_rot"))
