@@ -207,7 +207,7 @@ def test_convert_for_evaluation_leaves_training_out(kind, options):
 
 
 def test_convert_knows_its_modules():
-    with pytest.raises(ValueError, match=r"'module' must be one of GroupedResidualVQ, VectorQuantize, .* got Linear"):
+    with pytest.raises(ValueError, match=r"'module' must be one of VectorQuantize, .* got Linear"):
         ours.convert(nn.Linear(2, 2))
 
 

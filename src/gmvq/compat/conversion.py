@@ -79,10 +79,11 @@ def dropin_of(module: nn.Module, training: bool = True) -> AbstractDropIn | Comp
     return _loaded(module, training, own=False)
 
 
-def _loaded(module: nn.Module, training: bool, own: bool) -> AbstractDropIn:
+def _loaded(module: nn.Module, training: bool, own: bool) -> AbstractDropIn | Composed:
     dropin = _empty(module, training)
-    if own:
-        dropin.quantizer = dropin.own_quantizer()
+    for part in dropin.modules() if own else ():
+        if isinstance(part, AbstractDropIn):
+            part.quantizer = part.own_quantizer()
     state = module.state_dict()
     dropin.load_state_dict(state)
     floats = [tensor for tensor in state.values() if tensor.is_floating_point()]

@@ -17,7 +17,6 @@ up the gradients of all levels, n times that of one; here the sum passes its gra
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,15 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmvq.compat.level_dropout import LevelDropout
 from gmvq.compat.peer import Directional, PeerQuantizer, RowCodes
-from gmvq.distributed import broadcast
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.compositions.residual import Residual
 from gmvq.quantizers.parts.checks import checked_codes
 from gmvq.types import Quantized
-
-MOST_SEEDS = 10_000
-"""Seeds of the number of levels are drawn below this number."""
 
 
 class ImplicitCodes(nn.Module):
@@ -89,26 +85,10 @@ class LevelWays:
     Attributes:
         gradient_share: f, in [0, 1].
         deviation: Of the noise of a gradient along the error of the sum; None leaves that to the levels.
-        least: Number of levels that dropout leaves at least, None without dropout.
-        multiple: Of which the number of levels is.
     """
 
     gradient_share: float = 0.0
     deviation: float | None = None
-    least: int | None = None
-    multiple: int = 1
-
-    def number(self, levels: int, seed: int) -> int:
-        """Number of levels that a seed leaves."""
-        if self.least is None:
-            return levels
-        number = random.Random(seed).randrange(self.least - 1, levels) + 1
-        return min(-(-number // self.multiple) * self.multiple, levels)
-
-
-def drawn_seed(device: torch.device) -> int:
-    """A seed for the number of levels, the same on all ranks."""
-    return int(broadcast(torch.randint(0, MOST_SEEDS, (), device=device)))
 
 
 class SeededResidual(Residual):
@@ -117,7 +97,7 @@ class SeededResidual(Residual):
     Args:
         quantizers: The level of each place, or one for all.
         num_quantizers: Number of levels of one.
-        ways: What our own quantizer does not have.
+        dropout: Which levels take part in a forward in training.
         commitment_weight: As of our own.
         beam_size: Of the search in evaluation.
 
@@ -133,18 +113,16 @@ class SeededResidual(Residual):
         quantizers: AbstractQuantizer | Sequence[AbstractQuantizer],
         num_quantizers: int | None = None,
         *,
-        ways: LevelWays,
+        dropout: LevelDropout,
         commitment_weight: float | None = None,
         beam_size: int = 1,
     ) -> None:
         super().__init__(quantizers, num_quantizers, commitment_weight=commitment_weight, beam_size=beam_size)
-        self.ways = ways
+        self.dropout = dropout
         self.seed: int | None = None
 
     def _number_of_levels(self, rows: Tensor) -> int:
-        if not self.training or self.ways.least is None:
-            return self.num_quantizers
-        return self.ways.number(self.num_quantizers, drawn_seed(rows.device) if self.seed is None else self.seed)
+        return self.dropout.left(self.seed, rows.device) if self.training else self.num_quantizers
 
 
 class PeerResidual(SeededResidual):
@@ -155,6 +133,7 @@ class PeerResidual(SeededResidual):
     Args:
         quantizers: The level of each place, or one for all.
         num_quantizers: Number of levels of one.
+        dropout: Which levels take part in a forward in training.
         ways: What our own quantizer does not have.
         networks: Networks of the levels from 2 on, whose codes then depend on the sum so far.
         beam_size: Of the search in evaluation.
@@ -169,11 +148,13 @@ class PeerResidual(SeededResidual):
         quantizers: PeerQuantizer | Sequence[PeerQuantizer],
         num_quantizers: int | None = None,
         *,
+        dropout: LevelDropout,
         ways: LevelWays,
         networks: Sequence[ImplicitCodes] = (),
         beam_size: int = 1,
     ) -> None:
-        super().__init__(quantizers, num_quantizers, ways=ways, beam_size=beam_size)
+        super().__init__(quantizers, num_quantizers, dropout=dropout, beam_size=beam_size)
+        self.ways = ways
         self.networks = nn.ModuleList(networks)
 
     def _row_codes(self, level: int, sums: Tensor) -> _CodesOfSums | None:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from gmvq.compat.codebooks import padded, put_bridge
 from gmvq.compat.dropin import AbstractDropIn
+from gmvq.compat.level_dropout import drawn_seed
 from gmvq.compat.peer import Call, PeerQuantizer
-from gmvq.compat.peer_residual import PeerResidual, drawn_seed
+from gmvq.compat.peer_residual import PeerResidual
 from gmvq.compat.projections import inside, put_projection
 from gmvq.compat.residual_options import ResidualOptions
 from gmvq.compat.states import Translation

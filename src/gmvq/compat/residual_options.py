@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from gmvq.compat.level_dropout import LevelDropout
 from gmvq.compat.options import Rule, check, defaults, read
 from gmvq.compat.peer import PeerQuantizer
 from gmvq.compat.peer_residual import ImplicitCodes, LevelWays, PeerResidual
@@ -129,10 +130,6 @@ class ResidualOptions:
         return projected(residual, self.dim)
 
     @property
-    def _drops(self) -> bool:
-        return self.quantize_dropout and len(self.codebook_sizes) > 1
-
-    @property
     def _search_size(self) -> int:
         return self.eval_beam_size or self.beam_size or 1
 
@@ -140,12 +137,13 @@ class ResidualOptions:
         check(self, OWN_RULES)
         levels = [self.level(size) for size in self.codebook_sizes]
         weight = 0.0 if levels[0].directional_reparam else levels[0].commitment_weight
+        dropout = level_dropout(self, len(levels))
         return Residual(
             levels[0].member(own=True) if self.shared_codebook else [level.member(own=True) for level in levels],
             len(levels),
-            quantizer_dropout=self._drops,
-            dropout_cutoff=self.quantize_dropout_cutoff_index + 1 if self._drops else 1,
-            dropout_multiple_of=self.quantize_dropout_multiple_of,
+            quantizer_dropout=dropout.applies,
+            dropout_cutoff=dropout.cutoff + 1,
+            dropout_multiple_of=dropout.multiple_of,
             beam_size=self._search_size,
             commitment_weight=weight,
         )
@@ -158,28 +156,25 @@ class ResidualOptions:
         return PeerResidual(
             peers[0] if self.shared_codebook else peers,
             len(levels),
+            dropout=level_dropout(self, len(levels)),
             ways=LevelWays(
                 gradient_share=1.0 if self.diveq else float(self.quant_grad_frac),
                 deviation=DIVEQ_DEVIATION if self.diveq else None,
-                least=least_levels(self) if self._drops else None,
-                multiple=self.quantize_dropout_multiple_of,
             ),
             networks=networks if self.implicit_neural_codebook else (),
             beam_size=self._search_size,
         )
 
 
-def least_levels(options: Any) -> int:  # noqa: ANN401
-    """Number of levels that dropout leaves at least, by the options of a class.
+def level_dropout(options: Any, levels: int) -> LevelDropout:  # noqa: ANN401
+    """Which levels take part in a forward in training, by the options of a class.
 
     Raises:
-        ValueError: If there are not as many levels.
+        ValueError: If no level would be left.
     """
-    number = options.num_quantizers or len(options.codebook_sizes)
-    cutoff = options.quantize_dropout_cutoff_index
-    if not 0 <= cutoff < number:
-        raise ValueError(f"'quantize_dropout_cutoff_index' must lie in [0, {number}), got {cutoff}. Use 0.")
-    return cutoff + 1
+    if not options.quantize_dropout or levels == 1:
+        return LevelDropout(levels)
+    return LevelDropout(levels, True, options.quantize_dropout_cutoff_index, options.quantize_dropout_multiple_of)
 
 
 def residual_options(module: Any, training: bool) -> ResidualOptions:  # noqa: ANN401

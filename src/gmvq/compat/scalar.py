@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gmvq.compat.dropin import AbstractDropIn
 from gmvq.compat.options import Rule, check, defaults, has_bias, read
-from gmvq.compat.peer_residual import LevelWays, SeededResidual
+from gmvq.compat.peer_residual import SeededResidual
 from gmvq.compat.projections import (
     FixedRotation,
     Scale,
@@ -30,7 +30,7 @@ from gmvq.compat.projections import (
     put_projection,
     put_rotation,
 )
-from gmvq.compat.residual_options import least_levels
+from gmvq.compat.residual_options import level_dropout
 from gmvq.compat.states import Translation
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.compositions.product import Product
@@ -250,12 +250,12 @@ class ResidualScalarOptions:
         clamp = self.soft_clamp_input_value
         if self.bound_hard_clamp:  # the values that a clamp would cut off
             clamp = 1 + 1 / (sizes - 1)
-        drops = self.quantize_dropout and self.num_quantizers > 1
         members = [self._level(sizes.float() ** -level) for level in range(self.num_quantizers)]
-        least, multiple = least_levels(self) if drops else 1, self.quantize_dropout_multiple_of
-        options: dict[str, Any] = {"ways": LevelWays(least=least if drops else None, multiple=multiple)}
+        drop = level_dropout(self, self.num_quantizers)
+        options: dict[str, Any] = {"dropout": drop}
         if own:
-            options = {"quantizer_dropout": drops, "dropout_cutoff": least, "dropout_multiple_of": multiple}
+            options = {"quantizer_dropout": drop.applies, "dropout_cutoff": drop.cutoff + 1}
+            options["dropout_multiple_of"] = drop.multiple_of
         residual = (Residual if own else SeededResidual)(members, commitment_weight=0.0, **options)
         dim = len(self.levels) if self.dim is None else self.dim
         return projected(residual, dim, then=None if clamp is None else SoftClamp(torch.as_tensor(clamp)))
