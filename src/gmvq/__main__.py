@@ -22,7 +22,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_SAFE = "Files are replaced whole or not at all: make room, and give the command again."
+"""Errors of a disk without room, for the user or the file."""
+_SAFE = "Files are replaced whole or not at all: make room there, and give the command again."
 _EXAMPLES = (
     ("gmvq train photos", "learn from the bundled photographs"),
     ("gmvq train folder --data FOLDER --out runs/mine", "learn from your own"),

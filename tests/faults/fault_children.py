@@ -7,6 +7,7 @@ import os
 import resource
 import select
 import signal
+import sys
 import time
 import traceback
 import warnings
@@ -166,41 +167,55 @@ class Ended(NamedTuple):
     pid: int
 
 
-def in_child(work: Callable[[], int | None], folder: Path, limit_s: float = 120.0) -> Ended:
+def in_child(work: Callable[[], int | None], limit_s: float = 120.0) -> Ended:
     """Runs a function in a forked child, whose exit status is its result, and keeps what it prints.
 
     Args:
         work: The function; what it raises is printed, with status 99.
-        folder: Existing folder for the output.
         limit_s: Seconds until the child is killed.
     """
-    paths = [folder / f"{name}.txt" for name in ("out", "err")]
+    child, ends = started(work)
+    said = {end: b"" for end in ends}
+    deadline = time.monotonic() + limit_s
+    left = list(ends)
+    while left:
+        ready = select.select(left, [], [], max(0.0, deadline - time.monotonic()))[0]
+        if not ready:
+            os.kill(child, signal.SIGKILL)
+            deadline += 5
+        for end in ready:
+            block = os.read(end, 1 << 16)
+            said[end] += block
+            if not block:
+                left.remove(end)
+                os.close(end)
+    out, err = (said[end].decode(errors="replace") for end in ends)
+    return Ended(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), out, err, child)
+
+
+def started(work: Callable[[], int | None]) -> tuple[int, tuple[int, int]]:
+    """Starts a function in a forked child; returns its number and the ends of pipes from which its output is read.
+
+    Pipes, not files: a limit on the size of files does not keep the child from saying so.
+    """
+    pipes = os.pipe(), os.pipe()
     child = fork()
     if not child:
-        _run(work, paths)
-    deadline = time.monotonic() + limit_s
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            break
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.005)
-    out, err = (path.read_text(errors="replace") for path in paths)
-    return Ended(os.waitstatus_to_exitcode(status), out, err, child)
+        _run(work, [write for _, write in pipes])
+    for _, write in pipes:
+        os.close(write)
+    return child, (pipes[0][0], pipes[1][0])
 
 
-def _run(work: Callable[[], int | None], paths: list[Path]) -> None:
+def _run(work: Callable[[], int | None], ends: list[int]) -> None:
     status = 99
     try:
-        import sys
-
-        for number, path in enumerate(paths, 1):
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(file, number)
-            stream = os.fdopen(os.dup(number), "w", buffering=1)
-            setattr(sys, ("stdout", "stderr")[number - 1], stream)
+        for number, end in enumerate(ends, 1):
+            os.dup2(end, number)
+            os.close(end)
+        sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
         warnings.resetwarnings()
+        warnings.simplefilter("default")
         status = work() or 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1

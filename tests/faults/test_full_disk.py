@@ -1,0 +1,131 @@
+"""A disk may be full at any write: the verb says so in one line, names the file, and leaves what was there before."""
+
+import shutil
+import subprocess
+
+import pytest
+from fault_children import in_child
+from fault_disk import Disk
+from fault_runs import WORDS, content, write_digits
+from fault_sizes import SEED, again, size
+
+from gmvq.__main__ import main
+
+SMALL = [*WORDS, "--threads", "1", "--width", "8", "--blocks", "1", "--codebook-size", "16", "--evaluated", "16"]
+VERBS = {
+    "train": (["train", "digits", "--out", "OUT", *SMALL], "run.json"),
+    "fit-prior": (
+        ["fit-prior", "RUN", "--out", "OUT", *WORDS, "--width", "16", "--depth", "1", "--heads", "2"],
+        "run.json",
+    ),
+    "fit-decoder": (["fit-decoder", "RUN", "--out", "OUT", *WORDS, "--width", "8", "--blocks", "1"], "run.json"),
+    "judge": (["judge", "RUN", "-n", "8", "--steps", "2", "--out", "OUT/judged.png"], None),
+    "tokenize": (["tokenize", "RUN", "DATA", "OUT/codes.safetensors"], None),
+    "detokenize": (["detokenize", "RUN", "CODES", "OUT"], None),
+    "reconstruct": (["reconstruct", "RUN", "DATA", "OUT"], None),
+    "sample": (["sample", "RUN", "-n", "4", "--out", "OUT/drawn.png", "--codes", "OUT/drawn.safetensors"], None),
+    "complete": (["complete", "RUN", "DATA/0.png", "OUT/completed.png", "-n", "2"], None),
+    "interpolate": (["interpolate", "RUN", "DATA/0.png", "DATA/1.png", "OUT/between.png", "-n", "3"], None),
+    "swap": (["swap", "RUN", "DATA/0.png", "DATA/1.png", "OUT/swapped.png"], None),
+    "compare": (
+        ["compare", "digits", "--quantizers", "vector", "--seeds", "1", "--steps", "2", "--width", "8", "--out", "OUT"],
+        None,
+    ),
+    "bench": (["bench", "--only", "nearest", "--shapes", "64x4x8", "--rounds", "1", "--against", "--out", "OUT"], None),
+}
+"""The words of each verb that writes, and the file that marks a stage, which can be resumed."""
+FEW = ("train", "fit-prior", "tokenize", "reconstruct", "sample")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A run with a prior, some data and some codes, made by the commands in a child."""
+    folder = tmp_path_factory.mktemp("place")
+    write_digits(folder / "data")
+
+    def prepare():
+        run = str(folder / "run")
+        assert main(["train", "digits", "--out", run, *SMALL]) == 0
+        assert main(["fit-prior", run, *WORDS, "--width", "16", "--depth", "1", "--heads", "2"]) == 0
+        return main(["tokenize", run, str(folder / "data"), str(folder / "codes.safetensors")])
+
+    ended = in_child(prepare)
+    assert ended.status == 0, ended.err
+    return folder
+
+
+def words_of(verb, place, out):
+    names = {"RUN": place / "run", "DATA": place / "data", "CODES": place / "codes.safetensors", "OUT": out}
+    found = []
+    for word in VERBS[verb][0]:
+        first, _, rest = word.partition("/")
+        found.append(str(names[first] / rest) if first in names else word)
+    return found
+
+
+def complaint(ended):
+    """What is wrong with how a verb ended on a full disk; empty if it is as it should be."""
+    errors = [line for line in ended.err.splitlines() if line.startswith("gmvq: error:")]
+    if ended.status != 1:
+        return f"it ended with {ended.status}: {ended.err[-300:]}"
+    if "Traceback" in ended.err or len(errors) != 1 or ended.err.splitlines()[-1] != errors[0]:
+        return f"it does not end with one line: {ended.err[-600:]}"
+    said = errors[0]
+    if "No space left" not in said and "File too large" not in said:
+        return f"it does not say that the disk is full: {said}"
+    if "ake room there" not in said:
+        return f"it does not say what to do: {said}"
+    return ""
+
+
+@pytest.mark.parametrize("verb", [pytest.param(verb, marks=() if verb in FEW else pytest.mark.slow) for verb in VERBS])
+def test_a_full_disk_is_said_in_a_line_and_spoils_nothing(verb, place, tmp_path):
+    before, counted = content(place), tmp_path / "operations"
+    whole = tmp_path / "whole"
+
+    def count():
+        disk = Disk(tmp_path / "whole", how="full")
+        status = main(words_of(verb, place, whole))
+        counted.write_text(str(len(disk.done)))
+        return status
+
+    ended = in_child(count)
+    assert ended.status == 0, ended.err
+    writes, expected = int(counted.read_text()), content(whole)
+    stops = (
+        range(1, writes + 1) if size(False, True) else sorted({1 + (SEED + k * writes // 2) % writes for k in (0, 1)})
+    )
+    failed = []
+    for stop in stops:
+        for how in ("full", "limit"):
+            out = tmp_path / f"{how}-{stop}"
+            words = words_of(verb, place, out)
+            ended = in_child(lambda: Disk(out, stop, how) and main(words))
+            problem = complaint(ended)
+            left = [name for name in (content(out) if out.exists() else {}) if name.rpartition("/")[2].startswith(".")]
+            if left:
+                problem = f"{problem}; it leaves {', '.join(left)}"
+            if VERBS[verb][1] and not problem:
+                again_words = [*words, "--resume"]
+                resumed = in_child(lambda: main(again_words))
+                if resumed.status or content(out) != expected:
+                    problem = f"with room again it does not go on to the same: {resumed.status} {resumed.err[-300:]}"
+            if problem:
+                failed.append(f"write {stop} of {writes}, {how}: {problem}")
+            shutil.rmtree(out, ignore_errors=True)
+    assert content(place) == before
+    assert not failed, "\n".join([again(f"{len(failed)} writes of {verb}"), *failed])
+
+
+def test_a_small_disk_is_full_for_real(place, tmp_path):
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mounted)], capture_output=True)
+    if done.returncode:
+        pytest.skip("this process may not mount a tmpfs")
+    try:
+        ended = in_child(lambda: main(words_of("train", place, mounted / "run")))
+        assert complaint(ended) == ""
+        assert not [path for path in mounted.rglob(".*") if path.name != ".lock"]
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)
