@@ -26,8 +26,7 @@ class Watched:
         return self._file.write(data)
 
     def _middle(self, data: Any) -> int:
-        self._file.flush()
-        return os.fstat(self._file.fileno()).st_size + len(data) // 2
+        return (self._file.tell() if self._file.seekable() else 0) + len(data) // 2
 
     def _half(self, data: Any) -> None:
         self._file.write(data[: len(data) // 2])

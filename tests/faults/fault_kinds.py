@@ -9,7 +9,9 @@ import lzma
 import pickle
 import shutil
 import tarfile
+import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,14 +26,20 @@ from PIL import Image as Picture
 from rich.console import Console
 
 import gmvq
-from gmvq import hub, tokenization
+from gmvq import hub, recipes, tokenization
+from gmvq.commands import info
 from gmvq.data import ArrayItems
 from gmvq.modalities import Audio, Data, Image, Series, Text, Vectors
 from gmvq.models import DiffusionConfig, DiffusionDecoder
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.priors import AbstractPrior, CodeShape, make_prior
+from gmvq.reports.run_page import write_report
+from gmvq.stages.tokenizer import read_run
 from gmvq.tokenization import TokenFile
 from gmvq.training import Training, train
+from gmvq.training import checkpoint as checkpoints
+from gmvq.training.journal import read_log
+from gmvq.training.symptoms import symptoms
 
 QUIET = Console(quiet=True)
 STEPS = 4
@@ -367,6 +375,55 @@ def prose() -> bytes:
     return "".join(f"the {color} {animal} sleeps\n" for color in colors for animal in ("cat", "dog", "fox")).encode()
 
 
+def checkpoint(folder: Path) -> Path:
+    """The checkpoint of a finished run."""
+    return run_of(folder) / checkpoints.FOLDER / checkpoints.FILE
+
+
+def resumed(path: Path) -> Loaded:
+    """Resumes a copy of a run: from an older checkpoint, too, it ends with the same bits."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "run"
+        shutil.copytree(path.parents[1], copy)
+        shutil.copy(path, copy / path.relative_to(path.parents[1]))
+        try:
+            run_of(copy, resume=True)
+        except (ValueError, OSError) as error:
+            error.args = tuple(str(part).replace(str(copy), str(path.parents[1])) for part in error.args)
+            raise
+        return Loaded(digest(*hub.load(copy).state_dict().values()))
+
+
+def record_of(name: str) -> Callable[[Path], Path]:
+    """One of the files of a run that pages and ``gmvq info`` show, and runs are resumed and compared by."""
+
+    def make(folder: Path) -> Path:
+        run = recipes.changed(recipes.digits(), steps=3, width=8, blocks=1, batch_size=8, codebook_size=16, log_every=1)
+        recipes.run(run, folder, data=small_data(), console=QUIET, report=False)
+        return folder / name
+
+    return make
+
+
+def shown(path: Path) -> Loaded:
+    """Prints what ``gmvq info`` does, makes the run's warnings, and for one of ten contents its page with all curves.
+
+    These files are optional there, so that all contents are shown.
+    """
+    folder = path.parent
+    symptoms(read_log(folder))
+    if zlib.crc32(path.read_bytes()) % 10 == 0:
+        write_report(folder, hub.load(folder), small_data().held_out)
+    info.show(info.run(info.Options(folder), ""), QUIET)
+    return Loaded("a page")
+
+
+def read_again(path: Path) -> Loaded:
+    """Reads the record of a run as its later stages do, and shows it."""
+    shown(path)
+    return Loaded(digest(read_run(path.parent).described()))
+
+
 def kinds() -> dict[str, Kind]:
     """All kinds, by name."""
     model, part = of_part(gmvq.Autoencoder), partial
@@ -378,6 +435,10 @@ def kinds() -> dict[str, Kind]:
         "prior's configuration": Kind(part(saved, prior, hub.CONFIG, tokenizer=MARK), of_part(AbstractPrior), own=True),
         "decoder": Kind(part(saved, decoder, hub.WEIGHTS, tokenizer=MARK), of_part(DiffusionDecoder), own=True),
         "classifier": Kind(part(saved, classifier, hub.WEIGHTS), of_part(Classifier), own=True),
+        "checkpoint": Kind(checkpoint, resumed, own=True),
+        "log": Kind(record_of("log.jsonl"), shown, sealed=False),
+        "metrics": Kind(record_of("metrics.json"), shown, sealed=False),
+        "record": Kind(record_of("run.json"), read_again, sealed=False),
         "tokens": Kind(tokens, read_tokens, own=True),
         "PNG": Kind(written("a.png", part(picture, "PNG")), of_data(Image())),
         "PNG of a folder": Kind(folder_of_pictures, of_data(Image(), many=True)),

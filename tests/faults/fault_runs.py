@@ -36,7 +36,7 @@ def prior_of(tokenizer: Path) -> Work:
     def work(folder: Path, resume: bool) -> None:
         training = replace(PriorRun().training, steps=4, batch_size=8, checkpoint_every=2, log_every=1, threads=1)
         run = PriorRun("autoregressive", {"width": 16, "depth": 1, "heads": 2}, training)
-        fit_prior(tokenizer, run, folder, console=QUIET, report=False, resume=resume)
+        fit_prior(tokenizer, run, folder, data=small_data(), console=QUIET, report=False, resume=resume)
 
     return work
 

@@ -48,6 +48,7 @@ def problem_of(work, folder, stop, expected):
 @pytest.mark.parametrize(("name", "few"), [("train", 4), ("prior", 2), ("tokenize", 4)])
 def test_a_run_that_dies_anywhere_goes_on_to_the_same_bits(name, few, works, tmp_path):
     work = works(name)
+    work(tmp_path / "warm", False)  # what it imports need not be imported again in each child
     whole, counted = tmp_path / "whole", tmp_path / "operations"
 
     def count():
