@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-done
 
-.PHONY: setup demo demo-generate test coverage test-slow lint docs compare experiment bench profile clean
+.PHONY: setup demo demo-generate test coverage test-slow test-faults lint docs compare experiment bench profile clean
 
 setup: $(SETUP)
 
@@ -37,6 +37,11 @@ coverage: setup
 # Every layout, mask and precision compiled, for each member in each composition: an hour on two cores.
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
+
+# Every crash point, 1,000 mutations of each kind of file, a full disk at each write of each verb: ten minutes.
+# make test has a small part of it. A failure prints what sees it again: GMVQ_FAULTS_SEED=7 make test-faults.
+test-faults: setup
+	GMVQ_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=10 tests/faults $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks docs

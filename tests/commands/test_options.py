@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from gmvq import recipes
+from gmvq.__main__ import main
 from gmvq.commands import VERBS, parse
 from gmvq.commands.compare import data_of
 from gmvq.commands.train import run_of
@@ -173,3 +174,11 @@ def test_a_protocol_takes_contenders_and_groups():
     options = parse("compare", words)
     assert options.quantizers == ("all", "study:noise")
     assert (options.protocol, options.jobs, options.recipes) == ("cifar10-8x8-k1024-short", 2, ())
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "{", "[" * 100_000])
+def test_options_of_the_quantizer_are_an_object(capsys, text):
+    assert main(["train", "digits", "--quantizer-options", text]) == 1
+    said = capsys.readouterr().err
+    assert "'quantizer-options' must be a JSON object" in said
+    assert len(said) < 300

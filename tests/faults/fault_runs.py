@@ -16,10 +16,10 @@ from gmvq.data import ArrayItems
 from gmvq.stages.prior import PriorRun, fit_prior
 from gmvq.training import checkpoint as checkpoints
 
-IGNORED = {".lock"}
 TIMES = ("seconds", "items_per_second", "started", "finished", "place", "hardware", "commit", "command")
 SMALL = {"steps": 4, "width": 8, "blocks": 1, "batch_size": 8, "codebook_size": 16}
 WORDS = ["--steps", "3", "--batch-size", "8"]
+SMALL_WORDS = [*WORDS, "--threads", "1", "--width", "8", "--blocks", "1", "--codebook-size", "16", "--evaluated", "16"]
 Work = Callable[[Path, bool], None]
 
 
@@ -52,7 +52,7 @@ def content(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and path.name not in IGNORED:
+        if path.is_file():
             found[name] = _digest(path, folder)
     return found
 

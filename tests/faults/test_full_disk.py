@@ -6,14 +6,13 @@ import subprocess
 import pytest
 from fault_children import in_child
 from fault_disk import Disk
-from fault_runs import WORDS, content, write_digits
+from fault_runs import SMALL_WORDS, WORDS, content
 from fault_sizes import FULL, SEED, again
 
 from gmvq.__main__ import main
 
-SMALL = [*WORDS, "--threads", "1", "--width", "8", "--blocks", "1", "--codebook-size", "16", "--evaluated", "16"]
 VERBS = {
-    "train": (["train", "digits", "--out", "OUT", *SMALL], "run.json"),
+    "train": (["train", "digits", "--out", "OUT", *SMALL_WORDS], "run.json"),
     "fit-prior": (
         ["fit-prior", "RUN", "--out", "OUT", *WORDS, "--width", "16", "--depth", "1", "--heads", "2"],
         "run.json",
@@ -36,18 +35,6 @@ VERBS = {
 """The words of each verb that writes, and the file that marks a stage, which can be resumed."""
 FEW = ("train", "tokenize", "sample")
 """Verbs of the small size: the others take a child of seconds for each write."""
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A run with a prior, some data and some codes: made here, so that children need not import again what it takes."""
-    folder = tmp_path_factory.mktemp("place")
-    write_digits(folder / "data")
-    run = str(folder / "run")
-    assert main(["train", "digits", "--out", run, *SMALL]) == 0
-    assert main(["fit-prior", run, *WORDS, "--width", "16", "--depth", "1", "--heads", "2"]) == 0
-    assert main(["tokenize", run, str(folder / "data"), str(folder / "codes.safetensors")]) == 0
-    return folder
 
 
 def words_of(verb, place, out):

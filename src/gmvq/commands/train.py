@@ -202,10 +202,7 @@ def run_of(options: Any) -> Run:  # noqa: ANN401
     )
     if not options.adversarial and (options.features is not None or discriminator != AdversarialConfig()):
         raise ValueError("--features and --discriminator-... need --adversarial: add it, or leave them out.")
-    try:
-        quantizer_options = json.loads(options.quantizer_options)
-    except ValueError as error:
-        raise ValueError(f"'quantizer-options' must be a JSON object, got {options.quantizer_options!r}.") from error
+    quantizer_options = _object("quantizer-options", options.quantizer_options)
     given = {name: value for name, value in dataclasses.asdict(options.settings).items() if value is not None}
     known = {each.name for each in dataclasses.fields(recipe.data.modality)}
     if not given.keys() <= known:
@@ -222,6 +219,22 @@ def run_of(options: Any) -> Run:  # noqa: ANN401
         options.features,
         None if options.start is None else str(options.start),
     )
+
+
+def _object(name: str, text: str) -> dict[str, Any]:
+    """Reads the JSON object in an option.
+
+    Raises:
+        ValueError: If it is not one.
+    """
+    rule = f"{name!r} must be a JSON object, as '{{\"decay\": 0.9}}', got {text[:100]!r}."
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(rule) from error
+    if not isinstance(value, dict):
+        raise ValueError(rule)
+    return value
 
 
 def run(options: Any, command: str) -> dict[str, Any]:  # noqa: ANN401
