@@ -1,6 +1,8 @@
 """Small runs that write folders, and what of a folder must be the same, bit for bit."""
 
+import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fault_children import Loaded
 from fault_kinds import QUIET, small_data, small_model
 from PIL import Image as Picture
 
 from gmvq import hub, recipes, tokenization
+from gmvq.__main__ import main
 from gmvq.data import ArrayItems
 from gmvq.stages.prior import PriorRun, fit_prior
 from gmvq.training import checkpoint as checkpoints
@@ -45,6 +49,22 @@ def tokenize(folder: Path, resume: bool) -> None:
     """The codes of a few images, in one file."""
     images = (torch.arange(20 * 64).reshape(20, 1, 8, 8) * 7 % 251).to(torch.uint8)
     tokenization.tokenize(small_model(), ArrayItems(images, 2), folder / "codes.safetensors", batch_size=4)
+
+
+def said_in_a_line(words: list[str], allowed: tuple[int, ...]) -> Loaded:
+    """Runs a command; an AssertionError says if it ends otherwise than by an allowed status, an error in one line."""
+    said, shown = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
+        status = main(words)
+    text = said.getvalue()
+    lines = [line for line in text.splitlines() if line.startswith("gmvq: error:")]
+    assert status in allowed, f"it ended with {status}: {text[-300:]}{shown.getvalue()[-300:]}"
+    assert "Traceback" not in text, text[-900:]
+    assert "GMVQ_DEBUG" not in text, f"a raw error: {text[-600:]}"
+    assert len(lines) == (status != 0), text[-900:]
+    assert not status or text.splitlines()[-1] == lines[0], text[-900:]
+    assert all(len(line) < 1200 for line in lines), lines[0]
+    return Loaded("in a line")
 
 
 def content(folder: Path) -> dict[str, str]:

@@ -3,17 +3,14 @@
 Those of files have a right digest, as a stranger would give them.
 """
 
-import contextlib
-import io
 import json
 
 from fault_children import Loaded, attempt, trials
 from fault_kinds import MARK, classifier, decoder, of_part, prior, saved, small_model
-from fault_runs import WORDS
+from fault_runs import WORDS, said_in_a_line
 
 import gmvq
 from gmvq import hub
-from gmvq.__main__ import main
 from gmvq.data.sealing import read_record, write_record
 from gmvq.models import DiffusionDecoder
 from gmvq.networks import Classifier
@@ -151,27 +148,12 @@ def test_hostile_configurations_of_files(tmp_path):
     assert not failed, "\n".join([f"{len(failed)} of {len(FILES)}:", *failed])
 
 
-def run_words(words):
-    """Runs a command; what is wrong with how it ends is an AssertionError."""
-    said, shown = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
-        status = main(words)
-    lines = [line for line in said.getvalue().splitlines() if line.startswith("gmvq: error:")]
-    assert status in (1, 2), f"it ended with {status}: {said.getvalue()[-300:]}{shown.getvalue()[-300:]}"
-    assert "Traceback" not in said.getvalue()
-    assert "GMVQ_DEBUG" not in said.getvalue(), f"a raw error: {said.getvalue()[-600:]}"
-    assert len(lines) == 1, said.getvalue()[-900:]
-    assert said.getvalue().splitlines()[-1] == lines[0]
-    assert len(lines[0]) < 1200, lines[0]
-    return Loaded("refused")
-
-
 def test_hostile_words_of_the_command_line(place, tmp_path):
     names = {"RUN": place / "run", "DATA": place / "data", "OUT": tmp_path / "out"}
 
     def one(number):
         words = [str(names.get(word, word)) for word in COMMANDS[number]]
-        return attempt(lambda: run_words(words), Loaded("refused"), ("",), sealed=True)
+        return attempt(lambda: said_in_a_line(words, (1, 2)), Loaded("in a line"), ("",), sealed=True)
 
     found = list(trials(range(len(COMMANDS)), one))
     failed = [f"{COMMANDS[n]}: {trial}"[:1200] for n, trial in found if trial.outcome != "same"]
