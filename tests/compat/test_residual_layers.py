@@ -116,6 +116,22 @@ def test_dropout_leaves_as_many_levels(theirs):
     assert bool((modules[1].eval()(x)[1] >= 0).all())
 
 
+def test_groups_of_scalars_drop_the_levels_of_theirs(theirs):
+    module = theirs.GroupedResidualFSQ(**KINDS["GroupedResidualFSQ"][0], quantize_dropout=True)
+    dropin = dropin_of(module)
+    x = torch.randn(2, 10, 8)
+    left = set()
+    for seed in range(8):
+        found = []
+        for each in (dropin, module):
+            torch.manual_seed(seed)
+            found.append(each(x))
+        assert torch.equal(found[0][1], found[1][1].long())
+        torch.testing.assert_close(found[0][0], found[1][0])
+        left.add(int((found[0][1][0, 0, 0] >= 0).sum()))
+    assert left == {1, 2, 3}
+
+
 def test_levels_halve_what_is_left():
     dropin = ours.ResidualLFQ(dim=8, codebook_size=256, num_quantizers=6).eval()
     x = torch.rand(2, 10, 8) * 2 - 1

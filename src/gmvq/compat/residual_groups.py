@@ -178,4 +178,5 @@ class GroupedResidualFSQ(AbstractResidualGroups):
 
     def forward(self, x: Tensor, return_all_codes: bool = False) -> tuple[Any, ...]:
         """Quantizes x; returns values, indices, and the code vectors of each group if asked for."""
-        return self._quantize(x, return_all_codes=return_all_codes)
+        seed = drawn_seed(x.device) if self.training else None
+        return self._quantize(x, return_all_codes=return_all_codes, rand_quantize_dropout_fixed_seed=seed)
