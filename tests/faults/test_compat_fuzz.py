@@ -124,7 +124,8 @@ def vector_case(seed):
     draw.maybe("codebook_dim", 3, 4, 12, chance=0.25)
     heads = draw.maybe("heads", 2, chance=0.2) or 1
     draw.maybe("separate_codebook_per_head", True, chance=0.15 if heads == 1 else 0.5)
-    draw.maybe("layernorm_after_project_in", True)
+    if dim > 1:  # a normalized feature alone is always the same
+        draw.maybe("layernorm_after_project_in", True)
     if draw.yes(0.06):
         options["vq_bridge"] = bridge(options.get("codebook_dim", dim))
     draw.maybe("manual_in_place_optimizer_update", True, chance=0.04)
@@ -422,6 +423,10 @@ def is_several(case):
     return levels(case) > 1 or case.options.get("heads", 1) > 1 or case.options.get("groups", 1) > 1
 
 
+def warms(case):
+    return case.options.get("kmeans_init", False) or case.options.get("affine_param", False)
+
+
 def is_residual(case):
     return case.kind in ("ResidualVQ", "GroupedResidualVQ")
 
@@ -444,7 +449,7 @@ DIFFERENCES = [
     ),
     Difference(
         "a direction has a bounded gradient: theirs is up to 1e12",
-        both(is_unlike, has("spherical")),
+        both(is_unlike, has("spherical", "use_cosine_sim")),
         ("gradient", "later"),
     ),
     Difference(
@@ -540,6 +545,31 @@ DIFFERENCES = [
         ("later",),
     ),
     Difference(
+        "a frozen codebook gets no gradient: theirs gets that of what keeps codes apart",
+        both(freezes, learns, has("orthogonal_reg_weight")),
+        ("later",),
+    ),
+    Difference(
+        "a step in place leaves networks beside the codebook no gradient",
+        both(has("implicit_neural_codebook"), has("in_place_codebook_optimizer")),
+        ("later",),
+    ),
+    Difference(
+        "a latent shorter than 1e-4 has a shorter direction",
+        both(has("use_cosine_sim"), lambda case: case.options["dim"] == 1),
+        ALL,
+    ),
+    Difference(
+        "the state of an optimizer is in no state dict",
+        both(warms, lambda case: case.options.get("in_place_codebook_optimizer") is adam),
+        ALL,
+    ),
+    Difference(
+        "the best codes of one head with a codebook of its own look up to their values",
+        both(calls("topk"), has("separate_codebook_per_head")),
+        ("lookup",),
+    ),
+    Difference(
         "a mask (B, N) leaves the mean over latents: theirs takes none",
         both(is_of("LFQ"), lambda case: "mask" in case.call and case.call["mask"].ndim == 2),
         ("loss", "gradient", "later"),
@@ -578,7 +608,7 @@ DIFFERENCES = [
     ),
     Difference(
         "the gradient is that of the codebook of the forward: theirs is of the one after its update",
-        both(averages, either(has("commitment_use_cross_entropy_loss"), calls("indices"))),
+        both(either(averages, dies), either(has("commitment_use_cross_entropy_loss"), calls("indices"))),
         ("gradient", "later"),
     ),
     Difference(
@@ -642,10 +672,6 @@ def constant(dropin):
     if not isinstance(dropin, ours.LFQ) or options.experimental_softplus_entropy_loss:
         return 0.0
     return options.entropy_loss_weight * options.diversity_gamma * math.log(options.size)
-
-
-def warms(case):
-    return case.options.get("kmeans_init", False) or case.options.get("affine_param", False)
 
 
 @pytest.mark.parametrize("kind", CASES_OF)

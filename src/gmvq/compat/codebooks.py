@@ -127,7 +127,7 @@ def top_codes(quantizer: AbstractQuantizer, x: Tensor, number: int, mask: Tensor
     losses = (member.commitment_weight or float(not member.training)) * commitment
     if member.training:
         for regularizer in member.regularizers:
-            losses = losses + regularizer(codebook, rows, kept)
+            losses = losses + regularizer(member.regularized(regularizer, codebook, codes[kept]), rows, kept)
         flat = member.estimator(repeated.reshape(-1, member.dim), nearest.reshape(-1, member.dim))
         nearest = flat.reshape(nearest.shape)
     values = quantizer._outside(nearest.reshape(-1, member.dim)) if inside(quantizer) is not quantizer else nearest

@@ -89,8 +89,8 @@ def _loaded(module: nn.Module, training: bool, own: bool) -> AbstractDropIn | Co
     floats = [tensor for tensor in state.values() if tensor.is_floating_point()]
     if floats:
         dropin.to(device=floats[0].device)
-        if floats[0].dtype == torch.float64:
-            dropin.double()
+        if floats[0].dtype != torch.float32:
+            dropin.to(floats[0].dtype)  # half precisions are those of the maps and of what is decoded
             dropin.load_state_dict(state)  # again, for what was rounded to float32 above
     return dropin.train(module.training)
 

@@ -86,7 +86,8 @@ class AbstractDropIn(nn.Module, ABC):
                     member.update()  # with this call's statistics, which a frozen codebook would drop
                 member.freeze() if was_frozen else member.unfreeze()
                 for parameter, requires_grad in zip(member.parameters(), required, strict=True):
-                    parameter.requires_grad_(requires_grad)
+                    # what has learned in this call still waits for its backward pass
+                    parameter.requires_grad_(requires_grad or not frozen)
 
     @abstractmethod
     def _is_theirs(self, names: list[str]) -> bool:

@@ -15,21 +15,19 @@ that are weighted or accumulated, a commitment by cross-entropy. The loss of cod
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from gmvq.compat.peer_ways import Call, RowCodes, Ways, Weight
 from gmvq.distributed import sum_over_ranks, world_size
 from gmvq.kernels import code_sums, nearest_code, squared_distances
-from gmvq.quantizers.parts.codebook import random_rows, snapshot
+from gmvq.quantizers.parts.codebook import random_rows, snapshot, uniform
 from gmvq.quantizers.parts.directions import direction
-from gmvq.quantizers.parts.estimators import AbstractEstimator, with_gradient_of
+from gmvq.quantizers.parts.estimators import AbstractEstimator
 from gmvq.quantizers.parts.rows import mean_squared_error, row_mean
 from gmvq.quantizers.parts.vector_parts import AbstractRegularizer, Affine, Orthogonal, Part
 from gmvq.quantizers.vector import VectorQuantizer
@@ -37,98 +35,6 @@ from gmvq.types import Quantized
 
 BLOCK_ELEMENTS = 1 << 22
 """Number of features of codes that depend on the row, held at a time."""
-
-Weight = Tensor | Callable[[Tensor, Tensor], Tensor]
-"""Share of a step that each code takes, ``(K,)``, or how it follows from sums ``(1, K, L)`` and counts ``(1, K)``."""
-
-
-class RowCodes(ABC):
-    """Codes that depend on the row they stand for."""
-
-    @abstractmethod
-    def crossed(self, codebook: Tensor, rows: slice) -> Tensor:
-        """All codes of some rows: ``(K, L)`` -> ``(n, K, L)``."""
-
-    @abstractmethod
-    def chosen(self, codes: Tensor) -> Tensor:
-        """One code for each row: ``(N, L)`` -> ``(N, L)``."""
-
-
-@dataclass(frozen=True)
-class Ways:
-    """Ways of the other library's codebook that our own quantizer does not have.
-
-    Attributes:
-        decay: Share of the past in counts and sums, in [0, 1].
-        stochastic: True to draw codes in training.
-        temperature: Temperature of drawn codes, above 0; at most 0 takes the nearest.
-        cross_entropy: True for a commitment by the cross-entropy of a code among all.
-        active_only: True to keep apart only codes that the batch takes.
-        bridge: Network ``(1, K, L)`` -> ``(1, K, L)`` from the codebook to its codes.
-        optimizer: Optimizer of the codebook's own steps, for its parameters.
-        steps_by_hand: True if these steps wait for :meth:`PeerQuantizer.step_in_place`.
-        share: This codebook's share of the latents' features, among those of all heads.
-    """
-
-    decay: float = 0.8
-    stochastic: bool = False
-    temperature: float = 1.0
-    cross_entropy: bool = False
-    active_only: bool = False
-    bridge: nn.Module | None = None
-    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None
-    steps_by_hand: bool = False
-    share: float = 1.0
-
-
-@dataclass(frozen=True)
-class Call:
-    """What one forward does in another way.
-
-    Attributes:
-        temperature: Of drawn codes, in place of the codebook's own.
-        weight: Share of the step that each code takes.
-        accumulates: True to add statistics to those of the next forward, and to move no code before it.
-        averages: False to take no statistics.
-        targets: Codes ``(N,)`` whose cross-entropy is a term; -1 is left out.
-    """
-
-    temperature: float | None = None
-    weight: Weight | None = None
-    accumulates: bool = False
-    averages: bool = True
-    targets: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Directional(AbstractEstimator):
-    """The latent moved by its distance from the code, in the code's direction with noise of an absolute size.
-
-    Args:
-        deviation: Standard deviation of the noise of each feature.
-    """
-
-    trains_codebook = True
-    deviation: float
-
-    def __call__(self, latents: Tensor, values: Tensor) -> Tensor:
-        """Rows ``(N, L)`` of latents and codes -> the codes, with the moved latents' gradient."""
-        difference = values - latents
-        distance = difference.square().sum(-1, keepdim=True).clamp_min(1e-24).sqrt()
-        with torch.no_grad():
-            way = F.normalize(difference + self.deviation * torch.randn_like(difference), dim=-1, eps=1e-6)
-        return with_gradient_of(values, latents + distance * way)
-
-
-@dataclass(frozen=True)
-class CodeGradient(AbstractEstimator):
-    """The gradient goes to the code alone, and not to the latent."""
-
-    trains_codebook = True
-
-    def __call__(self, latents: Tensor, values: Tensor) -> Tensor:
-        """Rows ``(N, L)`` of latents and codes -> the codes."""
-        return values
 
 
 class PeerQuantizer(VectorQuantizer):
@@ -243,7 +149,9 @@ class PeerQuantizer(VectorQuantizer):
         if self.learning:
             self._start(rows, kept)
             if self.own_optimizer is not None:
-                terms["in_place"] = self._descend(rows.detach(), kept)
+                terms["in_place"] = self._descend(rows.detach(), kept, row_codes)
+        elif self._repeats and self.own_optimizer is not None and self._temperature is not None:
+            _noised(rows.new_zeros(len(rows), self.codebook_size), self._temperature)
         codebook = self.code_vectors.to(rows.dtype)
         codes = self._choose(rows, codebook, row_codes)
         nearest = F.embedding(codes, codebook)
@@ -253,6 +161,8 @@ class PeerQuantizer(VectorQuantizer):
         loss = self._losses(compared, kept, codebook, codes, compared_to, terms)
         if self.learning:
             self._collect(rows.detach(), codes, kept)
+        elif self._repeats and self.revivals is not None:
+            uniform(self.codebook_size, rows.device)
         return Quantized(values, codes, loss, {**terms, "loss": loss})
 
     def _losses(
@@ -269,11 +179,11 @@ class PeerQuantizer(VectorQuantizer):
         terms["commitment"] = commitment.detach()
         loss = self.commitment_weight * commitment
         for regularizer in self.regularizers:
-            value = regularizer(self._regularized(regularizer, codebook, codes[kept]), rows, kept)
+            value = regularizer(self.regularized(regularizer, codebook, codes[kept]), rows, kept)
             loss, terms[regularizer.name] = loss + value, value.detach()
         return loss
 
-    def _regularized(self, regularizer: AbstractRegularizer, codebook: Tensor, taken: Tensor) -> Tensor:
+    def regularized(self, regularizer: AbstractRegularizer, codebook: Tensor, taken: Tensor) -> Tensor:
         """The codes that a regularizer is a loss of, where the batch has taken some."""
         if not isinstance(regularizer, Orthogonal):
             return codebook
@@ -334,11 +244,18 @@ class PeerQuantizer(VectorQuantizer):
             self.affine.collect(rows.detach(), kept)
             self.affine.update(free)
 
-    def _descend(self, rows: Tensor, kept: Tensor) -> Tensor:
+    @property
+    def _repeats(self) -> bool:
+        """True in a forward that checkpointing repeats, which must draw as many random numbers as the first."""
+        return self.training and not self.frozen and not self.learning
+
+    def _descend(self, rows: Tensor, kept: Tensor, row_codes: RowCodes | None) -> Tensor:
         """The codebook's own step: gives the loss before it."""
-        with torch.enable_grad():
+        # what this graph saves is none of what checkpointing counts, since a repeated forward has no step
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
             codebook = self.code_vectors.to(rows.dtype)
-            nearest = F.embedding(self._choose(rows, codebook), codebook)
+            nearest = F.embedding(self._choose(rows, codebook, row_codes), codebook)
+            nearest = nearest if row_codes is None else row_codes.chosen(nearest)
             loss = mean_squared_error(nearest, rows, kept)
             own = [parameter for parameter in self._own_parameters() if parameter.requires_grad]
             gradients = torch.autograd.grad(self.ways.share * loss, own, allow_unused=True)
@@ -382,6 +299,10 @@ class PeerQuantizer(VectorQuantizer):
         weight = weight.to(moving.counts).reshape(-1).expand_as(moving.counts)
         moving.pending_counts.copy_(torch.lerp(moving.counts, moving.pending_counts, weight))
         moving.pending_sums.copy_(torch.lerp(moving.sums, moving.pending_sums, weight[:, None].expand_as(moving.sums)))
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _scores(rows: Tensor, codebook: Tensor, row_codes: RowCodes) -> Tensor:

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmvq.compat.level_dropout import LevelDropout
-from gmvq.compat.peer import Directional, PeerQuantizer, RowCodes
+from gmvq.compat.peer import PeerQuantizer
+from gmvq.compat.peer_ways import Directional, RowCodes
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.compositions.residual import Residual
 from gmvq.quantizers.parts.checks import checked_codes

@@ -20,8 +20,9 @@ from torch import Tensor
 from gmvq.compat.codebooks import padded, put_bridge
 from gmvq.compat.dropin import AbstractDropIn
 from gmvq.compat.level_dropout import drawn_seed
-from gmvq.compat.peer import Call, PeerQuantizer
+from gmvq.compat.peer import PeerQuantizer
 from gmvq.compat.peer_residual import PeerResidual
+from gmvq.compat.peer_ways import Call
 from gmvq.compat.projections import inside, put_projection
 from gmvq.compat.residual_options import ResidualOptions
 from gmvq.compat.states import Translation
@@ -124,7 +125,7 @@ class ResidualVQ(AbstractDropIn):
 
         An index of -1, or a missing last level, gives 0.
         """
-        return codes_of_levels(self.quantizer, indices)
+        return self.quantizer._cast(codes_of_levels(self.quantizer, indices))
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Values that forward returns for these indices, in the layout of x; fewer levels give a coarser output."""
@@ -262,7 +263,8 @@ class GroupedResidualVQ(AbstractDropIn):
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """Code vectors inside the projection: ``(groups, B, *, levels)`` -> ``(groups, levels, B, *, L)``."""
-        return torch.stack([codes_of_levels(group, part) for group, part in zip(self._of_groups, indices, strict=True)])
+        levels = [codes_of_levels(group, part) for group, part in zip(self._of_groups, indices, strict=True)]
+        return self.quantizer._cast(torch.stack(levels))
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Values that forward returns for these indices, in the layout of x; fewer levels give a coarser output."""

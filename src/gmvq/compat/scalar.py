@@ -333,7 +333,8 @@ class ResidualFSQ(AbstractDropIn):
         members = self._levels
         levels = self._levels_last(indices).unbind(-1)
         codes = [member.decode(level) for member, level in zip(members, levels, strict=False)]
-        return torch.stack(codes + [torch.zeros_like(codes[0])] * (len(members) - len(codes)))
+        codes += [torch.zeros_like(codes[0])] * (len(members) - len(codes))
+        return self.quantizer._cast(torch.stack(codes))
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Values that forward returns for these indices, in the layout of x; fewer levels give a coarser output."""

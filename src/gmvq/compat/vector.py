@@ -31,7 +31,8 @@ from gmvq.compat.codebooks import (
 )
 from gmvq.compat.dropin import AbstractDropIn, mean_term
 from gmvq.compat.options import refuse
-from gmvq.compat.peer import Call, PeerQuantizer, Weight
+from gmvq.compat.peer import PeerQuantizer
+from gmvq.compat.peer_ways import Call, Weight
 from gmvq.compat.projections import inside, put_projection
 from gmvq.compat.states import Translation
 from gmvq.compat.vector_options import VectorOptions
@@ -202,7 +203,7 @@ class VectorQuantize(AbstractDropIn):
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """Code vectors inside the projection, heads side by side, in the layout of x; 0 for -1."""
-        codes = inside(self.quantizer).decode(indices)
+        codes = self.quantizer._cast(inside(self.quantizer).decode(indices))
         return codes.movedim(-1, 1) if self.options.channels_first else codes
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
@@ -259,7 +260,8 @@ class VectorQuantize(AbstractDropIn):
         averages = self._averages_in(ema_update)
         call = Call(sample_codebook_temp, ema_update_weight, accum_ema_update, averages)
         targets = [None] * len(self.members) if indices is None else self._targets(indices)
-        with self._frozen([*self.members], freeze_codebook), ExitStack() as calls:
+        learns = self.options.averages or self.options.learns  # others stay as they are in any call
+        with self._frozen([*self.members], freeze_codebook if learns else None), ExitStack() as calls:
             for member, target in zip(self.members, targets, strict=True):
                 calls.enter_context(member.during(replace(call, targets=target)))
             out = self._quantize(x, channels_first, mask)

@@ -14,7 +14,8 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from gmvq.compat.options import Rule, check, defaults, read
-from gmvq.compat.peer import CodeGradient, Directional, PeerQuantizer, Ways
+from gmvq.compat.peer import PeerQuantizer
+from gmvq.compat.peer_ways import CodeGradient, Directional, Ways
 from gmvq.compat.projections import projected
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.compositions.product import Product
