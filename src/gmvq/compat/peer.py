@@ -160,7 +160,7 @@ class PeerQuantizer(VectorQuantizer):
         compared_to = nearest.detach() if self.frozen else nearest
         loss = self._losses(compared, kept, codebook, codes, compared_to, terms)
         if self.learning:
-            self._collect(rows.detach(), codes, kept)
+            self._collect(rows.detach(), codes, kept, codebook.detach())
         elif self._repeats and self.revivals is not None:
             uniform(self.codebook_size, rows.device)
         return Quantized(values, codes, loss, {**terms, "loss": loss})
@@ -241,7 +241,7 @@ class PeerQuantizer(VectorQuantizer):
             self.affine.codes_mean.copy_(free.mean(0))
             self.affine.codes_variance.copy_(free.var(0, correction=0))
         else:
-            self.affine.collect(rows.detach(), kept)
+            self.affine.collect(rows.detach(), kept.to(rows.dtype))
             self.affine.update(free)
 
     @property
@@ -273,7 +273,7 @@ class PeerQuantizer(VectorQuantizer):
         return loss.detach()
 
     @torch.no_grad()
-    def _collect(self, rows: Tensor, codes: Tensor, kept: Tensor) -> None:
+    def _collect(self, rows: Tensor, codes: Tensor, kept: Tensor, codebook: Tensor) -> None:
         if self.call.averages:
             self.take(rows, codes, kept)
         if self.revivals is not None:
