@@ -16,6 +16,7 @@ from gmvq import commands, recipes
 from gmvq.__main__ import main
 from gmvq.commands import VERBS
 from gmvq.commands import train as train_verb
+from gmvq.data.sealing import read_record
 from gmvq.training import Interrupted
 
 TINY = ["--width", "8", "--blocks", "1", "--steps", "3", "--batch-size", "8", "--codebook-size", "16",
@@ -146,7 +147,7 @@ def test_train_prints_figures_and_the_report(capsys, tmp_path, monkeypatch):
 def test_a_finished_run_is_not_trained_again_unless_asked(capsys, run):
     result = result_of(capsys, "train", "digits", "--out", run, *TINY)
     assert result["run"] == str(run)
-    assert result["metrics"] == json.loads((run / "metrics.json").read_text())
+    assert result["metrics"] == read_record(run / "metrics.json")
     again = result_of(capsys, "train", "digits", "--out", run, *TINY, "--overwrite")
     assert again["metrics"]["mse"] == result["metrics"]["mse"]
     record = json.loads((run / "run.json").read_text())
@@ -160,7 +161,7 @@ def test_train_into_another_run_is_refused(capsys, run):
 
 def test_evaluate(capsys, run):
     result = result_of(capsys, "evaluate", run, "--limit", 20)
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = read_record(run / "metrics.json")
     assert result["data"] == "bundled:digits"
     assert result["metrics"]["mse"] == pytest.approx(metrics["mse"])
     assert "coding_seconds" in result["metrics"]

@@ -1,6 +1,5 @@
 """``compare``: recipes x quantizers x seeds."""
 
-import json
 import math
 import statistics
 from dataclasses import replace
@@ -10,6 +9,7 @@ import torch
 from rich.console import Console
 
 from gmvq import recipes
+from gmvq.data.sealing import read_record
 from gmvq.experiments import compare, read_table, rows
 from gmvq.experiments.printing import columns_of, markdown, summary, tables
 from gmvq.stages import tokenizer
@@ -42,9 +42,9 @@ def test_each_run_has_its_folder_and_row(compared):
     assert list(table.rows) == [("digits", name, seed) for seed in (0, 1) for name in QUANTIZERS]
     for row in table.rows.values():
         folder = folders(out)[row.contender, str(row.seed)]
-        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics = read_record(folder / "metrics.json")
         assert row.metrics == {**metrics, **{name: row.metrics[name] for name in ("items_per_second", "mse_train")}}
-        assert json.loads((folder / "row.json").read_text()) == row._asdict()
+        assert read_record(folder / "row.json") == row._asdict()
         assert row.diverged is None
 
 

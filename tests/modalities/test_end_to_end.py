@@ -10,6 +10,7 @@ import torch
 from modality_members import MEMBERS, worsened
 
 from gmvq.__main__ import main
+from gmvq.data.sealing import read_record
 from gmvq.modalities import Modality
 from gmvq.priors import PRIORS
 from gmvq.tokenization import join
@@ -129,7 +130,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(trained, tmp_path, call, monk
     resumed = call(*train, "--out", tmp_path / "run", "--resume")
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     times = {name for name in resumed["metrics"] if "second" in name and not name.startswith("bits")}
-    former = json.loads((whole / "metrics.json").read_text())
+    former = read_record(whole / "metrics.json")
     assert all(resumed["metrics"][name] == former[name] for name in former if name not in times)
 
 

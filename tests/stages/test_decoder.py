@@ -10,6 +10,7 @@ from rich.console import Console
 from gmvq import hub, recipes, stages
 from gmvq.__main__ import main
 from gmvq.data import ArrayItems
+from gmvq.data.sealing import read_record
 from gmvq.modalities.image.pictures import write_image
 from gmvq.models import Autoencoder, DiffusionDecoder
 from gmvq.stages import DecoderRun, fit_decoder
@@ -29,7 +30,7 @@ def test_a_decoder_is_fitted_and_measured(run):
     metrics = fit_decoder(run, quick(), console=QUIET)
     stored = hub.load(run / "decoder", DiffusionDecoder)
     assert hub.tokenizer_of(run / "decoder", DiffusionDecoder) == before == hub.fingerprint(hub.load(run))
-    assert json.loads((run / "decoder/metrics.json").read_text()) == metrics
+    assert read_record(run / "decoder/metrics.json") == metrics
     assert 0 < metrics["own_sharpness"] < metrics["sharpness"]  # hardly trained, it draws noise
     assert metrics["psnr"] < metrics["own_psnr"]
     model, data = hub.load(run), stages.load_data(stages.read_run(run).data)

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from gmvq import hub, recipes, stages
 from gmvq.data import ArrayItems
+from gmvq.data.sealing import read_record
 from gmvq.modalities import Data, Image
 from gmvq.priors import AbstractPrior, AutoregressivePrior, MaskedPrior, NGram, Sampling
 from gmvq.stages import PriorRun, fit_prior
@@ -40,7 +41,7 @@ def test_a_prior_is_fitted_and_measured(run, name, kind):
     # a bound is an estimate that depends on how images are batched
     assert metrics["bits_per_code"] == pytest.approx(bits, rel=0.05 if name == "masked" else 1e-4)
     assert metrics["items"] == len(codes)
-    assert json.loads((run / "prior/metrics.json").read_text()) == metrics
+    assert read_record(run / "prior/metrics.json") == metrics
     assert 0 < metrics["n_gram_bits_per_code"] < 5
     assert metrics["bits_per_dim"] > metrics["bits_per_code"] * codes[0].numel() / data.held_out[0].numel()
 

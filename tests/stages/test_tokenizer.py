@@ -11,6 +11,7 @@ from rich.console import Console
 
 import gmvq
 from gmvq import hub, recipes, stages
+from gmvq.data.sealing import read_record, write_record
 from gmvq.models import AdversarialConfig, Autoencoder, AutoencoderConfig
 from gmvq.networks import Classifier
 from gmvq.stages import classifier as classifying
@@ -56,7 +57,7 @@ def test_a_run_leaves_all_its_files(finished):
         "log.jsonl",
         "model.safetensors",
     }
-    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert read_record(out / "metrics.json") == metrics
     assert metrics.keys() >= WANTED
     assert all(metrics[name] is not None for name in WANTED)
     assert metrics["items"] == 20
@@ -195,8 +196,23 @@ def test_files_that_are_no_json_objects(tmp_path, text):
         recipes.run(tiny(), tmp_path, console=QUIET)
 
 
+@pytest.mark.parametrize("name", ["run.json", "metrics.json"])
+def test_a_changed_record_is_noticed(finished, tmp_path, name):
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    text = (out / name).read_text()
+    (out / name).write_text(text.replace("20", "21"))
+    if name == "run.json":
+        with pytest.raises(FileNotFoundError, match=r"run\.json is missing or damaged"):
+            stages.read_run(out)
+        with pytest.raises(hub.DamagedFileError, match="pass --overwrite"):
+            recipes.run(tiny(), out, console=QUIET)
+    else:  # it is measured again
+        assert recipes.run(tiny(), out, console=QUIET, resume=True)["items"] == 20
+        assert read_record(out / name)["items"] == 20
+
+
 def test_records_of_other_versions(tmp_path):
-    (tmp_path / "run.json").write_text(json.dumps({"run": {"name": "x", "data": {"colour": 1}, "model": {}}}))
+    write_record(tmp_path / "run.json", {"run": {"name": "x", "data": {"colour": 1}, "model": {}}})
     with pytest.raises(ValueError, match="not of this version"):
         stages.read_run(tmp_path)
 
@@ -275,5 +291,5 @@ def test_a_full_disk_is_named_and_made_up_for(tmp_path, monkeypatch, file, said)
     metrics = recipes.run(run, out, console=QUIET, resume=True)
     assert (out / "report.html").is_file()
     assert (out / "reconstructions.png").is_file()
-    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert read_record(out / "metrics.json") == metrics
     assert len(steps) == (3 if file in ("run.json", "checkpoint/state.safetensors") else 0)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from gmvq import hub
 from gmvq.commands.common import Common, RunFolder, common, grid, metric_table, read_model
-from gmvq.stages.layout import METRICS, RECORD, read_json
+from gmvq.stages.layout import METRICS, RECORD, recorded
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ def run(options: Options, command: str) -> dict[str, Any]:
         "fingerprint": hub.fingerprint(model),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "model": model.config.described(),
-        "record": read_json(options.run / RECORD),
-        "metrics": read_json(options.run / METRICS),
+        "record": recorded(options.run / RECORD),
+        "metrics": recorded(options.run / METRICS),
     }
 
 

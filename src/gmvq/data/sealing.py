@@ -335,7 +335,8 @@ def read_record(path: Path, form: Form | None = None) -> dict[str, Any]:
 
 
 def _digest_of(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    plain = json.loads(json.dumps(value))  # whose keys are strings, in whatever order
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(file: BinaryIO) -> str:

@@ -17,11 +17,11 @@ import torch
 from rich.console import Console
 
 from gmvq import hub, recipes
-from gmvq.data.writing import write_json
+from gmvq.data.sealing import write_record
 from gmvq.experiments.contenders import Contender
 from gmvq.experiments.table import Row
 from gmvq.modalities import Data
-from gmvq.stages.layout import RECORD, read_json
+from gmvq.stages.layout import RECORD, recorded
 from gmvq.stages.tokenizer import Run
 from gmvq.training import NonFiniteLossError
 from gmvq.training.journal import read_log
@@ -92,7 +92,7 @@ def _made(task: Task, data: Data, console: Console) -> Row:
         )
     except NonFiniteLossError as error:
         diverged = str(error)
-    record = read_json(folder / RECORD) or {}
+    record = recorded(folder / RECORD) or {}
     entries = _training(folder)
     if metrics is not None:
         # from the last lines of the log: training batches, as the decoder received them
@@ -116,13 +116,13 @@ def _made(task: Task, data: Data, console: Console) -> Row:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
-    write_json(folder / ROW, row._asdict())
+    write_record(folder / ROW, row._asdict())
     return row
 
 
 def stored_row(folder: Path) -> Row | None:
     """Reads the row of a finished run; None if the folder has no row in this format."""
-    content = read_json(folder / ROW)
+    content = recorded(folder / ROW)
     return Row(**content) if content is not None and content.keys() == set(Row._fields) else None
 
 

@@ -85,7 +85,7 @@ def read_object(path: Path) -> dict[str, Any]:
         value = read_json(path)
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
+    return {key: entry for key, entry in value.items() if key != "digest"} if isinstance(value, dict) else {}
 
 
 def _curves_of(log: list[dict[str, Any]]) -> dict[str, Curve]:

@@ -10,7 +10,7 @@ from typing import Any, Self
 from gmvq.checks import at_least, fraction
 from gmvq.modalities import Data, Image, Modality, described, fingerprint, from_description
 from gmvq.modalities.base import BUNDLED
-from gmvq.stages.layout import RECORD, place_of, read_json
+from gmvq.stages.layout import RECORD, place_of, recorded
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def data_of_run(folder: str | Path, config: DataConfig, source: str | Path | Non
             those of the run.
     """
     folder = Path(folder)
-    record = read_json(folder / RECORD) or {}
+    record = recorded(folder / RECORD) or {}
     if source is not None:
         config = replace(config, source=str(source))
     elif not config.is_bundled and record.get("place") != place_of(folder):

@@ -12,6 +12,7 @@ from typing import Any
 from gmvq import hub
 from gmvq.data import parsing
 from gmvq.data.locking import RECORD as RECORD
+from gmvq.data.sealing import read_record
 from gmvq.training import provenance
 from gmvq.training.preparation import CHANGEABLE
 
@@ -29,6 +30,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def recorded(path: Path) -> dict[str, Any] | None:
+    """Reads a sealed JSON object, see :func:`gmvq.data.sealing.write_record`; None if it is missing or damaged."""
+    try:
+        return read_record(path)
+    except (OSError, ValueError):
+        return None
 
 
 def is_main() -> bool:
@@ -99,7 +108,7 @@ def check_folder(out: Path, form: str, part: str, what: str) -> None:
 
 def recorded_of(out: Path, settings: Mapping[str, Any]) -> list[str]:
     """Describes how settings differ from those recorded in a folder, one phrase per field; empty if they agree."""
-    record = read_json(out / RECORD) or {}
+    record = recorded(out / RECORD) or {}
     there, here = leaves(record.get("run") or {}), leaves(json.loads(json.dumps(settings)))
     # the results do not depend on these, so that a resumed run may change them
     free = {f"training.{name}" for name in CHANGEABLE}
@@ -116,7 +125,7 @@ def finished(folder: str | Path, settings: Mapping[str, Any], tokenizer: str | N
         tokenizer: Fingerprint of the tokenizer that the prior or decoder belongs to.
     """
     folder = Path(folder)
-    record, metrics, model = (read_json(folder / name) for name in (RECORD, METRICS, hub.CONFIG))
+    record, metrics, model = (recorded(folder / name) for name in (RECORD, METRICS, hub.CONFIG))
     if record is None or metrics is None or model is None:
         return None
     if tokenizer is not None and model.get("tokenizer") != tokenizer:

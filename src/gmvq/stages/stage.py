@@ -18,7 +18,9 @@ from torch import nn
 
 from gmvq import hub
 from gmvq.data.locking import locked
-from gmvq.data.writing import naming, write_json
+from gmvq.data.parsing import DamagedFileError
+from gmvq.data.sealing import write_record
+from gmvq.data.writing import naming
 from gmvq.stages.layout import (
     METRICS,
     RECORD,
@@ -30,6 +32,7 @@ from gmvq.stages.layout import (
     is_main,
     now,
     place_of,
+    recorded,
     recorded_of,
 )
 from gmvq.training import Training
@@ -132,8 +135,8 @@ class Stage(ABC, Generic[Model]):
         metrics = {**self.measure(model), "warnings": list(self.warnings)}
         finish = {"fingerprint": hub.fingerprint(model), "place": place_of(self.out), "finished": now()}
         with naming("What was measured", "The model is valid: make room there and finish with --resume."):
-            write_json(self.out / RECORD, {**record, **finish})
-            write_json(self.out / METRICS, metrics)  # last, since it marks a stage as finished
+            write_record(self.out / RECORD, {**record, **finish})
+            write_record(self.out / METRICS, metrics)  # last, since it marks a stage as finished
         if report:
             self.report(model)
         return metrics
@@ -151,6 +154,8 @@ class Stage(ABC, Generic[Model]):
         if overwrite or not (self.out / RECORD).exists():
             return None
         settings = self.settings()
+        if recorded(self.out / RECORD) is None:
+            raise DamagedFileError(f"{self.out / RECORD} is damaged. Choose another --out, or pass --overwrite.")
         different = recorded_of(self.out, settings)
         if different:
             more = f" and {len(different) - 5} more" if len(different) > 5 else ""
@@ -170,4 +175,4 @@ class Stage(ABC, Generic[Model]):
             self.out.mkdir(parents=True, exist_ok=True)
             for name in (METRICS, REPORT):  # of a former stage
                 (self.out / name).unlink(missing_ok=True)
-            write_json(self.out / RECORD, {**record, "place": place_of(self.out)})
+            write_record(self.out / RECORD, {**record, "place": place_of(self.out)})

@@ -24,7 +24,7 @@ from gmvq.networks import Classifier
 from gmvq.reports.run_page import write_report
 from gmvq.stages.classifier import learned_classifier
 from gmvq.stages.data import DataConfig, load_data
-from gmvq.stages.layout import RECORD, read_json
+from gmvq.stages.layout import RECORD, recorded
 from gmvq.stages.stage import Stage
 from gmvq.training import Training, train
 from gmvq.training.progress import counting
@@ -278,7 +278,7 @@ def read_run(folder: str | Path) -> Run:
         ValueError: If the record has another version.
     """
     path = Path(folder) / RECORD
-    record = read_json(path)
+    record = recorded(path)
     if record is None:
         raise FileNotFoundError(f"{path} is missing or damaged. Give the folder of a run made by 'gmvq train'.")
     try:
