@@ -97,16 +97,14 @@ def _execute(verb: str, arguments: list[str]) -> int:
         _complain(f"{_reason(error)} See gmvq {verb} --help.")
         return 2
     command = shlex.join(["gmvq", *arguments])
-    is_first = os.environ.get("RANK", "0") == "0"  # of the ranks that torchrun starts
-    if not options.common.json:
+    with contextlib.redirect_stdout(sys.stderr) if options.common.json else contextlib.nullcontext():
         result = commands.execute(verb, options, command)
-        if is_first:
-            commands.show(verb, result)
+    if result is None:  # another process shows it
         return 0
-    with contextlib.redirect_stdout(sys.stderr):
-        result = commands.execute(verb, options, command)
-    if is_first:
+    if options.common.json:
         print(json.dumps(result, allow_nan=False))
+    else:
+        commands.show(verb, result)
     return 0
 
 

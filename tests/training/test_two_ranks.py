@@ -4,13 +4,15 @@ Models are of float64: Adam divides by the size of a gradient, so in float32 a b
 gradient is 0, would take steps of rounding errors.
 """
 
+import multiprocessing
 import os
+import signal
 import socket
+import time
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from gmvq import Autoencoder, AutoencoderConfig
 from gmvq.data import ArrayItems, ListItems
@@ -19,6 +21,7 @@ from gmvq.models import AdversarialConfig
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.training import Training, train
 from gmvq.training.journal import read_log
+from gmvq.training.ranks import LostProcessError
 from gmvq.training.tasks import ClassifierTask
 from gmvq.training.trainer import learn
 
@@ -42,14 +45,18 @@ def sequences(modality, scale):
     return Data("noise", items.subset(range(16)), items.subset(range(16, 20)), modality)
 
 
-def tokenizer(data, training, out, **changes):
+def tokenizer_of(data, **changes):
     sizes = {"codebook_size": 16, "width": 8, "downsampling": 4, "blocks": 1, "quantizer": "vector-ema"}
     torch.manual_seed(0)
     model = Autoencoder(AutoencoderConfig(modality=data.modality, **{**sizes, **changes})).double()
     if "quantizer" not in changes:  # no code dies, in whose place others would be drawn
         model.bottleneck.moving.place(torch.randn(16, 4), torch.full((16,), 100.0))
     model.standardize(data.train[index][None] for index in range(len(data.train)))
-    return train(model, data, training, out).model
+    return model
+
+
+def tokenizer(data, training, out, **changes):
+    return train(tokenizer_of(data, **changes), data, training, out).model
 
 
 def opposed(data, training, out):
@@ -78,10 +85,44 @@ CASES = {
 }
 
 
-def worker(rank, port, folder):
+def straight(folder, **how):
+    """A run whose checkpoint of step 6 lies within an epoch."""
+    data, training = NOISE["images"], replace(TRAINING, batch_size=4)
+    model = tokenizer_of(data, quantizer="gaussian-mixture", normalization="batch")
+    return train(model, data, training, folder, mirror=True, **how)
+
+
+def meet(rank, port):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank))
     os.environ["LOCAL_RANK"] = str(rank)
+
+
+def killed(rank, port, folder):
+    """Trains once to the end, and once until the second rank is killed in step 9."""
+    meet(rank, port)
+    straight(folder / "straight")
+    forward, calls = Autoencoder.forward, 0
+
+    def counted(self, *inputs):
+        nonlocal calls
+        calls += self.training
+        if rank == 1 and calls == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return forward(self, *inputs)
+
+    Autoencoder.forward = counted
+    try:
+        straight(folder / "killed")
+    except LostProcessError as error:
+        (folder / "said").write_text(str(error))
+    os._exit(3)
+
+
+def worker(rank, port, folder):
+    """Resumes the run whose second rank was killed, and trains all cases."""
+    meet(rank, port)
+    straight(folder / "killed", resume=True)
     for name, learned in CASES.items():
         model = learned(replace(TRAINING, batch_size=4), folder / name)
         torch.save(model.state_dict(), folder / f"{name}-{rank}")
@@ -90,14 +131,55 @@ def worker(rank, port, folder):
     os._exit(0)
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
+def start(work, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.start_processes(worker, (port, folder), nprocs=2, start_method="spawn")
+    processes = [
+        multiprocessing.get_context("spawn").Process(target=work, args=(rank, port, folder)) for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    first, second = start(killed, folder)
+    try:
+        second.join(120)
+        begin = time.monotonic()
+        first.join(60)
+        (folder / "seconds").write_text(str(time.monotonic() - begin))
+        assert (first.exitcode, second.exitcode) == (3, -signal.SIGKILL)
+    finally:
+        first.kill()
+        second.kill()
+    processes = start(worker, folder)
+    try:
+        for process in processes:
+            process.join(180)
+        assert [process.exitcode for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     return folder
+
+
+@pytest.mark.xdist_group("two-ranks")
+def test_a_killed_rank_ends_the_run(ranks):
+    assert float((ranks / "seconds").read_text()) < 60
+    said = (ranks / "said").read_text()
+    assert said.startswith("Another process of this run has ended")
+    assert f"The checkpoint of step 6 in {ranks / 'killed'} is valid" in said
+
+
+@pytest.mark.xdist_group("two-ranks")
+def test_a_run_with_a_killed_rank_resumes_bit_for_bit(ranks):
+    one, two = ranks / "straight", ranks / "killed"
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+    assert [same(line) for line in read_log(one)] == [same(line) for line in read_log(two)]
 
 
 @pytest.mark.xdist_group("two-ranks")
@@ -111,7 +193,10 @@ def test_two_ranks_learn_as_one(ranks, name, tmp_path):
         rtol = 1e-3 if key.startswith("likelihood") else 1e-5
         torch.testing.assert_close(first[key], value, rtol=rtol, atol=1e-6, msg=f"{key}: {first[key]}, not {value}")
     one, two = ([line for line in read_log(out) if line["kind"] == "train"] for out in (tmp_path, ranks / name))
-    left_out = ("kind", "seconds", "items_per_second")
     for line, other in zip(one, two, strict=True):
-        same = {key: value for key, value in line.items() if key not in left_out}
-        assert {key: value for key, value in other.items() if key not in left_out} == pytest.approx(same, rel=1e-4)
+        assert same(other) == pytest.approx(same(line), rel=1e-4)
+
+
+def same(line):
+    """What a line of the log says of the steps, without their times."""
+    return {key: value for key, value in line.items() if key not in ("kind", "seconds", "items_per_second")}

@@ -27,6 +27,8 @@ VERBS = (
 """The list of all verbs, in the order of the help. The file of ``fit-prior`` is ``fit_prior.py``."""
 _STAGES = ("train", "fit-prior", "fit-decoder", "compare", "bench")
 """Verbs that lock the folders that they write."""
+SPREAD = ("train", "fit-prior", "fit-decoder")
+"""Verbs that all processes of torchrun carry out together; of others the first one does all."""
 _CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
 
 
@@ -53,8 +55,8 @@ def parse(verb: str, words: Sequence[str]) -> Any:  # noqa: ANN401 (the options 
     return tyro.cli(kind, **how) if default is None else tyro.cli(kind, default=default, **how)
 
 
-def execute(verb: str, options: Any, command: str) -> dict[str, Any]:  # noqa: ANN401 (the options of the verb)
-    """Runs a verb.
+def execute(verb: str, options: Any, command: str) -> dict[str, Any] | None:  # noqa: ANN401 (the options of the verb)
+    """Runs a verb; under torchrun all processes together or the first one alone, see :data:`SPREAD`.
 
     Args:
         verb: Its name.
@@ -62,12 +64,21 @@ def execute(verb: str, options: Any, command: str) -> dict[str, Any]:  # noqa: A
         command: The command, for the record of the run.
 
     Returns:
-        The result, which JSON can represent.
+        The result, which JSON can represent; None in processes that have none to show.
     """
+    from gmvq.training.ranks import alone, is_main, leave_ranks  # not for help, which is fast without torch
+
     with ExitStack() as stack:
         target = _target(options)
         if target is not None and verb not in _STAGES:
             stack.enter_context(within(target))
+        if verb in SPREAD:
+            result = module_of(verb).run(options, command)
+            leave_ranks()
+            return result if is_main() else None
+        if not is_main():
+            return None
+        stack.enter_context(alone())
         return module_of(verb).run(options, command)
 
 

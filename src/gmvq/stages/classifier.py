@@ -32,10 +32,11 @@ from gmvq.data.locking import locked
 from gmvq.data.writing import write_json
 from gmvq.modalities import Data, Modality, fingerprint
 from gmvq.networks import Classifier, ClassifierConfig
-from gmvq.stages.layout import is_main, read_json
+from gmvq.stages.layout import read_json
 from gmvq.stages.tiling import cut
 from gmvq.training import Training
 from gmvq.training.checkpoint import has_checkpoint
+from gmvq.training.ranks import is_main, wait_for_ranks
 from gmvq.training.tasks import ClassifierTask
 from gmvq.training.trainer import learn
 
@@ -144,6 +145,7 @@ def classifier_of(
     with locked(folder):
         # an interrupted training is resumed; the checkpoint of another classifier is moved away
         going_on = read_json(folder / MARK) == {**wanted, "unfinished": True} and has_checkpoint(folder)
+        wait_for_ranks(folder)  # all look at the folder before the first changes it
         if is_main():
             write_json(folder / MARK, {**wanted, "unfinished": True})
         classifier = learn(task, training, folder, resume=going_on, console=console).model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,11 +37,6 @@ def recorded(path: Path) -> dict[str, Any] | None:
         return read_record(path)
     except (OSError, ValueError):
         return None
-
-
-def is_main() -> bool:
-    """Returns False for all but the first process under torchrun or accelerate launch."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def circumstances(command: str | None) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from gmvq.stages.tokenizer import read_run
 from gmvq.tokenization import TokenFile, tokenize
 from gmvq.training import Training
 from gmvq.training.checkpoint import set_aside
+from gmvq.training.ranks import is_main, wait_for_ranks
 from gmvq.training.tasks import PriorTask
 from gmvq.training.trainer import learn
 from gmvq.types import CodeBatch
@@ -168,10 +169,11 @@ class PriorStage(Stage[AbstractPrior]):
             size = self.tokenizer.level_sizes[0]
             prior.place(*_mixture(self.tokenizer), torch.bincount(train.codes.flatten(), minlength=size))
         if isinstance(prior, (Frequencies, NGram)):
-            set_aside(self.out)  # it has no steps: an existing checkpoint belongs to another prior
-            (self.out / LOG).unlink(missing_ok=True)
             prior.fit(train.codes.split(1024))
-            hub.save(prior, self.out, tokenizer=self.mark)
+            if is_main():
+                set_aside(self.out)  # it has no steps: an existing checkpoint belongs to another prior
+                (self.out / LOG).unlink(missing_ok=True)
+                hub.save(prior, self.out, tokenizer=self.mark)
             return prior.eval()
         learned_from, chosen_by = _divided(train)
         about = {"items": len(train.codes), "fingerprint": self.fingerprint[:16]}
@@ -216,11 +218,14 @@ class PriorStage(Stage[AbstractPrior]):
         folder = self.out / TOKENS
         files = {side: folder / f"{side}.safetensors" for side in ("train", "held_out")}
         codes = _stored(files) if read_json(folder / SOURCE) == source else None
+        wait_for_ranks(self.out)  # all look at the folder before the first changes it
         if codes is None:
             self.say("Tokenizing ...")
-            for side, path in files.items():
-                tokenize(self.tokenizer, getattr(self.tiles, side), path)
-            write_json(folder / SOURCE, source)
+            if is_main():
+                for side, path in files.items():
+                    tokenize(self.tokenizer, getattr(self.tiles, side), path)
+                write_json(folder / SOURCE, source)
+            wait_for_ranks(self.out)
             codes = _stored(files)
             assert codes is not None
         return CodeBatch(codes["train"], self.tiles.train.labels), CodeBatch(

@@ -29,7 +29,6 @@ from gmvq.stages.layout import (
     check_folder,
     circumstances,
     finished,
-    is_main,
     now,
     place_of,
     recorded,
@@ -37,6 +36,7 @@ from gmvq.stages.layout import (
 )
 from gmvq.training import Training
 from gmvq.training.checkpoint import has_checkpoint
+from gmvq.training.ranks import is_main, join_ranks, wait_for_ranks
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -117,6 +117,7 @@ class Stage(ABC, Generic[Model]):
             return self._carried_out(resume=resume, overwrite=overwrite, command=command, report=report)
 
     def _carried_out(self, *, resume: bool, overwrite: bool, command: str | None, report: bool) -> dict[str, Any]:
+        join_ranks(self.training.device)
         done = self.done(overwrite=overwrite)
         # after a full disk a finished stage may lack its page, which is written without training again
         if done is not None and not (report and self._lacks_page()):
@@ -125,6 +126,7 @@ class Stage(ABC, Generic[Model]):
         resume = (resume or done is not None) and has_checkpoint(self.out)
         head = {"format": self.form, "version": VERSION, "run": self.settings()}
         record = {**head, **circumstances(command), **self.about()}
+        wait_for_ranks(self.out)  # all look at the folder before the first changes it
         if is_main() and not resume:  # if the checkpoint is refused, the folder is unchanged
             self._begin(record)
         torch.manual_seed(self.training.seed)

@@ -20,6 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from gmvq.training.config import Training
+from gmvq.training.ranks import join_ranks, launched
 
 CHANGEABLE = ("checkpoint_every", "device", "tensorboard", "threads")
 """Fields of Training that a resumed run may change: the results do not depend on them."""
@@ -71,18 +72,18 @@ def make_accelerator(training: Training, *, idle_parameters: bool = False) -> Ac
     Raises:
         ValueError: If the device does not support the precision, or several processes would share one GPU.
     """
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = launched() > 1
     if several and ":" in (training.device or ""):
         raise ValueError(
             f"'device' must be 'cpu' or 'cuda' for several processes, got {training.device!r}. Each takes one of the "
             "GPUs: choose them by CUDA_VISIBLE_DEVICES."
         )
+    join_ranks(training.device)
     # accelerate keeps one precision and one device per process; a second run in it may need others
     if AcceleratorState._shared_state:
         AcceleratorState._reset_state(reset_partial_state=not several)
     with _preferred(None if several else training.device):
         accelerator = Accelerator(
-            # by default, on a machine without a GPU accelerate would let each process train alone
             cpu=training.device == "cpu" or (several and not torch.accelerator.is_available()),
             mixed_precision=training.precision,
             gradient_accumulation_steps=training.gradient_accumulation,

@@ -26,6 +26,7 @@ from gmvq.training import checkpoint as checkpoints
 from gmvq.training.config import Training
 from gmvq.training.loop import Loop, TrainingResult
 from gmvq.training.preparation import cpu_threads
+from gmvq.training.ranks import lost_ranks_named
 from gmvq.training.tasks import AbstractTask, AdversarialTask, AutoencoderTask, Drawing, Model
 
 _OPPOSED = {
@@ -77,6 +78,7 @@ def train(
         Interrupted: After Ctrl-C or termination; the state is saved.
         InUseError: If another process writes to the folder.
         OSError: If the folder cannot be written; the last checkpoint stays valid.
+        LostProcessError: If another process of the run has ended.
     """
     drawing = Drawing(size, mirror, windows_per_item)
     if adversarial is None:
@@ -120,8 +122,9 @@ def learn(
         Interrupted: After Ctrl-C or termination; the state is saved.
         InUseError: If another process writes to the folder.
         OSError: If the folder cannot be written; the last checkpoint stays valid.
+        LostProcessError: If another process of the run has ended.
     """
-    with locked(out), cpu_threads(training.threads):
+    with locked(out), cpu_threads(training.threads), lost_ranks_named(Path(out)):
         return Loop(task, training, Path(out), console).run(resume=resume)
 
 
