@@ -368,6 +368,9 @@ def test_interrupts_say_how_to_go_on(capsys, monkeypatch, tmp_path):
     assert message.endswith(
         "Stopped after step 2 of 3; the state is saved. Go on with: gmvq train digits --out 'my run' --resume"
     )
+    with monkeypatch.context() as launched:
+        launched.setenv("WORLD_SIZE", "2")
+        assert "Go on under the same launcher with: gmvq train" in reason(capsys, "train", "digits", status=130)
     monkeypatch.setattr(recipes, "run", interrupt(Interrupted(0, 3, tmp_path)))
     assert "nothing was saved" in reason(capsys, "train", "digits", status=130)
     monkeypatch.setattr(recipes, "run", interrupt(KeyboardInterrupt()))

@@ -180,7 +180,8 @@ def _interruption(interrupt: KeyboardInterrupt, arguments: list[str]) -> str:
         else []
     )
     saved = "the state is saved. Go on" if step else "nothing was saved yet. Start again"
-    return f"Stopped after step {step} of {steps}; {saved} with: {shlex.join(['gmvq', *arguments, *resume])}"
+    launcher = "" if os.environ.get("WORLD_SIZE", "1") == "1" else " under the same launcher"
+    return f"Stopped after step {step} of {steps}; {saved}{launcher} with: {shlex.join(['gmvq', *arguments, *resume])}"
 
 
 def _complain(message: str) -> None:
