@@ -9,6 +9,7 @@ from torch import nn
 from gmvq.compat import vector_quantize_pytorch as ours
 
 PAGE = Path(__file__).parents[2] / "docs" / "coming-from-vector-quantize-pytorch.md"
+COMPAT = Path(ours.__file__).parent
 
 
 def test_the_page_runs():
@@ -52,6 +53,16 @@ def test_all_public_names_are_here():
     assert public == {*OPTIONS, "Sequential"}
     assert public <= {*ours.__all__}
     assert {name for name in public if f"`{name}`" not in PAGE.read_text()} == set()
+
+
+def test_the_page_names_what_is_refused():
+    """Each argument that a rule of ours, or a contradiction, speaks of is in a table of arguments."""
+    source = "".join(path.read_text() for path in COMPAT.glob("*_options.py"))
+    source += "".join((COMPAT / f"{name}.py").read_text() for name in ("scalar", "binary"))
+    rules = {*re.findall(r"Rule\(\s*\"(\w+)\"", source)}
+    assert len(rules) > 20
+    tables = PAGE.read_text().partition("### Arguments")[2].partition("No counterpart")[0]
+    assert {name for name in rules if f"`{name}" not in tables} == set()
 
 
 @pytest.mark.parametrize("kind", OPTIONS)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 SEED = int(os.environ.get("GMVQ_FAULTS_SEED", "0"))
 FULL = os.environ.get("GMVQ_FAULTS") == "full"
-CASES = 2_000 if FULL else 25
+CASES = 2_000 if FULL else 15
 STEPS = 2
 
 
@@ -33,7 +33,8 @@ class Case:
     """True if x repeats rows or has rows of zeros."""
 
     def __str__(self) -> str:
-        again = f"GMVQ_FAULTS_SEED={self.seed} pytest tests/faults/test_compat_fuzz.py -k {self.kind}"
+        place = f"tests/faults/test_compat_fuzz.py::test_what_differs_has_a_name[{self.kind}]"
+        again = f"GMVQ_FAULTS_SEED={self.seed} pytest '{place}'"
         return f"{self.kind}(**{self.options}) of shape {self.shape}, called with {self.call}. Again: {again}"
 
 
