@@ -111,7 +111,7 @@ def test_codes_depend_on_the_sum_so_far(options, shared):
 
 def test_an_implicit_codebook_is_not_converted():
     module, _ = pair(implicit_neural_codebook=True, mlp_kwargs={"depth": 1})
-    with pytest.raises(ValueError, match="'implicit_neural_codebook' must be False .* gmvq.ImplicitResidual"):
+    with pytest.raises(ValueError, match=r"'implicit_neural_codebook' must be False .* gmvq\.ImplicitResidual"):
         ours.convert(module)
 
 
@@ -128,16 +128,18 @@ def test_the_sum_strays_from_its_error_in_the_gradient_alone():
     assert torch.equal(dropin.eval()(x)[0], dropin(x)[0])
 
 
-@pytest.mark.parametrize("kind", ["ResidualVQ", "GroupedResidualVQ", "ResidualFSQ"])
+@pytest.mark.parametrize("kind", ["ResidualVQ", "GroupedResidualVQ", "ResidualFSQ", "GroupedResidualFSQ"])
 def test_the_same_seed_leaves_the_same_levels(kind):
-    options = {"levels": [5] * 8, "num_quantizers": 6} if kind == "ResidualFSQ" else {**RESIDUAL, "num_quantizers": 6}
+    grouped, scalar = kind.startswith("Grouped"), kind.endswith("FSQ")
+    options = {"levels": [5] * (4 if grouped else 8), "dim": 8} if scalar else RESIDUAL
+    options = {**options, "num_quantizers": 6}
     options |= {"quantize_dropout": True, "quantize_dropout_cutoff_index": 1, "quantize_dropout_multiple_of": 2}
-    options |= {"groups": 2} if kind == "GroupedResidualVQ" else {}
+    options |= {"groups": 2} if grouped else {}
     module, dropin = getattr(theirs, kind)(**options), getattr(ours, kind)(**options)
     dropin.load_state_dict(module.state_dict())
     x, seen = torch.randn(2, 10, 8), set()
     for seed in range(12):
-        calls = [{}] if kind == "GroupedResidualVQ" else [{}, {"rand_quantize_dropout_fixed_seed": seed}]
+        calls = [{}] if grouped else [{}, {"rand_quantize_dropout_fixed_seed": seed}]
         for call in calls:
             left = []
             for each in (module, dropin):

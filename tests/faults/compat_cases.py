@@ -141,6 +141,8 @@ def vector_case(seed):
             call[name] = draw.one(*values)
     if not options.get("commitment_weight", 1) or "directional_reparam" in options:
         call.pop("topk", None)  # whose loss theirs then gives as one number
+    if "straight_through" in options:
+        call.pop("topk", None)  # whose values theirs then gives in another shape
     if draw.yes(0.05):
         call["ema_update_weight"] = torch.arange(options["codebook_size"]) / options["codebook_size"]
     # theirs gives values back before they are projected, masked and laid out, where it has indices
@@ -308,6 +310,78 @@ def linear_case(seed):
     return Case("SimVQ", seed, options, shape_of(draw, options["dim"], first), {}, draw.yes(0.1))
 
 
+def dropout(draw):
+    draw.maybe("quantize_dropout", True, chance=0.25)
+    draw.maybe("quantize_dropout_cutoff_index", 1)
+    draw.maybe("quantize_dropout_multiple_of", 2)
+
+
+def calls_of_levels(draw, with_seed=True):
+    call = {}
+    for name, value in (("return_all_codes", True), ("rand_quantize_dropout_fixed_seed", 7)):
+        if draw.yes(0.1) and (with_seed or name == "return_all_codes"):
+            call[name] = value
+    return call
+
+
+def residual_signs_case(seed, kind="ResidualLFQ"):
+    draw = Draw(seed)
+    options = draw.options
+    options |= {"dim": draw.one(4, 8), "codebook_size": draw.one(4, 16), "num_quantizers": draw.one(1, 2, 3)}
+    draw.maybe("entropy_loss_weight", 0.0, 1.0)
+    draw.maybe("commitment_loss_weight", 0.25, chance=0.3)
+    draw.maybe("diversity_gamma", 0.5, 0.0)
+    draw.maybe("soft_clamp_input_value", 2.0, chance=0.2)
+    draw.maybe("spherical", True, chance=0.2)
+    draw.maybe("orthogonal_rotation", True, chance=0.05)
+    draw.maybe("experimental_softplus_entropy_loss", True)
+    dropout(draw)
+    if kind == "GroupedResidualLFQ":
+        options["groups"] = draw.one(1, 2)
+    call = calls_of_levels(draw, kind == "ResidualLFQ")
+    return Case(kind, seed, options, (draw.one(2, 3), 9, options["dim"]), call)
+
+
+def residual_linear_case(seed):
+    case = linear_case(seed)
+    draw = Draw(seed)
+    draw.options = case.options
+    draw.options["num_quantizers"] = draw.one(1, 2, 3)
+    dropout(draw)
+    return Case("ResidualSimVQ", seed, draw.options, case.shape, calls_of_levels(draw), case.unlike)
+
+
+def grouped_scalar_case(seed):
+    draw = Draw(seed)
+    options = draw.options
+    levels = [draw.one(3, 4, 5, 8) for _ in range(draw.one(1, 2, 3))]
+    groups = draw.one(1, 2)
+    options |= {"levels": levels, "num_quantizers": draw.one(1, 2, 3), "groups": groups}
+    options["dim"] = draw.one(len(levels), 4) * groups
+    scalar_level(draw)
+    draw.maybe("bound_hard_clamp", False, chance=0.3)
+    dropout(draw)
+    shape = (draw.one(2, 3), 9, options["dim"])
+    return Case("GroupedResidualFSQ", seed, options, shape, calls_of_levels(draw, False), draw.yes(0.1))
+
+
+def latent_case(seed):
+    draw = Draw(seed)
+    options = draw.options
+    levels = [draw.one(3, 4, 5, 8) for _ in range(draw.one(1, 2, 3))]
+    books = draw.maybe("num_codebooks", 2, 3, chance=0.2) or 1
+    options["levels"] = levels
+    if draw.yes(0.15):
+        options |= {"levels": 5, "codebook_dim": len(levels)}
+    options["dim"] = draw.one(len(levels) * books, 5, 8)
+    draw.maybe("commitment_loss_weight", 0.0, 1.0)
+    draw.maybe("quantization_loss_weight", 0.0, 1.0)
+    draw.maybe("keep_num_codebooks_dim", True)
+    draw.maybe("optimize_values", False, chance=0.2)
+    shape = shape_of(draw, options["dim"], draw.one("image", "sequence", "volume"))
+    return Case("LatentQuantize", seed, options, shape, {}, draw.yes(0.1))
+
+
 CASES_OF = {
     "VectorQuantize": vector_case,
     "ResidualVQ": residual_case,
@@ -316,4 +390,9 @@ CASES_OF = {
     "ResidualFSQ": residual_scalar_case,
     "LFQ": signs_case,
     "SimVQ": linear_case,
+    "ResidualLFQ": residual_signs_case,
+    "GroupedResidualLFQ": lambda seed: residual_signs_case(seed, "GroupedResidualLFQ"),
+    "ResidualSimVQ": residual_linear_case,
+    "GroupedResidualFSQ": grouped_scalar_case,
+    "LatentQuantize": latent_case,
 }

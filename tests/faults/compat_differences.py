@@ -118,7 +118,7 @@ DIFFERENCES = [
     ),
     Difference(
         "a latent of no length has the value of its code: theirs is 0",
-        both(is_unlike, rotates, is_of("SimVQ", "VectorQuantize", "ResidualVQ", "GroupedResidualVQ")),
+        both(is_unlike, rotates, is_of("SimVQ", "ResidualSimVQ", "VectorQuantize", "ResidualVQ", "GroupedResidualVQ")),
         ALL,
     ),
     Difference(
@@ -133,12 +133,17 @@ DIFFERENCES = [
     ),
     Difference(
         "the gradient through levels counts once",
-        both(is_of("ResidualFSQ"), lambda case: levels(case) > 1),
+        both(is_of("ResidualFSQ", "GroupedResidualFSQ"), lambda case: levels(case) > 1),
         ("gradient", "later"),
     ),
     Difference(
         "theirs leaves the rotation out where it looks up",
-        both(is_of("ResidualFSQ"), has("orthogonal_rotation")),
+        both(is_of("ResidualFSQ", "GroupedResidualFSQ"), has("orthogonal_rotation")),
+        ("lookup", "all loss"),
+    ),
+    Difference(
+        "levels on a sphere look up to their values: theirs to corners of a cube, and without a rotation",
+        both(is_of("ResidualLFQ", "GroupedResidualLFQ"), has("spherical", "orthogonal_rotation")),
         ("lookup", "all loss"),
     ),
     Difference("a masked place looks up 0: theirs the last code", calls("mask", "lens"), ("lookup",)),
@@ -270,8 +275,8 @@ DIFFERENCES = [
     ),
     Difference(
         "a latent of no length has the value of its code in evaluation, too",
-        both(is_unlike, rotates, is_of("SimVQ")),
-        ("all values",),
+        both(is_unlike, rotates, is_of("SimVQ", "ResidualSimVQ")),
+        ("all values", "all codes", "all loss", "lookup"),
     ),
     Difference("values are codes: theirs are beside them", both(has("directional_reparam"), routes), ("values",)),
     Difference("values are codes: theirs are beside them, in evaluation, too", has("diveq"), ("all values",)),

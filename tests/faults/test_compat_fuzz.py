@@ -39,9 +39,11 @@ def states(module):
 
 def constant(dropin):
     """What the loss of signs has more than theirs, so that it is never negative."""
-    options = dropin.options
-    if not isinstance(dropin, ours.LFQ) or options.experimental_softplus_entropy_loss:
+    if isinstance(dropin, ours.GroupedResidualLFQ | ours.ResidualLFQ):
+        return constant(next(module for module in dropin.modules() if isinstance(module, ours.LFQ)))
+    if not isinstance(dropin, ours.LFQ) or dropin.options.experimental_softplus_entropy_loss:
         return 0.0
+    options = dropin.options
     return options.entropy_loss_weight * options.diversity_gamma * math.log(options.size)
 
 
