@@ -143,11 +143,7 @@ class Signal:
             items: Floats, rounded to the nearest of the stored integers where there are such, or symbols; items that
                 are stored integers are returned unchanged.
         """
-        stored, scale = _INTEGERS.get(self.values, (None, 1))
-        if stored is None or items.dtype == stored:
-            return items
-        limits = torch.iinfo(stored)
-        return (items.detach().float() * scale).round().clamp(limits.min, limits.max).to(stored)
+        return as_stored(items, self.values)
 
     def _has_channels(self, items: Tensor) -> bool:
         return self.values == "symbols" or items.shape[1] == self.channels
@@ -183,6 +179,20 @@ class Signal:
         if self.values == "signed" and low >= -(1 << 15) and high < 1 << 15:
             return "They look like 16-bit samples: divide by 32768, or pass int16."
         return "Scale them to that range, or clamp what overshoots."
+
+
+def as_stored(items: Tensor, values: Values) -> Tensor:
+    """Rounds items of a kind of value to the integers in which they are stored, if any; see :meth:`Signal.stored`.
+
+    Example:
+        >>> as_stored(torch.tensor([0.0, 0.501, 2.0]), "unit").tolist()
+        [0, 128, 255]
+    """
+    stored, scale = _INTEGERS.get(values, (None, 1))
+    if stored is None or items.dtype == stored:
+        return items
+    limits = torch.iinfo(stored)
+    return (items.detach().float() * scale).round().clamp(limits.min, limits.max).to(stored)
 
 
 class Batch(NamedTuple):

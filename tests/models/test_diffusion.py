@@ -134,3 +134,11 @@ def test_its_noise_has_nothing_to_do_with_the_codes_of_the_same_image():
     uniforms = Sampling().uniforms(0, 400, 16, torch.device("cpu")).float()
     together = torch.corrcoef(torch.cat([uniforms, noise, noise.abs()], dim=1).T)[:16, 16:]
     assert together.abs().max() < 0.25
+
+
+def test_an_image_that_is_too_large_is_refused_before_it_is_decoded(monkeypatch):
+    model, own = tokenizer(), decoder()
+    monkeypatch.setattr("gmvq.models.diffusion.MOST_PIXELS", 255)
+    monkeypatch.setattr(model, "decode_with_values", None)
+    with pytest.raises(ValueError, match=r"must have at most 255 pixels, got \(16, 16\)"):
+        own.decode(model, torch.zeros(1, 4, 4, dtype=torch.int64))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from gmvq.commands.common import (
     say_files,
 )
 from gmvq.data import Items
+from gmvq.metrics.base import Distortion
 from gmvq.models import Autoencoder, DiffusionDecoder
+from gmvq.models.tiles import Assembly, Part
 from gmvq.training.progress import counting
 
 
@@ -65,15 +67,13 @@ def run(options: Options, command: str) -> dict[str, Any]:
     distortion = model.modality.distortion(quick=True)
     with counting("Reconstructing", len(items)) as advance:
         for index, name in enumerate(items.names):
-            real = model.signal.checked(items[index][None].to(model.device))
-            one = _reconstructed(model, decoder, real, options.seed, index)
             own = model.modality.distortion(quick=True)
-            for each in (own, distortion):
-                each.update(one.cpu(), real.cpu())
+            one = _reconstructed(model, decoder, items[index], own, options.seed, index)
+            distortion.add(own)
             if model.modality.several:
-                made.append(one[0].cpu())
+                made.append(one)
             else:
-                model.modality.write(files[index], [one[0].cpu()])
+                model.modality.write(files[index], [one])
             value = own.metrics().get(own.headline)
             # the PSNR of an image that came back exactly is infinite, which JSON cannot hold
             value = value if value is not None and math.isfinite(value) else None
@@ -88,12 +88,24 @@ def run(options: Options, command: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def _reconstructed(
-    model: Autoencoder, decoder: DiffusionDecoder | None, item: Tensor, seed: int, number: int
+    model: Autoencoder, decoder: DiffusionDecoder | None, item: Tensor, distortion: Distortion, seed: int, number: int
 ) -> Tensor:
-    """Reconstructs a batch of one item."""
-    if decoder is None:
-        return model.reconstruct(item)
-    return decoder.decode(model, model.encode(item), model.signal.size(item), seed=seed, first=number)
+    """Reconstructs an item as it would be stored, and measures it; of a large one no copy in floats is made."""
+    batch, size = item[None].to(model.device), model.signal.size(item)
+    codes = model.encode(batch)
+    made = Assembly(1, size)
+
+    def parts() -> Iterator[tuple[Tensor, Tensor]]:
+        if decoder is None:
+            found = model.decode_parts(codes, size)
+        else:
+            found = iter([Part(..., decoder.decode(model, codes, size, seed=seed, first=number))])
+        for places, part in found:
+            made.put(Part(places, model.signal.stored(part)))
+            yield part.cpu(), model.signal.checked(batch[places]).cpu()
+
+    distortion.update_in_parts(parts())
+    return made.items[0].cpu()
 
 
 def _targets(options: Options, model: Autoencoder, items: Items) -> list[Path]:

@@ -279,7 +279,7 @@ class Modality(ABC):
 
     @abstractmethod
     def write(self, path: Path, items: Sequence[Tensor], *, columns: int = 8) -> None:
-        """Writes items in the form that a model returns to one file, atomically.
+        """Writes items to one file, atomically: in the form that a model returns, or as they are stored.
 
         Args:
             path: The file, whose name ends in ``suffix``.

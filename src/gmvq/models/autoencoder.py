@@ -25,7 +25,7 @@ from gmvq.losses import SpectralLoss, make_likelihood
 from gmvq.modalities import Modality
 from gmvq.models.configuration import AutoencoderConfig
 from gmvq.models.modes import evaluating
-from gmvq.models.tiles import TILE, Network, Part, decode_tiles, encode_tiles, is_large, planned
+from gmvq.models.tiles import TILE, Assembly, Network, Part, decode_tiles, encode_tiles, is_large, planned
 from gmvq.networks import Decoder, Encoder, SQVAEDecoder, SQVAEEncoder
 from gmvq.networks.layers import within
 from gmvq.networks.standardization import Standardization
@@ -182,16 +182,10 @@ class Autoencoder(nn.Module):
             ValueError: If the codes' shape, type or range does not fit the model.
             WholeItemError: If an item is large and the network cannot take tiles.
         """
-        made: Tensor | None = None
-        for places, part in self.decode_parts(codes, size, tile=tile):
-            if places is ...:
-                return part
-            if made is None:
-                channels = part.shape[1 : part.ndim - self.signal.axes]
-                made = part.new_empty((len(codes), *channels, *self.size_of(codes, size)))
-            made[places] = part
-        assert made is not None
-        return made
+        made = Assembly(len(codes), self.size_of(codes, size))
+        for part in self.decode_parts(codes, size, tile=tile):
+            made.put(part)
+        return made.items
 
     @torch.no_grad()
     def decode_parts(

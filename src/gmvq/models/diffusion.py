@@ -161,11 +161,7 @@ class DiffusionDecoder(nn.Module):
             raise ValueError(f"'temperature' must be a finite number of at least 0, got {temperature}. Use 1.0.")
         if seed < 0 or first < 0:
             raise ValueError(f"'seed' and 'first' must be at least 0, got {seed} and {first}. Use 0.")
-        if reconstructions[0:1, 0].numel() > MOST_PIXELS:
-            raise ValueError(
-                f"Images must have at most {MOST_PIXELS:,} pixels, got {tuple(reconstructions.shape[-2:])}: a "
-                "diffusion decoder works on all of them at once. Cut the image into parts."
-            )
+        _check_pixels(tuple(reconstructions.shape[-2:]))
         known, seen = self._whole(reconstructions), values.movedim(-1, 1)
         moving = temperature * _noise(known, seed, first)
         for step in range(steps):
@@ -191,6 +187,7 @@ class DiffusionDecoder(nn.Module):
             ValueError: If codes do not fit the tokenizer, or the tokenizer does not fit this decoder.
         """
         self.check_fits(tokenizer)
+        _check_pixels(tokenizer.size_of(codes, size))  # before the tokenizer's own decoder takes all memory
         reconstructions, values = tokenizer.decode_with_values(codes, size)
         return self.draw(reconstructions, values, **how)  # pyright: ignore[reportArgumentType]
 
@@ -226,6 +223,14 @@ class DiffusionDecoder(nn.Module):
         """Pads images to whole tokens, by repeating their border."""
         right, bottom = (-side % self.config.downsampling for side in (images.shape[-1], images.shape[-2]))
         return F.pad(images, (0, right, 0, bottom), mode="replicate") if right or bottom else images
+
+
+def _check_pixels(size: tuple[int, ...]) -> None:
+    if math.prod(size) > MOST_PIXELS:
+        raise ValueError(
+            f"Images must have at most {MOST_PIXELS:,} pixels, got {size}: a diffusion decoder works on all of them at "
+            "once. Cut the image into parts."
+        )
 
 
 def _noise(like: Tensor, seed: int, first: int) -> Tensor:

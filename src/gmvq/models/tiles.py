@@ -57,6 +57,35 @@ class Part(NamedTuple):
     items: Tensor
 
 
+class Assembly:
+    """A batch of items that is put together from its parts.
+
+    Args:
+        number: Items of the batch.
+        size: Lengths of their axes beside the channels.
+    """
+
+    def __init__(self, number: int, size: Sequence[int]) -> None:
+        self.number, self.size = number, tuple(size)
+        self._items: Tensor | None = None
+
+    def put(self, part: Part) -> None:
+        """Puts a part in its place."""
+        if part.places is ...:
+            self._items = part.items
+            return
+        if self._items is None:
+            channels = part.items.shape[1 : part.items.ndim - len(self.size)]
+            self._items = part.items.new_empty((self.number, *channels, *self.size))
+        self._items[part.places] = part.items
+
+    @property
+    def items(self) -> Tensor:
+        """The batch, when all parts are in their places."""
+        assert self._items is not None
+        return self._items
+
+
 class Tile(NamedTuple):
     """A part of a grid of tokens.
 

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from gmvq import hub
-from gmvq.data import Items, batches_by_size
+from gmvq.data import Items, batches_by_size, central
 from gmvq.data.items import Size
 from gmvq.evaluation import MAX_SAMPLES
 from gmvq.modalities import Data
 from gmvq.models import Autoencoder
 from gmvq.models.modes import evaluating
+from gmvq.models.tiles import Assembly, Part
 from gmvq.tokenization.naming import file_of_all, targets
 from gmvq.tokenization.tokens import TokenFile, TokenInfo, write_tokens
+
+_CHECKED = 64
+"""Samples along each axis of the part of the first item that is checked before the file is begun."""
 
 OnProgress = Callable[[int], None]
 """Function that takes the number of items done."""
@@ -46,7 +50,7 @@ def tokenize(
     if Path(path).is_dir():
         raise ValueError(f"'path' must be that of a file, and {path} is a folder. Write for example codes.safetensors.")
     info = info_of(model, tuple(items.names), items.sizes)
-    model.signal.checked(items[0][None])
+    model.signal.checked(central(items[0], items.axes, _CHECKED)[None])
     with torch.no_grad(), evaluating(model):
         write_tokens(path, info, _encoded(model, items, batch_size, on_progress))
     return info
@@ -179,7 +183,8 @@ def _encoded(
         most = max(1, MAX_SAMPLES // math.prod(model.signal.size(first)))
         for start in range(0, len(batch), most):
             indices = batch[start : start + most]
-            yield indices, model.encode(torch.stack([items[index] for index in indices]).to(model.device))
+            chosen = [items[index] for index in indices]  # one alone is not copied: it may be large
+            yield indices, model.encode((torch.stack(chosen) if len(chosen) > 1 else chosen[0][None]).to(model.device))
             done += len(indices)
             if on_progress is not None:
                 on_progress(done)
@@ -188,14 +193,16 @@ def _encoded(
 def _decoded(
     model: Autoencoder, tokens: TokenFile, batch_size: int, on_progress: OnProgress | None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yields each item with its index, in order."""
+    """Yields each item as it is stored, with its index, in order."""
     done = 0
     with torch.no_grad(), evaluating(model):
         for indices in _blocks(tokens.info, batch_size):
-            codes = torch.stack([tokens[index] for index in indices])
-            for index, item in zip(indices, model.decode(codes.to(model.device)), strict=True):
-                size = tokens.info.sizes[index]
-                yield index, item[(..., *(slice(length) for length in size))].cpu()
+            codes = torch.stack([tokens[index] for index in indices]).to(model.device)
+            made = Assembly(len(codes), model.size_of(codes))
+            for places, part in model.decode_parts(codes):
+                made.put(Part(places, model.signal.stored(part)))
+            for index, item in zip(indices, made.items, strict=True):
+                yield index, item[(..., *(slice(length) for length in tokens.info.sizes[index]))].cpu()
             done += len(indices)
             if on_progress is not None:
                 on_progress(done)

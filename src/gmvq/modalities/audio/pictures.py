@@ -14,6 +14,7 @@ from gmvq.data.writing import write_atomically
 from gmvq.modalities.base import Picture, Sound
 from gmvq.modalities.charts import LEFT, RIGHT, as_picture, new_figure, plain
 from gmvq.spectra import FLOOR, LogMel, hertz_to_mel
+from gmvq.types import as_stored
 
 SHOWN_SECONDS = 10
 """Longest part of a recording in a report, taken from its middle."""
@@ -28,23 +29,18 @@ _FORMATS = {".wav": ("WAV", 1024), ".flac": ("FLAC", 8)}
 """Format and largest number of channels by file suffix."""
 
 
-def to_integers(samples: Tensor) -> Tensor:
-    """Converts floats in [-1, 1] to 16-bit values, rounded to the nearest."""
-    return (samples.detach().float() * (1 << 15)).round().clamp(-(1 << 15), (1 << 15) - 1).to(torch.int16).cpu()
-
-
 def encoded(samples: Tensor, rate: int, kind: str = "WAV") -> bytes:
     """Encodes a 16-bit audio file.
 
     Args:
-        samples: Floats in [-1, 1], ``(C, T)``.
+        samples: Floats in [-1, 1], rounded to 16 bits, or int16 ``(C, T)``.
         rate: Samples per second, Hz.
         kind: ``WAV`` or ``FLAC``.
     """
     import soundfile
 
     buffer = BytesIO()
-    soundfile.write(buffer, to_integers(samples).T.numpy(), rate, format=kind, subtype="PCM_16")
+    soundfile.write(buffer, as_stored(samples, "signed").cpu().T.numpy(), rate, format=kind, subtype="PCM_16")
     return buffer.getvalue()
 
 
@@ -53,7 +49,7 @@ def write_audio(path: Path, samples: Tensor, rate: int) -> None:
 
     Args:
         path: The file: ``.wav`` or ``.flac``.
-        samples: Floats ``(C, T)``; values outside [-1, 1] are clipped.
+        samples: Floats ``(C, T)``, of which values outside [-1, 1] are clipped, or int16.
         rate: Samples per second, Hz.
 
     Raises:

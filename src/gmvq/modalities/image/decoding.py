@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import stat
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -36,7 +37,11 @@ CHANNEL_CHOICES = (1, 3, 4)
 OVERSHOOT = 0.01
 """Fraction of the range by which values may exceed it, as after resampling."""
 
+ROWS_AT_ONCE = 1 << 22
+"""Pixels that are copied from Pillow at a time: it joins the bytes of what it exports in a second copy."""
+
 _EXIF_ORIENTATION = 0x0112
+_LIMIT = "2 * PIL.Image.MAX_IMAGE_PIXELS"
 _QUARTER_TURNS = (5, 6, 7, 8)
 _PAGED = frozenset({"DCX", "IM"})
 """Formats other than TIFF whose frames are pages, not an animation."""
@@ -88,8 +93,8 @@ def read_header(path: str | Path) -> Header:
         The header, which agrees with the result of :func:`read_image`; the pixels may still be damaged.
 
     Raises:
-        ImageError: If the file is not an image, has no pixels or too many (``PIL.Image.MAX_IMAGE_PIXELS``), or holds
-            several pages.
+        ImageError: If the file is not an image, has no pixels or too many (:func:`most_pixels`), or holds several
+            pages.
     """
     path = Path(path)
     try:
@@ -118,8 +123,8 @@ def read_image(path: str | Path, channels: int | None = None, maximum: float | N
         uint8, shape ``(C, H, W)``.
 
     Raises:
-        ImageError: If the file is missing, damaged, empty or larger than ``PIL.Image.MAX_IMAGE_PIXELS``, or holds
-            several pages, values out of range (:class:`RangeError`), or signed or 32-bit integers without ``maximum``.
+        ImageError: If the file is missing, damaged, empty or larger than :func:`most_pixels`, or holds several pages,
+            values out of range (:class:`RangeError`), or signed or 32-bit integers without ``maximum``.
         ValueError: If ``channels`` or ``maximum`` is out of range.
     """
     path = Path(path)
@@ -128,13 +133,24 @@ def read_image(path: str | Path, channels: int | None = None, maximum: float | N
     try:
         with _opened(path) as (header, decode):
             pixels = decode(maximum)
+        del decode  # and with it the image in Pillow's memory
         if pixels.shape[:2] != header[:2]:
             height, width = pixels.shape[:2]
             raise ValueError(f"it has {width} x {height} pixels, its header states {header.width} x {header.height}")
     except Exception as error:
         raise _as_image_error(path, error) from error
     pixels = convert_channels(pixels, channels)
-    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))  # a copy: Pillow's memory is read-only
+    # a copy of what is Pillow's memory, which is read-only
+    return torch.from_numpy(np.require(pixels.transpose(2, 0, 1), requirements=("C", "W")))
+
+
+def most_pixels() -> float:
+    """Returns the number of pixels of the largest image that is read: 178,956,970, half a gigabyte of 8-bit color.
+
+    Pillow refuses larger files, too: beyond twice ``PIL.Image.MAX_IMAGE_PIXELS``, which you may set. Beyond once that
+    number it only warns: photographs of 100 megapixels are no attack.
+    """
+    return math.inf if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
 
 
 def check_channels(channels: int | None) -> None:
@@ -221,8 +237,14 @@ def _open_image(file: BinaryIO, page: Page | None) -> Image.Image | None:
     if page is not None and page.misread:
         return None
     file.seek(0)
+    formats = FORMATS if page is None else ("TIFF",)
     try:
-        return Image.open(file, formats=FORMATS if page is None else ("TIFF",))
+        try:
+            return Image.open(file, formats=formats)
+        except Image.DecompressionBombWarning:  # only where warnings are errors; the size is checked later
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                return Image.open(file, formats=formats)
     except Image.UnidentifiedImageError:
         if page is None:
             raise
@@ -232,9 +254,8 @@ def _open_image(file: BinaryIO, page: Page | None) -> Image.Image | None:
 def _check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise ValueError(f"it has no pixels (width {width}, height {height})")
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise ValueError(f"it has {width} x {height} pixels, more than PIL.Image.MAX_IMAGE_PIXELS = {limit}")
+    if width * height > most_pixels():
+        raise ValueError(f"it has {width} x {height} pixels, more than {_LIMIT} = {most_pixels()}")
 
 
 def _header(stored: Page | Image.Image, orientation: int, gray: bool) -> Header:
@@ -292,9 +313,14 @@ def _to_bytes(image: Image.Image, gray: bool) -> NDArray[np.uint8]:
     if transparent:
         # Through RGBA, the only mode for which Pillow converts all kinds of transparent colors.
         image = image.convert("RGBA")
-    image = image.convert(("LA" if transparent else "L") if gray else ("RGBA" if transparent else "RGB"))
-    pixels = np.asarray(image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+    mode = ("LA" if transparent else "L") if gray else ("RGBA" if transparent else "RGB")
+    image = image if image.mode == mode else image.convert(mode)
+    pixels = np.empty((len(mode), image.height, image.width), np.uint8)  # planes, as items have them
+    rows = max(1, ROWS_AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        part = np.asarray(image.crop((0, top, image.width, min(image.height, top + rows))))
+        pixels[:, top : top + rows] = part[None] if part.ndim == 2 else part.transpose(2, 0, 1)
+    return pixels.transpose(1, 2, 0)
 
 
 def _scaled(values: NDArray[np.generic], white: float | None, maximum: float | None) -> NDArray[np.uint8]:
@@ -357,7 +383,7 @@ def reason_of(error: Exception, *, empty: bool = False) -> str:
     if isinstance(error, Image.UnidentifiedImageError):  # its message contains a memory address
         return "it is empty" if empty else "its content is not an image of a known format"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return f"it has too many pixels, more than PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}"
+        return f"it has too many pixels, more than {_LIMIT} = {most_pixels()}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     text = str(error).strip().rstrip(".").split("\n")[0]
