@@ -1,12 +1,15 @@
 """Items as a model returns them and as they are stored are written alike."""
 
+import weakref
+
 import pytest
 import torch
 from modality_members import MEMBERS, worsened
 from PIL import Image as Pillow
 
-from gmvq.modalities import Image
-from gmvq.modalities.image import decoding, pictures
+from gmvq.data.items import FileItems
+from gmvq.modalities import Audio, Image
+from gmvq.modalities.image import decoding, folders, pictures
 from gmvq.modalities.image.decoding import read_image
 
 members = pytest.mark.parametrize("name", MEMBERS)
@@ -70,3 +73,39 @@ def test_pictures_of_large_images_are_reduced(monkeypatch):
     for part in (*exhibit.real, *exhibit.made):
         assert part.width == 128
     assert exhibit.codes[0].width == pictures.SHOWN // 120 * 2
+
+
+@pytest.mark.parametrize("modality", [Image(channels=3), Audio(rate=8000, channels=1)])
+def test_no_more_decoded_files_are_in_memory_than_may_be_kept(tmp_path, monkeypatch, modality):
+    item = torch.full((3, 20, 20), 0.5) if modality.kind == "image" else torch.full((1, 1200), 0.5)
+    for index in range(40):
+        modality.write(tmp_path / f"{index}{modality.suffix}", [item * (1 - index / 100)])
+    alive, most, read = 0, 0, FileItems.__getitem__
+
+    def counted(self, index):
+        nonlocal alive, most
+        tensor = read(self, index)
+
+        def gone():
+            nonlocal alive
+            alive -= 1
+
+        alive += 1
+        most = max(most, alive)
+        weakref.finalize(tensor, gone)
+        return tensor
+
+    monkeypatch.setattr(FileItems, "__getitem__", counted)
+    data = modality.load(tmp_path, memory_bytes=0)
+    assert len(data.train) + len(data.held_out) == 40
+    assert 0 < most <= 20
+
+
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    for index in range(12):
+        Pillow.new("L", (9, 9 + index)).save(tmp_path / f"{index}.png")
+    monkeypatch.setattr(folders, "LARGE", 0)
+    threads, executor = [], folders.ThreadPoolExecutor
+    monkeypatch.setattr(folders, "ThreadPoolExecutor", lambda number: threads.append(number) or executor(number))
+    assert len(Image().load(tmp_path, held_out_fraction=0).train) == 12
+    assert threads[-1] == 1

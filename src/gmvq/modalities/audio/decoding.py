@@ -168,7 +168,7 @@ def read_audio(path: Path, rate: int, channels: int, source: Source | None = Non
     if header.rate != rate:
         samples = soxr.resample(samples, header.rate, rate, quality="HQ")
     assert samples.shape == (length, channels)
-    return torch.from_numpy(np.ascontiguousarray(samples.clip(-1, 1).T))
+    return torch.from_numpy(np.ascontiguousarray(np.clip(samples, -1, 1, out=samples).T))
 
 
 def converted(samples: NDArray[np.float32], channels: int) -> NDArray[np.float32]:

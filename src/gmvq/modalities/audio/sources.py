@@ -139,7 +139,7 @@ def read_source(
         names=[each.relative_to(files.root).as_posix() for each in headers],
         memory_bytes=memory_bytes,
     )
-    good = [index for index, _ in _attempt(items.__getitem__, range(len(items)), files.skipped)]
+    good = [index for index, _ in _attempt(partial(_decode, items), range(len(items)), files.skipped)]
     items = items.subset(good)
     files.check(items.paths)
     labels, tested = _split(files, items, held_out_fraction)
@@ -176,6 +176,11 @@ def _lone_archive(folder: Path) -> Path | None:
     if len(packed) != 1 or find_files(folder, lambda each: each.suffix.lower() in SUFFIXES, []):
         return None
     return packed[0]
+
+
+def _decode(items: FileItems, index: int) -> None:
+    """Decodes a recording, so that it is known to be readable, and lets go of it unless it is kept."""
+    items[index]
 
 
 def _others(folder: Path) -> list[Path]:

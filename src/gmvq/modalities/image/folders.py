@@ -23,6 +23,9 @@ from gmvq.modalities.image.decoding import (
 )
 from gmvq.modalities.image.readable import COMMON_SUFFIXES, reason_unread
 
+LARGE = 1 << 24
+"""Pixels from which images are decoded one at a time: each takes seven times as many bytes until it is."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -119,7 +122,11 @@ def read_files(
                 names=names,
                 memory_bytes=memory_bytes,
             )
-            readable = {index for index, _ in _attempt(images.__getitem__, range(len(good)), skipped)}
+            large = [header.height * header.width > LARGE for _, header in headers]
+            readable = set[int]()
+            for threads, is_large in ((8, False), (1, True)):
+                some = [index for index in range(len(good)) if large[index] == is_large]
+                readable.update(index for index, _ in _attempt(partial(_decode, images), some, skipped, threads))
             headers = [header for index, header in enumerate(headers) if index in readable]
             if headers and (channels is not None or common == max(header.channels for _, header in headers)):
                 return images.subset(sorted(readable))
@@ -132,8 +139,13 @@ def _measure(path: Path) -> tuple[int, int]:
     return header.height, header.width
 
 
+def _decode(images: FileItems, index: int) -> None:
+    """Decodes an image, so that it is known to be readable, and lets go of it unless it is kept."""
+    images[index]
+
+
 def _attempt(
-    function: Callable[[Item], Result], items: Iterable[Item], skipped: list[Skipped]
+    function: Callable[[Item], Result], items: Iterable[Item], skipped: list[Skipped], threads: int = 8
 ) -> list[tuple[Item, Result]]:
     """Applies a reader to all items in threads, in order: Pillow releases the interpreter's lock."""
 
@@ -145,7 +157,7 @@ def _attempt(
         except ImageError as error:
             return Skipped(error.path, error.reason)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(threads, os.cpu_count() or 1)) as pool:
         results = list(pool.map(one, items))
     skipped.extend(result for result in results if isinstance(result, Skipped))
     return [result for result in results if not isinstance(result, Skipped)]
