@@ -92,8 +92,8 @@ class Distortion(ABC):
 
     def _update_large(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Adds one item of several parts."""
-        made, real = zip(*parts, strict=True)
-        self.update(torch.cat(made, -1), torch.cat(real, -1))
+        made, real = [torch.cat(each, -1) for each in zip(*parts, strict=True)]  # and the parts are gone
+        self.update(made, real)
 
     def add(self, other: Distortion) -> None:
         """Adds the items that another accumulator, of the same class and settings, has seen."""

@@ -33,8 +33,8 @@ from gmvq.networks import Decoder, Encoder, SQVAEDecoder, SQVAEEncoder, WholeIte
 if TYPE_CHECKING:
     from gmvq.models.autoencoder import Autoencoder
 
-TILE = 1 << 20
-"""Samples of the largest tile, its margins included, as of 1,024 x 1,024 pixels: 200 MB at the default width."""
+TILE = 1 << 19
+"""Samples of the largest tile, its margins included, as 724 x 724 pixels: 100 MB at the default width, of sound 200."""
 
 MOST_WHOLE = 1 << 24
 """Samples of the largest item that passes at once a network that cannot take tiles: 3 GB at the default width."""
