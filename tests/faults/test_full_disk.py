@@ -56,7 +56,7 @@ def complaint(ended):
     said = errors[0]
     if "No space left" not in said and "File too large" not in said:
         return f"it does not say that the disk is full: {said}"
-    if "ake room there" not in said:
+    if "ake room" not in said:
         return f"it does not say what to do: {said}"
     return ""
 
