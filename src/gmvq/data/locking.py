@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gmvq.data.writing import TEMPORARY, in_progress
+from gmvq.data import writing
 
 try:
     import fcntl
@@ -93,10 +92,7 @@ def sweep(folder: Path) -> None:
     with contextlib.suppress(OSError):
         inside = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
         for part in (folder, *(path for path in inside if not (path / LOCK).exists())):
-            for path in part.iterdir():
-                found = re.fullmatch(TEMPORARY, path.name)
-                if found and path.name not in in_progress and not _is_another(int(found[1])):
-                    path.unlink(missing_ok=True)
+            writing.sweep(part)
 
 
 @contextmanager
@@ -178,7 +174,7 @@ def _flock(descriptor: int, folder: Path, alone: bool) -> bool:
 def _holder(descriptor: int) -> str:
     """Names the process that holds a lock."""
     numbers = [int(line) for line in os.pread(descriptor, 1 << 16, 0).split() if line.isdigit()]
-    alive = [number for number in numbers if _is_another(number)]
+    alive = [number for number in numbers if writing.is_another(number)]
     return f"process {alive[-1]}" if alive else "a process of another machine"
 
 
@@ -197,19 +193,6 @@ def _is_same(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except OSError:
         return False
-
-
-def _is_another(process: int) -> bool:
-    """Returns whether another process of this number is running."""
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _forget() -> None:

@@ -6,15 +6,23 @@ import contextlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 TEMPORARY = r"\..*\.(\d+)-\d+\.gmvq"
 """Pattern of the names of temporary files, with the number of their process."""
 in_progress: set[str] = set()
 """Names of the temporary files that this process writes."""
+_swept: set[Path] = set()
+"""Folders from which this process has removed what killed ones left."""
 _numbers = itertools.count()
 
 
@@ -34,7 +42,13 @@ def replacing(path: Path, former: Path | None = None) -> Iterator[BinaryIO]:
     in_progress.add(temporary.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent not in _swept:
+            _swept.add(path.parent)
+            sweep(path.parent)
         with temporary.open("w+b") as file:
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # a filesystem without locks
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -52,6 +66,42 @@ def replacing(path: Path, former: Path | None = None) -> Iterator[BinaryIO]:
         raise
     finally:
         in_progress.discard(temporary.name)
+
+
+def sweep(folder: Path) -> None:
+    """Removes the temporary files of processes that have ended from a folder."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            found = re.fullmatch(TEMPORARY, path.name)
+            if found and path.name not in in_progress and not is_another(int(found[1])) and _is_free(path):
+                path.unlink(missing_ok=True)
+
+
+def _is_free(path: Path) -> bool:
+    """Returns whether no process writes to a temporary file, which may be one of another machine."""
+    if fcntl is None:
+        return True
+    with path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a filesystem without locks
+            return True
+    return True
+
+
+def is_another(process: int) -> bool:
+    """Returns whether another process of this number is running."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _keep(path: Path, former: Path) -> None:
