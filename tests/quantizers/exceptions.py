@@ -4,6 +4,7 @@ DRAWS = "draws a random number for each row in training, so a row that is left o
 BLEND = "shows the decoder a blend of codes in training; holds with a hard draw or another estimator"
 DIRECTION = "compares directions, which a far code has like any other; holds for codes that are not finite"
 DOT_PRODUCT = "compares dot products, which are as large as a far code is far"
+SMALL = "has fewer codes than the symbols, or parts of them that share a codebook, that the law draws"
 GREEDY = "each level takes its best, and another sum of codes may lie as near"
 
 SQUASHED = (
@@ -47,6 +48,14 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "index-plain": DOT_PRODUCT,
         "gaussian-hard": "the codes are fixed draws of a normal distribution",
         "gaussian-groups": "the codes are fixed draws of a normal distribution",
+    },
+    "symbols": {
+        "product-shared": SMALL,
+        "residual-of-product": SMALL,
+        "joined-residual": SMALL,
+        "joined-product": SMALL,
+        "joined-nested": SMALL,
+        "mixture-fixed": "a fixed sigma far above the distances of symbols lets the M-step's prices decide",
     },
     "masks": {
         "vector-diveq": DRAWS,

@@ -364,7 +364,9 @@ def test_sample_posterior_is_reproducible_and_consistent(make):
     draws = bottleneck.sample_posterior(many, torch.Generator().manual_seed(6))
     estimate = (draws.log_posterior - draws.log_prior).mean().item()
     exact = bottleneck.divergence(rows)[0, 0].item()
-    tolerance = 4 * (draws.log_posterior - draws.log_prior).std().item() / 4000**0.5 + 1e-3  # of float32
+    tolerance = (
+        4 * (draws.log_posterior - draws.log_prior).std().item() / 4000**0.5 + 3e-3
+    )  # of codes too rare to be drawn
     assert estimate <= exact + tolerance
     if not (isinstance(bottleneck, GaussianMixtureQuantizer) and not bottleneck.noise.is_none):
         assert estimate == pytest.approx(exact, abs=tolerance)

@@ -14,7 +14,8 @@ from gmvq.quantizers import (
     StraightThrough,
     VectorQuantizer,
 )
-from gmvq.quantizers.parts.codebook import MovingAverageCodebook, k_means
+from gmvq.quantizers.parts.clustering import k_means
+from gmvq.quantizers.parts.codebook import MovingAverageCodebook
 
 
 def test_loss_is_that_of_the_paper():

@@ -58,7 +58,7 @@ def codebook_state(members: list[PeerQuantizer]) -> CodebookState:
         torch.stack(free),
         torch.stack([each.counts for each in moving]),
         torch.stack([each.sums for each in moving]),
-        torch.stack([each.started for each in moving]).bool().all(),
+        torch.stack([(each.placed > 0).all() for each in moving]).all(),
     )
 
 

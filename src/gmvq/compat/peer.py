@@ -276,9 +276,10 @@ class PeerQuantizer(VectorQuantizer):
     def _collect(self, rows: Tensor, codes: Tensor, kept: Tensor, codebook: Tensor) -> None:
         if self.call.averages:
             self.take(rows, codes, kept)
-        if self.revivals is not None:
+        if self.revivals is not None and self.revivals_distinct is not None:
             drawn, any_drawn = random_rows(rows, kept, self.codebook_size)
             self.revivals.copy_(torch.where(any_drawn, drawn, self.revivals))
+            self.revivals_distinct.fill_(1)  # theirs are drawn with replacement, at codes, too
 
     @torch.no_grad()
     def take(self, rows: Tensor, codes: Tensor, kept: Tensor) -> None:

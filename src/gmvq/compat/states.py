@@ -85,7 +85,7 @@ class Translation:
         started = self.flag(f"{name}initted")
         if started is not None and ours.affine is not None:
             started = started & self.has(f"{name}batch_mean")
-        self.put(ours.moving.started, started)
+        self.put(ours.moving.placed, None if started is None else started.expand_as(ours.moving.placed))
         if ours.affine is not None:
             self._affine(ours.affine, name, head, heads)
 

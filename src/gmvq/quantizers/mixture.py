@@ -34,6 +34,7 @@ from gmvq.distributed import logsumexp_over_ranks, sum_over_ranks
 from gmvq.kernels import MixtureStep, code_sums, nearest_code, random_seed
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.parts.checks import checked_estimator
+from gmvq.quantizers.parts.clustering import off_codes
 from gmvq.quantizers.parts.codebook import MovingAverageCodebook, snapshot
 from gmvq.quantizers.parts.estimators import AbstractEstimator, with_gradient_of
 from gmvq.quantizers.parts.gaussian_mixture import Mixture
@@ -150,7 +151,9 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
 
     @property
     def code_vectors(self) -> Tensor:  # noqa: D102
-        return snapshot(self.moving.codes, self.training) if self.learned_codes is None else self.learned_codes
+        if self.learned_codes is None:
+            return snapshot(self.moving.codes, self.training)
+        return snapshot(self.learned_codes, self.training and not self.moving.is_complete)
 
     @property
     def feature_weights(self) -> Tensor:
@@ -173,7 +176,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         if self.frozen:
             return
         self.variance.update()
-        self.moving.update()
+        self.moving.update(self.variance.value(self.moving.codes).mean().sqrt())
 
     @torch.no_grad()
     def expected_distance(self, latents: Tensor) -> Tensor:
@@ -255,7 +258,15 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
 
     @torch.no_grad()
     def _start(self, rows: Tensor, kept: Tensor) -> None:
-        if self.moving.has_started or not self.moving.start(rows, kept, even=True):
+        if self.moving.is_complete:
+            return
+        if self.moving.has_started:
+            chosen, codes = self.moving.found(rows, kept, self.code_vectors)
+            self.moving.replace(chosen, codes, self.moving.counts.mean())
+            if self.learned_codes is not None:
+                self.learned_codes.copy_(torch.where(chosen[:, None], codes, self.learned_codes))
+            return
+        if not self.moving.start(rows, kept, even=True):
             return
         if self.learned_codes is not None:
             self.learned_codes.copy_(self.moving.codes)
@@ -292,7 +303,8 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         responsibilities, scaled until the constraint holds. They are normalized over rows as logarithms, so that a
         code to which all rows are 0 in float32 still goes to those nearest to it. A code whose running count has fallen
         short, too, forgets its past: its M-step is that of this batch alone. Far rows feed none: they would keep a code
-        where it is.
+        where it is. Rows that lie at their code feed no other: where all do, a code stays where it is, at the place of
+        a symbol that this batch does not have.
 
         Returns:
             Codes ``(M,)``, the responsibilities ``(N, M)`` that they get, and which codes forget their past ``(K,)``.
@@ -304,13 +316,15 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
             number = min(number, int((totals < share).sum()))
         total, starved = totals.topk(number, largest=False)
         logarithms = mixture.components.part(starved).log_joint(rows) - step.log_density[:, None]
-        logarithms = logarithms.masked_fill(~kept[:, None], -torch.inf)
+        feeding = kept & off_codes(rows, mixture.codes[step.codes], mixture.codes)
+        logarithms = logarithms.masked_fill(~feeding[:, None], -torch.inf)
         # what is fainter against the nearest row is as good as 0, but denormal numbers cost a CPU ten times the time
         logarithms = logarithms.clamp_min(logarithms.amax(0) - FAINTEST) if len(rows) else logarithms
-        relative = logarithms - logsumexp_over_ranks(logarithms.logsumexp(0))
-        fed = relative.clamp_min(-FAINTEST).exp() * share * kept[:, None]
+        all_ranks = logsumexp_over_ranks(logarithms.logsumexp(0))
+        hungry = (total < share) & (all_ranks > -torch.inf)
+        relative = logarithms - torch.where(hungry, all_ranks, 0)
+        fed = relative.clamp_min(-FAINTEST).exp() * share * feeding[:, None]
         own = (step.priced[:, None] == starved) * weights[:, None]
-        hungry = total < share
         fresh = torch.zeros_like(totals, dtype=torch.bool)
         fresh[starved] = hungry & (self.moving.counts[starved] < share)
         return starved, torch.where(hungry, fed, own), fresh

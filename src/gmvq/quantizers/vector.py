@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gmvq.kernels import code_sums, nearest_code, squared_distances
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.parts.checks import checked_estimator, non_negative
+from gmvq.quantizers.parts.clustering import groups, off_codes
 from gmvq.quantizers.parts.codebook import MovingAverageCodebook, random_rows, snapshot, uniform
 from gmvq.quantizers.parts.directions import direction
 from gmvq.quantizers.parts.estimators import AbstractEstimator, relaxed_sample
@@ -46,9 +47,10 @@ class VectorQuantizer(AbstractQuantizer):
         decay: Share of the past in the moving averages, in [0, 1); None trains the codebook by gradient.
         commitment_weight: beta.
         cosine: Compare directions instead of points: latents and codes are scaled to length 1.
-        kmeans_start: Put the codes at the k-means of the first batch instead of at random.
+        kmeans_start: Put the codes at the k-means of the first batch instead of at random. Where it has fewer distinct
+            latents than codes, the others wait for latents of later batches that lie far from all codes.
         revive_below: Moving count, in latents for each batch, below which a code is replaced by a random latent of the
-            batch; 0 leaves dead codes dead.
+            batch that does not lie at its code, each by another one; 0 leaves dead codes dead.
         estimator: How the gradient passes the choice of a code. ``GumbelSoftmax`` draws codes with probabilities
             :math:`\mathrm{softmax}_c(-|z - \mu_c|^2)` in training.
         parts: Any of :class:`Affine`, :class:`InPlaceStep`, :class:`Orthogonal`, :class:`Diversity`.
@@ -105,10 +107,14 @@ class VectorQuantizer(AbstractQuantizer):
         if self.in_place is not None:
             self.moving.codes.copy_(start)
         self.averages = decay is not None
-        self.register_buffer("revivals", torch.zeros(codebook_size, self.codebook_dim) if revive_below > 0 else None)
+        revives = revive_below > 0
+        self.register_buffer("revivals", torch.zeros(codebook_size, self.codebook_dim) if revives else None)
+        self.register_buffer("revivals_distinct", torch.zeros(codebook_size) if revives else None)
 
     revivals: Tensor | None
     """Latents of the last batch that stand ready to replace dead codes."""
+    revivals_distinct: Tensor | None
+    """Above 0 for the first of equal ones, 0 for all where each latent lies at its code."""
 
     def _take_parts(self, parts: Sequence[Part], decay: float | None) -> None:
         if not isinstance(parts, Sequence):
@@ -133,7 +139,7 @@ class VectorQuantizer(AbstractQuantizer):
 
     @property
     def code_vectors(self) -> Tensor:  # noqa: D102
-        changes = self.training and (self.learned is None or self.revivals is not None)
+        changes = self.training and (self.learned is None or self.revivals is not None or not self.moving.is_complete)
         codes = snapshot(self.free_codes, changes)
         codes = codes if self.affine is None else self.affine(codes)
         return F.normalize(codes, dim=-1) if self.cosine else codes
@@ -152,13 +158,25 @@ class VectorQuantizer(AbstractQuantizer):
             moved = None
         if self.affine is not None:
             self.affine.update(self.free_codes.detach())
-        if self.revivals is not None and moved is not None:
-            dead = (self.moving.counts < self.revive_below) & moved
-            codes = self.revivals if self.affine is None else self.affine.inverse(self.revivals)
-            self.moving.replace(dead, codes, self.revive_below)
-            if self.learned is not None:
-                with torch.no_grad():
-                    self.learned.copy_(torch.where(dead[:, None], codes, self.learned))
+        if self.revivals is not None and self.revivals_distinct is not None and moved is not None:
+            dead = (self.moving.counts < self.revive_below) & (self.moving.placed > 0) & moved
+            self._replace(*self._matched(dead, self.revivals, self.revivals_distinct > 0), self.revive_below)
+
+    @torch.no_grad()
+    def _matched(self, dead: Tensor, rows: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+        """Gives each free row ``(K, L)`` to one dead code, the least used first: which codes, and codes ``(K, L)``."""
+        waiting = self.moving.counts.masked_fill(~dead, torch.inf).argsort(stable=True)
+        rank = torch.empty_like(waiting).scatter_(0, waiting, torch.arange(len(waiting), device=waiting.device))
+        order = (~free).to(torch.uint8).argsort(stable=True)
+        return dead & (rank < free.sum()), rows[order[rank]]
+
+    @torch.no_grad()
+    def _replace(self, chosen: Tensor, codes: Tensor, count: float) -> None:
+        """Puts the chosen codes ``(K,)`` at latents ``(K, L)`` with a weight."""
+        codes = codes if self.affine is None else self.affine.inverse(codes)
+        self.moving.replace(chosen, codes, count)
+        if self.learned is not None:
+            self.learned.copy_(torch.where(chosen[:, None], codes, self.learned))
 
     @torch.no_grad()
     def _step(self, step: InPlaceStep) -> None:
@@ -206,7 +224,10 @@ class VectorQuantizer(AbstractQuantizer):
         return self.estimator(rows, nearest), codes, nearest
 
     def _start(self, rows: Tensor, kept: Tensor) -> None:
+        if self.moving.is_complete:
+            return
         if self.moving.has_started:
+            self._replace(*self.moving.found(rows, kept, self.code_vectors), 1.0)
             return
         if not self.kmeans_start:
             self.moving.place(self.free_codes.detach(), self.moving.counts)
@@ -229,9 +250,12 @@ class VectorQuantizer(AbstractQuantizer):
             # moving averages are taken where the free codes are; steps go down the error of the codes themselves
             averaged = self.affine.inverse(rows) if self.affine is not None and self.averages else rows
             self.moving.collect(*code_sums(averaged, codes, weights, self.codebook_size))
-        if self.revivals is not None:
-            drawn, any_drawn = random_rows(rows, weights > ORDINARY, self.codebook_size)
+        if self.revivals is not None and self.revivals_distinct is not None:
+            # a code at the place of another would take nothing from it
+            off = off_codes(rows, codebook[codes], codebook)
+            drawn, any_drawn = random_rows(rows, (weights > ORDINARY) & off, self.codebook_size)
             self.revivals.copy_(torch.where(any_drawn, drawn, self.revivals))
+            self.revivals_distinct.copy_(groups(drawn)[1] & any_drawn)
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
         rows = direction(rows) if self.cosine else rows

@@ -23,7 +23,7 @@ from gmvq.experiments.speed.shapes import Shape, clustered, drawn, generator
 from gmvq.kernels import nearest_code
 from gmvq.quantizers import GaussianMixtureQuantizer, GumbelSoftmax, VectorQuantizer
 from gmvq.quantizers.mixture import LATENT_WEIGHT
-from gmvq.quantizers.parts.codebook import k_means
+from gmvq.quantizers.parts.clustering import k_means
 
 Call = Callable[[], Any]
 Maker = Callable[[Shape], Call]
@@ -176,7 +176,7 @@ def _place(module: nn.Module, codes: Tensor, more: dict[str, Tensor] | None = No
     """Initializes a quantizer with given codes ``(K, L)``: its first batch has too few rows for k-means."""
     state, counts = module.state_dict(), torch.ones(len(codes))
     state |= {"moving.codes": codes, "moving.sums": codes.clone(), "moving.counts": counts, **(more or {})}
-    state["moving.started"] = torch.ones(())
+    state["moving.placed"] = counts.clone()
     if "learned_codes" in state:
         state["learned_codes"] = codes
     module.load_state_dict(state)

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.compositions.composite import AbstractComposite, commitment_weight_of
-from gmvq.quantizers.compositions.places import checked_commitment_weight, has_started, listed, prefixed, start
+from gmvq.quantizers.compositions.places import checked_commitment_weight, is_complete, listed, prefixed, start
 from gmvq.quantizers.parts.checks import checked_codes, checked_tensor
 from gmvq.quantizers.parts.resampling import (
     Grid,
@@ -239,7 +239,7 @@ class Hierarchical(AbstractComposite):
     @torch.no_grad()
     def _start(self, maps: Tensor, kept: Tensor, grids: Sequence[Grid]) -> None:
         """Lets a shared codebook start from all scales; alone the coarsest, which comes first, has few places."""
-        if has_started(self.places[0]):
+        if is_complete(self.places[0]):
             return
         rows, counts, residual = [], [], maps
         for grid in grids:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from gmvq.kernels import nearest_code
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.compositions.composite import AbstractComposite
-from gmvq.quantizers.compositions.places import has_started, listed, show
+from gmvq.quantizers.compositions.places import is_complete, listed, show
 from gmvq.quantizers.parts.checks import checked_codes, checked_estimator, positive_integer
 from gmvq.quantizers.parts.estimators import AbstractEstimator
 from gmvq.quantizers.parts.rows import mean_square
@@ -196,7 +196,7 @@ class ImplicitResidual(AbstractComposite):
         seen: list[tuple[AbstractQuantizer, Tensor]] = []
         for level, member in enumerate(self.places):
             residual = (rows - reconstruction).detach()
-            if has_started(member):
+            if is_complete(member):
                 seen.append((member, residual))
             elif self.learning:
                 show(member, residual, kept)

@@ -89,9 +89,9 @@ def checked_commitment_weight(weight: float | None, members: Sequence[AbstractQu
     return weight
 
 
-def has_started(member: AbstractQuantizer) -> bool:
-    """Returns whether all codebooks of a member that start from data have started."""
-    return all(module.has_started for module in member.modules() if isinstance(module, MovingAverageCodebook))
+def is_complete(member: AbstractQuantizer) -> bool:
+    """Returns whether no code of a member waits for a row to start from."""
+    return all(module.is_complete for module in member.modules() if isinstance(module, MovingAverageCodebook))
 
 
 @torch.no_grad()

@@ -12,55 +12,50 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gmvq.checks import can_look_at
 from gmvq.distributed import broadcast, gather_rows, rank, sum_over_ranks, world_size
-from gmvq.kernels import code_sums, nearest_code
+from gmvq.kernels import nearest_code
+from gmvq.quantizers.parts.clustering import GOLDEN, clusters, groups, off_codes, shift_of, spread_rows
 
 SMALLEST_COUNT = 1e-20
 """A code whose running weight is below this has nothing left to average and stays where it is."""
 
 
-@torch.no_grad()
-def k_means(rows: Tensor, codebook_size: int, iterations: int = 10) -> Tensor:
-    """Codes by Lloyd's algorithm, from rows drawn without replacement.
-
-    Args:
-        rows: Data ``(N, L)``; with fewer rows than codes, codes repeat rows, each shifted a little.
-        codebook_size: Number of codes K.
-        iterations: Rounds of assignment and averaging.
-
-    Returns:
-        Codes ``(K, L)``, all finite.
-    """
-    generator = torch.Generator().manual_seed(0)  # on the CPU, so that all ranks and devices draw the same
-    order = torch.randperm(len(rows), generator=generator).to(rows.device)
-    codes = rows[order[torch.arange(codebook_size, device=rows.device) % len(rows)]].clone()
-    if len(rows) < codebook_size:
-        spread = rows.std(0, correction=0).clamp_min(1e-3 * rows.abs().mean().clamp_min(1e-3))
-        jitter = torch.randn(codes.shape, generator=generator, dtype=torch.float32).to(codes) * spread * 1e-2
-        jitter[: len(rows)] = 0
-        return codes + jitter
-    for _ in range(iterations):
-        counts, sums = code_sums(rows, nearest_code(rows, codes), rows.new_ones(len(rows)), codebook_size)
-        codes = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], codes)
-    return codes
-
-
-@torch.library.custom_op("gmvq::k_means_of_all_ranks", mutates_args=())
-def _k_means_of_all_ranks(rows: Tensor, kept: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
-    """Codes ``(K, L)`` and their counts ``(K,)``: one operator, so that a compiled graph need not look inside."""
+@torch.library.custom_op("gmvq::clusters_of_all_ranks", mutates_args=())
+def _clusters_of_all_ranks(rows: Tensor, kept: Tensor, codebook_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes ``(K, L)``, their counts and which have rows of their own: one operator, opaque to a compiled graph."""
     rows = gather_rows(rows, kept)
     if not len(rows):
         raise ValueError(
             "The first batch under torch.compile has no latent that counts, so the codebook cannot start from it. "
             "Call the quantizer once on a batch with finite latents."
         )
-    codes = k_means(rows, codebook_size)
-    return codes, code_sums(rows, nearest_code(rows, codes), rows.new_ones(len(rows)), codebook_size)[0]
+    codes, counts, own = clusters(rows, codebook_size)
+    return codes, counts, own
 
 
-@_k_means_of_all_ranks.register_fake
-def _(rows: Tensor, kept: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
-    return rows.new_empty(codebook_size, rows.shape[1]), rows.new_empty(codebook_size)
+@_clusters_of_all_ranks.register_fake
+def _(rows: Tensor, kept: Tensor, codebook_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    counts = rows.new_empty(codebook_size)
+    return rows.new_empty(codebook_size, rows.shape[1]), counts, counts.bool()
+
+
+@torch.library.custom_op("gmvq::rows_for_codes", mutates_args=())
+def _rows_for_codes(rows: Tensor, kept: Tensor, codes: Tensor, waiting: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes ``(K, L)``, those that wait at far rows of all ranks as far as there are, and which have found one."""
+    number = int(waiting.sum())
+    if not number:  # the same on all ranks
+        return codes.clone(), torch.zeros_like(waiting)
+    standing = codes[~waiting]
+    off = off_codes(rows, standing[nearest_code(rows, standing)], standing)
+    found = spread_rows(gather_rows(rows, kept & off), standing, number)
+    chosen = waiting.nonzero()[: len(found), 0]
+    return codes.index_copy(0, chosen, found), torch.zeros_like(waiting).index_fill(0, chosen, True)
+
+
+@_rows_for_codes.register_fake
+def _(rows: Tensor, kept: Tensor, codes: Tensor, waiting: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(codes), torch.empty_like(waiting)
 
 
 def uniform(number: int, device: torch.device) -> Tensor:
@@ -133,7 +128,8 @@ def in_backward() -> bool:
 def _recall(module: nn.Module, _: object) -> None:
     # not a lambda, which could not be pickled
     if isinstance(module, MovingAverageCodebook):
-        module._has_started = bool(module.started)
+        placed = module.placed > 0
+        module._has_started, module._is_complete = bool(placed.any()), bool(placed.all())
 
 
 class MovingAverageCodebook(nn.Module):
@@ -155,7 +151,8 @@ class MovingAverageCodebook(nn.Module):
     pending_counts: Tensor
     pending_sums: Tensor
     pending_fresh: Tensor
-    started: Tensor
+    placed: Tensor
+    """Above 0 for codes that stand where a row was."""
 
     def __init__(self, codebook_size: int, code_dim: int, decay: float) -> None:
         super().__init__()
@@ -169,21 +166,30 @@ class MovingAverageCodebook(nn.Module):
         self.register_buffer("pending_sums", torch.zeros(codebook_size, code_dim))
         # flags are numbers, 0 or above, so that an average over models is one of states
         self.register_buffer("pending_fresh", torch.zeros(codebook_size))
-        self.register_buffer("started", torch.zeros(()))
+        self.register_buffer("placed", torch.zeros(codebook_size))
         # on the host: reading the buffer in each forward would wait for the GPU
-        self._has_started = False
+        self._has_started = self._is_complete = False
         self.register_load_state_dict_post_hook(_recall)
 
     @property
     def has_started(self) -> bool:
-        """True once the codes stand where data is."""
+        """True once codes stand where data is."""
         if not self._has_started and not torch.compiler.is_compiling():
-            self._has_started = bool(self.started)  # an average over models writes the buffer alone
+            self._has_started = bool((self.placed > 0).any())  # an average over models writes the buffer alone
         return self._has_started
+
+    @property
+    def is_complete(self) -> bool:
+        """True once each code has had a row of its own, as far as is known without waiting in a compiled graph."""
+        if not self._is_complete and not torch.compiler.is_compiling():
+            self._is_complete = bool((self.placed > 0).all())
+        return self._is_complete
 
     @torch.no_grad()
     def start(self, rows: Tensor, kept: Tensor, even: bool = False) -> bool:
         """Puts the codes at the k-means of the first rows of all ranks; does nothing without a row.
+
+        With fewer distinct rows than codes, the others wait for :meth:`found`.
 
         Args:
             rows: Latents ``(N, L)``.
@@ -195,19 +201,41 @@ class MovingAverageCodebook(nn.Module):
         """
         if not torch.compiler.is_compiling() and not bool(sum_over_ranks(kept.sum())):
             return False
-        codes, counts = _k_means_of_all_ranks(rows.detach(), kept, len(self.codes))
-        self.place(codes, (counts.mean().expand_as(counts) if even else counts).clamp_min(0.1))
+        codes, counts, own = _clusters_of_all_ranks(rows.detach(), kept, len(self.codes))
+        self.place(codes, (counts.mean().expand_as(counts) if even else counts).clamp_min(0.1), own)
         return True
 
     @torch.no_grad()
-    def place(self, codes: Tensor, counts: Tensor) -> None:
-        """Sets codes ``(K, L)`` and their weights ``(K,)`` and forgets what was pending."""
+    def found(self, rows: Tensor, kept: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Looks for rows for the codes that wait for one: the start goes on until each has had a row of its own.
+
+        Args:
+            rows: Latents ``(N, L)``.
+            kept: Rows that count ``(N,)``.
+            codes: The codebook as latents see it ``(K, L)``.
+
+        Returns:
+            Which codes go to a new place ``(K,)``, and codes ``(K, L)`` that have those places.
+        """
+        places, chosen = _rows_for_codes(rows.detach(), kept, codes.detach().to(rows.dtype), self.placed <= 0)
+        self.placed.masked_fill_(chosen, 1)
+        return chosen, places.to(self.codes.dtype)
+
+    @torch.no_grad()
+    def place(self, codes: Tensor, counts: Tensor, own: Tensor | None = None) -> None:
+        """Sets codes ``(K, L)`` and their weights ``(K,)`` and forgets what was pending.
+
+        Args:
+            codes: The codes.
+            counts: Their weights.
+            own: Codes that do not wait for a row, booleans ``(K,)``; by default all.
+        """
         self.codes.copy_(codes)
         self.counts.copy_(counts)
         self.sums.copy_(self.codes * self.counts[:, None])
         self._forget_pending()
-        self.started.fill_(1)
-        self._has_started = True
+        self.placed.copy_(torch.ones_like(self.placed) if own is None else own)
+        self._has_started, self._is_complete = True, own is None
 
     @torch.no_grad()
     def collect(self, counts: Tensor, sums: Tensor, fresh: Tensor | None = None) -> None:
@@ -224,8 +252,11 @@ class MovingAverageCodebook(nn.Module):
         self.pending_sums.add_(sum_over_ranks(sums.detach()).to(self.sums.dtype))
 
     @torch.no_grad()
-    def update(self) -> Tensor:
-        """Folds the collected sums into the codes.
+    def update(self, deviation: Tensor | float = 0.0) -> Tensor:
+        """Folds the collected sums into the codes, and splits codes that are equal.
+
+        Args:
+            deviation: Of the rows of a code, where it is known: what equal codes are split by.
 
         Returns:
             True if there was anything to fold, ``()``. It stays on the device, where all branches are taken by it.
@@ -237,8 +268,24 @@ class MovingAverageCodebook(nn.Module):
         moved = (self.counts > SMALLEST_COUNT) & pending
         means = self.sums / self.counts.clamp_min(SMALLEST_COUNT)[:, None]
         self.codes.copy_(torch.where(moved[:, None], means, self.codes))
+        self._split(pending, deviation)
         self._forget_pending()
         return pending
+
+    def _split(self, pending: Tensor, deviation: Tensor | float) -> None:
+        """Shifts codes that equal another and shares their weight: else one would take all rows of both."""
+        group, first = groups(self.codes)
+        equal = ~first & pending
+        if can_look_at(equal) and not bool(equal.any()):
+            return
+        numbers = torch.arange(self.codes.numel(), device=self.codes.device).view_as(self.codes)
+        shifts = ((numbers * GOLDEN).frac() - 0.5).to(self.codes.dtype) * (shift_of(self.codes) + deviation)
+        self.codes.add_(shifts * equal[:, None])
+        size = torch.zeros_like(self.counts).index_add(0, group, torch.ones_like(self.counts))
+        shares = torch.zeros_like(self.counts).index_add(0, group, self.counts) / size
+        shared = (size[group] > 1) & pending
+        self.counts.copy_(torch.where(shared, shares[group], self.counts))
+        self.sums.copy_(torch.where(shared[:, None], self.codes * self.counts[:, None], self.sums))
 
     @torch.no_grad()
     def update_counts(self) -> Tensor:
@@ -249,8 +296,8 @@ class MovingAverageCodebook(nn.Module):
         return pending
 
     @torch.no_grad()
-    def replace(self, chosen: Tensor, codes: Tensor, count: float) -> None:
-        """Puts the chosen codes ``(K,)`` at new places ``(K, L)`` with a weight."""
+    def replace(self, chosen: Tensor, codes: Tensor, count: float | Tensor) -> None:
+        """Puts the chosen codes ``(K,)`` at new places ``(K, L)`` with a weight, ``()``."""
         self.codes.copy_(torch.where(chosen[:, None], codes, self.codes))
         self.counts.masked_fill_(chosen, count)
         self.sums.copy_(torch.where(chosen[:, None], codes * count, self.sums))

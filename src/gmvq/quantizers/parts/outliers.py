@@ -37,6 +37,13 @@ def radius_of(codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+def is_ordinary(rows: Tensor, others: Tensor) -> Tensor:
+    """True for rows ``(N, L)`` within the reach of others ``(M, L)``, by their spread alone: ``(N,)``."""
+    origin, radius = radius_of(others)
+    return ((rows - origin).norm(dim=-1) <= REACH * radius) | (radius == 0)
+
+
+@torch.no_grad()
 def counting_weights(rows: Tensor, kept: Tensor, codebook: Tensor) -> Tensor:
     """Weight of each row in statistics, of mean 1 over the rows of all ranks that count: exactly 1 if none is far.
 
