@@ -19,6 +19,8 @@ def run(name, rank=None):
     losses, codes = [], []
     for step in range(5):
         batch = latents(64, seed=step, dim=quantizer.dim)
+        # of the first batch ten rows repeat, so that some codes wait for the second one
+        batch = batch[torch.arange(64) % (64 if step else 10)]
         # of the first rank's half all count, of the second one's a few
         mask = torch.arange(64) < (64 if step % 2 else 40)
         # ranks draw from other states of their generators, and still take part alike
