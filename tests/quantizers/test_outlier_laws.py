@@ -8,7 +8,9 @@ from exceptions import DIRECTION, EXCEPTIONS
 from members import DIM, SINGLE, SIZE, latents, trained
 
 from gmvq.quantizers import (
+    Affine,
     GaussianMixtureQuantizer,
+    InPlaceStep,
     Residual,
     VectorQuantizer,
 )
@@ -42,6 +44,10 @@ def test_a_far_code_changes_no_other_code(name, far):
 LEARNERS = {
     "vector": lambda: VectorQuantizer(DIM, 32),
     "vector-revival": lambda: VectorQuantizer(DIM, 32, revive_below=1.0),
+    "vector-affine": lambda: VectorQuantizer(DIM, 32, parts=[Affine()]),
+    "vector-huh": lambda: VectorQuantizer(
+        DIM, 32, decay=None, revive_below=1.0, parts=[Affine(), InPlaceStep(4.0, steps=2)]
+    ),
     "mixture": lambda: GaussianMixtureQuantizer(DIM, 32),
     "mixture-code": lambda: GaussianMixtureQuantizer(DIM, 32, variance="code"),
     "mixture-weights": lambda: GaussianMixtureQuantizer(DIM, 32, learned=("mixture_weights",)),

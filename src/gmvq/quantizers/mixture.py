@@ -69,6 +69,9 @@ MOST_STARVED = 64
 FAINTEST = 60.0
 """Nats by which a responsibility may fall short of the largest of its code, where a code is fed."""
 
+MOST_DEVIATIONS = 10.0
+"""Distance from its code, in sigma for each feature, up to which a latent counts fully in sigma."""
+
 LEARNABLE = ("codebook", "feature_weights", "mixture_weights")
 
 
@@ -282,6 +285,9 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         starved, shares, fresh = self._feed_starved(mixture, step, rows, weights, counts)
         counts = counts.index_copy(0, starved, shares.sum(0))
         self.moving.collect(counts, sums.index_copy(0, starved, shares.T @ rows), fresh)
+        # in units of sigma, so that one latent widens it little, and it follows an encoder that moves within few steps
+        ratios = ((rows - mixture.codes[step.codes]) * mixture.scales).square().mean(-1)
+        weights = weights * (MOST_DEVIATIONS**2 / ratios.clamp_min(MOST_DEVIATIONS**2))
         self.variance.collect(*self._squared_residuals(mixture, rows, step.codes, weights))
 
     def _log_prices(self, log_prior: Tensor) -> Tensor:
