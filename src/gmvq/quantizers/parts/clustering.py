@@ -24,7 +24,7 @@ ROWS_PER_CODE, FEWEST_ROWS = 8, 4096
 MOST_ROUNDS = 512
 """Rounds in which seeds are drawn: of more codes, several in a round."""
 
-MOST_DISTANCES = 1 << 24
+MOST_DISTANCES = 1 << 23
 """Distances that are computed for the sake of the best of several draws."""
 
 ROUNDING = 32 * torch.finfo(torch.float32).eps
@@ -36,7 +36,7 @@ NEAR = 0.1
 GOLDEN = (5**0.5 - 1) / 2
 """The golden ratio: its multiples lie evenly in [0, 1), whatever their number."""
 
-SPACED = 64
+SPACED = 16
 """Number of codes that their distance from each other is taken from."""
 
 
@@ -79,7 +79,8 @@ def clusters(rows: Tensor, codebook_size: int, iterations: int = 10) -> Clusters
         iterations: Rounds of assignment and averaging.
 
     References:
-        k-means++: The Advantages of Careful Seeding (Arthur and Vassilvitskii, 2007)
+        k-means++: The Advantages of Careful Seeding (Arthur and Vassilvitskii, 2007),
+        https://doi.org/10.5555/1283383.1283494
     """
     generator = torch.Generator().manual_seed(0)  # on the CPU, so that all ranks and devices draw the same
     rows, weights = distinct_rows(rows)
