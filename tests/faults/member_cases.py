@@ -229,9 +229,7 @@ def _stochastic(chance: Chance, dim: int) -> str:
     kind = chance.choice(("variance='feature'", "variance='sample'", "variance='token'", "variance='shared'"))
     if "feature" not in kind and chance.random() < 0.4:
         kind += ", distribution='von-mises-fisher'"
-    options = _options(
-        chance, codebook_dim=_less(chance, dim), initial_variance=(1e-6, 0.1, 1e4), estimator=DRAWN
-    )
+    options = _options(chance, codebook_dim=_less(chance, dim), initial_variance=(1e-6, 0.1, 1e4), estimator=DRAWN)
     return f"StochasticQuantizer({dim}, {chance.choice(SIZES)}, {kind}{options})"
 
 

@@ -50,6 +50,10 @@ class Problem(NamedTuple):
         own = 16 * (self.rows.shape[-1] + 4) * self.epsilon * (gain * self.lengths + lengths + rows.norm(dim=-1))
         return Problem(rows, gain * self.error + own, self.epsilon)
 
+    def clamped(self) -> "Problem":
+        """Rows as each quantizer clamps its own."""
+        return self._replace(rows=self.rows.clamp(-LARGEST, LARGEST))
+
     def unit(self) -> "Problem":
         """Rows scaled to length 1."""
         lengths = self.lengths.clamp_min(SHORTEST)
@@ -91,8 +95,8 @@ def inside(quantizer: q.AbstractBottleneck, problem: Problem) -> Problem:
 def of_latents(latents: Tensor) -> Problem:
     """The problem of latents ``(*, dim)``."""
     epsilon = torch.finfo(torch.float64 if latents.dtype == torch.float64 else torch.float32).eps
-    rows = latents.detach().double().reshape(-1, latents.shape[-1]).clamp(-LARGEST, LARGEST)
-    return Problem(rows, torch.zeros(len(rows), dtype=torch.float64), epsilon)
+    rows = latents.detach().double().reshape(-1, latents.shape[-1])
+    return Problem(rows, torch.zeros(len(rows), dtype=torch.float64), epsilon).clamped()
 
 
 @singledispatch
@@ -212,7 +216,8 @@ def stochastic_scores(quantizer: q.StochasticQuantizer, problem: Problem) -> tup
     if quantizer.is_spherical:
         near, vectors = problem.unit(), F.normalize(quantizer.learned_codes.detach().double(), dim=-1, eps=SHORTEST)
         scores = precision * (1 - near.rows @ vectors.T)
-        return scores, precision * (near.error[:, None] + 32 * problem.epsilon) + relative * scores.abs()
+        epsilon = max(problem.epsilon, torch.finfo(quantizer.learned_codes.dtype).eps)  # codes have the state's
+        return scores, precision * (near.error[:, None] + 32 * epsilon) + relative * scores.abs()
     scores, bounds = distances(problem, quantizer.code_vectors.detach(), precision[:, None] / 2)
     return scores, bounds + relative * scores
 
@@ -228,7 +233,11 @@ def _(quantizer: q.GaussianQuantizer, problem: Problem, codes: Tensor) -> Tensor
         rows = Problem(mean, error, problem.epsilon)
         scores, bounds = distances(rows, noise, (1 / spread)[:, None] / 2)
         scores = scores - quantizer.prior_weight * noise.square().sum(-1) / 2
-        bad |= wrong(scores, bounds + relative[:, None] * (scores.abs() + 1), codes.reshape(len(codes), quantizer.groups)[:, group])
+        bad |= wrong(
+            scores,
+            bounds + relative[:, None] * (scores.abs() + 1),
+            codes.reshape(len(codes), quantizer.groups)[:, group],
+        )
     return bad
 
 
@@ -252,14 +261,46 @@ def _(quantizer: q.GaussianBottleneck, problem: Problem, codes: Tensor) -> Tenso
 
 @wrong_codes.register
 def _(quantizer: q.Residual, problem: Problem, codes: Tensor) -> Tensor:
+    if quantizer.beam_size > 1:
+        return _worse_than_greedy(quantizer, problem, codes)
     bad, rows, error = torch.zeros(len(codes), dtype=torch.bool), problem.rows, problem.error
-    greedy = quantizer.beam_size == 1
     for level, member in enumerate(quantizer.places):
-        if greedy:  # with a search, levels together are better than each at its best
-            bad |= wrong_codes(member, Problem(rows, error, problem.epsilon), codes[:, level])
+        bad |= wrong_codes(member, Problem(rows, error, problem.epsilon).clamped(), codes[:, level])
         values = member.decode(codes[:, level]).double()
         rows = rows - values
         error = error + 16 * problem.epsilon * (values.norm(dim=-1) + rows.norm(dim=-1) + problem.lengths)
+    return bad
+
+
+def _worse_than_greedy(quantizer: q.Residual, problem: Problem, codes: Tensor) -> Tensor:
+    """Rows ``(N,)`` where a search has found a sum that is farther than that of each level's own choice."""
+    found = greedy = problem.rows
+    sizes = problem.lengths
+    for level, member in enumerate(quantizer.places):
+        own = member.decode(member.encode(greedy.to(quantizer.training_progress.dtype))).double()
+        values = member.decode(codes[:, level]).double()
+        found, greedy = found - values, greedy - own
+        sizes = sizes + values.norm(dim=-1) + own.norm(dim=-1)
+    epsilon = max(problem.epsilon, torch.finfo(quantizer.training_progress.dtype).eps)
+    bound = 64 * epsilon * sizes + problem.error
+    return found.norm(dim=-1) > greedy.norm(dim=-1) + bound + problem.tiny
+
+
+def wrong_maps(quantizer: q.Hierarchical, latents: Tensor, codes: Tensor) -> Tensor:
+    """Whether a place of each sequence ``(B, T, dim)`` has a wrong code at some scale, with linear interpolation."""
+    size = latents.shape[1]
+    given = of_latents(latents)
+    left = given.rows.reshape(latents.shape).movedim(-1, 1)  # (B, dim, T)
+    bad, most = torch.zeros(len(latents), dtype=torch.bool), left.abs().amax((1, 2))
+    epsilon = max(given.epsilon, torch.finfo(quantizer.training_progress.dtype).eps)
+    for member, part in zip(quantizer.places, quantizer.split(codes, size), strict=True):
+        coarse = F.interpolate(left, size=part.shape[1], mode="area").movedim(1, -1)
+        error = 256 * epsilon * most[:, None].expand(part.shape[:2]).flatten()
+        rows = Problem(coarse.flatten(0, 1), error * latents.shape[-1] ** 0.5, epsilon)
+        bad |= wrong_codes(member, rows.clamped(), part.flatten(0, 1)).reshape(part.shape[:2]).any(-1)
+        values = member.decode(part).double().movedim(-1, 1)
+        left = left - F.interpolate(values, size=size, mode="linear")
+        most = most + values.abs().amax((1, 2))
     return bad
 
 
@@ -268,7 +309,7 @@ def _(quantizer: q.Product, problem: Problem, codes: Tensor) -> Tensor:
     bad = torch.zeros(len(codes), dtype=torch.bool)
     parts = problem.rows.split([member.dim for member in quantizer.places], dim=-1)
     for place, (member, rows) in enumerate(zip(quantizer.places, parts, strict=True)):
-        bad |= wrong_codes(member, Problem(rows, problem.error, problem.epsilon), codes[:, place])
+        bad |= wrong_codes(member, Problem(rows, problem.error, problem.epsilon).clamped(), codes[:, place])
     return bad
 
 
@@ -279,10 +320,11 @@ def _(quantizer: q.Projected, problem: Problem, codes: Tensor) -> Tensor:
         weight, bias = quantizer.project_in.weight.detach().double(), quantizer.project_in.bias.detach().double()
         gain = float(torch.linalg.matrix_norm(weight, 2))
         behind = problem.to(problem.rows @ weight.T + bias, gain, bias.norm())
-        behind = behind._replace(error=behind.error + torch.finfo(quantizer.project_in.weight.dtype).eps * (
-            16 * (gain * problem.lengths + bias.norm())
-        ))
-    return wrong_codes(quantizer.quantizer, behind.unit() if quantizer.normalize else behind, codes)
+        behind = behind._replace(
+            error=behind.error
+            + torch.finfo(quantizer.project_in.weight.dtype).eps * (16 * (gain * problem.lengths + bias.norm()))
+        )
+    return wrong_codes(quantizer.quantizer, behind.unit() if quantizer.normalize else behind.clamped(), codes)
 
 
 @wrong_codes.register
