@@ -32,6 +32,7 @@ class Case(NamedTuple):
         shape: Their leading axes.
         dtype: Their type.
         cast: Whether the quantizer is cast to that type.
+        autocast: Whether it is called under autocast to bfloat16.
         mask: What the mask is like, or None.
         steps: Training steps before the latents are quantized.
         starts: Whether training is on these latents, and not on ordinary ones.
@@ -44,6 +45,7 @@ class Case(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
     cast: bool
+    autocast: bool
     mask: str | None
     steps: int
     starts: bool
@@ -66,6 +68,7 @@ def case_of(name: str, key: str) -> Case:
         shape=shape,
         dtype=chance.choice(DTYPES),
         cast=chance.random() < 0.5,
+        autocast=chance.random() < 0.2,
         mask=chance.choice((None, None, None, "random", "none", "all")),
         steps=chance.choice((0, 1, 2, 4)),
         starts=chance.random() < 0.5,

@@ -372,3 +372,18 @@ def posterior_of(quantizer: q.AbstractQuantizer, problem: Problem) -> tuple[Tens
     possible = scores - bounds <= (scores + bounds).amin(-1, keepdim=True) + math.log(1e9)
     most = torch.where(possible, bounds, 0.0).amax(-1)
     return responsibilities, (2 * most).clamp_max(5).expm1().clamp_max(1.0) + 64 * problem.epsilon
+
+
+def commitment_of(quantizer: q.AbstractQuantizer, problem: Problem, codes: Tensor) -> tuple[float, float] | None:
+    """Mean squared error of rows and their codes, and the bound of its rounding, of the quantizers that report it."""
+    kinds = (q.VectorQuantizer, q.SimVQ, q.OptimalTransportQuantizer, q.IndexBackpropagationQuantizer)
+    if not isinstance(quantizer, kinds) or not len(codes):
+        return None
+    near = inside(quantizer, problem)
+    near = near.unit() if getattr(quantizer, "cosine", False) else near
+    vectors = quantizer.code_vectors.detach().double()[codes]
+    apart, size = (near.rows - vectors).norm(dim=-1), near.rows.norm(dim=-1) + vectors.norm(dim=-1)
+    error = near.error + 4 * near.epsilon * size
+    bound = (error * (2 * apart + error)).mean() + 16 * (len(codes) + 8) * near.epsilon * apart.square().mean()
+    features = near.rows.shape[-1]
+    return float(apart.square().mean() / features), float(bound / features) + near.tiny

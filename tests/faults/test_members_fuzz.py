@@ -11,7 +11,7 @@ import pytest
 import torch
 from fault_sizes import SEED, again, size
 from member_cases import MAKES, Case, case_of, latents_of, made, mask_of
-from member_definitions import of_latents, posterior_of, wrong_codes, wrong_maps
+from member_definitions import commitment_of, of_latents, posterior_of, wrong_codes, wrong_maps
 from torch import Tensor
 
 from gmvq import quantizers as q
@@ -32,7 +32,8 @@ def test_random_configurations_do_what_their_definition_says(name):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             try:
-                attempt(case)
+                with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
+                    attempt(case)
             except Exception as error:  # whatever it is, with its configuration
                 if only:
                     raise
@@ -188,6 +189,10 @@ def compare(quantizer, latents, mask) -> None:
         return  # a code depends on the other latents of its sample
     bad = wrong_codes(quantizer, problem, shown)
     assert not bad.any(), f"codes of {int(bad.sum())} of {len(bad)} rows"
+    expected = commitment_of(quantizer, problem, shown)
+    if expected is not None:
+        difference = abs(float(out.terms["commitment"]) - expected[0])
+        assert difference <= expected[1], f"commitment off by {difference} beyond {expected[1]}"
     if quantizer.has_posterior and len(kept):
         check_posterior(quantizer, latents, problem, kept)
     divergence = quantizer.divergence(latents)
