@@ -14,7 +14,7 @@ SIZES = (1, 2, 3, 5, 16, 40, 100)
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LATENTS = (
     *("ordinary", "scaled", "scaled", "mixed", "outlier", "duplicates", "zeros", "constant", "equal rows"),
-    *("offset", "integers", "sparse"),
+    *("offset", "integers", "sparse", "largest"),
 )
 EXACT = ("StraightThrough()", "StraightThrough(0.5)", "Rotation()", "DiVeQ()", "NoGradient()")
 DRAWN = ("GumbelSoftmax(0.5)", "GumbelSoftmax(0.02)", "GumbelSoftmax(1.0, hard=True)")
@@ -86,6 +86,8 @@ def latents_of(case: Case, dim: int, generator: torch.Generator) -> Tensor:
     """Latents ``(*shape, dim)`` of a case: finite in its type."""
     rows = _rows(case.latents, torch.Size(case.shape).numel(), dim, generator)
     largest = torch.finfo(case.dtype).max
+    if case.latents == "largest":
+        rows = rows * (largest / 2)
     return rows.clamp(-largest, largest).to(case.dtype).reshape(*case.shape, dim)
 
 

@@ -18,14 +18,22 @@ from gmvq import quantizers as q
 from gmvq.quantizers.parts.codebook import MovingAverageCodebook
 
 TRIES = int(os.environ.get("GMVQ_FAULTS_TRIES", size(12, 2000)))
-FOUND: dict[str, list[str]] = {}
+FOUND = {
+    "gaussian-codes": ["0/30"],
+    "mixture": ["0/26", "0/30", "0/39", "0/49"],
+    "random-projection": ["0/18"],
+    "simvq": ["0/19", "0/35"],
+    "stochastic": ["0/26", "0/28", "0/55"],
+    "vector": ["0/48"],
+}
 """Keys of cases that failed once."""
 
 
 @pytest.mark.parametrize("name", MAKES)
 def test_random_configurations_do_what_their_definition_says(name):
     only = os.environ.get("GMVQ_FAULTS_CASE")
-    keys = [only] if only else [*FOUND.get(name, []), *(f"{SEED}/{number}" for number in range(TRIES))]
+    drawn = [f"{SEED}/{number}" for number in range(TRIES)]
+    keys = [only] if only else list(dict.fromkeys([*FOUND.get(name, []), *drawn]))
     failures = []
     for key in keys:
         case = case_of(name, key)
