@@ -108,9 +108,7 @@ def is_residual(case):
 ALL = ("values", "codes", "loss", "gradient", "later")
 
 DIFFERENCES = [
-    Difference(
-        "noise as wide as a level, inside of its bounds", has("noise_dropout"), ("values", "codes", "gradient", "later")
-    ),
+    Difference("noise as wide as a level, inside of its bounds", has("noise_dropout"), ALL),
     Difference(
         "a mask leaves codes out, and not only their loss",
         both(is_of("LFQ"), calls("mask")),
