@@ -131,7 +131,9 @@ def run_apart(arguments: argparse.Namespace, script: str, library: str, folder: 
     command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
-    return json.loads(out.read_text()) if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+    return json.loads(out.read_text())
 
 
 def compared(theirs: list[dict[str, float]] | str, ours: list[dict[str, float]] | str) -> dict[str, Any]:
