@@ -1,5 +1,7 @@
 """What means nothing here is refused, with the parameter, the rule, the value and a remedy."""
 
+import dataclasses
+import inspect
 import re
 
 import pytest
@@ -218,3 +220,26 @@ def test_convert_knows_subclasses():
         pass
 
     assert ours.convert(Mine(dim=8, codebook_size=16)).codebook_size == 16
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("VectorQuantize", VECTOR),
+        ("ResidualVQ", RESIDUAL),
+        ("GroupedResidualVQ", RESIDUAL),
+        ("FSQ", SCALAR),
+        ("ResidualFSQ", {**SCALAR, "num_quantizers": 2}),
+        ("LFQ", {"dim": 4}),
+        ("SimVQ", VECTOR),
+    ],
+)
+def test_all_arguments_are_known(kind, options):
+    theirs = pytest.importorskip("vector_quantize_pytorch")
+    dropin, original = getattr(ours, kind)(**options), getattr(theirs, kind)
+    rest = {"self", "kwargs", "vq_kwargs"}
+    known = {each.name for each in dataclasses.fields(dropin.options)} | {"groups"}
+    assert {*inspect.signature(original.__init__).parameters} - rest <= known
+    called = inspect.signature(original.forward).parameters
+    assert {*called} - rest <= {*inspect.signature(getattr(ours, kind).forward).parameters}
+    assert [*called][1:3] == [*inspect.signature(getattr(ours, kind).forward).parameters][1:3]

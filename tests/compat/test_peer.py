@@ -357,3 +357,8 @@ def test_half_precision_looks_up_in_half_precision(kind):
         assert torch.equal(dropin.get_output_from_indices(codes), values)
         assert dropin.get_output_from_indices(codes).dtype == torch.bfloat16
         assert dropin.get_codes_from_indices(codes).dtype == torch.bfloat16
+
+
+def test_a_codebook_prints_in_one_line():
+    _, dropin = pair(**LEARNED, in_place_codebook_optimizer=adam, decay=0.5)
+    assert "ways=Ways(decay=0.5, optimizer=...)" in repr(dropin)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ class RowCodes(ABC):
         """One code for each row: ``(N, L)`` -> ``(N, L)``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ways:
     """Ways of the other library's codebook that our own quantizer does not have.
 
@@ -54,6 +54,12 @@ class Ways:
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None
     steps_by_hand: bool = False
     share: float = 1.0
+
+    def __repr__(self) -> str:
+        changed = {each.name: getattr(self, each.name) for each in fields(self)}
+        shown = {name: value for name, value in changed.items() if value != getattr(Ways, name)}
+        plain = {name: value if isinstance(value, bool | float) else "..." for name, value in shown.items()}
+        return f"Ways({', '.join(f'{name}={value}' for name, value in plain.items())})"
 
 
 @dataclass(frozen=True)
