@@ -1,5 +1,6 @@
 """The page that shows the way over runs."""
 
+import json
 import re
 from pathlib import Path
 
@@ -19,6 +20,32 @@ def test_the_page_runs():
     assert names["indices"].shape == (2, 8, 8)
     assert names["codes"].shape == (2, 100, 4)
     assert names["quantizer"].code_shape == (4,)
+
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def example_rows():
+    """Rows of the table of examples, as the JSON has them."""
+    for script, row in json.loads((RESULTS / "drop_in_examples.json").read_text())["rows"].items():
+        (error,), (loss, *_) = (
+            [f"{row['theirs'][name]:.4f} / {row['ours'][name]:.4f}" for name in row["theirs"] if chosen(name)] or [""]
+            for chosen in (lambda name: name == "rec loss", lambda name: "loss" in name and name != "rec loss")
+        )
+        active = f"{row['theirs']['active %']:.1f} / {row['ours']['active %']:.1f}"
+        yield f"| `{script}` | {error} | {loss} | {active} | {row['largest_difference']['rec loss']:.3f} |"
+
+
+def test_the_page_says_what_was_measured():
+    page = PAGE.read_text()
+    for row in example_rows():
+        assert row in page
+    rows = json.loads((RESULTS / "drop_in_tests.json").read_text())["rows"]
+    assert (
+        f"**{rows['theirs']['passed']} of the package's {sum(rows['theirs'][name] for name in ('passed', 'failed'))}"
+        in page
+    )
+    assert f"<!-- tests -->{rows['ours']['passed']}<!-- /tests -->" in page
 
 
 VECTOR = {"dim": 8, "codebook_size": 16}
