@@ -234,6 +234,13 @@ def test_several_codes_of_a_latent(options, shape, call, training):
     torch.testing.assert_close(*gradients)
 
 
+def test_the_best_code_is_that_of_a_forward():
+    dropin = ours.VectorQuantize(dim=64, codebook_size=512).eval()
+    dropin.codebook = 1e-4 * torch.randn(512, 64)  # many are as near, but for a rounding
+    x = torch.randn(4, 500, 64)
+    assert torch.equal(dropin(x, topk=2)[1][..., 0], dropin(x)[1])
+
+
 def test_the_best_codes_are_at_most_all():
     _, dropin = pair()
     values, codes, losses = dropin(torch.randn(2, 10, 8), topk=99)

@@ -201,7 +201,10 @@ class PeerQuantizer(VectorQuantizer):
     @torch.no_grad()
     def best(self, rows: Tensor, codebook: Tensor, number: int) -> Tensor:
         """The k best codes of each row, the best first: rows ``(N, L)``, codes ``(K, L)`` -> ``(N, k)``."""
-        return _noised(self.scores(rows, codebook), self._temperature).topk(number, -1).indices
+        scores = _noised(self.scores(rows, codebook), self._temperature)
+        if self._temperature is None:  # where several are as near, the first is that of a forward
+            scores = scores.scatter(1, self._nearest(rows, codebook)[:, None], torch.inf)
+        return scores.topk(number, -1).indices
 
     @property
     def _temperature(self) -> float | None:
