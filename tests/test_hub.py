@@ -244,6 +244,38 @@ def test_a_configuration_that_asks_for_anything_is_refused_before_memory_is_take
         hub.load(tmp_path)
 
 
+def fields_of(value, at=()):
+    """Places of all values in a nested configuration."""
+    for key, inner in value.items():
+        yield (*at, key)
+        if isinstance(inner, dict):
+            yield from fields_of(inner, (*at, key))
+
+
+@pytest.mark.parametrize("name", ["autoencoder gaussian-mixture", "prior autoregressive", "decoder", "classifier"])
+def test_no_value_of_a_configuration_has_another_outcome(tmp_path, name):
+    kind = hub.kind_of(type(PARTS[name]))
+    hub.save(PARTS[name], tmp_path)
+    config = json.loads((tmp_path / hub.CONFIG).read_text())["config"]
+    loaded, said = 0, []
+    for *path, key in fields_of(config):
+        for value in (10**9, None, "../../x", [[1]]):
+            changed = copy.deepcopy(config)
+            inner = changed
+            for part in path:
+                inner = inner[part]
+            inner[key] = value
+            rewrite(tmp_path, config=changed)
+            try:
+                hub.load(tmp_path, kind.part)
+                loaded += 1
+            except hub.DamagedFileError as error:
+                said.append(str(error))
+    assert max(map(len, said)) < 1000
+    assert not any("\n" in each for each in said)
+    assert loaded <= len(config)  # None where that is the default, too
+
+
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"a":' * 50_000, "null", "3", '{"format": "gmvq.autoencoder", "version": true}']
 )

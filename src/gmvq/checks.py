@@ -41,7 +41,7 @@ def positive(name: str, value: object, remedy: str = "") -> float:
     Raises:
         ValueError: If the value is not a finite number above 0.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value) or value <= 0:
         remedy = remedy or f"Use for example {name}=1.0."
         raise ValueError(f"'{name}' must be a finite number above 0, got {value!r}. {remedy}")
     return float(value)
@@ -53,7 +53,7 @@ def non_negative(name: str, value: object, remedy: str = "") -> float:
     Raises:
         ValueError: If the value is not a finite number of at least 0.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value) or value < 0:
         remedy = remedy or f"Give for example {name}=1.0."
         raise ValueError(f"'{name}' must be a finite number of at least 0, got {value!r}. {remedy}")
     return float(value)
@@ -71,10 +71,18 @@ def fraction(name: str, value: object, remedy: str, *, closed: bool = True) -> f
     Raises:
         ValueError: If the value is not a number between 0 and 1.
     """
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) and _is_finite(value) else math.nan
     if not (0 <= number <= 1 if closed else 0 < number < 1):
         raise ValueError(f"'{name}' must lie in {'[0, 1]' if closed else '(0, 1)'}, got {value!r}. {remedy}")
     return number
+
+
+def _is_finite(value: Real) -> bool:
+    """Returns whether a number is one that floats can hold; integers of JSON may be larger."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def one_of(name: str, value: str, choices: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from gmvq.__main__ import main
+from gmvq.data.sealing import read_record, write_record
 
 WRITING = {
     "tokenize": ["tokenize", "{run}", "{items}", "{out}/codes.safetensors"],
@@ -82,3 +83,25 @@ def test_only_the_first_rank_prints_the_result(called, capsys, tmp_path, run, mo
     assert main(["info", str(run), "--json"]) == 0
     said = capsys.readouterr().out
     assert (said == "") if rank else json.loads(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("run.json", "data", [1]),
+        ("run.json", "run", 3),
+        ("run.json", "hardware", {"a": [1]}),
+        ("metrics.json", "modality", "x"),
+        ("metrics.json", "modality", None),
+        ("metrics.json", "psnr", "high"),
+        ("metrics.json", "usage", [1]),
+    ],
+)
+def test_records_of_strangers_give_clean_errors(capsys, run, name, key, value):
+    write_record(run / name, {**read_record(run / name), key: value})
+    status = main(["info", str(run)])
+    said = capsys.readouterr().err
+    assert "GMVQ_DEBUG" not in said
+    assert status == (name == "metrics.json")
+    assert main(["evaluate", str(run), "--limit", "4"]) in (0, 1)
+    assert "GMVQ_DEBUG" not in capsys.readouterr().err

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from gmvq import hub
 from gmvq.commands.common import Common, RunFolder, common, grid, metric_table, read_model
+from gmvq.data.parsing import DamagedFileError
 from gmvq.stages.layout import METRICS, RECORD, recorded
 
 
@@ -49,7 +50,11 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     rows = (*model.items(), *((name, value) for name, value in run.items() if value))
     console.print(grid([(str(name).replace("_", " "), str(value)) for name, value in rows]), markup=False)
     if result["metrics"]:
-        console.print(metric_table(result["metrics"]))
+        try:
+            table = metric_table(result["metrics"])
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
+            raise DamagedFileError(f"{METRICS} of {result['run']} is not of this version ({error!r}).") from error
+        console.print(table)
 
 
 def _short(value: object) -> str:

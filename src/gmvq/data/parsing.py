@@ -8,8 +8,11 @@ from typing import Any
 
 LARGEST_JSON = 1 << 23
 """Bytes of a JSON file, or of the header of a sealed one; the configuration of a model of text holds its vocabulary."""
-MOST_VALUES = 1 << 20
+MOST_VALUES = 1 << 19
 """Values in such a text: an empty list takes two bytes there and sixty in memory."""
+
+LONGEST_INTEGER = 40
+"""Digits of an integer in such a text."""
 
 
 class DamagedFileError(ValueError):
@@ -17,7 +20,7 @@ class DamagedFileError(ValueError):
 
 
 def parse_json(text: bytes) -> Any:  # noqa: ANN401
-    """Parses JSON in UTF-8; NaN, infinity and a key that occurs twice in an object are refused.
+    """Parses JSON in UTF-8; NaN, infinity, huge integers and a key that occurs twice in an object are refused.
 
     Raises:
         ValueError: If it is not such JSON, or larger than a file of gmvq can be.
@@ -32,7 +35,8 @@ def parse_json(text: bytes) -> Any:  # noqa: ANN401
     if sum(map(text.count, (b",", b"[", b"{"))) > MOST_VALUES:
         raise ValueError(f"it has more than {MOST_VALUES:,} values")
     try:
-        return json.loads(text.decode(), object_pairs_hook=_once, parse_constant=_refused, parse_float=_finite)
+        numbers = {"parse_constant": _refused, "parse_float": _finite, "parse_int": _short}
+        return json.loads(text.decode(), object_pairs_hook=_once, **numbers)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -63,6 +67,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refused(constant: str) -> None:
     raise ValueError(f"{constant} is no number of JSON")
+
+
+def _short(text: str) -> int:
+    if len(text) > LONGEST_INTEGER:  # longer ones are no floats, and a product of many takes long
+        raise ValueError(f"{text[:20]}... is too large")
+    return int(text)
 
 
 def _finite(text: str) -> float:

@@ -34,9 +34,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def recorded(path: Path) -> dict[str, Any] | None:
     """Reads a sealed JSON object, see :func:`gmvq.data.sealing.write_record`; None if it is missing or damaged."""
     try:
-        return read_record(path)
+        value = read_record(path)
     except (OSError, ValueError):
         return None
+    return value if all(isinstance(value.get(part) or {}, dict) for part in ("data", "run")) else None
 
 
 def circumstances(command: str | None) -> dict[str, Any]:

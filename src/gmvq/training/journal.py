@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from gmvq.data.parsing import parse_json
 from gmvq.data.writing import naming, write_atomically
 
 FILE = "log.jsonl"
@@ -73,8 +74,8 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     found = []
     for line in text.splitlines():
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
+            entry = parse_json(line.encode())
+        except ValueError:
             continue
         if isinstance(entry, dict):
             found.append(entry)
@@ -91,8 +92,8 @@ def _truncate(path: Path, step: int) -> None:
 def _step_of(line: bytes) -> int:
     """Returns the step of a line of the log, -1 if a kill cut it off."""
     try:
-        step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        step = parse_json(line)["step"]
+    except (ValueError, KeyError, TypeError):
         return -1
     return step if isinstance(step, int) and line.endswith(b"\n") else -1
 
