@@ -2,6 +2,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -414,3 +415,12 @@ def test_the_tokenizer_of_the_readme(run):
     codes = tokenizer.encode(images)
     assert codes.shape == (1, 4, 4)
     assert tokenizer.decode(codes).shape == images.shape
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.json"])
+def test_info_says_which_record_is_damaged(run, name, capsys, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run")
+    (run / name).write_bytes((run / name).read_bytes().replace(b'"digest": "', b'"digest": "0', 1))
+    with pytest.warns(UserWarning, match=rf"{name} is damaged, .* left out"):
+        assert main(["info", str(run)]) == 0
+    assert "quantizer" in capsys.readouterr().out

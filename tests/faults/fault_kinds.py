@@ -10,6 +10,7 @@ import pickle
 import shutil
 import tarfile
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -414,8 +415,14 @@ def shown(path: Path) -> Loaded:
     symptoms(read_log(folder))
     if zlib.crc32(path.read_bytes()) % 50 == 0:
         write_report(folder, hub.load(folder), small_data().held_out)
-    info.show(info.run(info.Options(folder), ""), QUIET)
-    return Loaded("a page")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = info.run(info.Options(folder), "")
+    info.show(found, QUIET)
+    left_out = [
+        str(each.message) for each in said if "left out" in str(each.message) and path.name in str(each.message)
+    ]
+    return Loaded(digest(found["record"], found["metrics"]), tuple(left_out))
 
 
 def read_again(path: Path) -> Loaded:
@@ -437,8 +444,8 @@ def kinds() -> dict[str, Kind]:
         "classifier": Kind(part(saved, classifier, hub.WEIGHTS), of_part(Classifier), own=True),
         "checkpoint": Kind(checkpoint, resumed, own=True),
         "log": Kind(record_of("log.jsonl"), shown, sealed=False),
-        "metrics": Kind(record_of("metrics.json"), shown, sealed=False),
-        "record": Kind(record_of("run.json"), read_again, sealed=False),
+        "metrics": Kind(record_of("metrics.json"), shown, own=True),
+        "record": Kind(record_of("run.json"), read_again, own=True),
         "tokens": Kind(tokens, read_tokens, own=True),
         "PNG": Kind(written("a.png", part(picture, "PNG")), of_data(Image())),
         "PNG of a folder": Kind(folder_of_pictures, of_data(Image(), many=True)),

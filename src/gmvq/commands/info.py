@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -34,9 +36,17 @@ def run(options: Options, command: str) -> dict[str, Any]:
         "fingerprint": hub.fingerprint(model),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "model": model.config.described(),
-        "record": recorded(options.run / RECORD),
-        "metrics": recorded(options.run / METRICS),
+        "record": _read(options.run / RECORD),
+        "metrics": _read(options.run / METRICS),
     }
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Reads a record; None if it is missing, or damaged, which a warning says."""
+    found = recorded(path)
+    if found is None and path.is_file():
+        warnings.warn(f"{path} is damaged, or not of this version of gmvq: it is left out.", stacklevel=2)
+    return found
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
