@@ -85,6 +85,11 @@ def test_files_are_kept_up_to_the_budget(tmp_path: Path) -> None:
     assert items[2] is not items[2]
     assert torch.equal(items[2], items[2])
     assert items.subset([0])[0] is items[0]
+    first = items[0]
+    for _ in range(2):
+        items.subset([0]).let_go(0)
+    assert items[0] is not first
+    assert items[0] is items[1]  # kept again: its part of the budget is free
 
 
 def test_sizes_of_measured_files_read_none(tmp_path: Path) -> None:

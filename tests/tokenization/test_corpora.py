@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gmvq import hub
-from gmvq.data import ArrayItems, ListItems
+from gmvq.data import ArrayItems, FileItems, ListItems
 from gmvq.modalities import Data, Image
 from gmvq.models import Autoencoder, AutoencoderConfig
 from gmvq.tokenization import TokenFile, detokenize, join, tokenize
@@ -42,6 +42,18 @@ def test_tokens_are_the_models_codes(tmp_path, model, mixed):
     assert done == [2, 3, 4]
     for index in range(len(mixed)):
         assert torch.equal(file[index], model.encode(mixed[index][None])[0])
+
+
+def test_joined_items_let_go_where_they_are_kept(tmp_path):
+    files = FileItems([tmp_path / name for name in "ab"], 2, lambda path: pixels(1, 4, 4, seed=ord(path.name)))
+    sides = (files.subset([1]), files.subset([0]))
+    items = join(Data("pair", *sides, Image(1)))
+    first, second = items[0], items[1]
+    assert items[0] is first
+    items.let_go(0)
+    assert items[0] is not first
+    assert torch.equal(items[0], first)
+    assert items[1] is second
 
 
 def test_images_come_back_under_their_names_and_sizes(tmp_path, model, mixed):

@@ -69,6 +69,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
         for index, name in enumerate(items.names):
             own = model.modality.distortion(quick=True)
             one = _reconstructed(model, decoder, items[index], own, options.seed, index)
+            items.let_go(index)
             distortion.add(own)
             if model.modality.several:
                 made.append(one)

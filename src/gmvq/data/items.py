@@ -45,6 +45,9 @@ class Items(ABC):
     def __getitem__(self, index: int) -> Tensor:
         """Returns item ``index``, as it is stored. It may be shared with later calls: do not write to it."""
 
+    def let_go(self, index: int) -> None:  # noqa: B027 (most have no other place for their items)
+        """Frees the memory of an item that is read from a file, when it is not needed again."""
+
     @property
     @abstractmethod
     def sizes(self) -> list[Size]:
@@ -148,7 +151,7 @@ class ListItems(Items):
 
 
 class _Read:
-    """Cache of the items of files, filled until the budget is spent and then never changed.
+    """Cache of the items of files, filled until the budget is spent and then changed only by :meth:`let_go`.
 
     Training visits all items in random order: replacing one item by another would only trade one miss for the next.
     """
@@ -165,6 +168,11 @@ class _Read:
             if path not in self.items and item.nbytes <= self.left:
                 self.left -= item.nbytes
                 self.items[path] = item
+
+    def let_go(self, path: Path) -> None:
+        with self.lock:
+            item = self.items.pop(path, None)
+            self.left += 0 if item is None else item.nbytes
 
 
 class FileItems(Items):
@@ -207,6 +215,10 @@ class FileItems(Items):
             item = self.read(path)
             self._kept.keep(path, item, tuple(item.shape[item.ndim - self.axes :]))
         return item
+
+    def let_go(self, index: int) -> None:
+        """Removes an item from those in memory, and from the budget."""
+        self._kept.let_go(self.paths[index])
 
     @property
     def sizes(self) -> list[Size]:

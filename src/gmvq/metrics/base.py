@@ -50,6 +50,7 @@ class Distortion(ABC):
         higher_is_better: Whether a higher value of that metric is better.
         measures: Explanations of the metrics.
         protocol: Protocol of the metrics, in sentences.
+        _sums: Sums over the items, of which the metrics are computed and which :meth:`add` adds up.
     """
 
     headline: ClassVar[str]

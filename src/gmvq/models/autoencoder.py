@@ -274,7 +274,13 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, items: Tensor, lengths: Tensor | None = None, *, tile: int | None = TILE) -> Tensor:
-        """Encodes items to hard codes and decodes these: ``(B, C, *S)`` -> the same shape."""
+        """Encodes items to hard codes and decodes these: ``(B, C, *S)`` -> the same shape.
+
+        Args:
+            items: As for :meth:`encode`.
+            lengths: As for :meth:`encode`.
+            tile: As for :meth:`encode`; of large items :meth:`decode_parts` needs less memory.
+        """
         return self.decode(self.encode(items, lengths, tile=tile), self.signal.size(items), tile=tile)
 
     def forward(self, items: Tensor, lengths: Tensor | None = None) -> Reconstruction:

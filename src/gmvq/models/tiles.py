@@ -12,8 +12,8 @@
 
 The margin is the receptive field of the network (:mod:`gmvq.networks.reach`), so each token sees the same samples as in
 the whole. At the borders of the item there is no margin: the network pads a tile as it pads the whole. Results agree
-but for rounding, since a kernel may add in another order on another shape; PyTorch's convolutions on the CPU do so only
-below about 20,000 features, far below the tiles of the default size.
+but for rounding: a kernel may add in another order on another shape. PyTorch's convolutions on the CPU do so where
+a layer's input has at most 20,480 numbers: with tiles of the default size only those of tokens of 8x8 pixels or more.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Tile(NamedTuple):
 
 
 def tiles(grid: Sequence[int], margin: Sequence[int], most: int) -> list[Tile]:
-    """Divides a grid of tokens into tiles of about one size.
+    """Divides a grid of tokens into tiles that all see the same number of tokens, so that memory can be used again.
 
     Args:
         grid: Tokens along each axis.
@@ -114,7 +114,7 @@ def tiles(grid: Sequence[int], margin: Sequence[int], most: int) -> list[Tile]:
 
     Example:
         >>> [(tile.kept[0], tile.seen[0]) for tile in tiles((8,), (1,), 6)]
-        [(slice(0, 4, None), slice(0, 5, None)), (slice(4, 8, None), slice(3, 8, None))]
+        [(slice(0, 3, None), slice(0, 6, None)), (slice(3, 8, None), slice(2, 8, None))]
     """
     spans: list[list[tuple[slice, slice]]] = [[] for _ in grid]
     left = most
@@ -122,16 +122,22 @@ def tiles(grid: Sequence[int], margin: Sequence[int], most: int) -> list[Tile]:
     for number, axis in enumerate(sorted(range(len(grid)), key=grid.__getitem__)):
         length, beside = grid[axis], margin[axis]
         side = min(length, max(2 * beside + 1, int(left ** (1 / (len(grid) - number)) + 1e-9)))
-        count = 1 if side == length else -(-length // (side - 2 * beside))
-        borders = [place * length // count for place in range(count + 1)]
-        spans[axis] = [
-            (slice(start, stop), slice(max(0, start - beside), min(length, stop + beside)))
-            for start, stop in itertools.pairwise(borders)
-        ]
-        left //= max(seen.stop - seen.start for _, seen in spans[axis])
+        spans[axis] = _spans(length, beside, side)
+        left //= side
     return [
         Tile(tuple(kept for kept, _ in chosen), tuple(seen for _, seen in chosen))
         for chosen in itertools.product(*spans)
+    ]
+
+
+def _spans(length: int, margin: int, side: int) -> list[tuple[slice, slice]]:
+    """Divides one axis: the places that each tile keeps and sees, evenly spaced from border to border."""
+    steps = -(-(length - side) // max(1, side - 2 * margin))
+    starts = [place * (length - side) // max(1, steps) for place in range(steps + 1)]
+    borders = [0, *(start + margin for start in starts[1:]), length]
+    return [
+        (slice(*kept), slice(start, start + side))
+        for kept, start in zip(itertools.pairwise(borders), starts, strict=True)
     ]
 
 
@@ -177,7 +183,7 @@ def planned(
         raise WholeItemError(
             f"Items must have at most {MOST_WHOLE:,} samples for this model, got {' x '.join(map(str, size))}: "
             f"{error}, so that tiles would give other codes, and whole it takes about {memory:.0f} GB. Cut it, "
-            "train with --normalization layer, or pass tile=None."
+            "train with --normalization layer, or in Python pass tile=None."
         ) from error
     return tiles(grid, reach.margin, max(1, tile // math.prod(reach.stride)))
 

@@ -145,6 +145,10 @@ class _Joined(Items):
         part, place, _ = self._places[index]
         return part[place]
 
+    def let_go(self, index: int) -> None:
+        part, place, _ = self._places[index]
+        part.let_go(place)
+
     @property
     def sizes(self) -> list[Size]:
         sizes = {id(part): part.sizes for part in {id(part): part for part, _, _ in self._places}.values()}
