@@ -1,6 +1,7 @@
 """Items as a model returns them and as they are stored are written alike."""
 
 import weakref
+from threading import get_ident
 
 import pytest
 import torch
@@ -104,8 +105,11 @@ def test_no_more_decoded_files_are_in_memory_than_may_be_kept(tmp_path, monkeypa
 def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     for index in range(12):
         Pillow.new("L", (9, 9 + index)).save(tmp_path / f"{index}.png")
-    monkeypatch.setattr(folders, "LARGE", 0)
-    threads, executor = [], folders.ThreadPoolExecutor
-    monkeypatch.setattr(folders, "ThreadPoolExecutor", lambda number: threads.append(number) or executor(number))
+    threads, read = set(), FileItems.__getitem__
+    monkeypatch.setattr(folders, "LARGE", 9 * 14)
+    monkeypatch.setattr(
+        FileItems, "__getitem__", lambda self, i: threads.add((self.sizes[i][0] > 14, get_ident())) or read(self, i)
+    )
     assert len(Image().load(tmp_path, held_out_fraction=0).train) == 12
-    assert threads[-1] == 1
+    assert {thread for large, thread in threads if large} == {get_ident()}
+    assert {thread for large, thread in threads if not large} - {get_ident()}

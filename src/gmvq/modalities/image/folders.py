@@ -157,8 +157,11 @@ def _attempt(
         except ImageError as error:
             return Skipped(error.path, error.reason)
 
-    with ThreadPoolExecutor(min(threads, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(one, items))
+    if threads == 1:  # in this thread: memory that another one frees need not go back to the system
+        results = [one(item) for item in items]
+    else:
+        with ThreadPoolExecutor(min(threads, os.cpu_count() or 1)) as pool:
+            results = list(pool.map(one, items))
     skipped.extend(result for result in results if isinstance(result, Skipped))
     return [result for result in results if not isinstance(result, Skipped)]
 
