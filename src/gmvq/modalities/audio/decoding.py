@@ -234,9 +234,8 @@ def _header(path: Path, file: Any) -> Header:  # noqa: ANN401
 
 
 def _decoded(path: Path, file: Any, header: Header, channels: int) -> NDArray[np.float32]:  # noqa: ANN401
-    """Decodes all samples ``(T', channels)`` block by block, so that a false header allocates no memory."""
-    blocks: list[NDArray[np.float32]] = []
-    loudest = 0.0
+    """Decodes all samples ``(T', channels)`` block by block, so that a false header takes no memory."""
+    samples, found, loudest = np.empty((header.length, channels), np.float32), 0, 0.0  # pages are taken when written to
     # soundfile seeks after each block, and after seeking an MP3 frame lacks the preceding bits that it needs
     most = header.length if file.format == "MP3" else _BLOCK
     while len(block := file.read(most, dtype="float32", always_2d=True)):
@@ -244,12 +243,12 @@ def _decoded(path: Path, file: Any, header: Header, channels: int) -> NDArray[np
             raise AudioError(path, "it has NaN or infinity among its samples")
         loudest = max(loudest, float(np.abs(block).max()))
         try:
-            blocks.append(converted(block, channels))
+            samples[found : found + len(block)] = converted(block, channels)[: max(0, header.length - found)]
         except ValueError as error:
             raise AudioError(path, str(error)) from error
-    found = sum(map(len, blocks))
+        found += len(block)
     if found != header.length:
         raise AudioError(path, f"it is cut off: {found} of {header.length} samples are there")
     if loudest > _LOUDEST:
         raise AudioError(path, f"its samples reach {loudest:.4g} and not 1: scale them")
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    return samples
