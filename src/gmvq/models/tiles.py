@@ -22,16 +22,15 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from types import EllipsisType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from gmvq.checks import at_least
 from gmvq.networks import Decoder, Encoder, SQVAEDecoder, SQVAEEncoder, WholeItemError
-
-if TYPE_CHECKING:
-    from gmvq.models.autoencoder import Autoencoder
+from gmvq.quantizers import AbstractBottleneck, Hierarchical
+from gmvq.types import Signal
 
 TILE = 1 << 19
 """Samples of the largest tile, its margins included, as 724 x 724 pixels: 100 MB at the default width, of sound 200."""
@@ -43,6 +42,21 @@ Network = Encoder | Decoder | SQVAEEncoder | SQVAEDecoder
 
 Places = tuple[slice | EllipsisType, ...] | EllipsisType
 """Index of a part in a batch of items ``(B, C, *S)``, or of symbols ``(B, T)``."""
+
+
+class Tokenizer(Protocol):
+    """What tiles need of an autoencoder: its parts, and its steps from items to latents and from values to items."""
+
+    @property
+    def signal(self) -> Signal: ...  # noqa: D102
+    @property
+    def downsampling(self) -> int: ...  # noqa: D102
+    @property
+    def bottleneck(self) -> AbstractBottleneck | Hierarchical: ...  # noqa: D102
+    def latents(self, items: Tensor, lengths: Tensor | None = None) -> Tensor: ...  # noqa: D102
+    def values_of(self, codes: Tensor, size: tuple[int, ...] | None = None) -> Tensor: ...  # noqa: D102
+    def decode_values(self, values: Tensor, size: tuple[int, ...] | None, tokens: Tensor | None = None) -> Tensor: ...  # noqa: D102
+    def mean(self, parameters: Tensor) -> Tensor: ...  # noqa: D102
 
 
 class Part(NamedTuple):
@@ -188,7 +202,7 @@ def planned(
     return tiles(grid, reach.margin, max(1, tile // math.prod(reach.stride)))
 
 
-def encode_tiles(model: Autoencoder, items: Tensor, lengths: Tensor | None, chosen: Sequence[Tile]) -> Tensor:
+def encode_tiles(model: Tokenizer, items: Tensor, lengths: Tensor | None, chosen: Sequence[Tile]) -> Tensor:
     """Encodes a batch as :meth:`gmvq.Autoencoder.encode`, item by item and tile by tile."""
     signal, stride, bottleneck = model.signal, model.downsampling, model.bottleneck
     size, found = signal.size(items), None
@@ -207,7 +221,7 @@ def encode_tiles(model: Autoencoder, items: Tensor, lengths: Tensor | None, chos
 
 
 def decode_tiles(
-    model: Autoencoder, codes: Tensor, size: Sequence[int], tokens: Tensor | None, chosen: Sequence[Tile]
+    model: Tokenizer, codes: Tensor, size: Sequence[int], tokens: Tensor | None, chosen: Sequence[Tile]
 ) -> Iterator[Part]:
     """Decodes a batch as :meth:`gmvq.Autoencoder.decode_parts`, item by item and tile by tile."""
     stride, by_rows = model.downsampling, model.bottleneck.quantizes_rows
