@@ -300,3 +300,15 @@ def test_each_verb_builds_the_mixture_once(monkeypatch, options):
             getattr(quantizer, verb)(latents)
             assert len(built) == 1, verb
             built.clear()
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.1])
+def test_a_sharp_sample_of_far_latents_has_gradients_of_their_size(temperature):
+    """Energies of 1e10 are rounded by 1e3 nats: computed again, a probability must not come out above 1."""
+    torch.manual_seed(0)
+    quantizer = GaussianMixtureQuantizer(6, 16, estimator=GumbelSoftmax(temperature), variance=1.0)
+    for _ in range(5):
+        latents = (1e5 * torch.randn(256, 6)).requires_grad_()
+        out = quantizer(latents)
+        (out.values.sum() + out.loss).backward()
+        assert latents.grad.abs().max() < 1e15

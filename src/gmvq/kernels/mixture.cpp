@@ -251,7 +251,7 @@ void backward_row(const GmvqMixtureBlock &block, int64_t row, int64_t sums_at) {
   Floats total = {}, expectations = {};
   over_vectors(0, codes, [&](int64_t code, auto lanes) __attribute__((always_inline)) {
     Joint at = joint_at(block, products, half_square, code, lanes);
-    Floats log_posterior = at.log_joint - peak - normalizer, posterior = exponential(log_posterior);
+    Floats log_posterior = at_most_0(at.log_joint - peak - normalizer), posterior = exponential(log_posterior);
     total += posterior;
     expectations += posterior * from_above(at, log_posterior, posterior, code, lanes);
   });
@@ -265,7 +265,7 @@ void backward_row(const GmvqMixtureBlock &block, int64_t row, int64_t sums_at) {
   Floats row_sum = {};
   over_codes<draws>(block, row, [&](int64_t code, auto lanes, Words random) __attribute__((always_inline)) {
     Joint at = joint_at(block, products, half_square, code, lanes);
-    Floats log_posterior = at.log_joint - peak - normalizer, posterior = exponential(log_posterior);
+    Floats log_posterior = at_most_0(at.log_joint - peak - normalizer), posterior = exponential(log_posterior);
     Floats joint_gradient = posterior * (from_above(at, log_posterior, posterior, code, lanes) - expectation);
     Floats energy_gradient = posterior * from_above.energy_gradient;
     if (block.floor > 0)
@@ -273,7 +273,7 @@ void backward_row(const GmvqMixtureBlock &block, int64_t row, int64_t sums_at) {
                                 posterior * from_above.log_energy_gradient / at.energy, all(0.0f));
     if (draws) {
       Floats perturbed = (at.log_joint - log_exponential(random)) * block.inverse_temperature;
-      Floats y = exponential(perturbed - relaxed_peak - relaxed_normalizer);
+      Floats y = exponential(at_most_0(perturbed - relaxed_peak - relaxed_normalizer));
       Floats of_y = lanes.load(relaxed + code, 0.0f) - relaxed_expectation +
                     from_relaxed_energy * (at.energy - relaxed_energy);
       joint_gradient += y * of_y * block.inverse_temperature;

@@ -85,7 +85,8 @@ def backward(
     """
     finite = block.half_squares.isfinite()
     unclamped, energies, log_joint = _joint(block, products)
-    log_posterior = log_joint - results.peak[:, None] - results.normalizer[:, None]
+    # of large energies, which are rounded otherwise when computed again, it could be above 0
+    log_posterior = (log_joint - results.peak[:, None] - results.normalizer[:, None]).clamp_max(0)
     posterior = _exponential(log_posterior) * finite[:, None]
     above = upstream.energy[:, None] * energies + block.weights[:, None] * upstream.aggregated
     above -= upstream.entropy[:, None] * torch.where(posterior > 0, log_posterior, 0.0)
@@ -98,7 +99,7 @@ def backward(
     of_energies = posterior * direct
     if relaxed is not None and block.temperature is not None:
         exponents = _perturbed(block, log_joint) - results.relaxed_peak[:, None] - results.relaxed_normalizer[:, None]
-        y = _exponential(exponents) * finite[:, None]
+        y = _exponential(exponents.clamp_max(0)) * finite[:, None]
         of_y = relaxed + upstream.relaxed_energy[:, None] * energies
         of_joint += y * (of_y - (y * of_y).sum(-1, keepdim=True)) / block.temperature
         of_energies = of_energies + y * upstream.relaxed_energy[:, None]

@@ -70,6 +70,12 @@ def raw_energies(products, halves, p, norms):
 
 
 @triton.jit
+def at_most_0(x):
+    """The logarithms of probabilities: large energies, computed again, are rounded otherwise than the first time."""
+    return tl.where(x > 0.0, 0.0, x)
+
+
+@triton.jit
 def sum_in_lanes(x, BN: tl.constexpr, BK: tl.constexpr, FUSED: tl.constexpr):
     """Sums ``(BN, lanes)`` of the columns of one thread, in the layout of a matrix product or of a load."""
     if FUSED:

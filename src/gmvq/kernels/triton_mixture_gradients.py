@@ -17,7 +17,16 @@ import math
 import triton
 import triton.language as tl
 
-from gmvq.kernels.triton_device import dot, pairs_of, raw_energies, rounded, rows_of, sum_in_lanes, sum_in_rows
+from gmvq.kernels.triton_device import (
+    at_most_0,
+    dot,
+    pairs_of,
+    raw_energies,
+    rounded,
+    rows_of,
+    sum_in_lanes,
+    sum_in_rows,
+)
 from gmvq.kernels.triton_noise import gumbel_in_bits, log2
 
 _LN2, _LOG2E = tl.constexpr(math.log(2)), tl.constexpr(math.log2(math.e))
@@ -51,7 +60,7 @@ def row_kernel(
         else:
             found = tl.load(pairs_of(products, row, start, padded_codes, BN, BK))
         e = tl.maximum(raw_energies(found, half, p, norms), 0.0)
-        q = tl.exp2(b[None, :] - e - peak[:, None])
+        q = tl.exp2(at_most_0(b[None, :] - e - peak[:, None]))
         expected += sum_in_lanes(q * tl.load(shared + start + tl.arange(0, BK))[None, :], BN, BK, FUSED)
     gl, gh = tl.load(g_log_energy + rows, mask=good, other=0.0), tl.load(g_entropy + rows, mask=good, other=0.0)
     r, rest = tl.load(weights + rows, mask=good, other=0.0), tl.load(g_log_density + rows, mask=good, other=0.0)
@@ -95,7 +104,7 @@ def _gradients(
     gh, r, rest = tl.load(terms + 5 * stride), tl.load(terms + 6 * stride), tl.load(terms + 7 * stride)
     e = tl.maximum(raw, 0.0)
     j = b[None, :] - e
-    d = j - tl.load(terms)[:, None] - tl.load(terms + stride)[:, None]
+    d = at_most_0(j - tl.load(terms)[:, None] - tl.load(terms + stride)[:, None])
     q = tl.exp2(d)
     u = ge * (e * _LN2 - energy) + (r[:, None] * a[None, :] + rest[:, None]) - (gh * _LN2)[:, None] * d
     slope = ge
@@ -110,7 +119,7 @@ def _gradients(
     if SAMPLED:
         high, normal = tl.load(terms + 8 * stride)[:, None], tl.load(terms + 9 * stride)[:, None]
         gy, energy = tl.load(terms + 10 * stride)[:, None], tl.load(terms + 11 * stride)[:, None]
-        y = tl.exp2((j + noise) * rate - high - normal)
+        y = tl.exp2(at_most_0((j + noise) * rate - high - normal))
         dj += y * (gy * (e * _LN2 - energy) + (t - tl.load(terms + 12 * stride)[:, None])) * rate
         de += y * gy
     return tl.where(raw > 0.0, de - dj, 0.0), dj, y, e

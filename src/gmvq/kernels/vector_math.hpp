@@ -75,6 +75,9 @@ GMVQ_INLINE Ints counting() { return Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 
 // |r| <= log(2) / 2 in two steps (Cody and Waite), the rest is its Taylor series.
 constexpr float FAINTEST = -60.0f;
 
+// the logarithm of a probability: large energies, computed again, are rounded otherwise than the first time
+GMVQ_INLINE Floats at_most_0(Floats x) { return select((Ints)(x > 0.0f), all(0.0f), x); }
+
 GMVQ_INLINE Floats exponential(Floats x) {
   Floats within = larger(all(FAINTEST), x);
   Floats shifted = within * 1.44269504f + 12582912.0f;  // 1.5 x 2^23: rounds to an integer in the lowest bits

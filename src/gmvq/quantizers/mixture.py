@@ -286,7 +286,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         counts = counts.index_copy(0, starved, shares.sum(0))
         self.moving.collect(counts, sums.index_copy(0, starved, shares.T @ rows), fresh)
         # in units of sigma, so that one latent widens it little, and it follows an encoder that moves within few steps
-        ratios = ((rows - mixture.codes[step.codes]) * mixture.scales).square().mean(-1)
+        ratios = 2 * mixture.components.energies_of(rows, step.codes) / self.codebook_dim
         weights = weights * (MOST_DEVIATIONS**2 / ratios.clamp_min(MOST_DEVIATIONS**2))
         self.variance.collect(*self._squared_residuals(mixture, rows, step.codes, weights))
 
