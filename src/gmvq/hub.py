@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from gmvq.data.locking import locked
 from gmvq.data.parsing import DamagedFileError
-from gmvq.data.sealing import Form, Held, SealedFile, bytes_of, read_record, write_record, write_sealed
+from gmvq.data.sealing import DTYPES, Form, Held, SealedFile, bytes_of, read_record, write_record, write_sealed
 from gmvq.models import Autoencoder, AutoencoderConfig, DiffusionConfig, DiffusionDecoder
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.priors import AbstractPrior, described, from_description
@@ -226,9 +226,16 @@ def _built(kind: Kind, config: Mapping[str, Any], file: SealedFile) -> nn.Module
     _check_shapes(planned, file.held)
     file.verify()
     made = kind.build(config)
-    weights = file.tensors()
-    _take_types(made, weights)
-    made.load_state_dict(weights)
+    _take_types(made, file.held)
+    own = made.state_dict()
+    grown: dict[str, Tensor] = {}
+    for name in file.held:  # one at a time: all of them together would be as large as the part
+        tensor = file.tensor(name)
+        if tensor.shape == own[name].shape:
+            own[name].copy_(tensor)
+        else:
+            grown[name] = tensor
+    made.load_state_dict({**own, **grown})
     return made
 
 
@@ -268,8 +275,8 @@ def _check_shapes(planned: Mapping[str, Tensor], held: Mapping[str, Held]) -> No
             )
 
 
-def _take_types(part: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Converts a part to the precision of its weights, tensor by tensor."""
+def _take_types(part: nn.Module, held: Mapping[str, Held]) -> None:
+    """Converts a part to the precision of the weights in a file, tensor by tensor."""
     for name, tensor in (*part.named_parameters(), *part.named_buffers()):
-        if name in weights and weights[name].dtype != tensor.dtype:
-            tensor.data = tensor.data.to(weights[name].dtype)
+        if name in held and DTYPES[held[name].dtype] != tensor.dtype:
+            tensor.data = tensor.data.to(DTYPES[held[name].dtype])
