@@ -9,6 +9,7 @@ import base64
 import json
 import math
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple, TypeGuard
 
 import jinja2
 
-from gmvq.data.parsing import read_json
 from gmvq.data.writing import naming, write_atomically
 from gmvq.metrics.base import Measure
 from gmvq.modalities import Exhibit, Passage, Picture, Sound
@@ -82,8 +82,8 @@ def read_record(run: Path) -> Record:
 def read_object(path: Path) -> dict[str, Any]:
     """Reads the JSON object in a file; empty if there is no readable one."""
     try:
-        value = read_json(path)
-    except (OSError, ValueError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return {key: entry for key, entry in value.items() if key != "digest"} if isinstance(value, dict) else {}
 
@@ -109,7 +109,7 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 def is_finite(value: object) -> TypeGuard[float]:
     """Returns whether a value from a file is a finite number."""
-    return _is_number(value) and math.isfinite(value)
+    return _is_number(value) and -sys.float_info.max <= value <= sys.float_info.max  # JSON has longer integers, too
 
 
 def training_seconds(record: Record) -> float | None:
