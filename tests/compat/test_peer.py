@@ -107,7 +107,9 @@ def test_a_repeated_forward_takes_no_second_step(options):
     assert torch.equal(torch.rand(1), after)
 
 
-@pytest.mark.parametrize("options", [{"in_place_codebook_optimizer": descent}, {"rotation_trick": False}], ids=lambda each: next(iter(each)))
+@pytest.mark.parametrize(
+    "options", [{"in_place_codebook_optimizer": descent}, {"rotation_trick": False}], ids=lambda each: next(iter(each))
+)
 def test_a_network_makes_the_codes(options):
     bridge = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
     module, dropin = pair(vq_bridge=bridge, **options)

@@ -51,7 +51,7 @@ def steps(module, dropin, **call):
         {"commitment_use_cross_entropy_loss": True},
         {"in_place_codebook_optimizer": descent},
     ],
-    ids=str,
+    ids=lambda each: "-".join(each),
 )
 @pytest.mark.parametrize("kind", ["ResidualVQ", "GroupedResidualVQ"])
 def test_losses_of_levels_have_all_parts(kind, options):
