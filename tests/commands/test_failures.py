@@ -85,6 +85,7 @@ def test_only_the_first_rank_prints_the_result(called, capsys, tmp_path, run, mo
     assert (said == "") if rank else json.loads(said)
 
 
+@pytest.mark.filterwarnings("ignore:.*is damaged, or not of this version")
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [

@@ -100,8 +100,8 @@ def test_images_that_come_back_exactly_are_measured(run, monkeypatch):
 
 
 def _black(decode):
-    def decoded(model, codes, size=None):
-        found = decode(model, codes, size)
+    def decoded(model, codes, size=None, **options):
+        found = decode(model, codes, size, **options)
         return torch.zeros_like(found) if isinstance(found, torch.Tensor) else (torch.zeros_like(found[0]), found[1])
 
     return decoded

@@ -1,6 +1,5 @@
 """A run that went wrong says what was seen, what is normal and what to try."""
 
-import json
 from io import StringIO
 
 import pytest
@@ -77,4 +76,4 @@ def test_a_loss_that_is_not_finite_says_what_to_try(data, make_model, make_train
 def test_a_log_that_is_cut_or_missing_is_read_as_far_as_it_goes(tmp_path):
     assert read_log(tmp_path) == []
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n[1]\n' + "[" * 10_000 + '\n{"step": 2, "loss": NaN}\n{"step": 3')
-    assert json.dumps(read_log(tmp_path)) == '[{"step": 1}, {"step": 2, "loss": NaN}]'
+    assert read_log(tmp_path) == [{"step": 1}]  # a log has no NaN either

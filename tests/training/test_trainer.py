@@ -482,7 +482,7 @@ def test_accumulated_batches_equal_one_large_batch(data, make_model, make_traini
 @pytest.mark.parametrize("kind", ["gaussian-mixture", "vector-ema"])
 def test_statistics_are_folded_once_for_each_step(data, make_model, make_training, tmp_path, monkeypatch, kind):
     folded, original = [], MovingAverageCodebook.update
-    monkeypatch.setattr(MovingAverageCodebook, "update", lambda self: folded.append(original(self)) or folded[-1])
+    monkeypatch.setattr(MovingAverageCodebook, "update", lambda *call: folded.append(original(*call)) or folded[-1])
     model = make_model(kind)
     train(model, data, make_training(steps=6, gradient_accumulation=3), tmp_path)
     assert sum(folded) == 6

@@ -29,12 +29,22 @@ from gmvq.quantizers.parts.codebook import random_rows, snapshot, uniform
 from gmvq.quantizers.parts.directions import direction
 from gmvq.quantizers.parts.estimators import AbstractEstimator
 from gmvq.quantizers.parts.rows import mean_squared_error, row_mean
-from gmvq.quantizers.parts.vector_parts import AbstractRegularizer, Affine, Orthogonal, Part
+from gmvq.quantizers.parts.vector_parts import AbstractRegularizer, Affine, AffineCodebook, Orthogonal, Part
 from gmvq.quantizers.vector import VectorQuantizer
 from gmvq.types import Quantized
 
 BLOCK_ELEMENTS = 1 << 22
 """Number of features of codes that depend on the row, held at a time."""
+
+
+class PeerAffine(AffineCodebook):
+    """An affine codebook whose running variances are the mean of those of the batches."""
+
+    def _fold(
+        self, running_mean: Tensor, running_variance: Tensor, mean: Tensor, variance: Tensor, share: Tensor
+    ) -> None:
+        running_mean.lerp_(mean, share)
+        running_variance.lerp_(variance, share)
 
 
 class PeerQuantizer(VectorQuantizer):
@@ -84,6 +94,8 @@ class PeerQuantizer(VectorQuantizer):
             estimator=estimator,
             parts=[part for part in parts if isinstance(part, Affine)],
         )
+        if self.affine is not None:
+            self.affine = PeerAffine(self.affine.part, self.codebook_dim)
         # those of moving averages move the latents
         self.regularizers = tuple(part for part in parts if isinstance(part, AbstractRegularizer))
         self.moving.decay = ways.decay  # 1 is a codebook that stays, too

@@ -93,8 +93,8 @@ class Distortion(ABC):
 
     def _update_large(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Adds one item of several parts."""
-        made, real = [torch.cat(each, -1) for each in zip(*parts, strict=True)]  # and the parts are gone
-        self.update(made, real)
+        made, real = (list(each) for each in zip(*parts, strict=True))
+        self.update(_joined(made), _joined(real))
 
     def add(self, other: Distortion) -> None:
         """Adds the items that another accumulator, of the same class and settings, has seen."""
@@ -112,3 +112,10 @@ class Distortion(ABC):
     def of_error(self, error: float) -> dict[str, float]:
         """Converts a mean error of training to the headline if possible, as a squared error to PSNR; else empty."""
         return {}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Joins parts along the last axis, and lets go of them: an hour of sound is not held twice."""
+    whole = torch.cat(parts, -1)
+    parts.clear()
+    return whole

@@ -175,14 +175,18 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows[first], weights.to(rows.dtype)
 
 
+def finest_type(device: torch.device) -> torch.dtype:
+    """The floating-point type with the most digits that a device has: Apple's MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _grouped(rows: Tensor) -> tuple[Tensor, Tensor]:
     """An order ``(N,)`` with equal rows side by side, and where others begin ``(N,)``."""
     if not len(rows):
         return torch.arange(0, device=rows.device), torch.zeros(0, dtype=torch.bool, device=rows.device)
     # the order along a line on which no two different rows are likely to lie closer than equal ones
     line = (torch.arange(1, rows.shape[-1] + 1, device=rows.device) * GOLDEN).frac() + 0.5
-    exact = torch.float32 if rows.device.type == "mps" else torch.float64
-    order = (rows.to(exact) * line).sum(-1).argsort(stable=True)
+    order = (rows.to(finest_type(rows.device)) * line).sum(-1).argsort(stable=True)
     ordered = rows[order]
     sizes = ordered.square().sum(-1)
     differ = (ordered[1:] - ordered[:-1]).square().sum(-1) > ROUNDING**2 * (sizes[1:] + sizes.median())
@@ -260,7 +264,7 @@ def _squared_differences(rows: Tensor, codes: Tensor) -> Tensor:
 
 def _draws(mass: Tensor, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     """Indices of rows drawn in proportion to their mass ``(N,)``, with replacement."""
-    exact = torch.float32 if mass.device.type == "mps" else torch.float64
+    exact = finest_type(mass.device)
     cumulated = mass.to(exact).cumsum(0)
     uniform = torch.rand(shape, generator=generator, dtype=torch.float64).to(mass.device, exact)
     # the last with mass: rounding may lead past it

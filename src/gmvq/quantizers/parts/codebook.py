@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gmvq.checks import can_look_at
 from gmvq.distributed import broadcast, gather_rows, rank, sum_over_ranks, world_size
 from gmvq.kernels import nearest_code
-from gmvq.quantizers.parts.clustering import GOLDEN, clusters, groups, off_codes, shift_of, spread_rows
+from gmvq.quantizers.parts.clustering import GOLDEN, clusters, finest_type, groups, off_codes, shift_of, spread_rows
 
 SMALLEST_COUNT = 1e-20
 """A code whose running weight is below this has nothing left to average and stays where it is."""
@@ -59,8 +59,8 @@ def _(rows: Tensor, kept: Tensor, codes: Tensor, waiting: Tensor) -> tuple[Tenso
 
 
 def uniform(number: int, device: torch.device) -> Tensor:
-    """Random numbers in [0, 1) ``(number,)``, as fine as the device has them: Apple's MPS has no float64."""
-    return torch.rand(number, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    """Random numbers in [0, 1) ``(number,)``, as fine as the device has them."""
+    return torch.rand(number, dtype=finest_type(device), device=device)
 
 
 @torch.no_grad()

@@ -27,7 +27,10 @@ def as_type(values: Tensor, dtype: torch.dtype) -> Tensor:
 
     So do gradients on their way back, in the type of ``values``. What is not finite stays so, for scalers of losses.
     """
-    return values if values.dtype == dtype else _AsType.apply(values, dtype)
+    if values.dtype == dtype:
+        return values
+    # a compiled graph takes no such function: there gradients are plainly converted
+    return _saturated(values, dtype) if torch.compiler.is_compiling() else _AsType.apply(values, dtype)
 
 
 class _AsType(torch.autograd.Function):

@@ -269,9 +269,11 @@ class AffineCodebook(nn.Module):
     def update(self, free_codes: Tensor) -> None:
         """Folds in the collected latents and the codes as they stand."""
         any_rows, mean, variance = self._moments(self.pending_moments)
-        _fold(self.latents_mean, self.latents_variance, mean, variance, (1 - self.part.latents_decay) * any_rows)
+        self._fold(self.latents_mean, self.latents_variance, mean, variance, (1 - self.part.latents_decay) * any_rows)
         codes_share = (1 - self.part.codes_decay) * any_rows
-        _fold(self.codes_mean, self.codes_variance, free_codes.mean(0), free_codes.var(0, correction=0), codes_share)
+        self._fold(
+            self.codes_mean, self.codes_variance, free_codes.mean(0), free_codes.var(0, correction=0), codes_share
+        )
         self.pending_moments.zero_()
 
     def _summed(self, rows: Tensor, weights: Tensor) -> Tensor:
@@ -287,10 +289,11 @@ class AffineCodebook(nn.Module):
         variance = (squares / number.clamp_min(1) - mean.square()).clamp_min(0)
         return (number[0] > 0).to(mean.dtype), self.latents_mean + mean, variance
 
-
-def _fold(running_mean: Tensor, running_variance: Tensor, mean: Tensor, variance: Tensor, share: Tensor) -> None:
-    """Makes running moments ``(L,)`` those of a mixture that has a share ``()`` of new ones."""
-    # means that differ add to the variance: without this part it is 0 for batches of one latent
-    between = share * (1 - share) * (mean - running_mean).square()
-    running_variance.lerp_(variance, share).add_(between)
-    running_mean.lerp_(mean, share)
+    def _fold(
+        self, running_mean: Tensor, running_variance: Tensor, mean: Tensor, variance: Tensor, share: Tensor
+    ) -> None:
+        """Makes running moments ``(L,)`` those of a mixture that has a share ``()`` of new ones."""
+        # means that differ add to the variance: without this part it is 0 for batches of one latent
+        between = share * (1 - share) * (mean - running_mean).square()
+        running_variance.lerp_(variance, share).add_(between)
+        running_mean.lerp_(mean, share)
