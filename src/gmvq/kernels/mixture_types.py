@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gmvq.checks import can_look_at
 from gmvq.kernels.origin import origin_of, within_reach
 
 
@@ -90,19 +91,22 @@ class Problem(NamedTuple):
         """Prepares the arguments of :func:`gmvq.kernels.mixture_step`."""
         origin = origin_of(codebook)
         latents, codebook = latents - origin, codebook - origin
-        reached = within_reach(codebook, precisions)
-        codebook, values = (torch.where(reached[:, None], part, 0.0).contiguous() for part in (codebook, values))
-        half_squares = latents.square().sum(-1) / 2
+        half_norms = precisions * codebook.square().sum(-1) / 2
+        reached = within_reach(half_norms)
+        if not (can_look_at(reached) and bool(reached.all())):
+            codebook, values = (torch.where(reached[:, None], part, 0.0) for part in (codebook, values))
+            half_norms, biases = torch.where(reached, half_norms, 0.0), torch.where(reached, biases, -torch.inf)
+        codebook, half_squares = codebook.contiguous(), latents.square().sum(-1) / 2
         return cls(
             latents=torch.where(half_squares.isfinite()[:, None], latents, 0.0).contiguous(),
             codebook=codebook,
             columns=codebook.T.contiguous(),
-            values=values,
+            values=values.contiguous(),
             precisions=precisions.contiguous(),
-            biases=torch.where(reached, biases, -torch.inf).contiguous(),
+            biases=biases.contiguous(),
             weights=weights.contiguous(),
             half_squares=half_squares,
-            half_norms=precisions * codebook.square().sum(-1) / 2,
+            half_norms=half_norms,
             temperature=temperature,
             seed=seed,
             floor=floor,

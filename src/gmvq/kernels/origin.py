@@ -34,12 +34,10 @@ def origin_of(codebook: Tensor) -> Tensor:
     return torch.where(median.isfinite(), median, 0.0)
 
 
-def within_reach(codebook: Tensor, precisions: Tensor) -> Tensor:
+def within_reach(half_norms: Tensor) -> Tensor:
     """True for each code whose energy is a number, with room for products with gradients ``(K,)``.
 
     Args:
-        codebook: Codes relative to the origin ``(K, L)``.
-        precisions: p, above 0, ``(K,)``.
+        half_norms: p |mu|^2 / 2 of codes relative to the origin, ``(K,)``.
     """
-    half_norms = precisions.detach() * codebook.detach().square().sum(-1) / 2
-    return half_norms < torch.finfo(half_norms.dtype).max * 2**-20  # not of NaN
+    return half_norms.detach() < torch.finfo(half_norms.dtype).max * 2**-20  # not of NaN

@@ -148,7 +148,7 @@ def mixture_step(
     latents = torch.where(finite[:, None], latents, 0.0)
     origin = origin_of(codebook)
     latents, codebook = latents - origin, codebook - origin
-    reached = within_reach(codebook, precisions)
+    reached = within_reach(precisions * codebook.square().sum(-1) / 2)
     codebook, values = (torch.where(reached[:, None], part, 0.0) for part in (codebook, values))
     biases = torch.where(reached, biases, -torch.inf)
     squares = latents.square().sum(-1, keepdim=True) + codebook.square().sum(-1)

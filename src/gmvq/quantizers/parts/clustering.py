@@ -167,6 +167,18 @@ def groups(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+def may_repeat(rows: Tensor) -> bool:
+    """False where :func:`groups` of rows ``(N, L)`` all have one row, at less cost; waits for the device."""
+    line, size = _line(rows), rows.square().sum(-1).median()
+    ordered, order = (rows * line).sum(-1).sort()
+    # a row may lie between two that are equal but for rounding, which is left for another time
+    near = (ordered[1:] - ordered[:-1] <= 2 * ROUNDING * line.norm() * size.sqrt()).nonzero()[:, 0]
+    one, other = rows[order[near]], rows[order[near + 1]]
+    limits = ROUNDING**2 * (torch.maximum(one.square().sum(-1), other.square().sum(-1)) + size)
+    return bool(((one - other).square().sum(-1) <= limits).any())
+
+
+@torch.no_grad()
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct rows ``(U, L)`` in the order in which they come, and how often each occurs, ``(U,)`` floats."""
     order, new = _grouped(rows)
@@ -180,13 +192,16 @@ def finest_type(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def _line(rows: Tensor) -> Tensor:
+    """A line ``(L,)`` along which no two different rows are likely to lie closer than equal ones."""
+    return (torch.arange(1, rows.shape[-1] + 1, device=rows.device) * GOLDEN).frac() + 0.5
+
+
 def _grouped(rows: Tensor) -> tuple[Tensor, Tensor]:
     """An order ``(N,)`` with equal rows side by side, and where others begin ``(N,)``."""
     if not len(rows):
         return torch.arange(0, device=rows.device), torch.zeros(0, dtype=torch.bool, device=rows.device)
-    # the order along a line on which no two different rows are likely to lie closer than equal ones
-    line = (torch.arange(1, rows.shape[-1] + 1, device=rows.device) * GOLDEN).frac() + 0.5
-    order = (rows.to(finest_type(rows.device)) * line).sum(-1).argsort(stable=True)
+    order = (rows.to(finest_type(rows.device)) * _line(rows)).sum(-1).argsort(stable=True)
     ordered = rows[order]
     sizes = ordered.square().sum(-1)
     differ = (ordered[1:] - ordered[:-1]).square().sum(-1) > ROUNDING**2 * (sizes[1:] + sizes.median())

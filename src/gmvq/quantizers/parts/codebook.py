@@ -15,7 +15,19 @@ from torch import Tensor, nn
 from gmvq.checks import can_look_at
 from gmvq.distributed import broadcast, gather_rows, rank, sum_over_ranks, world_size
 from gmvq.kernels import nearest_code
-from gmvq.quantizers.parts.clustering import GOLDEN, clusters, finest_type, groups, off_codes, shift_of, spread_rows
+from gmvq.quantizers.parts.clustering import (
+    GOLDEN,
+    clusters,
+    finest_type,
+    groups,
+    may_repeat,
+    off_codes,
+    shift_of,
+    spread_rows,
+)
+
+STARVED = 1e-2
+"""Share of the mean weight below which a code is compared with all others."""
 
 SMALLEST_COUNT = 1e-20
 """A code whose running weight is below this has nothing left to average and stays where it is."""
@@ -256,7 +268,8 @@ class MovingAverageCodebook(nn.Module):
         """Folds the collected sums into the codes, and splits codes that are equal.
 
         Args:
-            deviation: Of the rows of a code, where it is known: what equal codes are split by.
+            deviation: Of the rows of a code, ``()``: what equal codes are split by; a tensor where starved codes are
+                fed, so that equal ones can stay so.
 
         Returns:
             True if there was anything to fold, ``()``. It stays on the device, where all branches are taken by it.
@@ -274,10 +287,12 @@ class MovingAverageCodebook(nn.Module):
 
     def _split(self, pending: Tensor, deviation: Tensor | float) -> None:
         """Shifts codes that equal another and shares their weight: else one would take all rows of both."""
+        # of equal codes only the first gets rows, and the weight of the others falls, unless something feeds them
+        fed = isinstance(deviation, Tensor)
+        if can_look_at(pending) and not ((fed or self._any_starved()) and may_repeat(self.codes)):
+            return
         group, first = groups(self.codes)
         equal = ~first & pending
-        if can_look_at(equal) and not bool(equal.any()):
-            return
         numbers = torch.arange(self.codes.numel(), device=self.codes.device).view_as(self.codes)
         shifts = ((numbers * GOLDEN).frac() - 0.5).to(self.codes.dtype) * (shift_of(self.codes) + deviation)
         self.codes.add_(shifts * equal[:, None])
@@ -286,6 +301,9 @@ class MovingAverageCodebook(nn.Module):
         shared = (size[group] > 1) & pending
         self.counts.copy_(torch.where(shared, shares[group], self.counts))
         self.sums.copy_(torch.where(shared[:, None], self.codes * self.counts[:, None], self.sums))
+
+    def _any_starved(self) -> bool:
+        return bool((self.counts < STARVED * self.counts.mean()).any())
 
     @torch.no_grad()
     def update_counts(self) -> Tensor:
