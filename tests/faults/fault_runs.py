@@ -19,6 +19,7 @@ from gmvq.__main__ import main
 from gmvq.data import ArrayItems
 from gmvq.stages.prior import PriorRun, fit_prior
 from gmvq.training import checkpoint as checkpoints
+from gmvq.training.journal import read_log
 
 TIMES = ("seconds", "items_per_second", "started", "finished", "place", "hardware", "commit", "command")
 SMALL = {"steps": 4, "width": 8, "blocks": 1, "batch_size": 8, "codebook_size": 16}
@@ -81,8 +82,9 @@ def _digest(path: Path, folder: Path) -> str:
     if path.suffix == ".html":
         return "a page"
     if path.suffix in (".json", ".jsonl") and path.name != hub.CONFIG:
-        lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-        return json.dumps([_timeless(json.loads(line)) for line in lines], sort_keys=True)
+        # of a log the last line may be cut off, which its reader leaves out
+        lines = read_log(path.parent) if path.name == "log.jsonl" else [json.loads(path.read_text())]
+        return json.dumps([_timeless(line) for line in lines], sort_keys=True)
     if path.parent.name == checkpoints.FOLDER:
         return _of_checkpoint(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -97,7 +97,8 @@ def test_a_full_disk_is_said_in_a_line_and_spoils_nothing(verb, place, tmp_path)
             problem = problem_of(verb, words_of(verb, place, tmp_path / "out"), tmp_path / "out", (stop, how), expected)
             if problem:
                 failed.append(f"write {stop} of {writes}, {how}: {problem}")
-    assert content(place) == before
+    # a judge leaves its classifier in the run
+    assert before.items() <= content(place).items()
     assert not failed, "\n".join([again(f"{len(failed)} writes of {verb}"), *failed])
 
 
