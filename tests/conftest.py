@@ -1,4 +1,5 @@
 import shutil
+import signal
 from contextlib import contextmanager
 
 import pytest
@@ -47,3 +48,7 @@ def stopping_at(monkeypatch):
                 yield
 
     return context
+
+
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests of signals hold under nohup, too
