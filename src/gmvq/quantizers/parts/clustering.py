@@ -67,8 +67,8 @@ def k_means(rows: Tensor, codebook_size: int, iterations: int = 10) -> Tensor:
 
 
 @torch.no_grad()
-def clusters(rows: Tensor, codebook_size: int, iterations: int = 10) -> Clusters:
-    """Codes by Lloyd's algorithm, from rows drawn by squared distance; a code without rows goes to one that is far.
+def clusters(rows: Tensor, codebook_size: int, iterations: int = 10, *, spread: bool = True) -> Clusters:
+    """Codes by Lloyd's algorithm, from distinct rows; a code without rows goes to one that is far.
 
     Rows far from all others are left out: each would get a code, which would stay there.
 
@@ -77,6 +77,8 @@ def clusters(rows: Tensor, codebook_size: int, iterations: int = 10) -> Clusters
             the others copies of them, each shifted a little.
         codebook_size: Number of codes K.
         iterations: Rounds of assignment and averaging.
+        spread: Draw the rows by squared distance, for a lower error; False draws any. A codebook starts from those: of
+            codes at the rim of the first latents, fewer are of use where the encoder goes on moving.
 
     References:
         k-means++: The Advantages of Careful Seeding (Arthur and Vassilvitskii, 2007),
@@ -88,7 +90,11 @@ def clusters(rows: Tensor, codebook_size: int, iterations: int = 10) -> Clusters
     rows, weights = rows[ordinary], weights[ordinary]
     if len(rows) <= codebook_size:
         return _few(rows, weights, codebook_size, generator)
-    codes, counts = rows[_sampled_seeds(rows, weights, codebook_size, generator)], weights
+    if spread:
+        seeds = _sampled_seeds(rows, weights, codebook_size, generator)
+    else:
+        seeds = torch.randperm(len(rows), generator=generator)[:codebook_size].to(rows.device)
+    codes, counts = rows[seeds], weights
     for turn in range(2 * iterations + 1):
         assigned = nearest_code(rows, codes)
         counts, sums = code_sums(rows, assigned, weights, codebook_size)

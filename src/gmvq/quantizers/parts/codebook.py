@@ -42,7 +42,7 @@ def _clusters_of_all_ranks(rows: Tensor, kept: Tensor, codebook_size: int) -> tu
             "The first batch under torch.compile has no latent that counts, so the codebook cannot start from it. "
             "Call the quantizer once on a batch with finite latents."
         )
-    codes, counts, own = clusters(rows, codebook_size)
+    codes, counts, own = clusters(rows, codebook_size, spread=False)
     return codes, counts, own
 
 
