@@ -28,7 +28,7 @@ VERBS = (
 _STAGES = ("train", "fit-prior", "fit-decoder", "compare", "bench")
 """Verbs that lock the folders that they write."""
 SPREAD = ("train", "fit-prior", "fit-decoder")
-"""Verbs that all processes of torchrun carry out together; of others the first one does all."""
+"""Verbs that all processes of torchrun carry out together; the first one alone carries out all other verbs."""
 _CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
 
 

@@ -95,7 +95,7 @@ class AbstractResidualLayers(nn.Module, ABC):
 
     @abstractmethod
     def _is_first(self, axes: int) -> bool:
-        """True if features are the second of so many axes of x."""
+        """True if features are the second axis of an x with this number of axes."""
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """Code vectors of each level: ``(B, *, at most levels)`` -> ``(levels, B, *, L)``; 0 for a missing index."""

@@ -74,7 +74,7 @@ def read_checkpoint(run: Path, say: Callable[[str], None] = warnings.warn) -> Ch
 
     Args:
         run: The run's folder.
-        say: Function that is told, in one line, that it is the one before.
+        say: Function that takes a line about going back to the one before.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.

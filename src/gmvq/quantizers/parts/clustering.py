@@ -3,8 +3,8 @@ r"""k-means that counts distinct rows: where codebooks start.
 .. math:: \min_{\mu} \sum_n w_n \min_c |z_n - \mu_c|^2
 
 over distinct rows :math:`z_n` that occur :math:`w_n` times: a row that fills half of the data takes one code, and not
-half of them. Codes start at rows drawn by their squared distance from the codes before them: greedy k-means++ (Arthur
-and Vassilvitskii, 2007).
+half of them. :func:`k_means` starts at rows drawn by their squared distance from the codes before them: greedy
+k-means++ (Arthur and Vassilvitskii, 2007). Codebooks start from any distinct rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gmvq.kernels import code_sums, nearest_code
 from gmvq.quantizers.parts.outliers import is_ordinary
 
 ROWS_PER_CODE, FEWEST_ROWS = 8, 4096
-"""Rows that seeds are drawn from: so many for each code, or so many in all if that is more."""
+"""Rows for each code that seeds are drawn from, and the least number of them in all."""
 
 MOST_ROUNDS = 512
 """Rounds in which seeds are drawn: of more codes, several in a round."""
