@@ -39,7 +39,7 @@ def radius_of(codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def is_ordinary(rows: Tensor, others: Tensor) -> Tensor:
-    """Finds rows ``(N, L)`` within ten radii of other rows ``(M, L)``: booleans ``(N,)``, all True if these are equal."""
+    """Finds rows ``(N, L)`` within ten radii of other rows ``(M, L)``: ``(N,)``, all True if those are equal."""
     origin, radius = radius_of(others)
     return ((rows - origin).norm(dim=-1) <= REACH * radius) | (radius == 0)
 
