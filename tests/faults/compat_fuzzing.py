@@ -18,6 +18,10 @@ SEED = int(os.environ.get("GMVQ_FAULTS_SEED", "0"))
 FULL = os.environ.get("GMVQ_FAULTS") == "full"
 CASES = 2_000 if FULL else 15
 STEPS = 2
+NUDGES = 16
+"""How often x is moved to see whether a latent lies between two codes."""
+ROUNDED, LEARNED = 3e-6, 3e-3
+"""Share of itself by which it is moved: as arithmetic rounds, and as far as steps of both may differ (1e-3 here)."""
 
 
 @dataclass
@@ -58,6 +62,14 @@ class UnexplainedError(AssertionError):
     """A difference without a name."""
 
 
+class CodesDifferError(AssertionError):
+    """Codes differ: ``when``, and ``where``, booleans of their shape."""
+
+    def __init__(self, when: str, where: Tensor) -> None:
+        super().__init__(f"{when}: {int(where.sum())} of {where.numel()} codes differ")
+        self.when, self.where = when, where
+
+
 class Comparison:
     """Compares modules of two libraries, and counts what came out."""
 
@@ -95,7 +107,31 @@ class Comparison:
         try:
             self._compare(case, module, dropin, hidden)
         except AssertionError as error:
+            if isinstance(error, CodesDifferError) and self._is_between_codes(case, error):
+                self.outcomes["a latent between two codes"] += 1
+                return
             raise UnexplainedError(f"{error}\n{case}") from error
+
+    def _is_between_codes(self, case: Case, error: CodesDifferError) -> bool:
+        """Whether each of these codes of the other library changes when x moves a little."""
+        codes = self._codes_of_theirs(case, None)[error.when]
+        changed = torch.zeros_like(codes, dtype=torch.bool)
+        share = ROUNDED if error.when in ("evaluation", "step 0") else LEARNED
+        for draw in range(NUDGES):
+            changed |= self._codes_of_theirs(case, (draw, share))[error.when] != codes
+        return bool((changed | ~error.where).all())
+
+    def _codes_of_theirs(self, case: Case, nudge: tuple[int, float] | None) -> dict[str, Tensor]:
+        """The other library's codes in each part of the comparison; those before it do not move with x."""
+        module = _built(self.theirs, case)
+        self._warm(case, module)
+        codes = {"evaluation": _codes(self._evaluated(case, copy.deepcopy(module).eval(), nudge))}
+        optimizer = _optimizer(module)
+        for step in range(STEPS):
+            before = copy.deepcopy(module)
+            codes[f"step {step}"] = _codes(self._step(case, before, None, step, nudge)[0])
+            self._step(case, module, optimizer, step)
+        return codes | {"evaluation afterwards": _codes(self._evaluated(case, module.eval(), nudge))}
 
     def _refused(self, case: Case, module: object, refusal: str) -> None:
         if isinstance(module, Exception):
@@ -106,15 +142,11 @@ class Comparison:
         self.outcomes["refused for a reason that is listed"] += 1
 
     def _compare(self, case: Case, module: nn.Module, dropin: nn.Module, hidden: set[str]) -> None:
-        if self.warms(case):
-            for seed in range(8 if case.options.get("quantize_dropout") else 3):
-                _seeded(1_000 + seed + case.seed)
-                rows = torch.randn(8 * case.shape[0], *case.shape[1:])
-                if isinstance(_tried(lambda: module(rows)), Exception):  # noqa: B023
-                    self.outcomes["the other library crashes"] += 1
-                    return
+        if not self._warm(case, module):
+            self.outcomes["the other library crashes"] += 1
+            return
         self.put(dropin, module)
-        self._evaluation(case, copy.deepcopy(module), copy.deepcopy(dropin), hidden)
+        self._evaluation(case, copy.deepcopy(module), copy.deepcopy(dropin), hidden, "evaluation")
         learners = [_optimizer(each) for each in (dropin, module)]
         for step in range(STEPS):
             answers = [
@@ -139,24 +171,34 @@ class Comparison:
                 _close(f"counts {place}", mine.cluster_size, other.cluster_size, 1e-3)
                 lasting = other.cluster_size > 0.1  # theirs shrink where no latent has been for long
                 _close(f"codes {place}", mine.embed[lasting], other.embed[lasting], 1e-3)
-        self._evaluation(case, module, dropin, hidden)
+        self._evaluation(case, module, dropin, hidden, "evaluation afterwards")
         self.outcomes["equal but for a difference with a name" if hidden else "equal"] += 1
 
-    def _evaluation(self, case: Case, module: nn.Module, dropin: nn.Module, hidden: set[str]) -> None:
+    def _warm(self, case: Case, module: nn.Module) -> bool:
+        """Shows theirs what it starts from, and returns whether it could take it."""
+        for seed in range(self.warms(case) and (8 if case.options.get("quantize_dropout") else 3)):
+            _seeded(1_000 + seed + case.seed)
+            rows = torch.randn(8 * case.shape[0], *case.shape[1:])
+            if isinstance(_tried(lambda: module(rows)), Exception):  # noqa: B023
+                return False
+        return True
+
+    @staticmethod
+    @torch.no_grad()
+    def _evaluated(case: Case, module: nn.Module, nudge: tuple[int, float] | None = None) -> Any:
+        _seeded(case.seed)
+        return _tried(lambda: module(latents(case, 17, nudge), **_call(case, training=False)))
+
+    def _evaluation(self, case: Case, module: nn.Module, dropin: nn.Module, hidden: set[str], when: str) -> None:
         if "evaluation" in hidden:
             return
-        x = latents(case, 17)
-        both = []
-        for each in (dropin.eval(), module.eval()):
-            _seeded(case.seed)
-            with torch.no_grad():
-                both.append(_tried(lambda: each(x, **_call(case, training=False))))  # noqa: B023
+        both = [self._evaluated(case, each) for each in (dropin.eval(), module.eval())]
         mine, other = both
         if isinstance(other, Exception):
             return
         if isinstance(mine, Exception):
             raise mine
-        self._same(case, "evaluation", (mine, None), (other, None), self._always(hidden), 0.0)
+        self._same(case, when, (mine, None), (other, None), self._always(hidden), 0.0)
         if "lookup" in hidden:
             return
         mine, other = (each[0] if isinstance(each[0], tuple) else each for each in both)
@@ -170,8 +212,15 @@ class Comparison:
     def _always(hidden: set[str]) -> set[str]:
         return {what.removeprefix("all ") for what in hidden if what.startswith("all ")}
 
-    def _step(self, case: Case, module: nn.Module, optimizer: torch.optim.Optimizer | None, step: int) -> Any:
-        x = latents(case, step).requires_grad_()
+    def _step(
+        self,
+        case: Case,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        step: int,
+        nudge: tuple[int, float] | None = None,
+    ) -> Any:
+        x = latents(case, step, nudge).requires_grad_()
         _seeded(case.seed + step)
 
         def forward() -> Any:
@@ -200,10 +249,8 @@ class Comparison:
         is_loss = answer[1] is not None and answer[1].is_floating_point()
         if not is_loss and answer[1] is not None:
             _shapes(when, answer[1], expected[1])
-            if "codes" not in hidden:
-                assert torch.equal(answer[1], expected[1].long()), (
-                    f"{when}: {int((answer[1] != expected[1]).sum())} of {answer[1].numel()} codes differ"
-                )
+            if "codes" not in hidden and not torch.equal(answer[1], expected[1].long()):
+                raise CodesDifferError(when, answer[1] != expected[1])
         if "values" not in hidden:
             _close(f"{when}: values", answer[0], expected[0], 1e-3 if "step" in when else 1e-4)
         losses = list(zip(answer[1 if is_loss else 2 :], expected[1 if is_loss else 2 :], strict=True))
@@ -216,12 +263,19 @@ class Comparison:
             _close(f"{when}: gradient", gradient, their_gradient, 5e-3)
 
 
-def latents(case: Case, seed: int) -> Tensor:
-    """Latents of a case; some have rows that repeat, or that are zero."""
+def _codes(answer: Any) -> Tensor:
+    return (answer[0] if isinstance(answer[0], tuple) else answer)[1]
+
+
+def latents(case: Case, seed: int, nudge: tuple[int, float] | None = None) -> Tensor:
+    """Latents of a case; some have rows that repeat, or that are zero. A nudge (its seed, its size) moves them."""
     x = torch.randn(case.shape, generator=torch.Generator().manual_seed(1_000 * case.seed + seed))
     if case.unlike:
         x[0] = x[-1]
         x.flatten(0)[: x[0].numel() // 2] = 0
+    if nudge is not None:
+        draw, share = nudge
+        x *= 1 + share * torch.randn(x.shape, generator=torch.Generator().manual_seed(draw))
     return x
 
 
