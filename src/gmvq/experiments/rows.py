@@ -18,6 +18,7 @@ from rich.console import Console
 
 from gmvq import hub, recipes
 from gmvq.data.sealing import write_record
+from gmvq.data.writing import naming
 from gmvq.experiments.contenders import Contender
 from gmvq.experiments.table import Row
 from gmvq.modalities import Data
@@ -116,7 +117,8 @@ def _made(task: Task, data: Data, console: Console) -> Row:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
-    write_record(folder / ROW, row._asdict())
+    with naming("The row", "Its run is finished and valid: make room there and give the same command again."):
+        write_record(folder / ROW, row._asdict())
     return row
 
 
