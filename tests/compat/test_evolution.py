@@ -47,14 +47,15 @@ def test_gives_what_theirs_gives(pair, options, shape):
         torch.testing.assert_close(dropin.decode_bits(bits), module.decode_bits(bits))
 
 
+@pytest.mark.parametrize("mutation_rate", [0.0, 0.1])
 @pytest.mark.parametrize("is_sign", [False, True])
-def test_a_search_draws_as_theirs(pair, is_sign):
-    dropin, module = pair()
+def test_a_search_draws_as_theirs(pair, is_sign, mutation_rate):
+    dropin, module = pair(mutation_rate=mutation_rate)
     found = []
     for each in (dropin, module):
         torch.manual_seed(4)
         x = torch.randn(3, 6)
-        population = each.init_population_from_data(x, mutation_rate=0.1, is_sign=is_sign)
+        population = each.init_population_from_data(x, is_sign=is_sign)
         for _ in range(4):
             population, fitnesses = each.step(population, lambda decoded, _: -decoded.abs().sum(-1), is_sign=is_sign)
         random = each.init_random_population(shape=(2, 8), is_sign=is_sign)

@@ -39,3 +39,21 @@ def test_random_numbers_are_theirs():
         torch.manual_seed(3)
         drawn.append(library.RandomProjectionQuantizer(**DEFAULTS).rand_projs)
     assert torch.equal(*drawn)
+
+
+def test_every_label_that_is_given_counts_alike():
+    torch.manual_seed(0)
+    module, dropin = (library.RandomProjectionQuantizer(**DEFAULTS, num_codebooks=2) for library in (theirs, ours))
+    dropin.load_state_dict(module.state_dict())
+    x, labels = torch.randn(2, 50, 12), torch.randint(0, 16, (2, 50, 2))
+    labels[:, 5:, 0] = -1  # the first codebook has a tenth of the labels of the second
+    found = dropin(x, indices=labels)
+    alone = [dropin(x, indices=torch.where(torch.arange(2) == head, labels, -1)) for head in range(2)]
+    torch.testing.assert_close(found, (10 * alone[0] + 100 * alone[1]) / 110)
+    torch.testing.assert_close(found, module(x, indices=labels))
+    assert not dropin(x, indices=torch.full_like(labels, -1))  # theirs is NaN
+
+
+def test_refuses_codes_that_would_start():
+    with pytest.raises(ValueError, match="'kmeans_init' must be False"):
+        ours.RandomProjectionQuantizer(**DEFAULTS, kmeans_init=True)

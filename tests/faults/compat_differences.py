@@ -1,5 +1,7 @@
 """What the drop-in classes refuse, and where they differ from the original: each with its reason."""
 
+import math
+
 from compat_cases import adam
 from compat_fuzzing import Difference
 
@@ -29,6 +31,7 @@ REFUSALS = {
     "'preserve_symmetry' must": "levels are symmetric",
     "'experimental_softplus_entropy_loss' must": "several codebooks",
     "'dim' must be at least": "fewer features than bits",
+    "'kmeans_init' must be False": "codes that do not learn do not start",
 }
 """Beginnings of what ours refuses, with the reason: docs/coming-from-vector-quantize-pytorch.md lists them."""
 
@@ -42,7 +45,7 @@ def calls(*names):
 
 
 def is_of(*kinds):
-    return lambda case: case.kind in kinds
+    return lambda case: (case.inner or case.kind) in kinds
 
 
 def both(*conditions):
@@ -50,17 +53,31 @@ def both(*conditions):
 
 
 def levels(case):
-    """Number of levels of residual quantizers."""
-    return case.options.get("num_quantizers", 1)
+    """Number of levels of residual quantizers, and of hierarchies."""
+    return case.options.get("num_quantizers", len(case.options.get("scales", [0])))
 
 
 def is_unlike(case):
     return case.unlike
 
 
+def is_one_latent(case):
+    return math.prod(case.shape) == case.options.get("dim", len(case.options.get("levels", [])))
+
+
+def is_features_second(case):
+    return case.options.get("channel_first", len(case.shape) > 3)
+
+
+def projects_signs(case):
+    options = case.options
+    bits = math.log2(options.get("codebook_size", 2 ** options.get("dim", 0))) * options.get("num_codebooks", 1)
+    return options.get("has_projections", options.get("dim", bits) != bits)
+
+
 def rotates(case):
     options = case.options
-    default = not options.get("directional_reparam", False) and options.get("dim", 2) > 1
+    default = not (is_of("HierarchicalVQ")(case) or options.get("directional_reparam")) and options.get("dim", 2) > 1
     return options.get("rotation_trick", default)
 
 
@@ -68,8 +85,12 @@ def either(*conditions):
     return lambda case: any(condition(case) for condition in conditions)
 
 
+def threshold(case):
+    return case.options.get("threshold_ema_dead_code", 2 if is_of("HierarchicalVQ")(case) else 0)
+
+
 def dies(case):
-    return case.options.get("threshold_ema_dead_code", 0) > 0.1
+    return threshold(case) > 0.1
 
 
 def routes(case):
@@ -98,11 +119,14 @@ def is_several(case):
 
 
 def warms(case):
-    return case.options.get("kmeans_init", False) or case.options.get("affine_param", False)
+    return case.options.get("kmeans_init", is_of("HierarchicalVQ")(case)) or case.options.get("affine_param", False)
 
 
-def is_residual(case):
-    return case.kind in ("ResidualVQ", "GroupedResidualVQ")
+def learns_from_scores(case):
+    return has("commitment_use_cross_entropy_loss")(case) or (is_of("VectorQuantize")(case) and "indices" in case.call)
+
+
+is_residual = is_of("ResidualVQ", "GroupedResidualVQ")
 
 
 ALL = ("values", "codes", "loss", "gradient", "later")
@@ -116,12 +140,19 @@ DIFFERENCES = [
     ),
     Difference(
         "a latent of no length has the value of its code: theirs is 0",
-        both(is_unlike, rotates, is_of("SimVQ", "ResidualSimVQ", "VectorQuantize", "ResidualVQ", "GroupedResidualVQ")),
+        both(
+            is_unlike,
+            rotates,
+            either(is_residual, is_of("SimVQ", "ResidualSimVQ", "VectorQuantize", "HierarchicalVQ")),
+        ),
         ALL,
     ),
     Difference(
         "a direction has a bounded gradient: theirs is up to 1e12",
-        both(is_unlike, has("spherical", "use_cosine_sim")),
+        both(
+            is_unlike,
+            either(has("spherical", "use_cosine_sim"), both(is_of("RandomProjectionQuantizer"), calls("indices"))),
+        ),
         ("gradient", "later"),
     ),
     Difference(
@@ -144,7 +175,11 @@ DIFFERENCES = [
         both(is_of("ResidualLFQ", "GroupedResidualLFQ"), has("spherical", "orthogonal_rotation")),
         ("lookup", "all loss"),
     ),
-    Difference("a masked place looks up 0: theirs the last code", calls("mask", "lens"), ("lookup",)),
+    Difference(
+        "a masked place looks up 0: theirs the last code",
+        both(calls("mask", "lens"), lambda case: not is_of("HierarchicalVQ")(case)),
+        ("lookup",),
+    ),
     Difference(
         "a network between codebook and codes is looked up through: theirs looks up the codebook",
         has("vq_bridge"),
@@ -175,6 +210,15 @@ DIFFERENCES = [
     ),
     Difference("dead codes are replaced by other draws", dies, ("later", "state")),
     Difference(
+        "dead codes are replaced by other draws before the next level of a shared codebook",
+        both(
+            is_of("HierarchicalVQ"),
+            dies,
+            lambda case: levels(case) > 1 and case.options.get("shared_codebook", True),
+        ),
+        ALL,
+    ),
+    Difference(
         "a code that has just been replaced is not taken by the batch that replaced it",
         both(dies, has("in_place_codebook_optimizer")),
         ALL,
@@ -182,9 +226,9 @@ DIFFERENCES = [
     Difference(
         "latents to replace codes are drawn in every step",
         both(
-            has("threshold_ema_dead_code"),
+            threshold,
             either(
-                has("diveq"),
+                has("diveq", "nested_dropout"),
                 both(either(dies, is_several), has("directional_reparam")),
                 both(has("stochastic_sample_codes"), is_several),
             ),
@@ -285,7 +329,7 @@ DIFFERENCES = [
     ),
     Difference(
         "the gradient is that of the codebook of the forward: theirs is of the one after its update",
-        both(either(averages, dies), either(has("commitment_use_cross_entropy_loss"), calls("indices"))),
+        both(either(averages, dies), learns_from_scores),
         ("gradient", "later"),
     ),
     Difference(
@@ -314,12 +358,35 @@ DIFFERENCES = [
         ("gradient", "later"),
     ),
     Difference("levels are frozen that are to be: theirs are not", both(is_residual, has("freeze_codebook")), ALL),
-    Difference("a shared codebook decays once in a step", has("shared_codebook"), ("later", "state")),
-    Difference("a shared codebook stays as it is for all levels of a forward", both(has("shared_codebook"), dies), ALL),
+    Difference(
+        "a shared codebook decays once in a step", both(is_residual, has("shared_codebook")), ("later", "state")
+    ),
+    Difference(
+        "a shared codebook stays as it is for all levels of a forward",
+        both(is_residual, has("shared_codebook"), dies),
+        ALL,
+    ),
     Difference(
         "a search goes by the error of the sum, in evaluation",
         has("beam_size"),
         ("all values", "all codes", "all loss", "gradient", "later", "lookup"),
+    ),
+    Difference(
+        "bits are those of codes and come last: theirs are signs of values, in their layout",
+        both(
+            lambda case: case.kind == "EvoLFQ", either(is_features_second, projects_signs, has("orthogonal_rotation"))
+        ),
+        ("all bits", "all signs", "all first"),
+    ),
+    Difference(
+        "bits of a sequence decode to features second: theirs to features last",
+        both(has("pairs"), has("channel_first")),
+        ("all decoded", "all last"),
+    ),
+    Difference(
+        "one latent has a variance of 0, and a loss: theirs is NaN",
+        both(is_of("FSP"), is_one_latent),
+        ("all loss", "all variance", "all skewness", "all kurtosis", "gradient", "later"),
     ),
 ]
 """Differences that are meant, with what they hide."""

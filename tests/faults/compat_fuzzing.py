@@ -35,6 +35,10 @@ class Case:
     call: dict[str, Any] = field(default_factory=dict)
     unlike: bool = False
     """True if x repeats rows or has rows of zeros."""
+    inner: str = ""
+    """The class of the quantizer inside, whose options these are."""
+    make: Callable[[Any, dict[str, Any]], nn.Module] | None = None
+    """The module of a library with these options, where it is more than the class of that name."""
 
     def __str__(self) -> str:
         place = f"tests/faults/test_compat_fuzz.py::test_what_differs_has_a_name[{self.kind}]"
@@ -50,7 +54,8 @@ class Difference:
         reason: Why it is there.
         applies: Whether it does to a case.
         hides: What it leaves uncompared in training: "values", "codes", "loss", "gradient", "later" (all after the
-            first step), "state"; and elsewhere: "lookup", "evaluation". "all codes" are also those of evaluation.
+            first step), "state"; and elsewhere: "lookup", "evaluation". "all codes" are also those of evaluation. Other
+            names are those of what comes in a dict.
     """
 
     reason: str
@@ -246,11 +251,12 @@ class Comparison:
         hidden = hidden | self._always(hidden)
         assert len(answer) == len(expected), f"{when}: {len(answer)} returns, theirs {len(expected)}"
         _shapes(when, answer[0], expected[0])
-        is_loss = answer[1] is not None and answer[1].is_floating_point()
-        if not is_loss and answer[1] is not None:
-            _shapes(when, answer[1], expected[1])
-            if "codes" not in hidden and not torch.equal(answer[1], expected[1].long()):
-                raise CodesDifferError(when, answer[1] != expected[1])
+        codes, theirs = _codes(answer), _codes(expected)
+        is_loss = codes is not None and codes.is_floating_point()
+        if not is_loss and codes is not None:
+            _shapes(when, codes, theirs)
+            if "codes" not in hidden and not torch.equal(codes.long(), theirs.long()):
+                raise CodesDifferError(when, codes != theirs)
         if "values" not in hidden:
             _close(f"{when}: values", answer[0], expected[0], 1e-3 if "step" in when else 1e-4)
         losses = list(zip(answer[1 if is_loss else 2 :], expected[1 if is_loss else 2 :], strict=True))
@@ -258,13 +264,29 @@ class Comparison:
             if isinstance(loss, Tensor) and not isinstance(theirs, tuple):
                 _shapes(when, loss, theirs)
                 if "loss" not in hidden:
-                    _close(f"{when}: loss {place}", loss, theirs + constant * (theirs != 0) * ("step" in when), 2e-3)
+                    counts = theirs != 0 if case.options.get("quantize_dropout") else 1  # a level left out has no loss
+                    _close(f"{when}: loss {place}", loss, theirs + constant * counts * ("step" in when), 2e-3)
         if "gradient" not in hidden and their_gradient is not None:
             _close(f"{when}: gradient", gradient, their_gradient, 5e-3)
+        if isinstance(expected[-1], dict):
+            _details(when, answer[-1], expected[-1], hidden)
 
 
-def _codes(answer: Any) -> Tensor:
-    return (answer[0] if isinstance(answer[0], tuple) else answer)[1]
+def _codes(answer: Any) -> Any:
+    codes = (answer[0] if isinstance(answer[0], tuple) else answer)[1]
+    return torch.cat([level.flatten(1) for level in codes], 1) if isinstance(codes, tuple) else codes
+
+
+def _details(when: str, mine: dict[str, Any], other: dict[str, Any], hidden: set[str]) -> None:
+    """What comes in a dict; an error of the other library says nothing of ours."""
+    assert mine.keys() == other.keys(), f"{when}: {sorted(mine)}, theirs {sorted(other)}"
+    for name, expected in other.items():
+        if isinstance(expected, dict):
+            _details(when, mine[name], expected, hidden)
+        elif not isinstance(expected, Exception) and name not in hidden:
+            if isinstance(mine[name], Exception):
+                raise mine[name]
+            _close(f"{when}: {name}", mine[name], expected, 2e-3)
 
 
 def latents(case: Case, seed: int, nudge: tuple[int, float] | None = None) -> Tensor:
@@ -299,7 +321,7 @@ def _built(library: Any, case: Case) -> nn.Module:
         name: value() if name in ("codebook_transform", "vq_bridge", "straight_through_activation") else value
         for name, value in case.options.items()
     }
-    return getattr(library, case.kind)(**options)
+    return getattr(library, case.kind)(**options) if case.make is None else case.make(library, options)
 
 
 def _optimizer(module: nn.Module) -> torch.optim.Optimizer | None:

@@ -9,7 +9,7 @@ import types
 import warnings
 
 import pytest
-from compat_cases import CASES_OF
+from compat_cases_of_others import CASES_OF
 from compat_differences import DIFFERENCES, REFUSALS, warms
 from compat_fuzzing import CASES, SEED, Comparison, UnexplainedError
 
@@ -25,8 +25,11 @@ def put(dropin, module):
 
 def states(module):
     """The codebooks that learn."""
-    if hasattr(module, "rvqs"):
-        return [state for rvq in module.rvqs for state in states(rvq)]
+    for name in ("rvqs", "fns"):
+        if hasattr(module, name):
+            return [state for part in getattr(module, name) for state in states(part)]
+    if hasattr(module, "get_vq"):
+        return [module.get_vq(level)._codebook for level in range(module.num_levels)]
     if hasattr(module, "layers") and hasattr(module.layers[0], "_codebook"):
         return [layer._codebook for layer in module.layers]
     if isinstance(module, ours.ResidualVQ | ours.GroupedResidualVQ):
@@ -39,11 +42,10 @@ def states(module):
 
 def constant(dropin):
     """What the loss of signs has more than theirs, so that it is never negative."""
-    if isinstance(dropin, ours.GroupedResidualLFQ | ours.ResidualLFQ):
-        return constant(next(module for module in dropin.modules() if isinstance(module, ours.LFQ)))
-    if not isinstance(dropin, ours.LFQ) or dropin.options.experimental_softplus_entropy_loss:
+    signs = next((module for module in dropin.modules() if isinstance(module, ours.LFQ)), None)
+    if signs is None or signs.options.experimental_softplus_entropy_loss:
         return 0.0
-    options = dropin.options
+    options = signs.options
     return options.entropy_loss_weight * options.diversity_gamma * math.log(options.size)
 
 

@@ -153,7 +153,8 @@ class EvoLFQ(nn.Module):
         size = self.pop_size if pop_size is None else pop_size
         bits = self.encode(x, return_signs=is_sign)
         bits = bits.repeat(-(-size // len(bits)), *[1] * (bits.ndim - 1))[:size]
-        return self.mutate(bits, mutation_rate, is_sign)
+        rate = self.mutation_rate if mutation_rate is None else mutation_rate
+        return self.mutate(bits, rate, is_sign) if rate > 0 else bits
 
     def uniform_crossover(self, parent1: Tensor, parent2: Tensor) -> Tensor:
         """Takes each bit from one of two parents."""
@@ -162,8 +163,6 @@ class EvoLFQ(nn.Module):
     def mutate(self, population: Tensor, mutation_rate: float | None = None, is_sign: bool = False) -> Tensor:
         """Flips bits with a probability."""
         rate = self.mutation_rate if mutation_rate is None else mutation_rate
-        if rate <= 0:
-            return population
         flipped = -population if is_sign else 1 - population
         return torch.where(torch.rand_like(population.float()) < rate, flipped, population)
 

@@ -182,7 +182,9 @@ class PeerQuantizer(VectorQuantizer):
     ) -> Tensor:
         """The loss ``()``; its parts are added to the terms."""
         if self.call.targets is not None:
-            terms["targets"] = F.cross_entropy(self.scores(rows, codebook), self.call.targets, ignore_index=-1)
+            scores = self.scores(rows, codebook)
+            # a sum: heads may have different numbers of targets
+            terms["targets"] = F.cross_entropy(scores, self.call.targets, ignore_index=-1, reduction="sum")
         if self.ways.cross_entropy and self.training:
             entropies = F.cross_entropy(self.scores(rows, codebook), codes, reduction="none")
             commitment = row_mean(entropies, kept)

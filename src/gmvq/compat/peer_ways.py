@@ -71,7 +71,7 @@ class Call:
         weight: Share of the step that each code takes.
         accumulates: True to add statistics to those of the next forward, and to move no code before it.
         averages: False to take no statistics.
-        targets: Codes ``(N,)`` whose cross-entropy is a term; -1 is left out.
+        targets: Codes ``(N,)`` whose cross-entropies' sum is a term; -1 is left out.
     """
 
     temperature: float | None = None

@@ -27,7 +27,7 @@ class RandomProjectionQuantizer(nn.Module):
         codebook_dim: Features of a projection.
         num_codebooks: Number of labels h of a latent.
         norm: True to scale each latent to mean 0 and variance 1.
-        **options: Other keyword arguments of :class:`~gmvq.compat.vector.VectorQuantize`.
+        **options: Other keyword arguments of :class:`~gmvq.compat.vector.VectorQuantize`; not ``kmeans_init``.
 
     Shape:
         x ``(B, N, dim)`` -> indices ``(B, N)``, or with several codebooks ``(B, N, num_codebooks)``.
@@ -58,6 +58,11 @@ class RandomProjectionQuantizer(nn.Module):
         **options: Any,  # noqa: ANN401
     ) -> None:
         super().__init__()
+        if options.get("kmeans_init"):
+            raise ValueError(
+                "'kmeans_init' must be False, got True: nothing learns here, codes are random. Leave it out: codes "
+                "that have started load without it."
+            )
         self.dim = dim
         self.num_codebooks = num_codebooks
         self.normalizes = norm

@@ -267,7 +267,8 @@ class VectorQuantize(AbstractDropIn):
             out = self._quantize(x, channels_first, mask)
         values = padded(out.values, x, mask, channels_first, self.options.return_zeros_for_masked_padding)
         if indices is not None:
-            return values, mean_term(out.terms, "targets")
+            total = mean_term(out.terms, "targets") * len(self.members)
+            return values, total / (indices >= 0).sum().clamp_min(1)
         answer = values, out.codes, out.loss if self.training else torch.zeros_like(out.loss)
         return (*answer, self._breakdown(out)) if return_loss_breakdown else answer
 
