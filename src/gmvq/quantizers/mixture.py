@@ -205,7 +205,8 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         codes = self.code_vectors
         variance = snapshot(self.variance.value(codes.detach()), self.training)
         sharpening = temperature_at(self.sharpening, self.training_progress)
-        scales = (self.feature_weights / variance).sqrt() / sharpening
+        # the root of each: that of their quotient has a gradient in units of sigma^4, which overflows
+        scales = self.feature_weights.sqrt() * variance.reciprocal().sqrt() / sharpening
         return Mixture.of(*(part.to(dtype) for part in (codes, scales, self.feature_weights, self.log_prior)))
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
