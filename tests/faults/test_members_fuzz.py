@@ -21,7 +21,7 @@ TRIES = int(os.environ.get("GMVQ_FAULTS_TRIES", size(12, 2000)))
 FOUND = {
     "gaussian-codes": ["0/30"],
     "mixture": ["0/26", "0/30", "0/39", "0/49", "0/413", "0/453", "0/833"],
-    "random-projection": ["0/18"],
+    "random-projection": ["0/18", "0/1368", "0/1572"],
     "simvq": ["0/19", "0/35"],
     "stochastic": ["0/26", "0/28", "0/55"],
     "vector": ["0/48"],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gmvq.kernels import nearest_code
 from gmvq.quantizers.base import AbstractQuantizer
 from gmvq.quantizers.parts.checks import checked_estimator
+from gmvq.quantizers.parts.clustering import finest_type
 from gmvq.quantizers.parts.directions import direction
 from gmvq.quantizers.parts.estimators import AbstractEstimator
 from gmvq.quantizers.parts.rows import mean_square
@@ -97,10 +98,11 @@ class RandomProjectionQuantizer(AbstractQuantizer):
 
     def _outside(self, values: Tensor) -> Tensor:
         with torch.autocast(values.device.type, enabled=False):
-            projection = self.random_projection.to(values.dtype)
+            # nearly as many directions as features: their products have lost float32's digits
+            projection = self.random_projection.to(finest_type(values.device))
             if self.normalize:  # the mean of features is lost on the way in; without it the way out stays clear of it
                 projection = projection - projection.mean(0)
-            return values @ torch.linalg.solve(projection.T @ projection, projection.T)
+            return values @ torch.linalg.solve(projection.T @ projection, projection.T).to(values.dtype)
 
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
         codebook = self.code_vectors.to(rows.dtype)
