@@ -12,7 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
+import PIL.Image
 import torch
 from fault_children import Loaded
 from fault_samples import (
@@ -170,8 +172,12 @@ def of_data(modality, *, many: bool = False) -> Callable[[Path], Loaded]:
     """Reads data from a file (of many, from its folder), each item as training would."""
 
     def load(path: Path) -> Loaded:
-        # not split, which goes by the bytes of files
-        data = modality.load(path.parent if many else path, held_out_fraction=0)
+        # an image takes the memory of the size that its file states; the limit by default is for large photographs
+        with mock.patch.object(PIL.Image, "MAX_IMAGE_PIXELS", 2**22):
+            return loaded(path.parent if many else path)
+
+    def loaded(source: Path) -> Loaded:
+        data = modality.load(source, held_out_fraction=0)  # not split, which goes by the bytes of files
         sides = [data.train] if data.train is data.held_out else [data.train, data.held_out]
         parts = []
         for items in sides:

@@ -66,7 +66,7 @@ class Journal:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Reads the lines of a run's log; none if there is no log, and without lines cut off by a kill."""
+    """Reads the lines of a run's log; none if there is no log, and without those that are not as it writes them."""
     try:
         text = (run / FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -77,9 +77,19 @@ def read_log(run: Path) -> list[dict[str, Any]]:
             entry = parse_json(line.encode())
         except ValueError:
             continue
-        if isinstance(entry, dict):
+        if isinstance(entry, dict) and _is_line(entry):
             found.append(entry)
     return found
+
+
+def _is_line(entry: dict[str, Any]) -> bool:
+    """Whether an object is a line of a log: a kind, a step and numbers."""
+    metrics = (value for name, value in entry.items() if name != "kind")
+    return (
+        isinstance(entry.get("kind"), str)
+        and type(entry.get("step")) is int
+        and all(value is None or type(value) in (int, float) for value in metrics)
+    )
 
 
 def _truncate(path: Path, step: int) -> None:
