@@ -225,7 +225,7 @@ class ImplicitResidual(AbstractComposite):
             reconstruction = reconstruction + self._codes_of(level, base[codes[-1]], reconstruction)
         return torch.stack(codes, -1)
 
-    def _decode_rows(self, codes: Tensor) -> Tensor:
+    def _decode_rows(self, codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         reconstruction = self.training_progress.new_zeros(codes.shape[0], self.dim)
         for level, chosen in enumerate(codes.unbind(-1)):
             base = self._base(level)
