@@ -1,8 +1,8 @@
 r"""What codes, posteriors and values of each quantizer are, plainly and in float64, and what rounding may change.
 
 A row's scores are compared with a bound of their rounding: a code is wrong if another one is better by more than both
-bounds. Distances of codes are computed as differences of products around the codes' median, so that they may be off by
-:math:`(L + 8)\,\epsilon\,(|z - m| + |\mu_c - m|)^2`.
+bounds. Distances of codes are computed as differences of products around the median m of some codes, so that they may
+be off by :math:`(L + 8)\,\epsilon\,(|z - m| + |\mu_c - m|)^2`.
 """
 
 import copy
@@ -18,6 +18,9 @@ from gmvq import quantizers as q
 
 LARGEST = 1e10
 """Magnitude to which quantizers clamp latents."""
+
+MIDDLE = 63
+"""Most codes that the median is taken of, one in every so many: with two heaps of codes it may lie in the other one."""
 
 SHORTEST = 1e-4
 """Length below which a latent has no direction."""
@@ -72,7 +75,7 @@ def distances(problem: Problem, codes: Tensor, weights: Tensor | float = 1.0) ->
     rows, codes = problem.rows, codes.double()
     weights = torch.as_tensor(weights, dtype=torch.float64)
     squares = (weights * (rows[:, None] - codes).square()).sum(-1)
-    center = codes.median(0).values
+    center = codes[:: math.ceil(len(codes) / MIDDLE)].median(0).values
     most = weights.amax(-1) if weights.ndim else weights
     reach = (rows - center).norm(dim=-1)[:, None] + (codes - center).norm(dim=-1)
     plain = (rows[:, None] - codes).norm(dim=-1)

@@ -129,6 +129,17 @@ def test_float64_stays_float64(make):
     assert out.values.dtype == out.loss.dtype == torch.float64
 
 
+@quantizers
+@pytest.mark.parametrize("double", [False, True])
+def test_latents_of_another_type_than_the_state_have_one_code(make, double):
+    quantizer = trained(make).eval()
+    quantizer = quantizer.double() if double else quantizer
+    rows = latents(50, dtype=torch.float32 if double else torch.float64) + 1e3
+    out = quantizer(rows)
+    assert torch.equal(quantizer.encode(rows), out.codes)
+    torch.testing.assert_close(out.values, quantizer._look_up(out.codes, rows.dtype), rtol=0, atol=0)
+
+
 @members(BOTTLENECKS, "gradients")
 def test_gradient_reaches_the_latents_and_all_parameters(make):
     bottleneck = trained(make)

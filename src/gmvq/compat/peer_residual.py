@@ -197,8 +197,8 @@ class PeerResidual(SeededResidual):
                 codes.append(chosen)
         return torch.stack(codes, 1)
 
-    def _decode_rows(self, codes: Tensor) -> Tensor:
-        return self.level_values(codes).sum(0) if len(self.networks) else super()._decode_rows(codes)
+    def _decode_rows(self, codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return self.level_values(codes).sum(0) if len(self.networks) else super()._decode_rows(codes, dtype)
 
     def level_values(self, codes: Tensor) -> Tensor:
         """Values of each level: codes ``(N, at most levels)`` -> ``(levels, N, L)``, 0 for -1 and missing levels."""

@@ -227,8 +227,12 @@ class AbstractBottleneck(Learner, ABC):
         return self._cast(self._look_up(checked_tensor("codes", codes)))
 
     @abstractmethod
-    def _look_up(self, codes: Tensor) -> Tensor:
-        """Values ``(*, dim)`` of codes ``(*, *code_shape)``, in the type of the state."""
+    def _look_up(self, codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Values ``(*, dim)`` of codes ``(*, *code_shape)``, in the type of the state by default.
+
+        What is taken off latents on the way of encoding is looked up in the type of the rows, as a forward on them
+        computes it: a projection rounds otherwise in each type, and another residual may have another code.
+        """
 
     def _begin(self) -> None:
         if self.learning and self.updates_itself:
@@ -341,9 +345,10 @@ class AbstractQuantizer(AbstractBottleneck):
         """Codes as the decoder sees them, ``(K, dim)``."""
         return self._outside(self.code_vectors)
 
-    def _look_up(self, codes: Tensor) -> Tensor:
+    def _look_up(self, codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         codes = checked_codes(codes, self.codebook_size)
-        values = self._outside(self._decode_rows(codes.clamp_min(0).reshape(-1))).reshape(*codes.shape, self.dim)
+        rows = self._decode_rows(codes.clamp_min(0).reshape(-1))
+        values = self._outside(rows.to(dtype or rows.dtype)).reshape(*codes.shape, self.dim)
         return values * (codes >= 0)[..., None]
 
     @abstractmethod

@@ -56,13 +56,13 @@ class GaussianBottleneck(AbstractBottleneck):
             self.moments.bias.zero_()
             self.moments.bias[self.codebook_dim :] = -4.0
 
-    def _look_up(self, codes: Tensor) -> Tensor:
+    def _look_up(self, codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         if codes.shape[-1:] != (self.codebook_dim,) or not codes.is_floating_point():
             raise ValueError(
                 f"'codes' of a continuous bottleneck are floats with {self.codebook_dim} features last, "
                 f"got {codes.dtype} of shape {tuple(codes.shape)}. Pass what encode() returned."
             )
-        rows = codes.reshape(-1, self.codebook_dim).to(rows_dtype(codes))
+        rows = codes.reshape(-1, self.codebook_dim).to(dtype or rows_dtype(codes))
         return self._outside(rows).reshape(*codes.shape[:-1], self.dim)
 
     def _moments(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -204,9 +204,9 @@ class GaussianQuantizer(AbstractQuantizer):
             raise TypeError("A code stands for one group and not for a latent. Use .noise, the codebook of all groups.")
         return self.noise
 
-    def _look_up(self, codes: Tensor) -> Tensor:
+    def _look_up(self, codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         if self.groups == 1:
-            return super()._look_up(codes)
+            return super()._look_up(codes, dtype)
         codes = checked_codes(codes, self.codebook_size)
         if codes.shape[-1:] != self.code_shape:
             raise ValueError(
@@ -214,7 +214,8 @@ class GaussianQuantizer(AbstractQuantizer):
                 "Pass what encode() returned."
             )
         rows = codes.reshape(-1, self.groups)
-        values = self._outside(self._decode_rows(rows)) * (rows >= 0).any(-1, keepdim=True)
+        values = self._decode_rows(rows)
+        values = self._outside(values.to(dtype or values.dtype)) * (rows >= 0).any(-1, keepdim=True)
         return values.reshape(*codes.shape[:-1], self.dim)
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ DIM, SIZE = 3, 8
 
 
 def base(**options):
-    return VectorQuantizer(DIM, SIZE, **{"decay": None, **options})
+    return VectorQuantizer(DIM, **{"codebook_size": SIZE, "decay": None, **options})
 
 
 def levels(number=3, **options):
@@ -214,6 +214,19 @@ def test_values_equal_decoded_codes(make, masked, dtype):
             out = quantizer.train(training)(z, mask)
             assert torch.equal(out.values, quantizer.decode(out.codes).to(dtype))
         assert torch.equal(out.codes, quantizer.encode(z, mask))
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+@pytest.mark.parametrize("number", [20, 64])
+def test_codes_that_wait_do_not_move_behind_a_level_that_chose_them(number, cosine):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        quantizer = ImplicitResidual(base(codebook_size=100, cosine=cosine, decay=0.0), 3, blocks=0)
+        for step in range(2):
+            z = rows(number, seed=10 * seed + step)
+            out = quantizer(z)
+            assert torch.equal(out.values, quantizer.decode(out.codes))
+            assert torch.equal(out.codes, quantizer.encode(z))
 
 
 def test_first_levels_decode_alone():

@@ -57,6 +57,28 @@ def test_each_level_quantizes_what_is_left():
     assert torch.equal(quantizer.encode(latents), out.codes)
 
 
+@pytest.mark.parametrize(("nested", "beam_size"), [(False, 1), (True, 1), (False, 4)])
+def test_float64_latents_leave_what_float64_has(nested, beam_size):
+    torch.manual_seed(0)
+    levels = [VectorQuantizer(6, 32, codebook_dim=2) for _ in range(3)]
+    members = [Product([level, VectorQuantizer(2, 4)]) for level in levels] if nested else levels
+    quantizer = Residual(members, beam_size=beam_size)
+    latents = rows(300, quantizer.dim, dtype=torch.float64) + 1e5  # float32 has steps of 0.008 there
+    quantizer(latents)
+    out, expected = quantizer.eval()(latents), copy.deepcopy(quantizer).double()
+    assert torch.equal(out.codes, expected.encode(latents))
+    assert torch.equal(quantizer.encode(latents), out.codes)
+    torch.testing.assert_close(out.values, expected.decode(out.codes), rtol=0, atol=1e-9)
+    assert torch.equal(quantizer.posterior_mean(latents), out.values)
+    assert quantizer.decode(out.codes).dtype == torch.float32
+    if beam_size == 1:
+        left, codes = latents, []
+        for member in expected.places:
+            codes.append(member.encode(left))
+            left = left - member.decode(codes[-1])
+        assert torch.equal(out.codes, torch.stack(codes, 1))
+
+
 def test_loss_and_its_gradient_by_hand():
     quantizer = with_codes([[0.0], [10.0]], [[-1.0], [1.0]], commitment_weight=0.5).double().eval()
     latents = torch.tensor([[10.75], [-1.5]], dtype=torch.float64, requires_grad=True)

@@ -12,6 +12,7 @@ composite itself. One member may serve all places (a shared codebook): it is sto
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -119,7 +120,7 @@ class AbstractComposite(AbstractQuantizer):
             if isinstance(member, AbstractQuantizer) and not member.frozen:
                 member.update()
 
-    def _look_up(self, codes: Tensor) -> Tensor:
+    def _look_up(self, codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         axes = len(self.code_shape)
         if codes.ndim < axes or not self._fits(shape := tuple(codes.shape[codes.ndim - axes :])):
             raise ValueError(
@@ -128,7 +129,8 @@ class AbstractComposite(AbstractQuantizer):
             )
         rows = checked_codes(codes, self.codebook_size).reshape(-1, *shape)
         with torch.autocast(self.training_progress.device.type, enabled=False):  # as in the forward
-            values = self._outside(self._decode_rows(rows))
+            values = self._decode_rows(rows, dtype)
+            values = self._outside(values.to(dtype or values.dtype))
         present = (rows >= 0).reshape(rows.shape[0], math.prod(shape)).any(-1)
         return (values * present[:, None]).reshape(*codes.shape[: codes.ndim - axes], self.dim)
 
@@ -158,7 +160,15 @@ class AbstractComposite(AbstractQuantizer):
     def _members_fit(self, shape: tuple[int, ...]) -> bool:
         return self.places[0]._fits(shape)
 
-    # codes (N, *code_shape) go into _decode_rows with their -1; values of such places are 0
+    @abstractmethod
+    def _decode_rows(self, codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Values ``(N, L)`` of codes ``(N, *code_shape)``, -1 among them: such places add 0.
+
+        Members look up in the type that is given, or in that of their state.
+        """
+
+    def _posterior_mean_rows(self, rows: Tensor) -> Tensor:
+        return self._decode_rows(self._encode_rows(rows), rows.dtype).to(rows.dtype)
 
     def _log_number_of_codes(self) -> float:
         return sum(math.log(size) for size in self.codebook_sizes)

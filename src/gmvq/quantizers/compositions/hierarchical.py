@@ -266,7 +266,7 @@ class Hierarchical(AbstractComposite):
             for member, grid in zip(self.places, self.grids(size), strict=True):
                 coarse, counted = average(residual, kept, grid)
                 chosen = member.encode(coarse, counted)
-                values = member._look_up(chosen).to(residual.dtype)
+                values = member._look_up(chosen, residual.dtype)
                 residual = residual - enlarge(values, counted, size, self.interpolation)
                 codes.append(chosen.flatten(1, len(size)))
         return torch.cat(codes, 1)
@@ -284,9 +284,15 @@ class Hierarchical(AbstractComposite):
             ValueError: If codes are not integers, not those of the grids or outside their codebook, or ``scales`` is
                 not a number of scales that the codes have.
         """
-        return self._cast(self._look_up(codes, size, scales))
+        return self._cast(self._look_up(codes, size=size, scales=scales))
 
-    def _look_up(self, codes: Tensor, size: Sequence[int] | int | None = None, scales: int | None = None) -> Tensor:
+    def _look_up(
+        self,
+        codes: Tensor,
+        dtype: torch.dtype | None = None,
+        size: Sequence[int] | int | None = None,
+        scales: int | None = None,
+    ) -> Tensor:
         maps = self.split(checked_codes(codes, self.codebook_size), size)
         scales = len(maps) if scales is None else scales
         if isinstance(scales, bool) or not isinstance(scales, int) or not 1 <= scales <= len(maps):
@@ -295,18 +301,18 @@ class Hierarchical(AbstractComposite):
         total = self.training_progress.new_zeros(codes.shape[0], *full, self.dim)
         with torch.autocast(total.device.type, enabled=False):
             for member, part in zip(self.places, maps[:scales], strict=False):
-                values = member._look_up(part).to(total.dtype)
+                values = member._look_up(part, total.dtype)
                 total = total + enlarge(values, self._counted(part), full, self.interpolation)
             # without codes of the last scale, the finest of the others decide
             counted = self._counted(maps[-1])
             if len(maps) < len(self.places):
                 counted = resized(counted[..., None].to(total.dtype), full, "linear")[..., 0] > 0
-        return torch.where(counted[..., None], total, 0)
+        return torch.where(counted[..., None], total, 0).to(dtype or total.dtype)
 
     @torch.no_grad()
     def posterior_mean(self, latents: Tensor) -> Tensor:
         """The codes' own values, of a quantizer without a posterior: ``(B, *spatial, dim)`` -> the same."""
-        return as_type(self._look_up(self.encode(latents), latents.shape[1:-1]), latents.dtype)
+        return as_type(self._look_up(self.encode(latents), size=latents.shape[1:-1]), latents.dtype)
 
     @torch.no_grad()
     def sample_posterior(self, latents: Tensor, generator: torch.Generator | None = None) -> PosteriorSample:
@@ -371,7 +377,7 @@ class Hierarchical(AbstractComposite):
     def _encode_rows(self, rows: Tensor) -> Tensor:
         raise _no_rows()
 
-    def _decode_rows(self, codes: Tensor) -> Tensor:
+    def _decode_rows(self, codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         raise _no_rows()
 
 

@@ -190,19 +190,44 @@ class ImplicitResidual(AbstractComposite):
         codes = self._codes_of(level, base, reconstruction[:, None])  # (N, K, L)
         return (codes - residual[:, None]).square().sum(-1).argmin(-1)  # (2)
 
+    def _step(self, level: int, reconstruction: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """A level's code of each row ``(N,)``, and the partial reconstruction with it, ``(N, L)``."""
+        base = self._base(level)
+        chosen = self._choose(level, base, reconstruction, residual.to(base.dtype))
+        return chosen, reconstruction + self._codes_of(level, base[chosen], reconstruction)  # (3)
+
+    @torch.no_grad()
+    def _start(self, rows: Tensor, kept: Tensor) -> set[int]:
+        """Shows members of several levels their residuals while they wait for rows; returns the levels that did.
+
+        It comes before the codes are chosen for good: a code that waits moves to a residual of a later level, and an
+        earlier one may have chosen it, since the network puts it nearer than the code that has the row.
+        """
+        reconstruction = torch.zeros_like(rows, dtype=self.training_progress.dtype)
+        shown: set[int] = set()
+        for level, member in enumerate(self.places):
+            if all(is_complete(other) for other in self.places):
+                break
+            residual = rows - reconstruction
+            if not is_complete(member):
+                show(member, residual, kept)
+                shown.add(level)
+            _, reconstruction = self._step(level, reconstruction, residual)
+        return shown
+
     def _forward_rows(self, rows: Tensor, kept: Tensor) -> Quantized:
         reconstruction = torch.zeros_like(rows, dtype=self.training_progress.dtype)
         codes, error, commitment, terms = [], rows.new_zeros(()), rows.new_zeros(()), {}
         seen: list[tuple[AbstractQuantizer, Tensor]] = []
+        shared = len(self.members) < len(self.places)
+        shown = self._start(rows.detach(), kept) if self.learning and shared else ()
         for level, member in enumerate(self.places):
             residual = (rows - reconstruction).detach()
             if is_complete(member):
-                seen.append((member, residual))
-            elif self.learning:
+                seen += [] if level in shown else [(member, residual)]
+            elif self.learning and level not in shown:
                 show(member, residual, kept)
-            base = self._base(level)
-            chosen = self._choose(level, base, reconstruction, residual.to(base.dtype))
-            reconstruction = reconstruction + self._codes_of(level, base[chosen], reconstruction)  # (3)
+            chosen, reconstruction = self._step(level, reconstruction, residual)
             level_error = mean_square(rows.detach() - reconstruction, kept)
             error = error + level_error  # (4)
             commitment = commitment + mean_square(rows - reconstruction.detach(), kept)
@@ -220,12 +245,11 @@ class ImplicitResidual(AbstractComposite):
         reconstruction = torch.zeros_like(rows, dtype=self.training_progress.dtype)
         codes = []
         for level in range(len(self.places)):
-            base = self._base(level)
-            codes.append(self._choose(level, base, reconstruction, (rows - reconstruction).to(base.dtype)))
-            reconstruction = reconstruction + self._codes_of(level, base[codes[-1]], reconstruction)
+            chosen, reconstruction = self._step(level, reconstruction, rows - reconstruction)
+            codes.append(chosen)
         return torch.stack(codes, -1)
 
-    def _decode_rows(self, codes: Tensor) -> Tensor:
+    def _decode_rows(self, codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         reconstruction = self.training_progress.new_zeros(codes.shape[0], self.dim)
         for level, chosen in enumerate(codes.unbind(-1)):
             base = self._base(level)

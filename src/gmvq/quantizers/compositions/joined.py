@@ -113,8 +113,8 @@ class Joined(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIncom
             )
         return super().posterior(latents)
 
-    def _look_up(self, codes: Tensor) -> Tensor:
-        return self.quantizer._look_up(self.split(codes))
+    def _look_up(self, codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return self.quantizer._look_up(self.split(codes), dtype)
 
     def split(self, codes: Tensor) -> Tensor:
         """Splits codes into those that they join: int64 ``(*)`` -> ``(*, *quantizer.code_shape)``; -1 gives -1 in all.

@@ -104,11 +104,11 @@ class Product(AbstractComposite):
     def _encode_rows(self, rows: Tensor) -> Tensor:
         return self._side_by_side([member.encode(group) for member, group in self._groups(rows)])
 
-    def _decode_rows(self, codes: Tensor) -> Tensor:
+    def _decode_rows(self, codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         if self._is_shared:
-            return self._end_to_end([self.places[0]._look_up(codes.flatten(0, 1))])
+            return self._end_to_end([self.places[0]._look_up(codes.flatten(0, 1), dtype)])
         return self._end_to_end(
-            [member._look_up(part) for member, part in zip(self.places, codes.unbind(1), strict=True)]
+            [member._look_up(part, dtype) for member, part in zip(self.places, codes.unbind(1), strict=True)]
         )
 
     def _posterior_mean_rows(self, rows: Tensor) -> Tensor:

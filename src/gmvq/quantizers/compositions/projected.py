@@ -108,8 +108,8 @@ class Projected(AbstractWrapper, AbstractQuantizer):  # pyright: ignore[reportIn
         with torch.autocast(values.device.type, enabled=False):
             return _through(self.project_out, super()._outside(values))
 
-    def _look_up(self, codes: Tensor) -> Tensor:
-        values = self.quantizer._look_up(codes)
+    def _look_up(self, codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        values = self.quantizer._look_up(codes, dtype)
         shape = values.shape[:-1]
         outside = self._outside(values.reshape(-1, self.quantizer.dim)).reshape(*shape, self.dim)
         present = (codes >= 0).reshape(*shape, math.prod(codes.shape[len(shape) :])).any(-1)

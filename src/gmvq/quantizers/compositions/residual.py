@@ -201,7 +201,7 @@ class Residual(AbstractComposite):
     def _forward_of_search(self, rows: Tensor, kept: Tensor) -> Quantized:
         """Forward with the codes of beam search, which no member has chosen."""
         codes = self._encode_rows(rows.detach())
-        sums = [partial.to(rows.dtype) for partial in self._partial_sums(codes)]
+        sums = self._partial_sums(codes, rows.dtype)
         loss, commitment, weights = rows.new_zeros(()), rows.new_zeros(()), self._commitment_weights()
         residual = rows
         for level, (member, total) in enumerate(zip(self.places, sums, strict=True)):
@@ -226,7 +226,7 @@ class Residual(AbstractComposite):
         residual, codes = rows, []
         for member in self.places:
             codes.append(member.encode(residual))
-            residual = residual - member._look_up(codes[-1]).to(rows.dtype)
+            residual = residual - member._look_up(codes[-1], rows.dtype)
         greedy = torch.stack(codes, 1)
         if self.beam_size == 1:
             return greedy
@@ -238,27 +238,35 @@ class Residual(AbstractComposite):
     @torch.no_grad()
     def _search(self, rows: Tensor) -> Tensor:
         """Codes ``(N, levels)`` of least squared error among the ``beam_size`` best partial sums of each level."""
-        codebooks = [member.codebook.to(rows.dtype) for member in self.places]
+        codebooks = [_codebook(member, rows.dtype) for member in self.places]
         parts = in_blocks(rows, self.beam_size * self.codebook_size, BLOCK_ELEMENTS)
         return torch.cat([_beam_search(part, codebooks, self.beam_size) for part in parts])
 
     def _squared_error(self, rows: Tensor, codes: Tensor) -> Tensor:
-        return (rows - self._partial_sums(codes)[-1]).square().sum(-1)
+        return (rows - self._partial_sums(codes, rows.dtype)[-1]).square().sum(-1)
 
-    def _partial_sums(self, codes: Tensor) -> list[Tensor]:
+    def _partial_sums(self, codes: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
         """Sums over the first levels, in the order in which a forward takes them: values equal decoded codes."""
         sums: list[Tensor] = []
         for member, code in zip(self.places, codes.unbind(1), strict=False):
-            values = member._look_up(code)
+            values = member._look_up(code, dtype)
             sums.append(sums[-1] + values if sums else values)
         return sums
 
-    def _decode_rows(self, codes: Tensor) -> Tensor:
-        return self._partial_sums(codes)[-1]
+    def _decode_rows(self, codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return self._partial_sums(codes, dtype)[-1]
 
     def _fits(self, shape: tuple[int, ...]) -> bool:
         # the first levels alone are a code, too
         return 1 <= shape[0] <= self.num_quantizers and self._members_fit(shape[1:])
+
+
+def _codebook(member: AbstractQuantizer, dtype: torch.dtype) -> Tensor:
+    """A member's codes ``(K, dim)`` as a forward on rows of a type takes them off."""
+    codebook = member.codebook
+    if codebook.dtype == dtype:
+        return codebook
+    return member._look_up(torch.arange(len(codebook), device=codebook.device), dtype)
 
 
 def _counted(loss: Tensor, active: Tensor | bool) -> Tensor:

@@ -121,8 +121,8 @@ class AbstractWrapper(AbstractBottleneck):
     def _encode_rows(self, rows: Tensor) -> Tensor:
         return self.quantizer.encode(rows)
 
-    def _look_up(self, codes: Tensor) -> Tensor:
-        return self.quantizer._look_up(codes)
+    def _look_up(self, codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return self.quantizer._look_up(codes, dtype)
 
     def _decode_rows(self, codes: Tensor) -> Tensor:
         return self.quantizer._look_up(codes)
