@@ -41,6 +41,7 @@ from gmvq.quantizers.parts.gaussian_mixture import Mixture
 from gmvq.quantizers.parts.noise import AbstractNoise, as_noise
 from gmvq.quantizers.parts.objectives import AbstractObjective, Assignment, as_objective
 from gmvq.quantizers.parts.outliers import ORDINARY, counting_weights
+from gmvq.quantizers.parts.rates import LeastRates, least_bits
 from gmvq.quantizers.parts.rows import row_weights
 from gmvq.quantizers.parts.schedules import Schedule, as_schedule, temperature_at
 from gmvq.quantizers.parts.variance import MixtureVariance
@@ -147,6 +148,8 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         self.learned = frozenset(learned)
         self.moving = MovingAverageCodebook(codebook_size, self.codebook_dim, decay)
         self.variance = MixtureVariance(variance, codebook_size, self.codebook_dim, decay)
+        bits = least_bits(codebook_size, self.codebook_dim)
+        self.rates = LeastRates(self.codebook_dim, bits) if self.projection is not None and bits > 0 else None
         self.learned_codes = nn.Parameter(self.moving.codes.clone()) if "codebook" in self.learned else None
         self.feature_logits = (
             nn.Parameter(torch.zeros(self.codebook_dim)) if "feature_weights" in self.learned else None
@@ -174,12 +177,20 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         counts = self.moving.counts + 1e-3
         return snapshot((counts / counts.sum()).log(), self.training)
 
+    @torch.no_grad()
     def update(self) -> None:
         """Folds the collected statistics into codebook and variances, unless they are frozen: the M-step."""
         if self.frozen:
             return
         self.variance.update()
-        self.moving.update(self.variance.value(self.moving.codes).mean().sqrt())
+        variance = self.variance.value(self.moving.codes).mean()
+        self.moving.update(variance.sqrt())
+        if self.rates is not None and self.projection is not None:
+            stretch = self.rates.update(variance)
+            self.projection.stretch(stretch)
+            self.moving.stretch(stretch)
+            if self.learned_codes is not None:
+                self.learned_codes.copy_(self.learned_codes @ stretch)
 
     @torch.no_grad()
     def expected_distance(self, latents: Tensor) -> Tensor:
@@ -213,7 +224,8 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         if self.learning:
             self._start(rows.detach(), kept)
         mixture = self._mixture(rows.dtype)
-        step = self._step(mixture, rows, kept)
+        is_drawn = self._temperature() is not None  # where the kernel's gradient is the decoder's, too
+        step = self._step(mixture, rows if self.rates is None or is_drawn else self.rates.pulled(rows), kept)
         if self.learning:
             self._collect(mixture, step, rows.detach(), kept)
         values, codes = self._values(mixture, step, rows)
@@ -286,6 +298,8 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         starved, shares, fresh = self._feed_starved(mixture, step, rows, weights, counts)
         counts = counts.index_copy(0, starved, shares.sum(0))
         self.moving.collect(counts, sums.index_copy(0, starved, shares.T @ rows), fresh)
+        if self.rates is not None:
+            self.rates.collect(rows, weights)
         # in units of sigma, so that one latent widens it little, and it follows an encoder that moves within few steps
         ratios = 2 * mixture.components.energies_of(rows, step.codes) / self.codebook_dim
         weights = weights * (MOST_DEVIATIONS**2 / ratios.clamp_min(MOST_DEVIATIONS**2))

@@ -306,6 +306,12 @@ class MovingAverageCodebook(nn.Module):
         return bool((self.counts < STARVED * self.counts.mean()).any())
 
     @torch.no_grad()
+    def stretch(self, by: Tensor) -> None:
+        """Multiplies codes and sums by a map ``(L, L)``."""
+        self.codes.copy_(self.codes @ by)
+        self.sums.copy_(self.sums @ by)
+
+    @torch.no_grad()
     def update_counts(self) -> Tensor:
         """Folds only the counts in, for codes that something else moves; returns what :meth:`update` does."""
         pending = self.pending_counts.any()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gmvq.quantizers.parts.codebook import snapshot
+
 
 class Projection(nn.Module):
     r"""A learned linear map to a lower dimension, and back.
@@ -31,10 +33,15 @@ class Projection(nn.Module):
 
     def project_in(self, latents: Tensor) -> Tensor:
         """Takes ``(N, dim)`` to ``(N, L)``."""
-        directions = self.directions.T.to(latents.dtype)
+        directions = snapshot(self.directions, self.training).T.to(latents.dtype)
         gram = directions.T @ directions
         return torch.linalg.solve(gram, (latents - self.offset.to(latents.dtype)) @ directions, left=False)
 
     def project_out(self, values: Tensor) -> Tensor:
         """Takes ``(N, L)`` to ``(N, dim)``."""
-        return values @ self.directions.to(values.dtype) + self.offset.to(values.dtype)
+        return values @ snapshot(self.directions, self.training).to(values.dtype) + self.offset.to(values.dtype)
+
+    @torch.no_grad()
+    def stretch(self, by: Tensor) -> None:
+        """Multiplies what :meth:`project_in` gives by a symmetric map ``(L, L)``, and undoes it on the way out."""
+        self.directions.copy_(torch.linalg.solve(by.to(self.directions.dtype), self.directions))

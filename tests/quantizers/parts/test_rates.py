@@ -1,0 +1,106 @@
+"""The least rate of each direction."""
+
+import pytest
+import torch
+
+from gmvq.quantizers import GaussianMixtureQuantizer
+from gmvq.quantizers.parts.rates import LeastRates, least_bits
+
+
+def latents_of(deviations, number=1024, dim=16, seed=0):
+    """Latents that vary along as many directions as there are deviations."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(7))).Q[: len(deviations)]
+    rows = torch.randn(number, len(deviations), generator=generator) * torch.tensor(deviations)
+    return rows @ directions
+
+
+def aligned(deviations, codebook_size=1024):
+    """A quantizer whose projection keeps exactly these directions."""
+    torch.manual_seed(0)
+    quantizer = GaussianMixtureQuantizer(16, codebook_size, codebook_dim=4)
+    directions = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(7))).Q[:4]
+    quantizer.projection.directions.data.copy_(directions)
+    return quantizer.train()
+
+
+def shares(quantizer, latents):
+    """Squared error that codes leave of the variance along each eigen-direction, the widest first."""
+    inside = quantizer.projection.project_in(latents)
+    error = inside - quantizer.projection.project_in(quantizer.decode(quantizer.encode(latents)))
+    variances, directions = torch.linalg.eigh(inside.T.cov())
+    return ((error @ directions).square().mean(0) / variances).flip(0).detach()
+
+
+def trained(quantizer, deviations, steps=300):
+    for step in range(steps):
+        quantizer(latents_of(deviations, seed=step))
+    return quantizer.eval()
+
+
+def test_a_narrow_direction_keeps_its_least_rate():
+    deviations = [10.0, 3.0, 2.0, 0.2]
+    quantizer = trained(aligned(deviations), deviations)
+    weakest = shares(quantizer, latents_of(deviations, seed=1000))[-1]
+    assert weakest < 1.3 / quantizer.rates.least  # 1 bit of 10
+    without = aligned(deviations)
+    without.rates = None
+    assert shares(trained(without, deviations), latents_of(deviations, seed=1000))[-1] > 0.9
+
+
+def test_directions_that_have_their_rate_stay_as_they_are():
+    deviations = [1.0, 0.9, 0.8, 0.7]
+    quantizer = aligned(deviations)
+    before = quantizer.projection.directions.detach().clone()
+    trained(quantizer, deviations, 50)
+    assert torch.allclose(quantizer.projection.directions, before, atol=1e-5)
+    assert torch.allclose(quantizer.rates.pull, torch.eye(4), atol=1e-5)
+
+
+def test_widening_changes_the_metric_and_not_the_values():
+    deviations = [10.0, 3.0, 2.0, 0.2]
+    quantizer = aligned(deviations)
+    quantizer(latents_of(deviations))
+    quantizer.eval()
+    codes = torch.arange(1024)
+    stretch = torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.3]))
+    decoded, distances = quantizer.decode(codes), torch.cdist(quantizer.code_vectors, quantizer.code_vectors)
+    quantizer.projection.stretch(stretch)
+    quantizer.moving.stretch(stretch)
+    assert torch.allclose(quantizer.decode(codes), decoded, atol=1e-4)
+    assert not torch.allclose(torch.cdist(quantizer.code_vectors, quantizer.code_vectors), distances, atol=1e-4)
+
+
+@pytest.mark.parametrize("deviations", [[0.0], [1.0], [1.0, 0.5]])
+def test_directions_without_variance_are_not_widened(deviations):
+    quantizer = aligned(deviations)
+    before = quantizer.projection.directions.detach().clone()
+    trained(quantizer, deviations, 300)
+    assert torch.linalg.cond(quantizer.projection.directions) < 1.01 * torch.linalg.cond(before)
+    assert all(torch.isfinite(value).all() for value in quantizer.state_dict().values())
+
+
+def test_nothing_pulls_along_a_direction_that_falls_short():
+    rates = LeastRates(2, bits=1.0)
+    rows = torch.randn(1000, 2) * torch.tensor([1.0, 0.01])
+    rates.collect(rows, torch.ones(1000))
+    rates.update(torch.tensor(1e-3))
+    pulled = rates.pulled(rows.requires_grad_())
+    assert torch.equal(pulled, rows)
+    pulled.square().sum().backward()
+    assert rows.grad[:, 0].abs().mean() > 0.1
+    assert rows.grad[:, 1].abs().max() < 0.01
+
+
+def test_a_forward_may_follow_another_before_the_backward():
+    quantizer, latents = aligned([1.0]), latents_of([10.0, 3.0, 2.0, 0.2]).requires_grad_()
+    first, second = quantizer(latents), quantizer(latents)
+    (first.loss + second.loss + first.values.sum() + second.values.sum()).backward()
+    assert latents.grad.isfinite().all()
+
+
+def test_few_codes_leave_no_rate_for_each_direction():
+    assert GaussianMixtureQuantizer(16, 32).rates is None
+    assert GaussianMixtureQuantizer(16, 1024, codebook_dim=8).rates is None
+    assert GaussianMixtureQuantizer(4, 1024).rates is None  # no projection: its latents are the user's own
+    assert least_bits(1024, 4) == pytest.approx(1.0)
