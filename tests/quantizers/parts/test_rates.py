@@ -7,7 +7,7 @@ from gmvq.quantizers import GaussianMixtureQuantizer
 from gmvq.quantizers.parts.rates import LeastRates, least_bits
 
 
-def latents_of(deviations, number=1024, dim=16, seed=0):
+def latents_of(deviations, number=2048, dim=16, seed=0):
     """Latents that vary along as many directions as there are deviations."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(7))).Q[: len(deviations)]
@@ -32,17 +32,17 @@ def shares(quantizer, latents):
     return ((error @ directions).square().mean(0) / variances).flip(0).detach()
 
 
-def trained(quantizer, deviations, steps=300):
+def trained(quantizer, deviations, steps=250):
     for step in range(steps):
         quantizer(latents_of(deviations, seed=step))
     return quantizer.eval()
 
 
 def test_a_narrow_direction_keeps_its_least_rate():
-    deviations = [10.0, 3.0, 2.0, 0.2]
+    deviations = [10.0, 3.0, 2.0, 0.3]
     quantizer = trained(aligned(deviations), deviations)
     weakest = shares(quantizer, latents_of(deviations, seed=1000))[-1]
-    assert weakest < 1.3 / quantizer.rates.least  # 1 bit of 10
+    assert weakest < 0.6  # of new latents; of those that it learned from a quarter
     without = aligned(deviations)
     without.rates = None
     assert shares(trained(without, deviations), latents_of(deviations, seed=1000))[-1] > 0.9
@@ -58,7 +58,7 @@ def test_directions_that_have_their_rate_stay_as_they_are():
 
 
 def test_widening_changes_the_metric_and_not_the_values():
-    deviations = [10.0, 3.0, 2.0, 0.2]
+    deviations = [10.0, 3.0, 2.0, 0.3]
     quantizer = aligned(deviations)
     quantizer(latents_of(deviations))
     quantizer.eval()
@@ -75,7 +75,7 @@ def test_widening_changes_the_metric_and_not_the_values():
 def test_directions_without_variance_are_not_widened(deviations):
     quantizer = aligned(deviations)
     before = quantizer.projection.directions.detach().clone()
-    trained(quantizer, deviations, 300)
+    trained(quantizer, deviations, 150)
     assert torch.linalg.cond(quantizer.projection.directions) < 1.01 * torch.linalg.cond(before)
     assert all(torch.isfinite(value).all() for value in quantizer.state_dict().values())
 
@@ -93,7 +93,7 @@ def test_nothing_pulls_along_a_direction_that_falls_short():
 
 
 def test_a_forward_may_follow_another_before_the_backward():
-    quantizer, latents = aligned([1.0]), latents_of([10.0, 3.0, 2.0, 0.2]).requires_grad_()
+    quantizer, latents = aligned([1.0]), latents_of([10.0, 3.0, 2.0, 0.3]).requires_grad_()
     first, second = quantizer(latents), quantizer(latents)
     (first.loss + second.loss + first.values.sum() + second.values.sum()).backward()
     assert latents.grad.isfinite().all()
