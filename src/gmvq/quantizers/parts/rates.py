@@ -93,6 +93,8 @@ class LeastRates(nn.Module):
         is_short = (ratio < 1) & (variances > FAINTEST * variances.amax()) & pending
         widening = torch.where(is_short, ratio.clamp_min(1e-20).reciprocal().clamp_max(1 + SPEED), 1).sqrt()
         stretch = (directions * widening) @ directions.T
+        # exactly the identity, so that codes that are well stay as they are
+        stretch = torch.where(is_short.any(), stretch, torch.eye(len(stretch), device=stretch.device))
         self.covariance.copy_(stretch @ self.covariance @ stretch)
         # in full again where the variance is half above the least: a threshold would go back and forth
         self.pull.copy_((directions * (2 * ratio - 2).clamp(0, 1)) @ directions.T)
