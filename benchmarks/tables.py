@@ -98,6 +98,17 @@ def search_table(search: dict[str, Any]) -> str:
     return f"{markdown_table(['MSE (1e-3) / perplexity', *data.values()], rows)}\n\n{search['protocol']}"
 
 
+def long_table(long: dict[str, Any]) -> str:
+    """Formats the variants that were tried on the first steps of long training."""
+    heads = ["", "Seed", "Share of the weakest direction", "Steps", "Training MSE (1e-3)", "MSE (1e-3) / perplexity"]
+    rows = [
+        [row["what"], str(row["seed"]), f"{row['shares'][-1]:.2f} ({row['errors'][-1]:.2f})", f"{row['steps']:,}",
+         f"{row['training_mse']:.2f}", f"{row['mse']:.2f} / {row['perplexity']:.0f}" if row["mse"] else "-"]
+        for row in long["rows"]
+    ]  # fmt: skip
+    return f"{markdown_table(heads, rows)}\n\n{long['protocol']}"
+
+
 def read(name: str, folder: Path = RESULTS) -> dict[str, Any] | None:
     """Reads a result; returns None if it does not exist yet."""
     path = folder / name
@@ -193,6 +204,10 @@ def pages() -> dict[Path, str]:
     trials = json.loads((RESULTS / "trials.json").read_text())
     search = json.loads((RESULTS / "search.json").read_text())
     defaults, guide = ((ROOT / page).read_text() for page in ("docs/gm-vq.md", "docs/which-quantizer.md"))
+    defaults = between_marks(defaults, trials_table(trials))
+    defaults = between_marks(defaults, search_table(search), "search")
+    defaults = between_marks(defaults, search_table(search["later"]), "later search")
+    defaults = between_marks(defaults, long_table(search["long"]), "long search")
     results = [
         "# Measurements",
         "Written by `python benchmarks/tables.py` from `benchmarks/results/*.json`.",
@@ -219,11 +234,7 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "docs/kernels.md": kernels,
         ROOT / "docs/which-quantizer.md": between_marks(guide, short_table(everyone)),
-        ROOT / "docs/gm-vq.md": between_marks(
-            between_marks(between_marks(defaults, trials_table(trials)), search_table(search), "search"),
-            search_table(search["later"]),
-            "later search",
-        ),
+        ROOT / "docs/gm-vq.md": defaults,
         ROOT / "docs/modalities.md": between_marks(modalities, measured),
         ROOT / "docs/results.md": "\n\n".join(results) + "\n",
     }

@@ -8,13 +8,14 @@ r"""Vector quantization by a Gaussian mixture whose means are the codebook.
 
 The encoder gives :math:`\hat z`; the posterior over codes, its entropy, the density of the latents and every term of
 the objective follow from the model in closed form. So do the codebook and the variances, by online expectation
-maximization with three choices that keep all codes alive, without restarts:
+maximization with three choices that keep all codes alive, without restarts, and one that keeps all features alive:
 
 - Each latent counts for its most likely code alone (classification EM; Celeux and Govaert, 1992). With soft
   responsibilities the codes contract toward their mean, sigma grows, the posterior softens, and so on.
 - The M-step takes latents at the prices :math:`\log q_B(c) / p(c)` that ALBO's KL(q_B || p) puts on codes: the free
   minimum of ALBO over q(c | x) is the posterior times :math:`p / q_B`. So codes leave crowds for where they lack.
 - Every code keeps a least share of the responsibility, so that one far from all latents goes to the nearest of them.
+- Behind a projection, every direction of the latents keeps a least rate: see :mod:`gmvq.quantizers.parts.rates`.
 
 Equation (5) is taken in units of sigma, so that scaling latents and codebook together changes nothing.
 """
