@@ -225,8 +225,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         if self.learning:
             self._start(rows.detach(), kept)
         mixture = self._mixture(rows.dtype)
-        is_drawn = self._temperature() is not None  # where the kernel's gradient is the decoder's, too
-        step = self._step(mixture, rows if self.rates is None or is_drawn else self.rates.pulled(rows), kept)
+        step = self._step(mixture, self._pulled(rows), kept)
         if self.learning:
             self._collect(mixture, step, rows.detach(), kept)
         values, codes = self._values(mixture, step, rows)
@@ -237,6 +236,13 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         figures["posterior_entropy"] = assignment.mean(step.entropy.detach())
         figures["sigma"] = mixture.deviation()
         return Quantized(values, codes, loss, figures)
+
+    def _pulled(self, rows: Tensor) -> Tensor:
+        """Rows with the gradient that the objective's terms have in training."""
+        # of a relaxed sample, the kernel's gradient is the decoder's, too
+        if self.rates is None or not self.training or self._temperature() is not None:
+            return rows
+        return self.rates.pulled(rows)
 
     def _temperature(self) -> float | Tensor | None:
         """Temperature of the relaxed sample (6), None where codes are not drawn."""

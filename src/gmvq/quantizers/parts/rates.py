@@ -92,13 +92,17 @@ class LeastRates(nn.Module):
         ratio = variances.clamp_min(0) / (self.least * variance)
         is_short = (ratio < 1) & (variances > FAINTEST * variances.amax()) & pending
         widening = torch.where(is_short, ratio.clamp_min(1e-20).reciprocal().clamp_max(1 + SPEED), 1).sqrt()
-        stretch = (directions * widening) @ directions.T
-        # exactly the identity, so that codes that are well stay as they are
-        stretch = torch.where(is_short.any(), stretch, torch.eye(len(stretch), device=stretch.device))
+        stretch = _along(directions, widening)
         self.covariance.copy_(stretch @ self.covariance @ stretch)
         # in full again where the variance is half above the least: a threshold would go back and forth
-        self.pull.copy_((directions * (2 * ratio - 2).clamp(0, 1)) @ directions.T)
+        self.pull.copy_(_along(directions, (2 * ratio - 2).clamp(0, 1)))
         return stretch
+
+
+def _along(directions: Tensor, factors: Tensor) -> Tensor:
+    """The symmetric map by factors ``(L,)`` along directions ``(L, L)``; exactly the identity where all are 1."""
+    identity = torch.eye(len(factors), dtype=factors.dtype, device=factors.device)
+    return torch.where((factors == 1).all(), identity, (directions * factors) @ directions.T)
 
 
 def least_bits(codebook_size: int, code_dim: int) -> float:
