@@ -8,7 +8,7 @@ from accelerate.state import PartialState
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gmvq.quantizers import QUANTIZERS, vector
+from gmvq.quantizers import QUANTIZERS, random_projection, vector
 from gmvq.quantizers.parts import clustering, codebook
 from gmvq.training import Training, preparation, train
 from gmvq.training.loop import Loop
@@ -72,5 +72,6 @@ def test_no_step_needs_float64(data, make_model, make_training, tmp_path, monkey
     monkeypatch.setattr(Loop, "_step", watched)
     for module in (codebook, vector):
         monkeypatch.setattr(module, "uniform", coarse)
-    monkeypatch.setattr(clustering, "finest_type", lambda device: torch.float32)
+    for module in (clustering, random_projection):
+        monkeypatch.setattr(module, "finest_type", lambda device: torch.float32)
     train(make_model(quantizer), data, make_training(steps=3), tmp_path)
