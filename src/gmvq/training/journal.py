@@ -66,7 +66,10 @@ class Journal:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Reads the lines of a run's log; none if there is no log, and without those that are not as it writes them."""
+    """Reads the lines of a run's log; none if there is no log, and without lines cut off by a kill.
+
+    Their kind is a word and all else numbers, or None, as the log writes them: other values are left out.
+    """
     try:
         text = (run / FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -77,19 +80,13 @@ def read_log(run: Path) -> list[dict[str, Any]]:
             entry = parse_json(line.encode())
         except ValueError:
             continue
-        if isinstance(entry, dict) and _is_line(entry):
-            found.append(entry)
+        if isinstance(entry, dict):
+            found.append({name: value for name, value in entry.items() if _is_of_a_log(name, value)})
     return found
 
 
-def _is_line(entry: dict[str, Any]) -> bool:
-    """Whether an object is a line of a log: a kind, a step and numbers."""
-    metrics = (value for name, value in entry.items() if name != "kind")
-    return (
-        isinstance(entry.get("kind"), str)
-        and type(entry.get("step")) is int
-        and all(value is None or type(value) in (int, float) for value in metrics)
-    )
+def _is_of_a_log(name: str, value: object) -> bool:
+    return type(value) is str if name == "kind" else value is None or type(value) in (int, float)
 
 
 def _truncate(path: Path, step: int) -> None:

@@ -16,7 +16,7 @@ def symptoms(log: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         log: Lines of its log in order, see :class:`gmvq.training.journal.Journal`.
     """
     found = (
-        _stuck([line for line in log if line.get("kind") == "train"]),
+        _stuck([line for line in log if line.get("kind") == "train" and line.get("step") is not None]),
         _collapsed([line for line in log if line.get("kind") == "evaluation"]),
     )
     return tuple(each for each in found if each is not None)
