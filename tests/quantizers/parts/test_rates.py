@@ -15,10 +15,10 @@ def latents_of(deviations, number=2048, dim=16, seed=0):
     return rows @ directions
 
 
-def aligned(deviations, codebook_size=1024):
-    """A quantizer whose projection keeps exactly these directions."""
+def aligned():
+    """A quantizer whose projection keeps exactly the directions of the latents."""
     torch.manual_seed(0)
-    quantizer = GaussianMixtureQuantizer(16, codebook_size, codebook_dim=4)
+    quantizer = GaussianMixtureQuantizer(16, 1024, codebook_dim=4)
     directions = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(7))).Q[:4]
     quantizer.projection.directions.data.copy_(directions)
     return quantizer.train()
@@ -40,17 +40,17 @@ def trained(quantizer, deviations, steps=250):
 
 def test_a_narrow_direction_keeps_its_least_rate():
     deviations = [10.0, 3.0, 2.0, 0.3]
-    quantizer = trained(aligned(deviations), deviations)
+    quantizer = trained(aligned(), deviations)
     weakest = shares(quantizer, latents_of(deviations, seed=1000))[-1]
     assert weakest < 0.6  # of new latents; of those that it learned from a quarter
-    without = aligned(deviations)
+    without = aligned()
     without.rates = None
     assert shares(trained(without, deviations), latents_of(deviations, seed=1000))[-1] > 0.9
 
 
 def test_directions_that_have_their_rate_stay_as_they_are():
     deviations = [1.0, 0.9, 0.8, 0.7]
-    quantizer = aligned(deviations)
+    quantizer = aligned()
     before = quantizer.projection.directions.detach().clone()
     trained(quantizer, deviations, 50)
     assert torch.equal(quantizer.projection.directions, before)
@@ -59,7 +59,7 @@ def test_directions_that_have_their_rate_stay_as_they_are():
 
 def test_widening_changes_the_metric_and_not_the_values():
     deviations = [10.0, 3.0, 2.0, 0.3]
-    quantizer = aligned(deviations)
+    quantizer = aligned()
     quantizer(latents_of(deviations))
     quantizer.eval()
     codes = torch.arange(1024)
@@ -73,7 +73,7 @@ def test_widening_changes_the_metric_and_not_the_values():
 
 @pytest.mark.parametrize("deviations", [[0.0], [1.0], [1.0, 0.5]])
 def test_directions_without_variance_are_not_widened(deviations):
-    quantizer = aligned(deviations)
+    quantizer = aligned()
     before = quantizer.projection.directions.detach().clone()
     trained(quantizer, deviations, 150)
     assert torch.linalg.cond(quantizer.projection.directions) < 1.01 * torch.linalg.cond(before)
@@ -92,8 +92,14 @@ def test_nothing_pulls_along_a_direction_that_falls_short():
     assert rows.grad[:, 1].abs().max() < 0.01
 
 
+def test_the_pull_is_whole_until_there_are_rows():
+    rates = LeastRates(2, bits=1.0)
+    assert torch.equal(rates.update(torch.tensor(1.0)), torch.eye(2))
+    assert torch.equal(rates.pull, torch.eye(2))
+
+
 def test_in_evaluation_the_gradient_is_the_whole_one():
-    quantizer, latents = aligned([1.0]), latents_of([10.0, 3.0, 2.0, 0.05])
+    quantizer, latents = aligned(), latents_of([10.0, 3.0, 2.0, 0.05])
     quantizer(latents)
     quantizer.eval().rates.pull.zero_()
     quantizer(latents.requires_grad_()).loss.backward()
@@ -101,7 +107,7 @@ def test_in_evaluation_the_gradient_is_the_whole_one():
 
 
 def test_a_forward_may_follow_another_before_the_backward():
-    quantizer, latents = aligned([1.0]), latents_of([10.0, 3.0, 2.0, 0.3]).requires_grad_()
+    quantizer, latents = aligned(), latents_of([10.0, 3.0, 2.0, 0.3]).requires_grad_()
     first, second = quantizer(latents), quantizer(latents)
     (first.loss + second.loss + first.values.sum() + second.values.sum()).backward()
     assert latents.grad.isfinite().all()

@@ -95,7 +95,7 @@ class LeastRates(nn.Module):
         stretch = _along(directions, widening)
         self.covariance.copy_(stretch @ self.covariance @ stretch)
         # in full again where the variance is half above the least: a threshold would go back and forth
-        self.pull.copy_(_along(directions, (2 * ratio - 2).clamp(0, 1)))
+        self.pull.copy_(torch.where(pending, _along(directions, (2 * ratio - 2).clamp(0, 1)), self.pull))
         return stretch
 
 
