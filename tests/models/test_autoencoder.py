@@ -41,6 +41,14 @@ def test_any_size_and_any_channels(quantizer, size, channels):
     torch.testing.assert_close(model.reconstruct(images[1:]), decoded[1:], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("quantizer", ["vector-ema", "simvq", "residual", "none"])
+def test_equal_seeds_give_equal_networks_whatever_the_bottleneck(quantizer):
+    model, other = small(), small(quantizer)
+    for ours, theirs in ((model.encoder, other.encoder), (model.decoder, other.decoder)):
+        for name, value in ours.state_dict().items():
+            assert torch.equal(value, theirs.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("likelihood", ["gaussian", "mean-squared-error", "laplace", "bernoulli"])
 def test_each_pair_learns(quantizer, likelihood):
