@@ -33,6 +33,8 @@ MARKED = "short protocols", "leaderboard/page.py"
 """Name and writer in the marks around the tables of README and guide."""
 FIELD = GROUPS["all"]
 """The ranked contenders; the other contenders are points of studies."""
+KINDS = ("short", "medium", "full")
+"""Kinds of protocols by the length of training, which their names end in."""
 OURS = "gaussian-mixture"
 """GM-VQ with its defaults: the page gives its rank, and studies compare with it."""
 STUDIED = "cifar10-8x8-k1024-short"
@@ -295,12 +297,12 @@ def files(experiment: Experiment, root: Path = ROOT) -> dict[Path, str | Drawing
     """Returns pages and pictures to write by path, and None for pictures that no page shows."""
     standings = {name: standing(experiment, name) for name in experiment.tables}
     ablations = {name: ablation(experiment, study) for name, study in STUDIES.items()}
-    made = [contenders_drawing(experiment, "short"), contenders_drawing(experiment, "full")]
+    made = [contenders_drawing(experiment, kind) for kind in KINDS]
     made += [one.drawing for one in ablations.values() if one.drawing is not None]
     made += [course_drawing(experiment), *gradient_drawings((experiment.gradients or {"rows": []})["rows"])]
     drawings, folder = {drawing.name: drawing for drawing in made if drawing.data}, root / "docs" / IMAGES
     variables = {
-        **{kind: [name for name in PROTOCOLS if name.endswith(f"-{kind}")] for kind in ("short", "full")},
+        **{kind: [name for name in PROTOCOLS if name.endswith(f"-{kind}")] for kind in KINDS},
         "standings_of": lambda names: [standings[name] for name in names if name in standings],
         "pictured": [name for name in PROTOCOLS if (folder / f"reconstructions-{name}.jpg").is_file()],
         "experiment": experiment, "drawings": drawings, "standings": standings, "ablations": ablations,

@@ -22,7 +22,8 @@ import page  # noqa: E402
 import plots  # noqa: E402
 
 SHORT = ("cifar10-8x8-k1024-short", "fashion-mnist-7x7-k1024-short", "celeba64-16x16-k1024-short")
-FULL = "cifar10-8x8-k1024-full"
+LONG = {"medium": "cifar10-8x8-k1024-medium", "full": "cifar10-8x8-k1024-full"}
+FULL = LONG["full"]
 ERRORS = {"gaussian-mixture": 5.0, "vector": 7.0, "vector-ema": 5.5, "finite-scalar": 6.0}
 ALL = dict.fromkeys(GROUPS["all"], 9.0) | ERRORS
 EMA = CONTENDERS["vector-ema"].title
@@ -114,10 +115,11 @@ def test_nothing_is_decided_before_all_lines_were_run(tmp_path, errors, missing)
         ({"vector": 5.5, "vector-ema": 5.0}, 1, None),
     ],
 )
-def test_the_top_says_where_full_training_ends(tmp_path, errors, seeds, said):
-    tables = {**experiment(dict.fromkeys(SHORT, ALL)).tables, FULL: table(FULL, errors, seeds)}
+@pytest.mark.parametrize("kind", LONG)
+def test_the_top_says_where_long_training_ends(tmp_path, kind, errors, seeds, said):
+    tables = {**experiment(dict.fromkeys(SHORT, ALL)).tables, LONG[kind]: table(LONG[kind], errors, seeds)}
     top = rendered(page.Experiment(tables), tmp_path).split("\n\n")[2]
-    assert ("After full training on" in top) == (said is not None)
+    assert (f"After {kind} training on" in top) == (said is not None)
     assert said is None or said in top
     assert top.startswith("**GM-VQ at its defaults leads")
 

@@ -3,10 +3,11 @@
 A recipe is the protocol of one comparison; those in ``PROTOCOLS`` are frozen, so that rows compare over time.
 
 Their networks are SQ-VAE's (Takida et al., 2022, https://arxiv.org/abs/2205.07547), the training of the full ones is
-that of Huh et al. (2023, https://arxiv.org/abs/2305.08842). A short protocol has the same data and networks and 2,000
-steps of 64 images, averaged weights, and a learning rate for this number of steps. All have the Gaussian likelihood
-with its variance at the maximum-likelihood value: its gradient has the direction of the mean squared error's, and a
-different length, and a quantizer's terms in addition to a mean squared error are scaled accordingly.
+that of Huh et al. (2023, https://arxiv.org/abs/2305.08842). A medium protocol has the full one's batches, learning rate
+and its course, in an eighth of the steps. A short protocol has the same data and networks and 2,000 steps of 64 images,
+averaged weights, and a learning rate for this number of steps. All have the Gaussian likelihood with its variance at
+the maximum-likelihood value: its gradient has the direction of the mean squared error's, and a different length, and a
+quantizer's terms in addition to a mean squared error are scaled accordingly.
 """
 
 from __future__ import annotations
@@ -120,19 +121,24 @@ _SHORT = Training(
 )
 
 
-def _full(images: int) -> Training:
-    """Returns training over 90 epochs in batches of 32, 10 of them warm-up, without averaged weights."""
-    epoch = images // 32
+def _long(steps: int) -> Training:
+    """Returns training in batches of 32, the first ninth of the steps warm-up, without averaged weights."""
     return replace(
         _SHORT,
-        steps=90 * epoch,
+        steps=steps,
         batch_size=32,
         learning_rate=1e-4,
-        warmup_steps=10 * epoch,
+        warmup_steps=steps // 9,
         averaging_decay=0.0,
-        checkpoint_every=2 * epoch,
+        checkpoint_every=2500,
         log_every=100,
     )
+
+
+def _full(images: int) -> Training:
+    """Returns training over 90 epochs, 10 of them warm-up."""
+    epoch = images // 32
+    return replace(_long(90 * epoch), checkpoint_every=2 * epoch)
 
 
 _CIFAR10_HASH = "94d27d7faa9121c3bc0e378b7df6041fe15021d720b2d22cff41490bdd91b646"
@@ -188,6 +194,9 @@ PROTOCOLS: dict[str, Protocol] = {
             DataConfig("", Image(face_side=64), size=32),
             _FACES,
             _SHORT,
+        ),
+        _protocol(
+            "cifar10-8x8-k1024-medium", "CIFAR-10, 8x8 codes", _CIFAR10_HASH, (8, 8), _CIFAR10, _MODEL, _long(14_000)
         ),
         _protocol(
             "cifar10-8x8-k1024-full", "CIFAR-10, 8x8 codes", _CIFAR10_HASH, (8, 8), _CIFAR10, _MODEL, _full(40_000)
