@@ -25,7 +25,7 @@ from plots import plot_contenders, plot_course, plot_gradients, plot_study
 from svg import Drawing
 from tables import between_marks
 
-from gmvq.experiments import CONTENDERS, GROUPS, PROTOCOLS, STUDIES, Entry, Study, Table, printing, read_table
+from gmvq.experiments import CONTENDERS, GROUPS, PROTOCOLS, STUDIES, Entry, Study, Table, grid, printing, read_table
 
 ROOT, SCRIPTS = Path(__file__).resolve().parents[2], Path(__file__).resolve().parent
 PAGE, GUIDE, README, IMAGES = "docs/experiment.md", "docs/which-quantizer.md", "README.md", "images/experiment"
@@ -228,6 +228,61 @@ def ablation(experiment: Experiment, study: Study) -> Ablation:
     return found._replace(usage=span((entry.mean("usage") for entry in found.entries), ".1f", 100), drawing=drawing)
 
 
+class Robustness(NamedTuple):
+    """What a contender has over the grid of settings; the best of a setting is the lowest error of all contenders."""
+
+    contender: str
+    mean: float  # geometric mean of its error over the best, at each setting of each data set
+    worst: float  # largest of these quotients; infinite if a run diverged
+    where: str  # data and setting of the worst
+    errors: list[float | None]  # its largest error on each data set
+    usage: float  # least share of the codes in use
+    count: int  # runs
+
+
+def robustness(experiment: Experiment) -> tuple[list[str], list[Robustness], int]:
+    """Returns the data sets of the grid, its contenders by their worst case, and the number of missing runs."""
+    protocols = [name for name in PROTOCOLS if name.endswith("-grid")]
+    errors: dict[tuple[str, str], dict[str, float]] = {}
+    found: dict[str, list[tuple[str, str, Entry]]] = {}
+    missing = 0
+    for protocol in protocols:
+        entries = {one.contender: one for one in experiment.entries(protocol, GROUPS["grid"])}
+        missing += sum(name not in entries for name in GROUPS["grid"])
+        for base in grid.FIELD:
+            for place in grid.settings(base):
+                if (entry := entries.get(place.name(base))) is not None:
+                    mse = math.inf if entry.diverged else entry.mean("mse") or math.inf
+                    errors.setdefault((protocol, place.label), {})[base] = mse
+                    found.setdefault(base, []).append((protocol, place.label, entry))
+    lines = []
+    for base, there in found.items():
+        ratios, highest = [], dict.fromkeys(protocols, 0.0)
+        for protocol, label, _ in there:
+            at = errors[protocol, label]
+            ratios.append((at[base] / min(at.values()), f"{PROTOCOLS[protocol].title.split(',')[0]}, {label}"))
+            highest[protocol] = max(highest[protocol], at[base])
+        mean = math.exp(math.fsum(math.log(ratio) for ratio, _ in ratios) / len(ratios))
+        usage = min(entry.mean("usage") or 0.0 for _, _, entry in there)
+        own = [highest[name] or None for name in protocols]
+        runs = {row.key for _, _, entry in there for row in entry.rows}
+        lines.append(Robustness(base, mean, *max(ratios), own, usage, len(runs)))
+    titles = [PROTOCOLS[name].title.split(",")[0] for name in protocols]
+    return titles, sorted(lines, key=lambda line: (line.worst, line.mean)), missing
+
+
+def robustness_table(titles: Sequence[str], lines: Iterable[Robustness]) -> str:
+    """Formats the table of the grid."""
+    rows = []
+    for one in lines:
+        name = CONTENDERS[one.contender].title
+        highest = ["" if error is None else f"{1e3 * error:.2f}" for error in one.errors]
+        figures = [f"{one.mean:.3f}", f"{one.worst:.2f}", *highest, f"{100 * one.usage:.0f}", f"{one.count}"]
+        rows.append([f"**{name}**" if one.contender == OURS else name, one.where, *figures])
+    header = ["Contender", "Worst at", "Mean", "Worst", *(f"Highest MSE (1e-3), {title}" for title in titles)]
+    return printing.markdown_table([*header, "Least usage (%)", "Runs"], rows, 2)
+
+
 def contenders_drawing(experiment: Experiment, kind: str) -> Drawing:
     """Draws error against perplexity for all finished protocols of a kind."""
     panels = []
@@ -305,6 +360,7 @@ def files(experiment: Experiment, root: Path = ROOT) -> dict[Path, str | Drawing
         **{kind: [name for name in PROTOCOLS if name.endswith(f"-{kind}")] for kind in KINDS},
         "standings_of": lambda names: [standings[name] for name in names if name in standings],
         "pictured": [name for name in PROTOCOLS if (folder / f"reconstructions-{name}.jpg").is_file()],
+        "robustness": robustness(experiment),
         "experiment": experiment, "drawings": drawings, "standings": standings, "ablations": ablations,
     }  # fmt: skip
     pictures = {folder / f"{name}.svg": drawing for name, drawing in drawings.items()}

@@ -388,3 +388,22 @@ def test_refined_codes_are_set_against_the_encoders():
         ["VQ-VAE as published", "0", "5.000", ""],
         ["VQ-VAE as published", "4", "4.000", "-20.0%"],
     ]
+
+
+def test_the_grid_compares_each_error_with_the_best_of_its_setting(tmp_path):
+    name, other = "cifar10-8x8-k1024-grid", "celeba64-16x16-k1024-grid"
+    hot, few = "lr=0.003,batch=16", "codebook_dim=8"
+    errors = {"gaussian-mixture": 4.0, "vector-ema-4": 5.0, f"gaussian-mixture:{hot}": 8.0, f"vector-ema-4:{hot}": 4.0,
+              f"gaussian-mixture:{few}": 3.0, f"finite-scalar:{hot}": 9.0}  # fmt: skip
+    lost = row(name, "finite-scalar", 0, 1e-3, diverged="nan at step 7")
+    tables = {name: table(name, errors, 1, 0, [lost]), other: table(other, {"vector-ema-4": 2.0}, 1, 0, usage=0.25)}
+    said = rendered(page.Experiment(tables), tmp_path)
+    said = said.split("## Settings that nobody tuned")[1].split("## Ablations")[0]
+    ours, ema, fsq = (cells(said, title) for title in ("**GM-VQ**", CONTENDERS["vector-ema-4"].title, "FSQ"))
+    # in the middle, with its own 4 features and with 8; twice the best at the hot setting
+    assert ours[1:] == ["CIFAR-10, learning rate 0.003, batches of 16", "1.189", "2.00", "8.00", "", "", "100", "3"]
+    # 5 / 4 in the middle and with 4 features, the best at the hot setting, alone on the other data
+    assert ema[1:] == ["CIFAR-10, the protocol's", "1.093", "1.25", "5.00", "", "2.00", "25", "3"]
+    assert fsq[1:5] == ["CIFAR-10, the protocol's", "inf", "inf", "inf"]
+    assert f"Not run yet: {3 * len(GROUPS['grid']) - 8} runs." in said
+    assert said.index("| VQ-VAE, moving averages, 4 features | CIFAR-10") < said.index("| **GM-VQ** | CIFAR-10")

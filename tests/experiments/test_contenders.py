@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from gmvq.experiments import CONTENDERS, GROUPS, PROTOCOLS, STUDIES, chosen
+from gmvq.experiments import CONTENDERS, GROUPS, PROTOCOLS, STUDIES, chosen, grid
 from gmvq.experiments.protocols import LATENT_DIM
 from gmvq.quantizers import QUANTIZERS, make_bottleneck
 
@@ -57,3 +57,17 @@ def test_words_stand_for_contenders_once_each():
         chosen(["voronoi"])
     with pytest.raises(ValueError, match="at least one"):
         chosen([])
+
+
+def test_the_grid_varies_training_and_features_and_nothing_else():
+    run = PROTOCOLS["cifar10-8x8-k1024-grid"].run
+    for base in grid.FIELD:
+        places = list(grid.settings(base))
+        assert len(places) == 9 + (len(grid.CODE_DIMS) if base in grid.OWN_CODE_DIMS else 0)
+        for place in places:
+            one = CONTENDERS[place.name(base)]
+            assert dict(one.options) == {**CONTENDERS[base].options, **place.options}
+            training = one.run(run, seed=0).training
+            assert training.steps * training.batch_size == grid.IMAGES
+            assert training.warmup_steps == training.steps // grid.WARM_UP
+    assert len(GROUPS["grid"]) == 9 * len(grid.FIELD) + 2 * len(grid.OWN_CODE_DIMS) + 1

@@ -27,7 +27,7 @@ class Options:
 
     Args:
         recipes: One or more recipes of gmvq train, as photos or sentences.
-        quantizers: Quantizers to compare. Under a protocol: contenders, all, study:NAME or studies.
+        quantizers: Quantizers to compare. Under a protocol: contenders, all, study:NAME, studies or grid.
         seeds: Number of runs of each quantizer, with the seeds 0, 1, ...
         data: Path of a recipe's data, repeated for each recipe that needs it, as --data cifar10=PATH; under a protocol
             --data PATH.

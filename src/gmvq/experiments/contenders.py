@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gmvq.experiments import grid
 from gmvq.experiments.protocols import LATENT_DIM
 from gmvq.experiments.studies import STUDIES
 from gmvq.recipes import changed
@@ -104,21 +105,16 @@ DEFAULT = Contender("gaussian-mixture", "GM-VQ", "gaussian-mixture", {"codebook_
 
 
 def _variants() -> list[Contender]:
-    """Returns the variants of studies, which are not contenders by themselves."""
+    """Returns the variants of studies and of the grid, which are not contenders by themselves."""
     bases = {contender.name: contender for contender in (DEFAULT, _PAPER, *_RIVALS)}
+    wanted = [(point.contender, point) for study in STUDIES.values() for point in study.points]
+    wanted += [(place.name(name), place) for name in grid.FIELD for place in grid.settings(name)]
     found: dict[str, Contender] = {}
-    for study in STUDIES.values():
-        for point in study.points:
-            if point.contender in bases or point.contender in found:
-                continue
-            base = bases[point.contender.partition(":")[0]]
-            found[point.contender] = Contender(
-                point.contender,
-                f"{base.title}, {point.contender.partition(':')[2]}",
-                base.quantizer,
-                {**base.options, **point.options},
-                point.changes,
-            )
+    for name, changed_by in wanted:
+        if name not in bases:
+            base = bases[name.partition(":")[0]]
+            title, options = f"{base.title}, {name.partition(':')[2]}", {**base.options, **changed_by.options}
+            found.setdefault(name, Contender(name, title, base.quantizer, options, changed_by.changes))
     return list(found.values())
 
 
@@ -131,6 +127,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "all": (DEFAULT.name, _PAPER.name, *(contender.name for contender in _RIVALS)),
     **{f"study:{study.name}": tuple(point.contender for point in study.points) for study in STUDIES.values()},
     "studies": tuple(dict.fromkeys(point.contender for study in STUDIES.values() for point in study.points)),
+    "grid": tuple(dict.fromkeys(place.name(name) for name in grid.FIELD for place in grid.settings(name))),
 }
 """Names of groups of contenders."""
 

@@ -5,9 +5,10 @@ A recipe is the protocol of one comparison; those in ``PROTOCOLS`` are frozen, s
 Their networks are SQ-VAE's (Takida et al., 2022, https://arxiv.org/abs/2205.07547), the training of the full ones is
 that of Huh et al. (2023, https://arxiv.org/abs/2305.08842). A medium protocol has the full one's batches, learning rate
 and its course, in an eighth of the steps. A short protocol has the same data and networks and 2,000 steps of 64 images,
-averaged weights, and a learning rate for this number of steps. All have the Gaussian likelihood with its variance at
-the maximum-likelihood value: its gradient has the direction of the mean squared error's, and a different length, and a
-quantizer's terms in addition to a mean squared error are scaled accordingly.
+averaged weights, and a learning rate for this number of steps. A grid has a narrower network and half of these images,
+for many settings of the training, see :mod:`gmvq.experiments.grid`. All have the Gaussian likelihood with its variance
+at the maximum-likelihood value: its gradient has the direction of the mean squared error's, and a different length, and
+a quantizer's terms in addition to a mean squared error are scaled accordingly.
 """
 
 from __future__ import annotations
@@ -162,6 +163,13 @@ def _protocol(
     return Protocol(name, 1, title, data_hash, tokens, Run(name, data, model, training))
 
 
+def _grid(short: Protocol) -> Protocol:
+    name, run = f"{short.name.removesuffix('-short')}-grid", short.run
+    data, model = replace(run.data, evaluated=1000), replace(run.model, width=32)
+    training = replace(run.training, steps=1000, warmup_steps=50)
+    return replace(short, name=name, run=Run(name, data, model, training))
+
+
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
@@ -231,4 +239,5 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
     )
 }
+PROTOCOLS |= {grid.name: grid for grid in (_grid(one) for name, one in PROTOCOLS.items() if name.endswith("-short"))}
 """The frozen protocols by name."""
