@@ -208,6 +208,7 @@ def pages() -> dict[Path, str]:
     defaults = between_marks(defaults, search_table(search), "search")
     defaults = between_marks(defaults, search_table(search["later"]), "later search")
     defaults = between_marks(defaults, long_table(search["long"]), "long search")
+    defaults = between_marks(defaults, search_table(search["features"]), "features")
     results = [
         "# Measurements",
         "Written by `python benchmarks/tables.py` from `benchmarks/results/*.json`.",

@@ -78,7 +78,7 @@ VARIANTS: dict[str, Make] = {
     "vector-affine-ema": lambda: VectorQuantizer(DIM, SIZE, decay=0.9, parts=[Affine(0.9)]),
     "vector-spread": lambda: VectorQuantizer(DIM, SIZE, decay=None, parts=[Orthogonal(), Diversity()]),
     "vector-projected": lambda: VectorQuantizer(DIM, SIZE, codebook_dim=3),
-    "mixture-rates": lambda: GaussianMixtureQuantizer(DIM, 16, codebook_dim=2),
+    "mixture-rates": lambda: GaussianMixtureQuantizer(DIM, 32, codebook_dim=2),
     "mixture-elbo": lambda: GaussianMixtureQuantizer(DIM, SIZE, objective="elbo"),
     "mixture-fixed": lambda: GaussianMixtureQuantizer(DIM, SIZE, variance=0.5),
     "mixture-feature": lambda: GaussianMixtureQuantizer(DIM, SIZE, variance="feature", learned=("feature_weights",)),

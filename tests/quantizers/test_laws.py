@@ -353,7 +353,7 @@ def test_posterior_or_a_plain_error(make):
         return
     responsibilities, entropy, log_density = bottleneck.posterior(latents(5, 3))
     shape = (5, 3, *bottleneck.code_shape)
-    assert responsibilities.shape == (*shape, SIZE)
+    assert responsibilities.shape == (*shape, bottleneck.codebook_size)
     assert entropy.shape == (5, 3)
     assert log_density is None or log_density.shape == (5, 3)
     torch.testing.assert_close(responsibilities.sum(-1), torch.ones(shape))

@@ -15,7 +15,7 @@ maximization with three choices that keep all codes alive, without restarts, and
 - The M-step takes latents at the prices :math:`\log q_B(c) / p(c)` that ALBO's KL(q_B || p) puts on codes: the free
   minimum of ALBO over q(c | x) is the posterior times :math:`p / q_B`. So codes leave crowds for where they lack.
 - Every code keeps a least share of the responsibility, so that one far from all latents goes to the nearest of them.
-- Behind a projection, every direction of the latents keeps a least rate: see :mod:`gmvq.quantizers.parts.rates`.
+- Behind a projection, the widest directions of the latents keep a least rate: see :mod:`gmvq.quantizers.parts.rates`.
 
 Equation (5) is taken in units of sigma, so that scaling latents and codebook together changes nothing.
 """
@@ -42,7 +42,7 @@ from gmvq.quantizers.parts.gaussian_mixture import Mixture
 from gmvq.quantizers.parts.noise import AbstractNoise, as_noise
 from gmvq.quantizers.parts.objectives import AbstractObjective, Assignment, as_objective
 from gmvq.quantizers.parts.outliers import ORDINARY, counting_weights
-from gmvq.quantizers.parts.rates import LeastRates, least_bits
+from gmvq.quantizers.parts.rates import LeastRates, least_rate
 from gmvq.quantizers.parts.rows import row_weights
 from gmvq.quantizers.parts.schedules import Schedule, as_schedule, temperature_at
 from gmvq.quantizers.parts.variance import MixtureVariance
@@ -149,8 +149,8 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         self.learned = frozenset(learned)
         self.moving = MovingAverageCodebook(codebook_size, self.codebook_dim, decay)
         self.variance = MixtureVariance(variance, codebook_size, self.codebook_dim, decay)
-        bits = least_bits(codebook_size, self.codebook_dim)
-        self.rates = LeastRates(self.codebook_dim, bits) if self.projection is not None and bits > 0 else None
+        number, bits = least_rate(codebook_size, self.codebook_dim)
+        self.rates = LeastRates(self.codebook_dim, number, bits) if number and self.projection is not None else None
         self.learned_codes = nn.Parameter(self.moving.codes.clone()) if "codebook" in self.learned else None
         self.feature_logits = (
             nn.Parameter(torch.zeros(self.codebook_dim)) if "feature_weights" in self.learned else None

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gmvq.quantizers import GaussianMixtureQuantizer
-from gmvq.quantizers.parts.rates import LeastRates, least_bits
+from gmvq.quantizers.parts.rates import LeastRates, least_rate
 
 
 def latents_of(deviations, number=2048, dim=16, seed=0):
@@ -81,7 +81,7 @@ def test_directions_without_variance_are_not_widened(deviations):
 
 
 def test_nothing_pulls_along_a_direction_that_falls_short():
-    rates = LeastRates(2, bits=1.0)
+    rates = LeastRates(2, 2, bits=1.0)
     rows = torch.randn(1000, 2) * torch.tensor([1.0, 0.01])
     rates.collect(rows, torch.ones(1000))
     rates.update(torch.tensor(1e-3))
@@ -93,7 +93,7 @@ def test_nothing_pulls_along_a_direction_that_falls_short():
 
 
 def test_the_pull_is_whole_until_there_are_rows():
-    rates = LeastRates(2, bits=1.0)
+    rates = LeastRates(2, 2, bits=1.0)
     assert torch.equal(rates.update(torch.tensor(1.0)), torch.eye(2))
     assert torch.equal(rates.pull, torch.eye(2))
 
@@ -113,8 +113,20 @@ def test_a_forward_may_follow_another_before_the_backward():
     assert latents.grad.isfinite().all()
 
 
-def test_few_codes_leave_no_rate_for_each_direction():
-    assert GaussianMixtureQuantizer(16, 32).rates is None
-    assert GaussianMixtureQuantizer(16, 1024, codebook_dim=8).rates is None
+def test_only_the_widest_directions_keep_a_rate():
+    rates = LeastRates(3, 2, bits=1.0)
+    rows = torch.randn(1000, 3) * torch.tensor([0.01, 1.0, 0.02])
+    rates.collect(rows, torch.ones(1000))
+    widened = rates.update(torch.tensor(1e-3))
+    # the narrowest is pulled and not widened, the middle one widened and not pulled
+    assert torch.allclose(widened.diagonal(), torch.tensor([1.0, 1.0, 1.01**0.5]), atol=1e-4)
+    assert torch.allclose(rates.pull.diagonal(), torch.tensor([1.0, 1.0, 0.0]), atol=1e-2)
+
+
+def test_as_many_directions_keep_a_rate_as_there_are_bits_for():
+    assert least_rate(1024, 4) == (4, 1.0)
+    assert least_rate(1024, 8) == least_rate(1024, 64) == (4, 1.0)
+    assert least_rate(16, 4) == least_rate(1024, 1) == (0, 0.0)
+    assert all(0.75 <= bits <= 1 for size in range(23, 70_000, 7) for _, bits in [least_rate(size, 16)])
+    assert GaussianMixtureQuantizer(16, 16).rates is None
     assert GaussianMixtureQuantizer(4, 1024).rates is None  # no projection: its latents are the user's own
-    assert least_bits(1024, 4) == pytest.approx(1.0)

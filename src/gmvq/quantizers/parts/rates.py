@@ -1,4 +1,4 @@
-r"""A least rate for each direction of the latents, so that none starves.
+r"""A least rate for the widest directions of the latents, so that none of them starves.
 
 With :math:`\lambda_j` the variances of the latents along the eigen-directions of their covariance, and :math:`\sigma^2`
 the squared error that codes leave in each feature, direction j has a rate of about
@@ -21,9 +21,13 @@ from torch import Tensor, nn
 from gmvq.distributed import sum_over_ranks
 from gmvq.quantizers.parts.codebook import snapshot
 
-BELOW_FAIR = 1.5
-"""Bits by which the least rate lies below an even share of all bits, log2(K) / L. Trained without trouble, the weakest
-of four directions stays about 1.2 bits below it."""
+FAIR = 2.25
+"""Bits of an even share that a direction must have to count: at most log2(K) / 2.25 directions have a least rate, and
+that is at least 0.75 bits. With half a bit, a fourth of eight directions starved all the same."""
+
+MOST, BELOW_FAIR = 1.0, 1.5
+"""A least rate is one bit, or 1.5 bits below an even share of all bits where that is less. Trained without trouble, the
+weakest of four directions stays about 1.2 bits below it."""
 
 DECAY = 0.98
 """Share of the past in the covariance."""
@@ -40,7 +44,8 @@ class LeastRates(nn.Module):
 
     Args:
         code_dim: Features L.
-        bits: Least rate of a direction, above 0.
+        number: Number of directions with a least rate, the widest ones.
+        bits: Least rate of each, above 0.
     """
 
     covariance: Tensor
@@ -50,9 +55,9 @@ class LeastRates(nn.Module):
     pending_count: Tensor
     pending_squares: Tensor
 
-    def __init__(self, code_dim: int, bits: float) -> None:
+    def __init__(self, code_dim: int, number: int, bits: float) -> None:
         super().__init__()
-        self.least = 4.0**bits
+        self.number, self.least = number, 4.0**bits
         self.register_buffer("covariance", torch.zeros(code_dim, code_dim))
         self.register_buffer("has_started", torch.zeros(()))
         self.register_buffer("pull", torch.eye(code_dim))
@@ -90,6 +95,7 @@ class LeastRates(nn.Module):
         self.pending_squares.zero_()
         variances, directions = torch.linalg.eigh(self.covariance)
         ratio = variances.clamp_min(0) / (self.least * variance)
+        ratio[: len(ratio) - self.number] = torch.inf  # the narrowest come first
         is_short = (ratio < 1) & (variances > FAINTEST * variances.amax()) & pending
         widening = torch.where(is_short, ratio.clamp_min(1e-20).reciprocal().clamp_max(1 + SPEED), 1).sqrt()
         stretch = _along(directions, widening)
@@ -105,6 +111,13 @@ def _along(directions: Tensor, factors: Tensor) -> Tensor:
     return torch.where((factors == 1).all(), identity, (directions * factors) @ directions.T)
 
 
-def least_bits(codebook_size: int, code_dim: int) -> float:
-    """Least rate of a direction in bits; 0 or less where there are too few for all of them."""
-    return math.log2(codebook_size) / code_dim - BELOW_FAIR
+def least_rate(codebook_size: int, code_dim: int) -> tuple[int, float]:
+    """Number of directions with a least rate, and that rate in bits; (0, 0) where no two can have one.
+
+    Example:
+        >>> least_rate(1024, 4), least_rate(512, 64), least_rate(16, 4)
+        ((4, 1.0), (4, 0.75), (0, 0.0))
+    """
+    bits = math.log2(codebook_size)
+    number = min(code_dim, int(bits / FAIR))
+    return (number, min(MOST, bits / number - BELOW_FAIR)) if number > 1 else (0, 0.0)
