@@ -49,11 +49,11 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        dim = preset_of(config.quantizer).latent_dim(config.code_dim, config.codebook_size)
+        dim = preset_of(config.quantizer).latent_dim(config.code_dim, config.codes)
         self.encoder = self._network(Encoder, SQVAEEncoder, dim)
         # before the bottleneck: with equal seeds, models of different bottlenecks begin from the same networks
         decoder = self._network(Decoder, SQVAEDecoder, dim)
-        self.bottleneck = make_bottleneck(config.quantizer, dim, config.codebook_size, config.quantizer_options)
+        self.bottleneck = make_bottleneck(config.quantizer, dim, config.codes, config.quantizer_options)
         self.decoder = decoder
         self.likelihood = make_likelihood(config.likelihood or "", self.signal.values)
         rate = self.signal.rate if self.signal.values == "signed" and config.spectral_weight > 0 else None

@@ -24,7 +24,8 @@ class AutoencoderConfig:
         quantizer: A name in ``gmvq.quantizers.QUANTIZERS``, which has a title for each: ``gaussian-mixture`` is
             GM-VQ, ``vector-ema`` a VQ-VAE with moving averages, ``none`` a VAE.
         modality: Modality of the items with all its settings; None until the data are known.
-        codebook_size: Number of codes.
+        codebook_size: Number of codes; ``auto`` for the one under which held-out items and their codes take the fewest
+            bits together, which brief trials find before training.
         code_dim: Features of a latent; FSQ, LFQ and BSQ derive it from their codebook instead.
         width: Channels of the networks.
         downsampling: Samples of a token along each axis, a power of two; 1 for items without axes. None for the default
@@ -47,7 +48,7 @@ class AutoencoderConfig:
 
     quantizer: str = "gaussian-mixture"
     modality: Modality | None = Image(channels=3)
-    codebook_size: int = 512
+    codebook_size: int | Literal["auto"] = 512
     code_dim: int = 4
     width: int = 64
     downsampling: int | None = None
@@ -60,7 +61,11 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         preset_of(self.quantizer)
-        for name in ("codebook_size", "code_dim", "width", "blocks"):
+        if isinstance(self.codebook_size, str):
+            one_of("codebook_size", self.codebook_size, ("auto",))
+        else:
+            at_least("codebook_size", self.codebook_size, 1, "See AutoencoderConfig.")
+        for name in ("code_dim", "width", "blocks"):
             at_least(name, getattr(self, name), 1, "See AutoencoderConfig.")
         non_negative("spectral_weight", self.spectral_weight, "The default is 1.")
         one_of("network", self.network, get_args(NetworkName))
@@ -92,6 +97,17 @@ class AutoencoderConfig:
         if self.modality is None:
             raise ValueError("'modality' must be known for a model, got None. Give for example Image(channels=3).")
         return self.modality.signal
+
+    @property
+    def codes(self) -> int:
+        """Number of codes.
+
+        Raises:
+            ValueError: If it is not known yet.
+        """
+        if isinstance(self.codebook_size, str):
+            raise ValueError("'codebook_size' must be a number for a model, got 'auto'. 'gmvq train' finds one.")
+        return self.codebook_size
 
     @property
     def stride(self) -> int:

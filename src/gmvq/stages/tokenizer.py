@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import statistics
 import warnings
 from collections.abc import Mapping
@@ -15,19 +17,25 @@ from torch import nn
 
 from gmvq import hub
 from gmvq.data import evenly_spaced
-from gmvq.data.writing import naming
+from gmvq.data.sealing import read_record
+from gmvq.data.writing import naming, write_json
 from gmvq.evaluation import Evaluation, evaluate
 from gmvq.losses import FeatureLoss, vgg16_features
 from gmvq.modalities import Data, fingerprint
 from gmvq.models import AdversarialConfig, Autoencoder, AutoencoderConfig
 from gmvq.networks import Classifier
+from gmvq.quantizers.catalogue import preset_of
+from gmvq.quantizers.gaussian import GaussianBottleneck
 from gmvq.reports.run_page import write_report
+from gmvq.stages import codebook_size
 from gmvq.stages.classifier import learned_classifier
 from gmvq.stages.data import DataConfig, load_data
-from gmvq.stages.layout import RECORD, recorded
+from gmvq.stages.layout import METRICS, RECORD, read_json, recorded, recorded_of
 from gmvq.stages.stage import Stage
 from gmvq.training import Training, train
+from gmvq.training.monitoring import NonFiniteLossError
 from gmvq.training.progress import counting
+from gmvq.training.ranks import is_main, wait_for_ranks
 from gmvq.training.tasks import check_sides
 
 LEARNED = "learned"
@@ -36,6 +44,10 @@ SHOWN = 8
 """Largest number of items in the picture of reconstructions."""
 FEATURES = "features"
 """Name of the folder of the classifier for the feature distance, if the run trains one."""
+SIZES, SIZE = "codebook-sizes", "codebook-size.json"
+"""Names of the folder of the trials of codebook sizes, while they run, and of the file of what they found."""
+MEASURED_IN_A_TRIAL = 1024
+"""Largest number of held-out items that a trial is measured on."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,7 @@ class TokenizerStage(Stage[Autoencoder]):
         self.run = fitted(run, self.data)
         self.times: dict[str, float] = {}
         self.evaluation: Evaluation | None = None
+        self.divergence: NonFiniteLossError | None = None
         if self.run.adversarial is not None:
             check_sides(self.run.adversarial, self.data, self.run.data.size)
 
@@ -164,7 +177,7 @@ class TokenizerStage(Stage[Autoencoder]):
         }
 
     def learn(self, *, resume: bool) -> Autoencoder:  # noqa: D102
-        run = self.run
+        run = self._sized(resume=resume)
         features = None if run.features is None else self._features(run.features)
         torch.manual_seed(run.training.seed)
         model = Autoencoder(run.model)
@@ -187,6 +200,54 @@ class TokenizerStage(Stage[Autoencoder]):
         self.warnings = trained.warnings
         self.times = {"seconds": trained.seconds, "items_per_second": trained.items_per_second}
         return trained.model
+
+    def _sized(self, *, resume: bool) -> Run:
+        """Returns the run with a number of codes, which trials find if it has none.
+
+        Raises:
+            ValueError: If the run starts from another, or has no codes.
+            NonFiniteLossError: If every trial diverges.
+        """
+        run = self.run
+        if not isinstance(run.model.codebook_size, str):
+            return run
+        if run.start is not None:
+            raise ValueError("'codebook_size' must be that of the run to start from, got 'auto'. Give its number.")
+        if preset_of(run.model.quantizer).make is GaussianBottleneck:
+            raise ValueError(f"'codebook_size' of {run.model.quantizer} cannot be 'auto': it has no codes.")
+        there = read_json(self.out / SIZE) if resume else None
+        if there is None:
+            self.say("Looking for the number of codes by brief trials ...")
+            found = codebook_size.tried(self._bits_of)
+            chosen = min(found, key=lambda size: found[size])
+            if math.isinf(found[chosen]) and self.divergence is not None:
+                raise self.divergence
+            finite = {size: bits for size, bits in sorted(found.items()) if math.isfinite(bits)}
+            there = {"codebook_size": chosen, "elbo_bits_per_dim": {f"{size}": bits for size, bits in finite.items()}}
+            said = ", ".join(f"{size:,}: {bits:.4f}" for size, bits in finite.items())
+            self.say(f"{chosen:,} codes. Bits per dimension of held-out items, codes included: {said}")
+            if is_main():
+                write_json(self.out / SIZE, there)
+                shutil.rmtree(self.out / SIZES)
+            wait_for_ranks(self.out)
+        return replace(run, model=replace(run.model, codebook_size=int(there["codebook_size"])))
+
+    def _bits_of(self, size: int) -> float:
+        """Trains briefly with a number of codes, and returns the bits per dimension of held-out items."""
+        own = self.run
+        training, model = codebook_size.of_a_trial(own.training), replace(own.model, codebook_size=size)
+        data = replace(own.data, evaluated=min(MEASURED_IN_A_TRIAL, own.data.evaluated or MEASURED_IN_A_TRIAL))
+        trial = replace(own, data=data, model=model, training=training, adversarial=None, features=None)
+        folder = self.out / SIZES / f"{size}"
+        stage = TokenizerStage(trial, folder, self.console, self.data)
+        try:
+            # a trial that was interrupted goes on; one of another run is trained again
+            stage.carry_out(resume=True, overwrite=recorded_of(folder, stage.settings()) != [], report=False)
+        except NonFiniteLossError as error:
+            self.divergence = error
+            return math.inf
+        wait_for_ranks(folder)
+        return float(read_record(folder / METRICS)["elbo_bits_per_dim"])
 
     def measure(self, model: Autoencoder) -> dict[str, Any]:
         """Computes the metrics of :func:`gmvq.evaluation.evaluate` with hard codes.
