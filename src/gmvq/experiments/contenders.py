@@ -89,15 +89,16 @@ _RIVALS = (
     Contender("hierarchical", "VAR's scales, 181 codes", "hierarchical"),
 )
 
+# the paper's parts in all but the number of features: with as many as the latents have it keeps few codes
 _PAPER = Contender(
     "gaussian-mixture-paper",
-    "GM-VQ as in the paper: relaxed sample, noise, codes of 64 features by gradient",
+    "GM-VQ in the paper's form: relaxed sample, noise, codes and feature weights by gradient",
     "gaussian-mixture",
     {
-        "codebook_dim": LATENT_DIM,
+        **_LOW,
         "estimator": {"kind": "GumbelSoftmax", "temperature": {"kind": "Geometric", "start": 1.0, "end": 0.1}},
         "noise": 1.0,
-        "learned": ["codebook"],
+        "learned": ["codebook", "feature_weights"],
     },
 )
 

@@ -68,6 +68,11 @@ def _gumbel(**options: Any) -> dict[str, Any]:  # noqa: ANN401
     return {"kind": "GumbelSoftmax", **options}
 
 
+def _wide(label: str, setting: str, **options: Any) -> Point:  # noqa: ANN401
+    """The paper's form with codes of 64 features, as the latents of the protocols have."""
+    return Point(label, f"gaussian-mixture-paper:64{setting}", options={"codebook_dim": 64, **options})
+
+
 _COOLING = {"kind": "Geometric", "start": 1.0, "end": 0.1}
 
 _STUDIES = (
@@ -165,6 +170,20 @@ _STUDIES = (
             _option("codes by gradient", "learned=codebook", learned=["codebook"]),
             _option("feature weights", "learned=feature_weights", learned=["feature_weights"]),
             _option("mixture weights", "learned=mixture_weights", learned=["mixture_weights"]),
+        ),
+    ),
+    Study(
+        "paper",
+        "The paper's form, and what costs it its codes",
+        "form",
+        "category",
+        (
+            Point("4 features", "gaussian-mixture-paper"),
+            _wide("64 features", ""),
+            _wide("64, no noise", ",noise=0", noise=0.0),
+            _wide("64, hard codes", ",hard", estimator={"kind": "StraightThrough"}),
+            _wide("64, codes by the M-step", ",m-step", learned=["feature_weights"]),
+            _wide("64, feature weights fixed", ",equal", learned=["codebook"]),
         ),
     ),
     Study(
