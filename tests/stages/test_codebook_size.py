@@ -36,8 +36,8 @@ def test_a_size_that_diverges_is_not_taken():
     assert all(math.isinf(bits) for bits in tried(lambda size: math.inf).values())
 
 
-def test_a_trial_is_a_tenth_of_the_run_but_not_below_200_steps_or_beyond_the_run():
-    for steps, wanted in ((10_000, 1000), (1500, 200), (100, 100)):
+def test_a_trial_is_a_quarter_of_the_run_but_not_below_200_steps_or_beyond_the_run():
+    for steps, wanted in ((10_000, 2500), (600, 200), (100, 100)):
         trial = of_a_trial(Training(steps=steps, warmup_steps=steps // 10, keep_best=True))
         assert (trial.steps, trial.warmup_steps) == (wanted, wanted // 10)
 

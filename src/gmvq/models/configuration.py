@@ -25,7 +25,7 @@ class AutoencoderConfig:
             GM-VQ, ``vector-ema`` a VQ-VAE with moving averages, ``none`` a VAE.
         modality: Modality of the items with all its settings; None until the data are known.
         codebook_size: Number of codes; ``auto`` for the one under which held-out items and their codes take the fewest
-            bits together, which brief trials find before training.
+            bits together, which shorter trials find before training.
         code_dim: Features of a latent; FSQ, LFQ and BSQ derive it from their codebook instead.
         width: Channels of the networks.
         downsampling: Samples of a token along each axis, a power of two; 1 for items without axes. None for the default

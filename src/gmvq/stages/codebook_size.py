@@ -15,8 +15,9 @@ from gmvq.training import Training
 SIZES = (4, 16, 64, 256, 1024, 4096, 16384)
 """Sizes to choose from. All are even powers of two: any quantizer, and two levels of equal sizes, can have them."""
 FIRST = 256
-SHARE, LEAST = 10, 200
-"""A trial has one in SHARE of the run's steps, at least LEAST, and no more than the run."""
+SHARE, LEAST = 4, 200
+"""A trial has one in SHARE of the run's steps, at least LEAST, and no more than the run. Shorter ones choose too few
+codes: what a decoder has not learned yet, no code can tell it."""
 
 
 def tried(bits_of: Callable[[int], float]) -> dict[int, float]:

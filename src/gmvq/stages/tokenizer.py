@@ -217,7 +217,7 @@ class TokenizerStage(Stage[Autoencoder]):
             raise ValueError(f"'codebook_size' of {run.model.quantizer} cannot be 'auto': it has no codes.")
         there = read_json(self.out / SIZE) if resume else None
         if there is None:
-            self.say("Looking for the number of codes by brief trials ...")
+            self.say("Looking for the number of codes by shorter trials ...")
             found = codebook_size.tried(self._bits_of)
             chosen = min(found, key=lambda size: found[size])
             if math.isinf(found[chosen]) and self.divergence is not None:
@@ -233,7 +233,7 @@ class TokenizerStage(Stage[Autoencoder]):
         return replace(run, model=replace(run.model, codebook_size=int(there["codebook_size"])))
 
     def _bits_of(self, size: int) -> float:
-        """Trains briefly with a number of codes, and returns the bits per dimension of held-out items."""
+        """Trains for a part of the steps with a number of codes, and returns the bits per dimension of held-out items."""
         own = self.run
         training, model = codebook_size.of_a_trial(own.training), replace(own.model, codebook_size=size)
         data = replace(own.data, evaluated=min(MEASURED_IN_A_TRIAL, own.data.evaluated or MEASURED_IN_A_TRIAL))
