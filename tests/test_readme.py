@@ -91,6 +91,14 @@ def test_every_quantizer_and_estimator_is_named():
     assert [name for name in wanted if f"`{name}`" not in README] == []
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/gm-vq.md"])
+def test_what_is_said_of_the_papers_form_is_what_its_row_says(page):
+    text = (Path(__file__).parent.parent / page).read_text()
+    (said,) = re.findall(r"keep (\d+ to \d+) % of their codes", " ".join(text.split()))
+    (row,) = re.findall(r"^\| GM-VQ in the paper's form.*$", README, flags=re.MULTILINE)
+    assert f"| {said} |" in row
+
+
 def test_links_and_pictures_are_there():
     root = Path(__file__).parent.parent
     for target in re.findall(r"\]\(([^)]+)\)", README):
