@@ -109,6 +109,24 @@ def long_table(long: dict[str, Any]) -> str:
     return f"{markdown_table(heads, rows)}\n\n{long['protocol']}"
 
 
+def sizes_table(result: dict[str, Any]) -> str:
+    """Formats bits by the number of codes, and what auto finds."""
+    sizes = sorted({row["asked"] for row in result["rows"]} - {"auto"}, key=int)
+    rows = []
+    for recipe in dict.fromkeys(row["recipe"] for row in result["rows"]):
+        runs = {row["asked"]: row for row in result["rows"] if row["recipe"] == recipe}
+        bits = {size: runs[size]["bits"] for size in sizes if size in runs}
+        best, found = min(bits, key=bits.__getitem__), runs["auto"]
+        cells = [f"**{bits[size]:.3f}**" if size == best else f"{bits[size]:.3f}" for size in sizes]
+        rows.append([f"`{recipe}`", *cells, f"{found['codes']:,}", f"{found['bits'] - bits[best]:+.3f}"])
+    header = ["Bits per dimension", *(f"K = {size:,}" for size in sizes), "auto finds", "above the least"]
+    note = (
+        "Held-out items and their codes together, after each recipe's whole training on its bundled data, one seed. "
+        f"{made_by([result])}. `python benchmarks/codebook_size.py`"
+    )
+    return f"{markdown_table(header, rows)}\n\n{note}"
+
+
 def read(name: str, folder: Path = RESULTS) -> dict[str, Any] | None:
     """Reads a result; returns None if it does not exist yet."""
     path = folder / name
@@ -203,12 +221,14 @@ def pages() -> dict[Path, str]:
     dropped = json.loads((RESULTS / "drop_in.json").read_text())
     trials = json.loads((RESULTS / "trials.json").read_text())
     search = json.loads((RESULTS / "search.json").read_text())
+    sizes = json.loads((RESULTS / "codebook_size.json").read_text())
     defaults, guide = ((ROOT / page).read_text() for page in ("docs/gm-vq.md", "docs/which-quantizer.md"))
     defaults = between_marks(defaults, trials_table(trials))
     defaults = between_marks(defaults, search_table(search), "search")
     defaults = between_marks(defaults, search_table(search["later"]), "later search")
     defaults = between_marks(defaults, long_table(search["long"]), "long search")
     defaults = between_marks(defaults, search_table(search["features"]), "features")
+    guide = between_marks(between_marks(guide, short_table(everyone)), sizes_table(sizes), "sizes")
     results = [
         "# Measurements",
         "Written by `python benchmarks/tables.py` from `benchmarks/results/*.json`.",
@@ -234,7 +254,7 @@ def pages() -> dict[Path, str]:
         kernels = between_marks(kernels, text, name)
     return {
         ROOT / "docs/kernels.md": kernels,
-        ROOT / "docs/which-quantizer.md": between_marks(guide, short_table(everyone)),
+        ROOT / "docs/which-quantizer.md": guide,
         ROOT / "docs/gm-vq.md": defaults,
         ROOT / "docs/modalities.md": between_marks(modalities, measured),
         ROOT / "docs/results.md": "\n\n".join(results) + "\n",

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gmvq.experiments import grid
-from gmvq.experiments.protocols import LATENT_DIM
 from gmvq.experiments.studies import STUDIES
 from gmvq.recipes import changed
 from gmvq.stages.tokenizer import Run

@@ -233,7 +233,7 @@ class TokenizerStage(Stage[Autoencoder]):
         return replace(run, model=replace(run.model, codebook_size=int(there["codebook_size"])))
 
     def _bits_of(self, size: int) -> float:
-        """Trains for a part of the steps with a number of codes, and returns the bits per dimension of held-out items."""
+        """Trains for a part of the steps with a number of codes; returns bits per dimension of held-out items."""
         own = self.run
         training, model = codebook_size.of_a_trial(own.training), replace(own.model, codebook_size=size)
         data = replace(own.data, evaluated=min(MEASURED_IN_A_TRIAL, own.data.evaluated or MEASURED_IN_A_TRIAL))
