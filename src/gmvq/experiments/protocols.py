@@ -239,5 +239,6 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
     )
 }
-PROTOCOLS |= {grid.name: grid for grid in (_grid(one) for name, one in PROTOCOLS.items() if name.endswith("-short"))}
 """The frozen protocols by name."""
+
+PROTOCOLS |= {grid.name: grid for grid in (_grid(one) for name, one in PROTOCOLS.items() if name.endswith("-short"))}
