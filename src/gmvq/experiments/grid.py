@@ -15,7 +15,7 @@ LEARNING_RATE, BATCH_SIZE = 1e-3, 64
 """The setting in the middle of the grid."""
 LEARNING_RATES, BATCH_SIZES, CODE_DIMS = (3e-4, 1e-3, 3e-3), (16, 64, 256), (4, 8, 16)
 WARM_UP = 20
-"""One of so many steps is warm-up."""
+"""The warm-up takes one in WARM_UP steps."""
 FIELD = (
     "gaussian-mixture",
     "vector-ema-4-light",
