@@ -21,6 +21,7 @@ from gmvq.data.parsing import read_json
 from gmvq.data.writing import write_json
 from gmvq.stages.codebook_size import SIZES
 from gmvq.stages.layout import METRICS
+from gmvq.stages.tokenizer import FOUND
 from gmvq.training.provenance import commit, hardware, versions
 
 FORMAT = "gmvq.codebook-size"
@@ -34,7 +35,7 @@ def trained(name: str, size: int | str, out: Path, threads: int) -> dict[str, An
     is_there, start = (folder / METRICS).exists(), time.perf_counter()
     metrics = recipes.run(run, folder, console=Console(quiet=True), report=False)
     seconds = time.perf_counter() - start
-    found = read_json(folder / "codebook-size.json") if size == "auto" else {"codebook_size": size}
+    found = read_json(folder / FOUND) if size == "auto" else {"codebook_size": size}
     row = {"recipe": name, "asked": size, "codes": found["codebook_size"], "bits": metrics["elbo_bits_per_dim"]}
     row |= {"headline": metrics[metrics["headline"]], "metric": metrics["headline"], "seconds": metrics["seconds"]}
     trials = None if is_there or size != "auto" else seconds - metrics["seconds"] - metrics["coding_seconds"]

@@ -44,7 +44,7 @@ SHOWN = 8
 """Largest number of items in the picture of reconstructions."""
 FEATURES = "features"
 """Name of the folder of the classifier for the feature distance, if the run trains one."""
-SIZES, SIZE = "codebook-sizes", "codebook-size.json"
+TRIALS, FOUND = "codebook-sizes", "codebook-size.json"
 """Names of the folder of the trials of codebook sizes, while they run, and of the file of what they found."""
 MEASURED_IN_A_TRIAL = 1024
 """Largest number of held-out items that a trial is measured on."""
@@ -215,7 +215,7 @@ class TokenizerStage(Stage[Autoencoder]):
             raise ValueError("'codebook_size' must be that of the run to start from, got 'auto'. Give its number.")
         if preset_of(run.model.quantizer).make is GaussianBottleneck:
             raise ValueError(f"'codebook_size' of {run.model.quantizer} cannot be 'auto': it has no codes.")
-        there = read_json(self.out / SIZE) if resume else None
+        there = read_json(self.out / FOUND) if resume else None
         if there is None:
             self.say("Looking for the number of codes by shorter trials ...")
             found = codebook_size.tried(self._bits_of)
@@ -227,8 +227,9 @@ class TokenizerStage(Stage[Autoencoder]):
             said = ", ".join(f"{size:,}: {bits:.4f}" for size, bits in finite.items())
             self.say(f"{chosen:,} codes. Bits per dimension of held-out items, codes included: {said}")
             if is_main():
-                write_json(self.out / SIZE, there)
-                shutil.rmtree(self.out / SIZES)
+                with naming("What the trials found", "Make room there: the same command goes on after the trials."):
+                    write_json(self.out / FOUND, there)
+                shutil.rmtree(self.out / TRIALS)
             wait_for_ranks(self.out)
         return replace(run, model=replace(run.model, codebook_size=int(there["codebook_size"])))
 
@@ -238,7 +239,7 @@ class TokenizerStage(Stage[Autoencoder]):
         training, model = codebook_size.of_a_trial(own.training), replace(own.model, codebook_size=size)
         data = replace(own.data, evaluated=min(MEASURED_IN_A_TRIAL, own.data.evaluated or MEASURED_IN_A_TRIAL))
         trial = replace(own, data=data, model=model, training=training, adversarial=None, features=None)
-        folder = self.out / SIZES / f"{size}"
+        folder = self.out / TRIALS / f"{size}"
         stage = TokenizerStage(trial, folder, self.console, self.data)
         try:
             # a trial that was interrupted goes on; one of another run is trained again
