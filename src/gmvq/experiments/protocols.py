@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from gmvq.experiments import grid
 from gmvq.modalities import Data, Image, fingerprint
 from gmvq.models import AutoencoderConfig
 from gmvq.stages.data import DataConfig
@@ -166,7 +167,8 @@ def _protocol(
 def _grid(short: Protocol) -> Protocol:
     name, run = f"{short.name.removesuffix('-short')}-grid", short.run
     data, model = replace(run.data, evaluated=1000), replace(run.model, width=32)
-    training = replace(run.training, steps=1000, warmup_steps=50)
+    steps = grid.IMAGES // run.training.batch_size
+    training = replace(run.training, steps=steps, warmup_steps=steps // grid.WARM_UP)
     return replace(short, name=name, run=Run(name, data, model, training))
 
 
