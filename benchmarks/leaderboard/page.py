@@ -260,7 +260,10 @@ def robustness(experiment: Experiment) -> tuple[list[str], list[Robustness], int
         ratios, highest = [], dict.fromkeys(protocols, 0.0)
         for protocol, label, _ in there:
             at = errors[protocol, label]
-            ratios.append((at[base] / min(at.values()), f"{PROTOCOLS[protocol].title.split(',')[0]}, {label}"))
+            least = min(at.values())
+            # where all diverge, each is as good as the best
+            ratio = at[base] / least if math.isfinite(least) else 1.0
+            ratios.append((ratio, f"{PROTOCOLS[protocol].title.split(',')[0]}, {label}"))
             highest[protocol] = max(highest[protocol], at[base])
         mean = math.exp(math.fsum(math.log(ratio) for ratio, _ in ratios) / len(ratios))
         usage = min(entry.mean("usage") or 0.0 for _, _, entry in there)
@@ -275,11 +278,10 @@ def robustness_table(titles: Sequence[str], lines: Iterable[Robustness]) -> str:
     """Formats the table of the grid."""
     rows = []
     for one in lines:
-        name = CONTENDERS[one.contender].title
         highest = ["" if error is None else f"{1e3 * error:.2f}" for error in one.errors]
         figures = [f"{one.mean:.3f}", f"{one.worst:.2f}", *highest, f"{100 * one.usage:.0f}", f"{one.count}"]
-        rows.append([f"**{name}**" if one.contender == OURS else name, one.where, *figures])
-    header = ["Contender", "Worst at", "Mean", "Worst", *(f"Highest MSE (1e-3), {title}" for title in titles)]
+        rows.append([title(Entry(one.contender, ()), bold=True), one.where, *figures])
+    header = ["Contender", "Worst at", "Mean", "Worst", *(f"Highest MSE (1e-3), {name}" for name in titles)]
     return printing.markdown_table([*header, "Least usage (%)", "Runs"], rows, 2)
 
 
