@@ -42,7 +42,7 @@ def test_any_size_and_any_channels(quantizer, size, channels):
 
 
 @pytest.mark.parametrize("quantizer", ["vector-ema", "simvq", "residual", "none"])
-def test_equal_seeds_give_equal_networks_whatever_the_bottleneck(quantizer):
+def test_equal_seeds_give_equal_networks_for_bottlenecks_as_wide(quantizer):
     model, other = small(), small(quantizer)
     for ours, theirs in ((model.encoder, other.encoder), (model.decoder, other.decoder)):
         for name, value in ours.state_dict().items():

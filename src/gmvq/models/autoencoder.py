@@ -51,7 +51,7 @@ class Autoencoder(nn.Module):
         self.config = config
         dim = preset_of(config.quantizer).latent_dim(config.code_dim, config.codes)
         self.encoder = self._network(Encoder, SQVAEEncoder, dim)
-        # before the bottleneck: with equal seeds, models of different bottlenecks begin from the same networks
+        # before the bottleneck: with equal seeds, bottlenecks of latents as wide begin from the same networks
         decoder = self._network(Decoder, SQVAEDecoder, dim)
         self.bottleneck = make_bottleneck(config.quantizer, dim, config.codes, config.quantizer_options)
         self.decoder = decoder
