@@ -27,7 +27,7 @@ PAGES = [path for pattern in ("*.md", "api/*.rst") for path in sorted(DOCS.glob(
 ROOMS = (
     "gmvq",
     *(f"gmvq.{room}" for room in ("quantizers", "models", "losses", "metrics", "data", "modalities", "priors")),
-    *(f"gmvq.{room}" for room in ("training", "tokenization", "reports", "stages", "experiments")),
+    *(f"gmvq.{room}" for room in ("training", "tokenization", "reports", "stages", "experiments", "codec", "entropy")),
 )
 """Packages whose public classes and functions are all documented."""
 

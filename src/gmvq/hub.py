@@ -5,8 +5,9 @@ A part's folder holds ``model.safetensors`` (weights) and ``config.json``::
     {"format": "gmvq.autoencoder", "version": 1, "gmvq": "0.1.0", "config": {...}, "fingerprint": "sha256 ...",
      "digest": "sha256 ..."}
 
-A part is a tokenizer, a prior, a diffusion decoder or a classifier. The fingerprint is the SHA-256 of the configuration
-and of all weights by name; both files have it. Token files, priors and decoders store that of their tokenizer.
+A part is a tokenizer, a prior, a diffusion decoder, a classifier, or the entropy model of a codec. The fingerprint is
+the SHA-256 of the configuration and of all weights by name; both files have it. Token files, priors, decoders and
+entropy models store that of their tokenizer.
 
 Files that may come from strangers are read in an order in which each step bounds the next: sizes, JSON, fields, shapes
 of the weights against those of a model without memory, and last the weights. See :mod:`gmvq.data.sealing`.
@@ -28,6 +29,8 @@ from torch import Tensor, nn
 from gmvq.data.locking import locked
 from gmvq.data.parsing import DamagedFileError
 from gmvq.data.sealing import DTYPES, Form, Held, SealedFile, bytes_of, read_record, write_record, write_sealed
+from gmvq.entropy import EntropyModel
+from gmvq.entropy import model as entropy
 from gmvq.models import Autoencoder, AutoencoderConfig, DiffusionConfig, DiffusionDecoder
 from gmvq.networks import Classifier, ClassifierConfig
 from gmvq.priors import AbstractPrior, described, from_description
@@ -95,6 +98,13 @@ KINDS = (
         lambda config: Classifier(ClassifierConfig(**{**config, "signal": Signal(**config["signal"])})),
         "Make a classifier with 'gmvq judge RUN'.",
     ),
+    Kind(
+        "gmvq.codec",
+        EntropyModel,
+        entropy.described,
+        entropy.from_description,
+        "Make one with 'gmvq fit-codec RUN'.",
+    ),
 )
 """The list of all kinds of parts."""
 
@@ -137,9 +147,9 @@ def save(part: nn.Module, folder: str | Path, *, tokenizer: str | None = None) -
     """Writes a part's weights and configuration.
 
     Args:
-        part: An autoencoder, a prior, a diffusion decoder or a classifier.
+        part: An autoencoder, a prior, a diffusion decoder, a classifier or an entropy model.
         folder: The folder to write; created if needed.
-        tokenizer: Fingerprint of the tokenizer, for a prior or a decoder.
+        tokenizer: Fingerprint of the tokenizer, for a prior, a decoder or an entropy model.
 
     Returns:
         The folder.
@@ -165,7 +175,8 @@ def load(folder: str | Path, part: type[Part] = Autoencoder) -> Part:
 
     Args:
         folder: Folder of the part, for example ``runs/photos`` or ``runs/photos/prior``.
-        part: Class of the part: ``Autoencoder``, ``AbstractPrior``, ``DiffusionDecoder`` or ``Classifier``.
+        part: Class of the part: ``Autoencoder``, ``AbstractPrior``, ``DiffusionDecoder``, ``Classifier`` or
+                ``EntropyModel``.
 
     Raises:
         FileNotFoundError: If the folder or one of its files does not exist.

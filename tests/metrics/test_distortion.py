@@ -5,9 +5,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from gmvq.metrics.distortion import PSNR_CAP, ImageDistortion, high_frequency_energy, mse, psnr, ssim, ssim_window
+from gmvq.metrics.distortion import (
+    PSNR_CAP,
+    ImageDistortion,
+    high_frequency_energy,
+    ms_ssim,
+    mse,
+    psnr,
+    ssim,
+    ssim_window,
+)
 
 
 def pair(*shape, seed=0, noise=0.2, dtype=torch.float64):
@@ -192,3 +202,29 @@ def test_high_frequency_energy_is_the_mean_square_of_the_laplacian():
     assert high_frequency_energy(torch.nn.functional.avg_pool2d(images, 3, 1, 1)).max() < expected.min()
     with pytest.raises(ValueError, match="sides of at least 3 pixels"):
         high_frequency_energy(images[..., :2])
+
+
+def test_ms_ssim_is_that_of_its_scales():
+    noise = torch.Generator().manual_seed(0)
+    targets = torch.rand(2, 3, 180, 200, generator=noise)
+    images = (targets + 0.2 * torch.randn(targets.shape, generator=noise)).clamp(0, 1)
+    found = ms_ssim(images, targets)
+    assert torch.equal(ms_ssim(targets, targets), torch.ones(2, dtype=torch.float64))
+    assert (ms_ssim(images * 0.5 + 0.25 * targets, targets) > found).all()
+    # where one scale has all the weight it is SSIM there
+    expected = torch.ones(2, 3, dtype=torch.float64)
+    pair = [images.double(), targets.double()]
+    for scale, power in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
+        for batch, channel in np.ndindex(2, 3):
+            one, other = (each[batch, channel].numpy() for each in pair)
+            _, whole = structural_similarity(
+                one, other, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+            )
+            mean_x, mean_y = (ndimage.gaussian_filter(each, 1.5, truncate=3.5) for each in (one, other))
+            luminance = (2 * mean_x * mean_y + 1e-4) / (mean_x**2 + mean_y**2 + 1e-4)
+            value = (whole if scale == 4 else whole / luminance)[5:-5, 5:-5].mean()
+            expected[batch, channel] *= value**power
+        pair = [torch.nn.functional.avg_pool2d(each, 2) for each in pair]
+    assert torch.allclose(found, expected.mean(1), atol=1e-9)
+    with pytest.raises(ValueError, match="at least 176"):
+        ms_ssim(images[..., :175], targets[..., :175])

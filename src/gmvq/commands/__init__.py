@@ -21,13 +21,14 @@ from gmvq.data.locking import within
 
 VERBS = (
     *("train", "evaluate", "reconstruct", "tokenize", "detokenize", "info"),
+    *("fit-codec", "compress", "decompress"),
     *("fit-prior", "fit-decoder", "sample", "complete", "interpolate", "swap", "judge"),
     *("compare", "bench"),
 )
 """The list of all verbs, in the order of the help. The file of ``fit-prior`` is ``fit_prior.py``."""
-_STAGES = ("train", "fit-prior", "fit-decoder", "compare", "bench")
+_STAGES = ("train", "fit-codec", "fit-prior", "fit-decoder", "compare", "bench")
 """Verbs that lock the folders that they write."""
-SPREAD = ("train", "fit-prior", "fit-decoder")
+SPREAD = ("train", "fit-codec", "fit-prior", "fit-decoder")
 """Verbs that all processes of torchrun carry out together; the first one alone carries out all other verbs."""
 _CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
 

@@ -9,18 +9,22 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from gmvq import evaluation
+from gmvq import codec, evaluation
 from gmvq.commands.common import (
     Common,
     RunFolder,
     common,
     device_of,
     foreign_data,
+    grid,
     load_model,
+    metric_rows,
     metric_table,
     part_of,
     say,
 )
+from gmvq.commands.fit_codec import SHOWN
+from gmvq.stages.codec import CODEC, load_codec
 from gmvq.stages.data import data_of_run
 from gmvq.stages.tokenizer import metrics_of, read_run
 from gmvq.training.progress import counting
@@ -38,6 +42,7 @@ class Options:
         samples: Draws of z for each item in the bounds of the likelihood.
         batch_size: Items in a batch.
         seed: Seed of all draws.
+        codec: Compress the items, too, and measure the files.
     """
 
     run: RunFolder
@@ -47,6 +52,7 @@ class Options:
     samples: int = 16
     batch_size: int = 64
     seed: int = 0
+    codec: bool = False
     common: Common = common
 
 
@@ -70,13 +76,19 @@ def run(options: Options, command: str) -> dict[str, Any]:
             seed=options.seed,
             on_progress=advance,
         )
+    metrics = metrics_of(measured)
+    if options.codec:
+        chosen = items if options.limit is None else items.subset(range(min(options.limit, len(items))))
+        metrics["codec"] = codec.measured(load_codec(options.run / CODEC, model), chosen)
     found = {"run": str(options.run), "data": source, "part": part, "foreign": options.data is not None}
     skipped = [{"path": str(each.path), "reason": each.reason} for each in data.skipped]
-    return {**found, "metrics": metrics_of(measured), "skipped": skipped}
+    return {**found, "metrics": metrics, "skipped": skipped}
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
     """Prints the metrics with their protocol: never a bare number."""
     console.print(metric_table(result["metrics"]))
+    if "codec" in result["metrics"]:
+        console.print(grid(metric_rows(result["metrics"]["codec"], SHOWN[:-1])))
     of = "foreign data, " if result["foreign"] else ""
     say(console, f"{result['run']} on {result['data']} ({of}{result['part']}). {result['metrics']['protocol']}")

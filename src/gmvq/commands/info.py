@@ -1,4 +1,4 @@
-"""Show the content of a run's folder."""
+"""Show the content of a run's folder, or of a compressed file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from gmvq import hub
+from gmvq.codec import read
 from gmvq.commands.common import Common, RunFolder, common, grid, metric_table, read_model
 from gmvq.data.parsing import DamagedFileError
 from gmvq.stages.layout import METRICS, RECORD, recorded
@@ -18,10 +19,10 @@ from gmvq.stages.layout import METRICS, RECORD, recorded
 
 @dataclass(frozen=True)
 class Options:
-    """Show the content of a run's folder: the model, its data, its metrics.
+    """Show the content of a run's folder: the model, its data, its metrics; or that of a compressed file.
 
     Args:
-        run: Folder of the run.
+        run: Folder of the run, or a file of gmvq compress.
     """
 
     run: RunFolder
@@ -30,6 +31,8 @@ class Options:
 
 def run(options: Options, command: str) -> dict[str, Any]:
     """Reads the folder. The result has the model, and the record and metrics of the run if they exist."""
+    if options.run.is_file():
+        return _compressed(options.run)
     model = read_model(options.run)
     return {
         "run": str(options.run),
@@ -41,6 +44,21 @@ def run(options: Options, command: str) -> dict[str, Any]:
     }
 
 
+def _compressed(path: Path) -> dict[str, Any]:
+    """Reads the header of a compressed file.
+
+    Raises:
+        DamagedFileError: If it is damaged, or of another kind or version.
+    """
+    data = path.read_bytes()
+    try:
+        found = read(data)
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{path}: {error}") from error
+    segments = [None if segment is None else len(segment.data) for segment in found.segments]
+    return {"file": str(path), "bytes": len(data), **found.header._asdict(), "segments": segments}
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     """Reads a record; None if it is missing, or damaged, which a warning says."""
     found = recorded(path)
@@ -50,7 +68,21 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """Prints the model, the run and its metrics."""
+    """Prints the model, the run and its metrics; or the header of a compressed file."""
+    if "file" in result:
+        damaged = sum(size is None for size in result["segments"])
+        around = result["bytes"] - sum(filter(None, result["segments"]))
+        rows = {
+            "compressed": f"{result['bytes']:,} bytes, {around:,} of them around the codes",
+            "size": " x ".join(map(str, result["size"])) or "one vector",
+            "levels": str(result["levels"]),
+            "rate": "" if result["rate"] is None else f"{result['rate']} Hz",
+            "segments": f"{len(result['segments'])}" + (f", {damaged} damaged" if damaged else ""),
+            "tokenizer": result["tokenizer"],
+            "entropy model": result["model"],
+        }
+        console.print(grid([row for row in rows.items() if row[1]]), markup=False)
+        return
     record = result["record"] or {}
     model = {**result["model"], "parameters": f"{result['parameters']:,}", "fingerprint": result["fingerprint"][:12]}
     modality = model.pop("modality")

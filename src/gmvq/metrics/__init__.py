@@ -4,7 +4,7 @@ Functions measure one batch; classes stream over a data set, sum in float64, and
 """
 
 from gmvq.metrics.codes import CodebookStatistics, CompositeStatistics, countable, counted
-from gmvq.metrics.distortion import ImageDistortion, high_frequency_energy, mse, psnr, ssim
+from gmvq.metrics.distortion import ImageDistortion, high_frequency_energy, ms_ssim, mse, psnr, ssim
 from gmvq.metrics.inception import load_inception
 from gmvq.metrics.information import MixtureInformation
 from gmvq.metrics.likelihood import (
@@ -34,6 +34,7 @@ __all__ = [
     "load_inception",
     "load_lpips",
     "measure_realism",
+    "ms_ssim",
     "mse",
     "psnr",
     "ssim",

@@ -1,4 +1,4 @@
-r"""Distortion of reconstructed images: MSE, PSNR and SSIM.
+r"""Distortion of reconstructed images: MSE, PSNR, SSIM and MS-SSIM.
 
 For one image x of D = C H W dimensions in [0, 1] and its reconstruction y:
 
@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gmvq.distributed import sum_over_ranks
@@ -43,6 +44,8 @@ UNIFORM_WINDOW = 7
 RANGE_TOLERANCE = 1e-6
 
 
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Power of each scale of MS-SSIM, the finest first."""
 SMALLEST_SIDE = 3
 """Least side, in pixels, of an image that has a Laplacian."""
 
@@ -110,6 +113,42 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
         _similarity(image, target, weights) for image, target in zip(images.unbind(1), targets.unbind(1), strict=True)
     ]
     return torch.stack(channels).mean(dim=0)
+
+
+def ms_ssim(images: Tensor, targets: Tensor) -> Tensor:
+    """Computes the multi-scale structural similarity of each image.
+
+    The contrasts and structures of five scales, each half as large as the one before, and the luminance of the last,
+    to the powers that Wang et al. found by observers; negative ones count as 0.
+
+    Args:
+        images: Floats in [0, 1], shape ``(B, C, H, W)``, of at least 176 x 176 pixels.
+        targets: Reference of the same shape.
+
+    Returns:
+        float64 ``(B,)``.
+
+    Raises:
+        ValueError: If the shapes differ, a side is too short, or values are not floats, not finite or outside of
+            [0, 1].
+
+    References:
+        Multiscale structural similarity for image quality assessment (Wang et al., 2003),
+        https://doi.org/10.1109/ACSSC.2003.1292216
+    """
+    images, targets = _checked(images, targets)
+    side = min(images.shape[2:])
+    if side < (least := GAUSSIAN_WINDOW << len(SCALES) - 1):
+        raise ValueError(f"'images' must have sides of at least {least} pixels for five scales, got {side}. Use ssim.")
+    weights, found = ssim_window(side), torch.ones(images.shape[:2], dtype=torch.float64, device=images.device)
+    for scale, power in enumerate(SCALES):
+        last = scale == len(SCALES) - 1
+        for channel in range(images.shape[1]):
+            value = _similarity(images[:, channel], targets[:, channel], weights, luminance=last)
+            found[:, channel] *= value.clamp_min(0) ** power
+        if not last:
+            images, targets = (F.avg_pool2d(each, 2) for each in (images, targets))
+    return found.mean(1)
 
 
 def ssim_window(side: int) -> list[float]:
@@ -343,15 +382,17 @@ def _checked(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return in_float64(images), in_float64(targets)
 
 
-def _similarity(images: Tensor, targets: Tensor, weights: list[float]) -> Tensor:
-    """Computes SSIM of planes ``(B, H, W)`` -> ``(B,)``."""
+def _similarity(images: Tensor, targets: Tensor, weights: list[float], *, luminance: bool = True) -> Tensor:
+    """Computes SSIM of planes ``(B, H, W)`` -> ``(B,)``; without its luminance, contrast and structure."""
     stability_1, stability_2 = 0.01**2, 0.03**2
     mean_x, mean_y = _windowed_mean(images, weights), _windowed_mean(targets, weights)
     covariance = _windowed_mean(images * targets, weights) - mean_x * mean_y
     powers = mean_x.square() + mean_y.square()
     variances = _windowed_mean(images.square() + targets.square(), weights) - powers
-    numerator = (2 * mean_x * mean_y + stability_1) * (2 * covariance + stability_2)
-    return (numerator / ((powers + stability_1) * (variances + stability_2))).mean(dim=(1, 2))
+    found = (2 * covariance + stability_2) / (variances + stability_2)
+    if luminance:
+        found = found * (2 * mean_x * mean_y + stability_1) / (powers + stability_1)
+    return found.mean(dim=(1, 2))
 
 
 def _windowed_mean(planes: Tensor, weights: list[float]) -> Tensor:

@@ -1,0 +1,175 @@
+"""The codec of a tokenizer: its entropy model, fitted to the codes of the training items.
+
+::
+
+    RUN --load--> tokenizer, items --encode--> codes --fit--> OUT/{model.safetensors, metrics.json}
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.console import Console
+from torch import nn
+
+from gmvq import hub
+from gmvq.checks import at_least
+from gmvq.codec import Codec, config_of, measured, vectors_of
+from gmvq.data import Items, evenly_spaced
+from gmvq.data.locking import locked
+from gmvq.entropy import EntropyModel, fit
+from gmvq.modalities import Data, fingerprint
+from gmvq.models import Autoencoder
+from gmvq.stages.data import data_of_run
+from gmvq.stages.stage import Stage
+from gmvq.stages.tokenizer import read_run
+from gmvq.training import Training
+from gmvq.training.ranks import is_main, wait_for_ranks
+
+CODEC = "codec"
+"""Default name of the codec's folder in the run's folder."""
+MEASURED = 100
+"""Held-out items that are compressed."""
+
+
+@dataclass(frozen=True)
+class CodecRun:
+    """The fitting of a codec.
+
+    Args:
+        most: Largest number of codes to fit to.
+        training: Device of the tokenizer; all else is not used.
+
+    Raises:
+        ValueError: If the number is less than 1.
+    """
+
+    most: int = 2_000_000
+    training: Training = field(default_factory=lambda: Training(steps=1))
+
+    def __post_init__(self) -> None:
+        at_least("most", self.most, 1)
+
+
+class CodecStage(Stage[EntropyModel]):
+    """Fits the entropy model of a tokenizer's codes and measures it on held-out items.
+
+    Items are whole, as they are compressed, and evenly spaced among the training items if these have too many codes.
+
+    Args:
+        folder: The tokenizer's run.
+        run: Settings.
+        out: Folder of the codec; ``codec`` in the run's folder by default.
+        console: Output of progress; by default standard error.
+        data: The data, if they are already loaded.
+        source: Path of the data; by default that of the run's record.
+
+    Raises:
+        FileNotFoundError: If the run does not exist.
+        ValueError: If the tokenizer has no code at each place.
+        OSError: If data cannot be read.
+    """
+
+    form: ClassVar[str] = "gmvq.codec-run"
+    what: ClassVar[str] = "codec"
+    part: ClassVar[type[nn.Module]] = EntropyModel
+
+    def __init__(
+        self,
+        folder: str | Path,
+        run: CodecRun | None = None,
+        out: str | Path | None = None,
+        console: Console | None = None,
+        data: Data | None = None,
+        source: str | Path | None = None,
+    ) -> None:
+        super().__init__(Path(folder) / CODEC if out is None else out, console)
+        self.run = CodecRun() if run is None else run
+        self.tokenizer = hub.load(folder)
+        self.config = config_of(self.tokenizer)
+        self.mark = hub.fingerprint(self.tokenizer)
+        self.data = data_of_run(folder, read_run(folder).data, source) if data is None else data
+
+    @property
+    def training(self) -> Training:  # noqa: D102
+        return self.run.training
+
+    def settings(self) -> dict[str, Any]:  # noqa: D102
+        return {**asdict(self.run), "tokenizer": self.mark, "fingerprint": fingerprint(self.data)}
+
+    def learn(self, *, resume: bool) -> EntropyModel:  # noqa: D102
+        codec = Codec(self.tokenizer)
+        items = self._chosen(self.data.train)
+        self.say(f"Fitting to the codes of {self.data.modality.counted(len(items))} ...")
+        codes = []
+        for index in range(len(items)):
+            codes.append(codec.encode(items[index]))
+            items.let_go(index)
+        vectors = [None if rows is None else rows.numpy() for rows in vectors_of(self.tokenizer)]
+        model = fit(self.config, vectors, codes).eval()
+        if is_main():
+            hub.save(model, self.out, tokenizer=self.mark)
+        wait_for_ranks(self.out)
+        return model
+
+    def measure(self, model: EntropyModel) -> dict[str, Any]:
+        """Compresses held-out items: see :func:`gmvq.codec.measured`, and ``protocol``, which says how."""
+        items = self.data.held_out
+        number = min(MEASURED, len(items))
+        found = measured(Codec(self.tokenizer, model), items.subset(range(number)))
+        return {
+            **found,
+            "modality": self.data.modality.kind,
+            "protocol": f"Files of the first {self.data.modality.counted(number, 'held-out')}, their headers included.",
+        }
+
+    def _chosen(self, items: Items) -> Items:
+        """Returns items, evenly spaced, that have at most the configured number of codes, and at least one item."""
+        levels = len(self.config.codebook_sizes)
+        codes = levels * sum(math.prod(self.tokenizer.grid(size)) for size in items.sizes)
+        most = max(1, int(len(items) * self.run.most / max(1, codes)))
+        return items if most >= len(items) else items.subset(evenly_spaced(len(items), most))
+
+
+def fit_codec(
+    folder: str | Path,
+    run: CodecRun | None = None,
+    out: str | Path | None = None,
+    *,
+    console: Console | None = None,
+    data: Data | None = None,
+    source: str | Path | None = None,
+    **how: Any,  # noqa: ANN401 (arguments of Stage.carry_out)
+) -> dict[str, Any]:
+    """Fits the codec of a tokenizer: see :class:`CodecStage` and :meth:`gmvq.stages.stage.Stage.carry_out`."""
+    out = Path(folder) / CODEC if out is None else Path(out)
+    with locked(out):  # before the data are loaded
+        return CodecStage(folder, run, out, console, data, source).carry_out(**how)
+
+
+def load_codec(folder: str | Path, tokenizer: Autoencoder, *, required: bool = False, threads: int = 1) -> Codec:
+    """Loads the codec of a tokenizer.
+
+    Args:
+        folder: Folder of the codec.
+        tokenizer: The tokenizer.
+        required: Refuse a folder that does not exist, in place of a codec that has seen nothing.
+        threads: Segments of an item at a time.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist and is required.
+        ValueError: If it was fitted to another tokenizer.
+    """
+    folder = Path(folder)
+    if not required and not folder.exists():
+        return Codec(tokenizer, threads=threads)
+    named, mark = hub.tokenizer_of(folder, EntropyModel), hub.fingerprint(tokenizer)
+    if named != mark:
+        raise ValueError(
+            f"{folder} was fitted to the tokenizer {named[:12]!r}, this one is {mark[:12]}. Fit one with 'gmvq "
+            "fit-codec RUN'."
+        )
+    return Codec(tokenizer, hub.load(folder, EntropyModel), threads=threads)
