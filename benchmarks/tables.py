@@ -127,6 +127,37 @@ def sizes_table(result: dict[str, Any]) -> str:
     return f"{markdown_table(header, rows)}\n\n{note}"
 
 
+def codec_text(result: dict[str, Any]) -> str:
+    """Formats what files of codes take and keep, and how fast they are made."""
+    bits, speeds = result["bits_per_code"], result["codes_per_second"]
+    sizes = [
+        ["packed", f"{bits['packed']:.2f}"],
+        ["lzma, level 9, of 16-bit integers", f"{bits['lzma']:.2f}"],
+        ["`gmvq compress`, learning from nothing", f"{bits['not_fitted']:.2f}"],
+        ["`gmvq compress` after `fit-codec`", f"**{bits['fitted']:.2f}**"],
+        ["estimated by its probabilities, without headers", f"{bits['estimated']:.2f}"],
+    ]
+    formats = [
+        [name, f"{row['bits_per_pixel']:.3f}", f"{row['psnr']:.2f}", f"{row['ms_ssim']:.3f}"]
+        for name, row in result["formats"].items()
+    ]
+    protocol = (
+        f"The {result['images']} first images of Kodak, {bits['codes']:,} codes of the tokenizer of `make demo`, which has "
+        "seen none of them; bytes of files, their headers included. Other formats by Pillow, each image at the highest "
+        "quality that is not larger than ours, means over images. "
+        f"C++ writes {speeds['cpp_written'] / 1e6:.1f} and reads {speeds['cpp_read'] / 1e6:.1f} million codes a second on "
+        f"one core, the definition in Python {speeds['python_written'] / 1e3:.0f} and "
+        f"{speeds['python_read'] / 1e3:.0f} thousand. {made_by([result])}. `python benchmarks/codec.py`"
+    )
+    return "\n\n".join(
+        (
+            markdown_table(["Bits of a code", "in files"], sizes),
+            markdown_table(["At our size", "Bits per pixel", "PSNR (dB)", "MS-SSIM"], formats),
+            protocol,
+        )
+    )
+
+
 def read(name: str, folder: Path = RESULTS) -> dict[str, Any] | None:
     """Reads a result; returns None if it does not exist yet."""
     path = folder / name
@@ -252,7 +283,11 @@ def pages() -> dict[Path, str]:
     kernels = (ROOT / "docs/kernels.md").read_text()
     for name, text in {**bench_texts(read("bench.json")), "profile": profile_text(read("profile.json"))}.items():
         kernels = between_marks(kernels, text, name)
+    compression = (ROOT / "docs/compression.md").read_text()
     return {
+        ROOT / "docs/compression.md": between_marks(
+            compression, codec_text(json.loads((RESULTS / "codec.json").read_text())), "codec"
+        ),
         ROOT / "docs/kernels.md": kernels,
         ROOT / "docs/which-quantizer.md": guide,
         ROOT / "docs/gm-vq.md": defaults,

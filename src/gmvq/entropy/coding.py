@@ -96,12 +96,13 @@ class Coding:
         """Adapts groups and weights to items, one after another."""
         kernels = library()
         if kernels is None:
-            memory, counter = definition.fresh(self._whole), _Counter()
+            memory, counter = Memory({}, {}), _Counter()
             for shape, paths in items:
                 masked = bool((paths < 0).any())
-                for _ in definition.coded(self.tables, memory, shape, paths.tolist(), counter, masked=masked):
+                for _ in definition.coded(self._whole, memory, shape, paths.tolist(), counter, masked=masked):
                     pass
-            return Lesson(_learned(memory, self.inputs), counter.bits)
+            whole = Memory({**self._whole.groups, **memory.groups}, {**self._whole.weights, **memory.weights})
+            return Lesson(_learned(whole, self.inputs), counter.bits)
         memory, total = self._memory(), 0.0
         for shape, paths in items:
             bits = ctypes.c_double()

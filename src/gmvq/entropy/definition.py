@@ -63,7 +63,10 @@ class Tables(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What is learned while symbols are written or read: the fields of :class:`Tables` of the same names."""
+    """What is learned while symbols are written or read, empty at first.
+
+    What it does not have yet is taken from the fields of :class:`Tables` of the same names.
+    """
 
     groups: dict[int, list[int]]
     weights: dict[int, list[int]]
@@ -222,7 +225,7 @@ def encode(tables: Tables, shape: Shape, paths: Sequence[int], *, packed: bool =
         masked: Whether there may be masked symbols.
     """
     writer = Writer()
-    for _ in coded(tables, fresh(tables), shape, paths, writer, packed=packed, masked=masked):
+    for _ in coded(tables, Memory({}, {}), shape, paths, writer, packed=packed, masked=masked):
         pass
     return writer.finish()
 
@@ -233,15 +236,7 @@ def decode(tables: Tables, shape: Shape, data: bytes, *, packed: bool = False, m
     Raises:
         DamagedCodesError: If the bytes end too early.
     """
-    return list(coded(tables, fresh(tables), shape, None, Reader(data), packed=packed, masked=masked))
-
-
-def fresh(tables: Tables) -> Memory:
-    """Returns the memory at the start, a copy."""
-    return Memory(
-        {place: list(group) for place, group in tables.groups.items()},
-        {node: list(weights) for node, weights in tables.weights.items()},
-    )
+    return list(coded(tables, Memory({}, {}), shape, None, Reader(data), packed=packed, masked=masked))
 
 
 def coded(
@@ -310,11 +305,12 @@ def _coding(
 ) -> Callable[[int, int], int]:
     """Makes the function that writes or reads a symbol of a component: its path and place -> its path."""
     width, contexts, rate = tables.widths[component], tables.contexts[component], tables.rate
-    squash, stretch, (after_0, after_1) = squash_table(), stretch_table(), next_table()
+    squash, stretch, (after_0, after_1) = squash_table(), stretch_table().__getitem__, next_table()
     outcomes = branches(tables.paths[component], width)
     groups, weights, decide = memory.groups, memory.weights, coder.decide
-    first_weights = [(2 << 16) // max(1, len(contexts))] * len(contexts) + [0]
-    hashed, unseen = [], [FRESH] * 15
+    even = [(2 << 16) // max(1, len(contexts))] * len(contexts) + [0]
+    first_groups, first_weights, base = tables.groups, tables.weights, component * NODES
+    hashed, unseen = [], [0] + [FRESH] * 15
     for number, context in enumerate(contexts):
         seen = []
         for neighbour, bits in context:
@@ -338,21 +334,21 @@ def _coding(
                     key = (key ^ salt) * _GROUP & _MASK
                     group, mark = groups.get(key >> 12), key & 4095 | 4096
                     if group is None:
-                        group = groups[key >> 12] = [mark, *unseen]
-                    elif group[0] != mark:  # in place: two contexts may have one group
-                        group[:] = [mark, *unseen]
+                        group = groups[key >> 12] = first_groups.get(key >> 12, unseen)[:]
+                    if group[0] != mark:  # in place: two contexts may have one group
+                        group[:] = unseen
+                        group[0] = mark
                     used.append(group)
             bit = outcomes[node]
             if bit == 2:
                 states = [group[slot] for group in used]
-                inputs = [stretch[state] for state in states]
-                inputs.append(BIAS)
-                key = component * NODES + (node & NODES - 1)
+                inputs = [*map(stretch, states), BIAS]
+                key = base + (node & NODES - 1)
                 own = weights.get(key)
                 if own is None:
-                    own = weights[key] = first_weights[:]
+                    own = weights[key] = first_weights.get(key, even)[:]
                 logit = sum(map(mul, own, inputs)) >> 16
-                chance = squash[2048 + (2047 if logit > 2047 else -2047 if logit < -2047 else logit)]
+                chance = squash[2048 + logit if -2048 < logit < 2048 else 4095 if logit > 0 else 1]
                 bit = decide(path >> width - 1 - depth & 1, chance)
                 error, after = (65536 - chance, after_1) if bit else (-chance, after_0)
                 if not -CERTAIN < error < CERTAIN:
