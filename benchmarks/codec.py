@@ -25,11 +25,9 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-import gmvq
-from gmvq.codec import Codec
+from gmvq.codec import CODEC, Codec
 from gmvq.data.writing import write_json
 from gmvq.metrics import ms_ssim, psnr
-from gmvq.stages.codec import CODEC, load_codec
 from gmvq.training.provenance import commit, hardware, versions
 
 FORMAT = "gmvq.codec-benchmark"
@@ -128,8 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/codec.json"))
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    tokenizer = gmvq.load(arguments.run)
-    codec = load_codec(arguments.run / CODEC, tokenizer, required=True)
+    codec = Codec.load(arguments.run, arguments.run / CODEC)
     files = sorted(arguments.data.glob("*.png"))[: arguments.first]
     images = [torch.from_numpy(np.asarray(PIL.Image.open(file).convert("RGB")).copy()).movedim(-1, 0) for file in files]
     codes, sizes = [codec.encode(image) for image in images], [tuple(image.shape[1:]) for image in images]

@@ -142,11 +142,11 @@ def codec_text(result: dict[str, Any]) -> str:
         for name, row in result["formats"].items()
     ]
     protocol = (
-        f"The {result['images']} first images of Kodak, {bits['codes']:,} codes of the tokenizer of `make demo`, which has "
-        "seen none of them; bytes of files, their headers included. Other formats by Pillow, each image at the highest "
-        "quality that is not larger than ours, means over images. "
-        f"C++ writes {speeds['cpp_written'] / 1e6:.1f} and reads {speeds['cpp_read'] / 1e6:.1f} million codes a second on "
-        f"one core, the definition in Python {speeds['python_written'] / 1e3:.0f} and "
+        f"The {result['images']} first images of Kodak, {bits['codes']:,} codes of the tokenizer of `make demo`, which "
+        "has seen none of them; bytes of files, their headers included. Other formats by Pillow, each image at the "
+        "highest quality that is not larger than ours, means over images. "
+        f"C++ writes {speeds['cpp_written'] / 1e6:.1f} and reads {speeds['cpp_read'] / 1e6:.1f} million codes a second "
+        f"on one core, the definition in Python {speeds['python_written'] / 1e3:.0f} and "
         f"{speeds['python_read'] / 1e3:.0f} thousand. {made_by([result])}. `python benchmarks/codec.py`"
     )
     return "\n\n".join(
@@ -284,10 +284,9 @@ def pages() -> dict[Path, str]:
     for name, text in {**bench_texts(read("bench.json")), "profile": profile_text(read("profile.json"))}.items():
         kernels = between_marks(kernels, text, name)
     compression = (ROOT / "docs/compression.md").read_text()
+    files = codec_text(json.loads((RESULTS / "codec.json").read_text()))
     return {
-        ROOT / "docs/compression.md": between_marks(
-            compression, codec_text(json.loads((RESULTS / "codec.json").read_text())), "codec"
-        ),
+        ROOT / "docs/compression.md": between_marks(compression, files, "codec"),
         ROOT / "docs/kernels.md": kernels,
         ROOT / "docs/which-quantizer.md": guide,
         ROOT / "docs/gm-vq.md": defaults,

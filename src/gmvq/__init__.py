@@ -1,6 +1,7 @@
 """Discrete tokens from data, with a codebook that does not collapse."""
 
 from gmvq.bibliography import citation
+from gmvq.codec import Codec
 from gmvq.hub import installed_version, load, save
 from gmvq.models import Autoencoder, AutoencoderConfig
 from gmvq.quantizers import (
@@ -55,6 +56,7 @@ __all__ = [
     "AutoencoderConfig",
     "BinarySphericalQuantizer",
     "ChannelFirst",
+    "Codec",
     "Constant",
     "ConstantNoise",
     "Cosine",

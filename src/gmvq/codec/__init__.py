@@ -5,11 +5,12 @@
     Codec(tokenizer, model): item --compress--> bytes --decompress--> item
 """
 
-from gmvq.codec.codec import Codec, Compressed, DamagedSegmentError, config_of, vectors_of
+from gmvq.codec.codec import CODEC, Codec, Compressed, DamagedSegmentError, config_of, vectors_of
 from gmvq.codec.container import Container, Header, read
 from gmvq.codec.measuring import measured
 
 __all__ = [
+    "CODEC",
     "Codec",
     "Compressed",
     "Container",

@@ -12,7 +12,8 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from gmvq.models import Autoencoder
 from gmvq.models.modes import evaluating
 from gmvq.models.tiles import Assembly, Part
 
+CODEC = "codec"
+"""Name of the codec's folder in the run's folder."""
 SEGMENT = 1 << 17
 """Codes of a segment: the more, the longer its tables learn; the fewer, the less a damaged byte costs."""
 _DIGITS = 8
@@ -98,6 +101,40 @@ class Codec:
         self.mark = hub.fingerprint(tokenizer)[:_DIGITS]
         # files from before a fit stay readable
         self._models = {hub.fingerprint(one)[:_DIGITS]: one for one in (EntropyModel(config), self.model)}
+
+    @classmethod
+    def load(
+        cls,
+        run: str | Path,
+        folder: str | Path | None = None,
+        *,
+        device: torch.device | str | None = None,
+        threads: int = 1,
+    ) -> Self:
+        """Loads a tokenizer, and its entropy model if it has one.
+
+        Args:
+            run: Folder of the tokenizer.
+            folder: Folder of the entropy model; by default ``codec`` in the run's folder, if it exists.
+            device: Device of the tokenizer; the CPU by default.
+            threads: Segments of an item at a time.
+
+        Raises:
+            FileNotFoundError: If a folder does not exist.
+            DamagedFileError: If a file is damaged.
+            ValueError: If the model was fitted to another tokenizer.
+        """
+        tokenizer = hub.load(run).to(device)
+        place = Path(run) / CODEC if folder is None else Path(folder)
+        if folder is None and not place.exists():
+            return cls(tokenizer, threads=threads)
+        named, mark = hub.tokenizer_of(place, EntropyModel), hub.fingerprint(tokenizer)
+        if named != mark:
+            raise ValueError(
+                f"{place} was fitted to the tokenizer {named[:12]!r}, this one is {mark[:12]}. Fit one with 'gmvq "
+                f"fit-codec {run}'."
+            )
+        return cls(tokenizer, hub.load(place, EntropyModel), threads=threads)
 
     @torch.no_grad()
     def encode(self, item: Tensor) -> Tensor:

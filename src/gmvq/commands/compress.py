@@ -16,11 +16,10 @@ from torch import Tensor
 
 from gmvq import tokenization
 from gmvq.codec import Codec
-from gmvq.commands.common import Common, Input, RunFolder, common, device_of, foreign_data, load_model, say, say_files
+from gmvq.commands.common import Common, Input, RunFolder, common, device_of, foreign_data, say, say_files
 from gmvq.data import Items
 from gmvq.data.writing import replacing
 from gmvq.refinement import refine
-from gmvq.stages.codec import CODEC, load_codec
 from gmvq.training.progress import counting
 from gmvq.types import Signal
 
@@ -62,19 +61,14 @@ class Options:
 
 def run(options: Options, command: str) -> dict[str, Any]:
     """Writes files. The result has each with its bytes and bits per sample."""
-    model = load_model(options.run, device_of(options.common.device))
+    codec = Codec.load(options.run, options.codec, device=device_of(options.common.device), threads=options.threads)
+    model = codec.tokenizer
     if sum(value is not None for value in (options.levels, options.bpp, options.kbps)) > 1:
         raise ValueError("'levels', 'bpp' and 'kbps' each choose the number of levels, got several. Leave out others.")
     if options.kbps is not None and model.signal.rate is None:
         raise ValueError(f"'kbps' must be left out for {model.modality.items}, which have no clock. Use --bpp.")
     if options.refine and (model.signal.axes != 2 or model.signal.values != "unit"):
         raise ValueError(f"'refine' must be 0 for {model.modality.items}, it is for images. Leave it out.")
-    codec = load_codec(
-        options.run / CODEC if options.codec is None else options.codec,
-        model,
-        required=options.codec is not None,
-        threads=options.threads,
-    )
     with _source(options.source, model.modality.suffix) as source:
         data = foreign_data(source, model.modality)
         items = tokenization.join(data)

@@ -12,10 +12,10 @@ from rich.console import Console
 from torch import Tensor
 
 from gmvq import tokenization
-from gmvq.commands.common import Common, Input, RunFolder, common, device_of, load_model, say_files
+from gmvq.codec import Codec
+from gmvq.commands.common import Common, Input, RunFolder, common, device_of, say_files
 from gmvq.commands.compress import PIPE, SUFFIX, Codecs, MaybeOutput
 from gmvq.data.parsing import DamagedFileError
-from gmvq.stages.codec import CODEC, load_codec
 from gmvq.training.progress import counting
 
 
@@ -44,14 +44,8 @@ class Options:
 
 def run(options: Options, command: str) -> dict[str, Any]:
     """Writes items. The result has their paths."""
-    model = load_model(options.run, device_of(options.common.device))
-    modality = model.modality
-    codec = load_codec(
-        options.run / CODEC if options.codec is None else options.codec,
-        model,
-        required=options.codec is not None,
-        threads=options.threads,
-    )
+    codec = Codec.load(options.run, options.codec, device=device_of(options.common.device), threads=options.threads)
+    modality = codec.tokenizer.modality
     sources = _sources(options.source)
     files = _targets(options, sources, modality.suffix, several=modality.several)
     made: list[Tensor] = []

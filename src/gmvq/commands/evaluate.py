@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from gmvq import codec, evaluation
+from gmvq import evaluation
+from gmvq.codec import Codec
+from gmvq.codec import measured as measured_files
 from gmvq.commands.common import (
     Common,
     RunFolder,
@@ -24,7 +26,6 @@ from gmvq.commands.common import (
     say,
 )
 from gmvq.commands.fit_codec import SHOWN
-from gmvq.stages.codec import CODEC, load_codec
 from gmvq.stages.data import data_of_run
 from gmvq.stages.tokenizer import metrics_of, read_run
 from gmvq.training.progress import counting
@@ -79,7 +80,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
     metrics = metrics_of(measured)
     if options.codec:
         chosen = items if options.limit is None else items.subset(range(min(options.limit, len(items))))
-        metrics["codec"] = codec.measured(load_codec(options.run / CODEC, model), chosen)
+        metrics["codec"] = measured_files(Codec.load(options.run, device=model.device), chosen)
     found = {"run": str(options.run), "data": source, "part": part, "foreign": options.data is not None}
     skipped = [{"path": str(each.path), "reason": each.reason} for each in data.skipped]
     return {**found, "metrics": metrics, "skipped": skipped}

@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import Console
 
 from gmvq import stages
+from gmvq.codec import CODEC
 from gmvq.commands.common import Common, RunFolder, Where, common, grid, metric_rows, read_model, say
-from gmvq.stages.codec import CODEC, CodecRun
+from gmvq.stages.codec import CodecRun
 
 SHOWN = (
     ("bits_per_code", "bits of a code in files", "{:.3f}"),

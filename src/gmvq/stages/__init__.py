@@ -1,7 +1,7 @@
 """Stages of a run: one common procedure, and a module for each part of a run's folder."""
 
 from gmvq.stages.classifier import classifier_of, exemplars, learned_classifier
-from gmvq.stages.codec import CodecRun, fit_codec, load_codec
+from gmvq.stages.codec import CodecRun, fit_codec
 from gmvq.stages.data import DataConfig, data_of_run, load_data
 from gmvq.stages.decoder import DecoderRun, fit_decoder
 from gmvq.stages.prior import PriorRun, fit_prior
@@ -22,7 +22,6 @@ __all__ = [
     "fit_prior",
     "fitted",
     "learned_classifier",
-    "load_codec",
     "load_data",
     "load_features",
     "metrics_of",

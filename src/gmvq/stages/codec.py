@@ -17,20 +17,17 @@ from torch import nn
 
 from gmvq import hub
 from gmvq.checks import at_least
-from gmvq.codec import Codec, config_of, measured, vectors_of
+from gmvq.codec import CODEC, Codec, config_of, measured, vectors_of
 from gmvq.data import Items, evenly_spaced
 from gmvq.data.locking import locked
 from gmvq.entropy import EntropyModel, fit
 from gmvq.modalities import Data, fingerprint
-from gmvq.models import Autoencoder
 from gmvq.stages.data import data_of_run
 from gmvq.stages.stage import Stage
 from gmvq.stages.tokenizer import read_run
 from gmvq.training import Training
 from gmvq.training.ranks import is_main, wait_for_ranks
 
-CODEC = "codec"
-"""Default name of the codec's folder in the run's folder."""
 MEASURED = 100
 """Held-out items that are compressed."""
 
@@ -148,28 +145,3 @@ def fit_codec(
     out = Path(folder) / CODEC if out is None else Path(out)
     with locked(out):  # before the data are loaded
         return CodecStage(folder, run, out, console, data, source).carry_out(**how)
-
-
-def load_codec(folder: str | Path, tokenizer: Autoencoder, *, required: bool = False, threads: int = 1) -> Codec:
-    """Loads the codec of a tokenizer.
-
-    Args:
-        folder: Folder of the codec.
-        tokenizer: The tokenizer.
-        required: Refuse a folder that does not exist, in place of a codec that has seen nothing.
-        threads: Segments of an item at a time.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist and is required.
-        ValueError: If it was fitted to another tokenizer.
-    """
-    folder = Path(folder)
-    if not required and not folder.exists():
-        return Codec(tokenizer, threads=threads)
-    named, mark = hub.tokenizer_of(folder, EntropyModel), hub.fingerprint(tokenizer)
-    if named != mark:
-        raise ValueError(
-            f"{folder} was fitted to the tokenizer {named[:12]!r}, this one is {mark[:12]}. Fit one with 'gmvq "
-            "fit-codec RUN'."
-        )
-    return Codec(tokenizer, hub.load(folder, EntropyModel), threads=threads)
