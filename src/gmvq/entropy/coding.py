@@ -19,6 +19,8 @@ Paths = NDArray[np.int32]
 PLACES = 1 << 20
 """Places of groups."""
 GROUP = 16
+_Arrays = tuple[NDArray[np.uint16], NDArray[np.int64]]
+"""Groups of states by place, and weights of mixers."""
 
 
 class Learned(NamedTuple):
@@ -40,7 +42,7 @@ class Learned(NamedTuple):
 class _Job(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("after", "squash", "widths", "sizes", "paths", "branches")),
-        *((name, ctypes.c_void_p) for name in ("offsets", "terms", "contexts")),
+        *((name, ctypes.c_void_p) for name in ("offsets", "terms", "contexts", "rows", "start")),
         *((name, ctypes.c_int32) for name in ("components", "neighbours", "number_of_terms", "rate")),
         ("shape", ctypes.c_int64 * 3),
         ("packed", ctypes.c_int32),
@@ -90,26 +92,34 @@ class Coding:
 
     def bits(self, shape: Shape, paths: Paths) -> float:
         """Computes the information of paths in bits: what :meth:`encode` writes, but for its last bytes."""
-        return self.learn([(shape, paths)]).bits
+        kernels = library()
+        if kernels is None:
+            return self._counted(Memory({}, {}), shape, paths)
+        return self._counted_fast(kernels, self._memory(), shape, paths)
 
     def learn(self, items: Iterable[tuple[Shape, Paths]]) -> Lesson:
         """Adapts groups and weights to items, one after another."""
         kernels = library()
         if kernels is None:
-            memory, counter = Memory({}, {}), _Counter()
-            for shape, paths in items:
-                masked = bool((paths < 0).any())
-                for _ in definition.coded(self._whole, memory, shape, paths.tolist(), counter, masked=masked):
-                    pass
+            memory = Memory({}, {})
+            total = sum(self._counted(memory, *item) for item in items)
             whole = Memory({**self._whole.groups, **memory.groups}, {**self._whole.weights, **memory.weights})
-            return Lesson(_learned(whole, self.inputs), counter.bits)
-        memory, total = self._memory(), 0.0
-        for shape, paths in items:
-            bits = ctypes.c_double()
-            masked, rest = bool((paths < 0).any()), ctypes.byref(bits)
-            self._call(kernels.gmvq_entropy_count, shape, paths.copy(), False, masked, rest, memory=memory)
-            total += bits.value
-        return Lesson(self._exported(*memory), total)
+            return Lesson(_learned(whole, self.inputs), total)
+        arrays = self._memory()
+        total = sum(self._counted_fast(kernels, arrays, *item) for item in items)
+        return Lesson(self._exported(*arrays), total)
+
+    def _counted(self, memory: Memory, shape: Shape, paths: Paths) -> float:
+        counter, masked = _Counter(), bool((paths < 0).any())
+        for _ in definition.coded(self._whole, memory, shape, paths.tolist(), counter, masked=masked):
+            pass
+        return counter.bits
+
+    def _counted_fast(self, kernels: ctypes.CDLL, memory: _Arrays, shape: Shape, paths: Paths) -> float:
+        bits, masked = ctypes.c_double(), bool((paths < 0).any())
+        rest = ctypes.byref(bits)
+        self._call(kernels.gmvq_entropy_count, shape, paths.copy(), False, masked, rest, memory=memory)
+        return bits.value
 
     @functools.cached_property
     def _whole(self) -> Tables:
@@ -128,13 +138,15 @@ class Coding:
             rows[component, :, : len(contexts)] = (2 << 16) // max(1, len(contexts))
         return rows.reshape(-1, self.inputs)
 
-    def _memory(self) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+    def _memory(self) -> _Arrays:
+        # pages of zeros take no time and no memory until they are written: a short item needs few
         groups, weights = np.zeros((PLACES, GROUP), np.uint16), self._first_weights.copy()
-        groups[self.start.places] = self.start.groups
         weights[self.start.nodes] = self.start.weights
         return groups, weights
 
     def _exported(self, groups: NDArray[np.uint16], weights: NDArray[np.int64]) -> Learned:
+        unused = groups[self.start.places, 0] == 0
+        groups[self.start.places[unused]] = self.start.groups[unused]
         places = np.flatnonzero(groups[:, 0])
         nodes = np.flatnonzero((weights != self._first_weights).any(1))
         return Learned(places.astype(np.int32), groups[places], nodes.astype(np.int32), weights[nodes])
@@ -149,6 +161,8 @@ class Coding:
             for neighbour, bits in context
         ]
         pairs = zip(tables.paths, tables.widths, strict=True)
+        rows = np.zeros(PLACES, np.int32)
+        rows[self.start.places] = np.arange(1, len(self.start.places) + 1)
         return {
             "after": np.array(definition.next_table(), np.uint16),
             "squash": np.array(definition.squash_table(), np.uint16),
@@ -159,6 +173,8 @@ class Coding:
             "offsets": np.array(tables.offsets, np.int32).reshape(-1, 4),
             "terms": np.array(terms, np.int32).reshape(-1, 4),
             "contexts": np.array([len(contexts) for contexts in tables.contexts], np.int32),
+            "rows": rows,
+            "start": np.ascontiguousarray(self.start.groups),
         }
 
     def _call(
@@ -169,7 +185,7 @@ class Coding:
         packed: bool,
         masked: bool,
         *rest: Any,  # noqa: ANN401
-        memory: tuple[NDArray[np.uint16], NDArray[np.int64]] | None = None,
+        memory: _Arrays | None = None,
     ) -> None:
         arrays, tables = self._arrays, self.tables
         counts = (len(tables.widths), len(tables.offsets), len(arrays["terms"]), tables.rate)

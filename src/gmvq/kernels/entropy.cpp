@@ -29,6 +29,8 @@ struct GmvqEntropy {
     const int32_t* offsets;    // (M, 4)
     const int32_t* terms;      // (terms, 4): component, context, neighbour, bits; in order
     const int32_t* contexts;   // (J,): number of contexts
+    const int32_t* rows;       // (2^20,): 1 plus the row of the group that a place begins with, 0 for none
+    const uint16_t* start;     // (G, 16): these groups
     int32_t components, neighbours, number_of_terms, rate;
     int64_t shape[3];
     int32_t packed, masked;
@@ -231,6 +233,10 @@ inline uint32_t coding(Coder& coder, const Component& one, const GmvqEntropy& jo
                 __builtin_prefetch(used[i], 1);
             }
             for (int i = 0; i < number; ++i) {
+                if (!used[i][0]) {  // no mark is 0
+                    const int32_t row = job.rows[(used[i] - groups) / GROUP];
+                    if (row) std::memcpy(used[i], job.start + int64_t{GROUP} * (row - 1), GROUP * sizeof(uint16_t));
+                }
                 if (used[i][0] == marks[i]) continue;
                 used[i][0] = marks[i];
                 std::fill_n(used[i] + 1, GROUP - 1, FRESH);
