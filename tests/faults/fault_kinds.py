@@ -45,6 +45,7 @@ import gmvq
 from gmvq import hub, recipes, tokenization
 from gmvq.commands import info
 from gmvq.data import ArrayItems
+from gmvq.entropy import EntropyConfig, EntropyModel, fit
 from gmvq.modalities import Audio, Data, Image, Series, Text, Vectors
 from gmvq.models import DiffusionConfig, DiffusionDecoder
 from gmvq.networks import Classifier, ClassifierConfig
@@ -149,6 +150,12 @@ def decoder() -> DiffusionDecoder:
 def classifier() -> Classifier:
     """A judge's classifier."""
     return Classifier(ClassifierConfig(Image(1).signal, 4, width=8, features=8))
+
+
+def entropy_model() -> EntropyModel:
+    """A codec's entropy model, fitted to a few codes."""
+    items = [torch.arange(16).reshape(4, 4).roll(shift, 1) for shift in range(4)]
+    return fit(EntropyConfig((16,), 2), [None], items)
 
 
 MARK = "0123456789abcdef" * 4
@@ -259,6 +266,10 @@ def kinds() -> dict[str, Kind]:
         "prior's configuration": Kind(part(saved, prior, hub.CONFIG, tokenizer=MARK), of_part(AbstractPrior), own=True),
         "decoder": Kind(part(saved, decoder, hub.WEIGHTS, tokenizer=MARK), of_part(DiffusionDecoder), own=True),
         "classifier": Kind(part(saved, classifier, hub.WEIGHTS), of_part(Classifier), own=True),
+        "codec": Kind(part(saved, entropy_model, hub.WEIGHTS, tokenizer=MARK), of_part(EntropyModel), own=True),
+        "codec's configuration": Kind(
+            part(saved, entropy_model, hub.CONFIG, tokenizer=MARK), of_part(EntropyModel), own=True
+        ),
         "checkpoint": Kind(checkpoint, resumed, own=True),
         "log": Kind(record_of("log.jsonl"), shown, sealed=False),
         "metrics": Kind(record_of("metrics.json"), shown, own=True),
