@@ -81,8 +81,8 @@ class Codec:
         >>> config = AutoencoderConfig(modality=Image(channels=1), codebook_size=16, width=8, blocks=1)
         >>> codec = Codec(Autoencoder(config).eval())
         >>> data = codec.compress(torch.zeros(1, 32, 32, dtype=torch.uint8))
-        >>> len(data), codec.decompress(data).shape
-        (21, torch.Size([1, 32, 32]))
+        >>> len(data) <= 24 + 64 * 4 // 8, codec.decompress(data).shape
+        (True, torch.Size([1, 32, 32]))
     """
 
     def __init__(
