@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from gmvq.entropy import DamagedCodesError, definition
 from gmvq.entropy.definition import Reader, Tables, Writer
 
-TABLES = Tables([[0, 1, 2, 3, 4]], [3], [(0, 0, -1, 0), (0, -1, 0, 0)], [[[], [(0, 24)], [(0, 1), (1, 2)]]], 14, {}, {})
+TABLES = Tables([[0, 1, 2, 3, 4]], [3], [(0, 0, -1, 0), (0, -1, 0, 0)], [[[], [(0, 24)], [(0, 1), (1, 2)]]], 14)
 
 
 def test_the_tables_are_the_logistic_function():
@@ -60,14 +60,14 @@ def test_carries_run_through_bytes_of_255():
 
 def test_bytes_that_end_too_early_are_refused():
     paths = [(index * index * 2654435761 >> 13) % 5 for index in range(600)]
-    data = definition.encode(TABLES, (1, 20, 30), paths)
-    assert definition.decode(TABLES, (1, 20, 30), data) == paths
+    data = definition.encode(TABLES, definition.NOTHING, (1, 20, 30), paths)
+    assert definition.decode(TABLES, definition.NOTHING, (1, 20, 30), data) == paths
     with pytest.raises(DamagedCodesError, match="end too early"):
-        definition.decode(TABLES, (1, 20, 30), data[:-20])
+        definition.decode(TABLES, definition.NOTHING, (1, 20, 30), data[:-20])
 
 
 def test_decisions_with_one_outcome_take_nothing():
     one = TABLES._replace(paths=[[5]])
-    assert definition.encode(one, (1, 50, 50), [5] * 2500) == b""
-    assert definition.decode(one, (1, 50, 50), b"") == [5] * 2500
+    assert definition.encode(one, definition.NOTHING, (1, 50, 50), [5] * 2500) == b""
+    assert definition.decode(one, definition.NOTHING, (1, 50, 50), b"") == [5] * 2500
     assert list(definition.branches([0, 1, 2, 3, 4], 3))[1:] == [2, 2, 0, 2, 2, 0, 0]

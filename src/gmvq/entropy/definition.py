@@ -13,7 +13,7 @@ decision that may follow. A state is a number of 16 bits: a logit in steps of 1/
 *mixer*, logistic regression with weights of its own at each node of the tree, makes one probability of all states
 (Mahoney 2005). States and weights learn from each decision after it is known, so reader and writer agree.
 
-``kernels/entropy.cpp`` computes the same, fifty times as fast. Where they differ, this file is right.
+``kernels/entropy.cpp`` computes the same, many times as fast. Where they differ, this file is right.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ CERTAIN = 2048
 NODES = 1 << 12
 """Weights of each component; nodes deeper in the tree share them."""
 MOST_WIDTH = 24
+PLACES = 1 << 20
+"""Places of groups; a group there says by 12 more bits whose it is."""
+GROUP = 16
+"""Numbers of a group: its mark and 15 states."""
 _MASK, _TERM, _GROUP, _NODE = 0xFFFFFFFF, 0x9E3779B1, 0xC2B2AE35, 0x85EBCA6B
 _TOP, _LEAST = 48, 1 << 40
 
@@ -49,8 +53,6 @@ class Tables(NamedTuple):
         offsets: For each neighbour, its place relative to a symbol: steps along Z, Y, X and the components.
         contexts: For each component, its contexts: pairs of a neighbour and of the number of first bits of its path.
         rate: Each mixer learns by 2^-rate of input times error.
-        groups: Groups of states at the start, by their place; the first of the 16 numbers of a group says whose it is.
-        weights: Weights of mixers at the start, by component times NODES plus node.
     """
 
     paths: Sequence[Sequence[int]]
@@ -58,18 +60,21 @@ class Tables(NamedTuple):
     offsets: Sequence[tuple[int, int, int, int]]
     contexts: Sequence[Sequence[Sequence[tuple[int, int]]]]
     rate: int
-    groups: dict[int, list[int]]
-    weights: dict[int, list[int]]
 
 
 class Memory(NamedTuple):
-    """What is learned while symbols are written or read, empty at first.
+    """What is learned from symbols.
 
-    What it does not have yet is taken from the fields of :class:`Tables` of the same names.
+    Attributes:
+        groups: Groups of states by their place.
+        weights: Weights of mixers by component times NODES plus node.
     """
 
     groups: dict[int, list[int]]
     weights: dict[int, list[int]]
+
+
+NOTHING = Memory({}, {})
 
 
 class DamagedCodesError(ValueError):
@@ -214,33 +219,45 @@ class Reader:
             raise DamagedCodesError("the codes end too early")
 
 
-def encode(tables: Tables, shape: Shape, paths: Sequence[int], *, packed: bool = False, masked: bool = False) -> bytes:
+def encode(
+    tables: Tables,
+    start: Memory,
+    shape: Shape,
+    paths: Sequence[int],
+    *,
+    packed: bool = False,
+    masked: bool = False,
+) -> bytes:
     """Writes symbols.
 
     Args:
         tables: What the reader will have, too.
+        start: What was learned before, and the reader will have, too.
         shape: Lengths (Z, Y, X).
         paths: Path of each symbol, component after component and place after place; -1 where masked.
         packed: Write all symbols as equally likely.
         masked: Whether there may be masked symbols.
     """
     writer = Writer()
-    for _ in coded(tables, Memory({}, {}), shape, paths, writer, packed=packed, masked=masked):
+    for _ in coded(tables, start, Memory({}, {}), shape, paths, writer, packed=packed, masked=masked):
         pass
     return writer.finish()
 
 
-def decode(tables: Tables, shape: Shape, data: bytes, *, packed: bool = False, masked: bool = False) -> list[int]:
+def decode(
+    tables: Tables, start: Memory, shape: Shape, data: bytes, *, packed: bool = False, masked: bool = False
+) -> list[int]:
     """Reads the paths that :func:`encode` wrote.
 
     Raises:
         DamagedCodesError: If the bytes end too early.
     """
-    return list(coded(tables, Memory({}, {}), shape, None, Reader(data), packed=packed, masked=masked))
+    return list(coded(tables, start, Memory({}, {}), shape, None, Reader(data), packed=packed, masked=masked))
 
 
 def coded(
     tables: Tables,
+    start: Memory,
     memory: Memory,
     shape: Shape,
     paths: Sequence[int] | None,
@@ -249,12 +266,15 @@ def coded(
     packed: bool = False,
     masked: bool = False,
 ) -> Iterator[int]:
-    """Writes or reads symbols one by one, adapts the memory, and yields their paths; -1 where masked."""
+    """Writes or reads symbols one by one and yields their paths; -1 where masked.
+
+    The memory adapts to them: what it does not have yet it copies from the start.
+    """
     number = len(tables.widths)
     padded = _Padded(tables.offsets, shape, number)
     known, index = [0] * padded.size, 0  # a path with a leading 1, or 0 where there is none
     left, above, before = (padded.step(move) for move in ((0, 0, -1, 0), (0, -1, 0, 0), (0, 0, 0, -1)))
-    codings = [_coding(tables, memory, padded, known, component, coder) for component in range(number)]
+    codings = [_coding(tables, start, memory, padded, known, component, coder) for component in range(number)]
     kept = [[FRESH] * 8 for _ in codings]
     uniform = [(sorted(one), {path: rank for rank, path in enumerate(sorted(one))}) for one in tables.paths]
     squash, after, stretch = squash_table(), next_table(), stretch_table()
@@ -301,7 +321,7 @@ class _Padded:
 
 
 def _coding(
-    tables: Tables, memory: Memory, padded: _Padded, known: list[int], component: int, coder: Coder
+    tables: Tables, start: Memory, memory: Memory, padded: _Padded, known: list[int], component: int, coder: Coder
 ) -> Callable[[int, int], int]:
     """Makes the function that writes or reads a symbol of a component: its path and place -> its path."""
     width, contexts, rate = tables.widths[component], tables.contexts[component], tables.rate
@@ -309,7 +329,7 @@ def _coding(
     outcomes = branches(tables.paths[component], width)
     groups, weights, decide = memory.groups, memory.weights, coder.decide
     even = [(2 << 16) // max(1, len(contexts))] * len(contexts) + [0]
-    first_groups, first_weights, base = tables.groups, tables.weights, component * NODES
+    first_groups, first_weights, base = start.groups, start.weights, component * NODES
     hashed, unseen = [], [0] + [FRESH] * 15
     for number, context in enumerate(contexts):
         seen = []

@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gmvq.entropy.coding import Coding, Learned
+from gmvq.entropy.coding import Learned
+from gmvq.entropy.compiled import coding_of
 from gmvq.entropy.model import CONTEXTS, EntropyConfig, EntropyModel
 
 RATES = (14, 15, 17)
 """Rates of mixers to choose from."""
 CONFIDENCES = (1, 3, 31)
-"""Counts to which states are cut for the start of an item, to choose from: the lower, the sooner an item's own codes
-count more than those of others."""
+"""Largest counts of states at the start of an item, to choose from: a state with a low count moves fast, so that the
+item's own codes soon outweigh those of others."""
 MOST_GROUPS = 1 << 17
 """Groups of states that a model keeps, the most frequent ones: at most four megabytes on the disk."""
 MOST_TRIED = 48
@@ -39,24 +40,24 @@ def fit(config: EntropyConfig, vectors: Sequence[NDArray[np.floating] | None], i
     if not items:
         raise ValueError("'items' must have codes of at least one item, got none. Tokenize some.")
     trees = [tree for level, rows in enumerate(vectors) for tree in _trees(config, level, rows)]
+    model = _ordered(config, trees)
+    pairs = [symbols[:2] for symbols in map(model.symbols, items)]  # of any contexts
+    others = pairs[1::2] or pairs
+    tried = others[:: -(-len(others) // MOST_TRIED)]
     best: tuple[float, EntropyConfig, int] | None = None
     for contexts in CONTEXTS[config.axes]:
-        model = _ordered(replace(config, contexts=contexts), trees)
-        pairs = [symbols[:2] for symbols in map(model.symbols, items)]
-        others = pairs[1::2] or pairs
-        tried = others[:: -(-len(others) // MOST_TRIED)]
         for rate in RATES:
-            tables = model.tables(len(vectors))._replace(rate=rate)
-            learned = Coding(tables).learn(pairs[::2]).learned
+            made = replace(config, contexts=contexts, rate=rate)
+            tables = _ordered(made, trees).tables(len(vectors))
+            learned = coding_of(tables).learn(pairs[::2]).learned
             for confidence in CONFIDENCES:
-                coding = Coding(tables, _cut(learned, confidence))
+                coding = coding_of(tables, _cut(learned, confidence))
                 bits = sum(coding.bits(*pair) for pair in tried)
                 if best is None or bits < best[0]:
-                    best = bits, replace(model.config, rate=rate), confidence
+                    best = bits, made, confidence
     assert best is not None
     model = _ordered(best[1], trees)
-    lesson = model.coding(len(vectors)).learn(symbols[:2] for symbols in map(model.symbols, items))
-    model.start_from(_cut(lesson.learned, best[2]))
+    model.start_from(_cut(model.coding(len(vectors)).learn(pairs).learned, best[2]))
     return model
 
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gmvq.checks import at_least
-from gmvq.entropy.coding import GROUP, PLACES, Coding, Learned, Paths
-from gmvq.entropy.definition import MOST_WIDTH, NODES, DamagedCodesError, Shape, Tables
+from gmvq.entropy.coding import Learned, Paths
+from gmvq.entropy.compiled import Coding, coding_of
+from gmvq.entropy.definition import GROUP, MOST_WIDTH, NODES, PLACES, DamagedCodesError, Shape, Tables
 
 MOST_BITS = 16
 """Bits of a code that are one symbol; larger codes are two symbols, the higher bits first."""
@@ -232,15 +233,12 @@ class EntropyModel(nn.Module):
     def coding(self, levels: int) -> Coding:
         """Makes what writes and reads symbols of the first levels."""
         if levels not in self._codings:
-            number = sum(len(sizes) for sizes in self.config.symbol_sizes[:levels])
-            start = self._learned()
-            inside = start.nodes < number * NODES
-            start = start._replace(nodes=start.nodes[inside], weights=start.weights[inside])
-            self._codings[levels] = Coding(self.tables(levels), start)
+            tables = self.tables(levels)
+            self._codings[levels] = coding_of(tables, self.learned.of_components(len(tables.paths)))
         return self._codings[levels]
 
     def tables(self, levels: int) -> Tables:
-        """Makes the tables of the first levels, without what is learned."""
+        """Makes the tables of the first levels."""
         orders = [order for level in self._orders[:levels] for order in level]
         widths = [(len(order) - 1).bit_length() for order in orders]
         letters = list(_NEIGHBOURS)
@@ -249,7 +247,7 @@ class EntropyModel(nn.Module):
             for of_one in _contexts_of(self.config)[: len(orders)]
         ]
         paths = [order.tolist() for order in orders]
-        return Tables(paths, widths, list(_NEIGHBOURS.values()), contexts, self.config.rate, {}, {})
+        return Tables(paths, widths, list(_NEIGHBOURS.values()), contexts, self.config.rate)
 
     def start_from(self, learned: Learned) -> None:
         """Takes what was learned of codes of all levels as the start of each item."""
@@ -272,7 +270,9 @@ class EntropyModel(nn.Module):
                 start += size
         return found
 
-    def _learned(self) -> Learned:
+    @property
+    def learned(self) -> Learned:
+        """What each item starts from."""
         arrays = [each.cpu().numpy() for each in (self.places, self.groups, self.nodes, self.weights)]
         return Learned(*arrays)
 
@@ -321,7 +321,7 @@ class EntropyModel(nn.Module):
             width = (len(order) - 1).bit_length()
             if len(np.unique(order)) != len(order) or order.min() < 0 or order.max() >= max(1, 1 << width):
                 raise ValueError("the paths of a codebook are not all different, or too long")
-        places, groups, nodes, weights = self._learned()
+        places, groups, nodes, weights = self.learned
         for name, numbers, most in (("places", places, PLACES), ("nodes", nodes, len(orders) * NODES)):
             rising = numbers.ndim == 1 and bool((np.diff(numbers) > 0).all())
             if not rising or (len(numbers) and not 0 <= numbers[0] <= numbers[-1] < most):
