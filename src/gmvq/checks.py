@@ -97,8 +97,8 @@ def one_of(name: str, value: str, choices: Iterable[str]) -> str:
     return value
 
 
-def device(name: str, value: str) -> torch.device:
-    """Checks that this machine has a device: ``cpu``, ``cuda``, ``cuda:1`` and so on, or ``mps``.
+def device(name: str, value: str | None) -> torch.device:
+    """Checks that this machine has a device: ``cpu``, ``cuda``, ``cuda:1`` and so on, ``mps``; None for the fastest.
 
     Raises:
         ValueError: If the name is another one, or this machine does not have the device.
@@ -108,6 +108,8 @@ def device(name: str, value: str) -> torch.device:
         Traceback (most recent call last):
         ValueError: 'device' must be 'cpu', 'cuda', 'cuda:1' or 'mps', got 'gpu'. Leave it out for the fastest one.
     """
+    if value is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", value):
         raise ValueError(
             f"'{name}' must be 'cpu', 'cuda', 'cuda:1' or 'mps', got {value!r}. Leave it out for the fastest one."

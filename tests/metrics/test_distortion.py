@@ -211,7 +211,7 @@ def test_ms_ssim_is_that_of_its_scales():
     found = ms_ssim(images, targets)
     assert torch.equal(ms_ssim(targets, targets), torch.ones(2, dtype=torch.float64))
     assert (ms_ssim(images * 0.5 + 0.25 * targets, targets) > found).all()
-    # where one scale has all the weight it is SSIM there
+    # the product of contrasts and structures at all scales and of the last luminance
     expected = torch.ones(2, 3, dtype=torch.float64)
     pair = [images.double(), targets.double()]
     for scale, power in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):

@@ -99,8 +99,9 @@ class Codec:
             )
         self.segment, self.threads = at_least("segment", segment, 1), at_least("threads", threads, 1)
         self.mark = hub.fingerprint(tokenizer)[:_DIGITS]
-        # files from before a fit stay readable
-        self._models = {hub.fingerprint(one)[:_DIGITS]: one for one in (EntropyModel(config), self.model)}
+        self.model_mark = hub.fingerprint(self.model)[:_DIGITS]
+        fresh = EntropyModel(config)  # files from before a fit stay readable
+        self._models = {hub.fingerprint(fresh)[:_DIGITS]: fresh, self.model_mark: self.model}
 
     @classmethod
     def load(
@@ -108,6 +109,7 @@ class Codec:
         run: str | Path,
         folder: str | Path | None = None,
         *,
+        tokenizer: Autoencoder | None = None,
         device: torch.device | str | None = None,
         threads: int = 1,
     ) -> Self:
@@ -116,6 +118,7 @@ class Codec:
         Args:
             run: Folder of the tokenizer.
             folder: Folder of the entropy model; by default ``codec`` in the run's folder, if it exists.
+            tokenizer: The run's tokenizer, if it is loaded already.
             device: Device of the tokenizer; the CPU by default.
             threads: Segments of an item at a time.
 
@@ -124,7 +127,7 @@ class Codec:
             DamagedFileError: If a file is damaged.
             ValueError: If the model was fitted to another tokenizer.
         """
-        tokenizer = hub.load(run).to(device)
+        tokenizer = hub.load(run).to(device) if tokenizer is None else tokenizer
         place = Path(run) / CODEC if folder is None else Path(folder)
         if folder is None and not place.exists():
             return cls(tokenizer, threads=threads)
@@ -205,9 +208,7 @@ class Codec:
         with ThreadPoolExecutor(self.threads) as pool:
             segments = list(pool.map(lambda part: self._written(part, masked), parts))
         rate = self.tokenizer.signal.rate
-        header = Header(
-            self.mark, next(reversed(self._models)), number, tuple(size), None if rate is None else round(rate), masked
-        )
+        header = Header(self.mark, self.model_mark, number, tuple(size), None if rate is None else round(rate), masked)
         return container.write(header, rows, segments)
 
     def unpack(self, data: bytes, *, salvage: bool = False) -> Compressed:
@@ -239,16 +240,16 @@ class Codec:
             )
         if header.model not in self._models:
             raise ValueError(
-                f"The file was made with the entropy model {header.model}, this one is {next(reversed(self._models))}. "
+                f"The file was made with the entropy model {header.model}, this one is {self.model_mark}. "
                 "Decompress with the codec folder that made it."
             )
         most = len(config.codebook_sizes)
         if len(header.size) != config.axes or header.levels > most or not (config.has_levels or header.levels == 1):
-            raise DamagedFileError("The compressed file is not of the form of the tokenizer's codes. Copy it again.")
+            container.damaged("it is not of the form of the tokenizer's codes")
         grid = self.tokenizer.grid(header.size)
         rows = found.rows or max(1, *grid[:1], 1)
         if len(found.segments) != (max(1, -(-grid[0] // rows)) if grid else 1):
-            raise DamagedFileError("The segments of the compressed file do not cover its item. Copy it again.")
+            container.damaged("its segments do not cover its item")
         for segment, part in zip(found.segments, self._grids(found), strict=True):
             if segment is not None:
                 container.check_amount(math.prod(part) * self._symbols(header.levels), segment)
@@ -288,7 +289,7 @@ class Codec:
             model = self._models[header.model]
             return model.decode(segment.data, grid, levels, packed=segment.packed, masked=header.masked)
         except DamagedCodesError as error:
-            raise DamagedFileError(f"The compressed file is damaged ({error}). Copy it again.") from error
+            container.damaged(str(error))
 
 
 def config_of(tokenizer: Autoencoder) -> EntropyConfig:

@@ -17,7 +17,7 @@ axis of the grid, and is coded by itself: a damaged one leaves the others, and a
 are packed where that takes fewer bytes, so that no item takes more than log2(K) bits a code and its header.
 
 A reader checks before it takes memory: a segment of n bytes cannot hold more than 22,800 (n + 8) decisions, since
-none is more certain than 1 - 2^-12.
+none is more certain than 1 - 2^-12. Codes without a decision, of codebooks of one code, may be up to 2^20.
 """
 
 from __future__ import annotations
@@ -119,20 +119,20 @@ def read(data: bytes) -> Container:
     if data[:4] != MAGIC:
         raise DamagedFileError("It is no file of compressed codes, which begins with 'gmvq'. Make one with compress.")
     if len(data) < _FIXED + _CRC:
-        _damaged("it ends too early")
+        damaged("it ends too early")
     version, flags = data[4] >> 4, data[4] & 15
     if version != VERSION:
         raise DamagedFileError(f"It is of version {version}, this gmvq reads version {VERSION}. Install a newer gmvq.")
     several, end = bool(flags & _SEGMENTED), len(data) - _CRC
     if not several and _crc(data[:end]) != data[end:]:
-        _damaged("its content is not what was written")
+        damaged("its content is not what was written")
     cursor = _Cursor(data, _FIXED, end)
     form = cursor.number(MOST_LEVELS << 2 | 3)
     levels, axes = form >> 2, form & 3
     size = tuple(cursor.number(LONGEST_AXIS) for _ in range(axes))
     rate = cursor.number(LONGEST_AXIS) if flags & _RATE else None
     if not levels or not all(size) or rate == 0:
-        _damaged("its numbers contradict each other")
+        damaged("its numbers contradict each other")
     header = Header(data[5:9].hex(), data[9:13].hex(), levels, size, rate, bool(flags & _MASKED))
     if not several:
         return Container(header, None, [Segment(data[cursor.place : end], bool(flags & _PACKED))])
@@ -140,7 +140,7 @@ def read(data: bytes) -> Container:
     lengths = [cursor.number(len(data)) for _ in range(cursor.number(min(MOST_SEGMENTS, len(data))))]
     start = cursor.place + _CRC
     if _crc(data[: cursor.place]) != data[cursor.place : start] or not rows or min(lengths, default=0) <= _CRC:
-        _damaged("its header is not what was written")
+        damaged("its header is not what was written")
     segments: list[Segment | None] = []
     for length in lengths:
         body, check = data[start : start + length - _CRC], data[start + length - _CRC : start + length]
@@ -148,7 +148,7 @@ def read(data: bytes) -> Container:
         segments.append(Segment(body[1:], bool(body[0])) if whole else None)
         start += length
     if start < len(data):
-        _damaged("there are bytes after its end")
+        damaged("there are bytes after its end")
     return Container(header, rows, segments)
 
 
@@ -159,7 +159,7 @@ def check_amount(symbols: int, segment: Segment) -> None:
         DamagedFileError: If there are too many symbols.
     """
     if symbols > max(1 << 20, SYMBOLS_OF_BYTE * (len(segment.data) + 8)) or symbols > 1 << 31:
-        _damaged(f"{len(segment.data):,} bytes cannot hold {symbols:,} codes")
+        damaged(f"{len(segment.data):,} bytes cannot hold {symbols:,} codes")
 
 
 def rows_of(grid: Sequence[int], levels: int, most: int) -> int:
@@ -176,7 +176,8 @@ def rows_of(grid: Sequence[int], levels: int, most: int) -> int:
     return -(-grid[0] // number)
 
 
-def _damaged(reason: str) -> NoReturn:
+def damaged(reason: str) -> NoReturn:
+    """Raises the error of a damaged file."""
     raise DamagedFileError(f"The compressed file is damaged ({reason}). Copy it again from where it was made.")
 
 
@@ -208,13 +209,13 @@ class _Cursor:
         byte = 128
         while byte > 127:
             if self.place >= self.end:
-                _damaged("it ends too early")
+                damaged("it ends too early")
             if shift > 42:
-                _damaged("a number is too large")
+                damaged("a number is too large")
             byte = self.data[self.place]
             found |= (byte & 127) << shift
             shift += 7
             self.place += 1
         if found > most:
-            _damaged("a number is too large")
+            damaged("a number is too large")
         return found

@@ -164,8 +164,6 @@ def device_of(named: str | None) -> torch.device:
     Raises:
         ValueError: If this machine has no device of that name.
     """
-    if named is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return checks.device("device", named)
 
 

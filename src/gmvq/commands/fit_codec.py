@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,7 @@ class Options:
 def run(options: Options, command: str) -> dict[str, Any]:
     """Fits. The result has the codec's folder and its metrics."""
     out = options.run / CODEC if options.out is None else options.out
-    made = CodecRun(options.most)
-    made = replace(made, training=replace(made.training, device=options.common.device))
+    made = CodecRun(options.most, options.common.device)
     read_model(options.run)
     how = {"overwrite": options.overwrite, "command": command}
     metrics = stages.fit_codec(options.run, made, out, source=options.where.data, **how)

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from gmvq import hub
-from gmvq.checks import at_least
+from gmvq.checks import at_least, device
 from gmvq.codec import CODEC, Codec, config_of, measured, vectors_of
 from gmvq.data import Items, evenly_spaced
 from gmvq.data.locking import locked
@@ -38,17 +38,18 @@ class CodecRun:
 
     Args:
         most: Largest number of codes to fit to.
-        training: Device of the tokenizer; all else is not used.
+        device: Device of the tokenizer; by default the fastest.
 
     Raises:
-        ValueError: If the number is less than 1.
+        ValueError: If the number is less than 1, or the device is not available.
     """
 
     most: int = 2_000_000
-    training: Training = field(default_factory=lambda: Training(steps=1))
+    device: str | None = None
 
     def __post_init__(self) -> None:
         at_least("most", self.most, 1)
+        device("device", self.device)
 
 
 class CodecStage(Stage[EntropyModel]):
@@ -85,17 +86,17 @@ class CodecStage(Stage[EntropyModel]):
     ) -> None:
         super().__init__(Path(folder) / CODEC if out is None else out, console)
         self.run = CodecRun() if run is None else run
-        self.tokenizer = hub.load(folder)
+        self.tokenizer = hub.load(folder).to(device("device", self.run.device))
         self.config = config_of(self.tokenizer)
         self.mark = hub.fingerprint(self.tokenizer)
         self.data = data_of_run(folder, read_run(folder).data, source) if data is None else data
 
     @property
     def training(self) -> Training:  # noqa: D102
-        return self.run.training
+        return Training(steps=1, device=self.run.device)
 
     def settings(self) -> dict[str, Any]:  # noqa: D102
-        return {**asdict(self.run), "tokenizer": self.mark, "fingerprint": fingerprint(self.data)}
+        return {"most": self.run.most, "tokenizer": self.mark, "fingerprint": fingerprint(self.data)}
 
     def learn(self, *, resume: bool) -> EntropyModel:  # noqa: D102
         codec = Codec(self.tokenizer)
