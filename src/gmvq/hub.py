@@ -176,7 +176,7 @@ def load(folder: str | Path, part: type[Part] = Autoencoder) -> Part:
     Args:
         folder: Folder of the part, for example ``runs/photos`` or ``runs/photos/prior``.
         part: Class of the part: ``Autoencoder``, ``AbstractPrior``, ``DiffusionDecoder``, ``Classifier`` or
-                ``EntropyModel``.
+            ``EntropyModel``.
 
     Raises:
         FileNotFoundError: If the folder or one of its files does not exist.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,23 +128,16 @@ def _most_bytes(options: Options, signal: Signal, size: tuple[int, ...]) -> floa
     return None
 
 
-class _source:  # noqa: N801 (used as a function)
-    """The path of the data: a temporary file with standard input for ``-``."""
-
-    def __init__(self, path: Path, suffix: str) -> None:
-        self.path, self.suffix = path, suffix
-
-    def __enter__(self) -> Path:
-        if str(self.path) != PIPE:
-            return self.path
-        self._folder = tempfile.TemporaryDirectory(prefix="gmvq-")
-        file = Path(self._folder.name) / f"input{self.suffix}"
+@contextmanager
+def _source(path: Path, suffix: str) -> Iterator[Path]:
+    """Yields the path of the data: of a temporary file with standard input for ``-``."""
+    if str(path) != PIPE:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="gmvq-") as folder:
+        file = Path(folder) / f"input{suffix}"
         file.write_bytes(sys.stdin.buffer.read())
-        return file
-
-    def __exit__(self, *error: object) -> None:
-        if str(self.path) == PIPE:
-            self._folder.cleanup()
+        yield file
 
 
 def _targets(options: Options, items: Items) -> list[Path | None]:
