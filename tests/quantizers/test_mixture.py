@@ -116,6 +116,20 @@ def test_sigma_to_zero_is_plain_vector_quantization(rows):
         torch.testing.assert_close(soft.values, hard.values)
 
 
+@pytest.mark.parametrize(
+    ("rows_of_code", "updates", "steps"),
+    [(4, 0, 20), (16, 0, 5), (1, 0, 20), (1, 1000, 50), (1, 9000, 80), (0.5, 9000, 160)],
+)
+def test_what_codes_remember_follows_the_number_of_latents(rows_of_code, updates, steps):
+    quantizer = GaussianMixtureQuantizer(3, 8, codebook_dim=3)
+    quantizer(torch.randn(round(8 * rows_of_code), 3))
+    quantizer.moving.updates.fill_(updates)
+    assert float(quantizer.moving.new_share()) == pytest.approx(1 - math.exp(-1 / steps), rel=0.01)
+    quantizer.update()
+    quantizer.update()  # without latents
+    assert quantizer.moving.updates == updates + 1
+
+
 def test_scaling_latents_and_codebook_together_scales_values_and_loss(rows):
     for estimator in (None, GumbelSoftmax()):
         losses = []

@@ -92,7 +92,8 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         sharpening: Number or schedule that multiplies sigma in q(c | x): below 1 the posterior is sharper.
         noise: nu in (5), the scale of the noise added to z in training; 0 adds none. Or another form of it, as
             ``ConstantNoise(1.0)``.
-        decay: Share of the past in the running averages of the M-step, in [0, 1).
+        decay: Share of the past in the running averages of the M-step, in [0, 1). By default it follows the number of
+            latents: averages remember 80 for each code, but at most 20 steps or a twentieth of the steps so far.
         learned: Any of ``"codebook"`` (by gradient instead of the M-step), ``"feature_weights"`` (w in (4), by
             gradient), ``"mixture_weights"`` (pi in (1), by the M-step; uniform otherwise).
 
@@ -136,7 +137,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         estimator: AbstractEstimator | None = None,
         sharpening: float | Schedule = 1.0,
         noise: float | AbstractNoise = 0.0,
-        decay: float = 0.95,
+        decay: float | None = None,
         learned: Collection[str] = (),
     ) -> None:
         super().__init__(dim, codebook_size, min(dim, DEFAULT_CODE_DIM) if codebook_dim is None else codebook_dim)
@@ -148,7 +149,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         self.noise = as_noise(noise)
         self.learned = frozenset(learned)
         self.moving = MovingAverageCodebook(codebook_size, self.codebook_dim, decay)
-        self.variance = MixtureVariance(variance, codebook_size, self.codebook_dim, decay)
+        self.variance = MixtureVariance(variance, codebook_size, self.codebook_dim)
         number, bits = least_rate(codebook_size, self.codebook_dim)
         self.rates = LeastRates(self.codebook_dim, number, bits) if number and self.projection is not None else None
         self.learned_codes = nn.Parameter(self.moving.codes.clone()) if "codebook" in self.learned else None
@@ -183,7 +184,7 @@ class GaussianMixtureQuantizer(AbstractQuantizer):
         """Folds the collected statistics into codebook and variances, unless they are frozen: the M-step."""
         if self.frozen:
             return
-        self.variance.update()
+        self.variance.update(self.moving.new_share())
         variance = self.variance.value(self.moving.codes).mean()
         self.moving.update(variance.sqrt())
         if self.rates is not None and self.projection is not None:

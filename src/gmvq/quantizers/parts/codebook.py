@@ -29,6 +29,13 @@ from gmvq.quantizers.parts.clustering import (
 STARVED = 1e-2
 """Share of the mean weight below which a code is compared with all others."""
 
+MEMORY = 80.0
+"""Rows for each code that averages remember: fewer are noise, by which latents and codes drift apart."""
+
+STEPS, SHARE_OF_STEPS = 20.0, 0.05
+"""Steps that averages remember at most, or a share of the steps so far if that is more: with few rows, too, a longer memory
+lags behind an encoder that moves fast."""
+
 SMALLEST_COUNT = 1e-20
 """A code whose running weight is below this has nothing left to average and stays where it is."""
 
@@ -154,7 +161,8 @@ class MovingAverageCodebook(nn.Module):
     Args:
         codebook_size: Number of codes K.
         code_dim: Features L.
-        decay: gamma, in [0, 1).
+        decay: gamma, in [0, 1); None follows the number of rows: averages remember 80 for each code, but at most 20
+            steps or a twentieth of the steps so far.
     """
 
     codes: Tensor
@@ -165,10 +173,12 @@ class MovingAverageCodebook(nn.Module):
     pending_fresh: Tensor
     placed: Tensor
     """Above 0 for codes that stand where a row was."""
+    updates: Tensor | None
+    """Number of updates with rows, where it matters."""
 
-    def __init__(self, codebook_size: int, code_dim: int, decay: float) -> None:
+    def __init__(self, codebook_size: int, code_dim: int, decay: float | None) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
+        if decay is not None and not 0 <= decay < 1:
             raise ValueError(f"'decay' must lie in [0, 1), got {decay}. Use for example 0.99.")
         self.decay = decay
         self.register_buffer("codes", torch.randn(codebook_size, code_dim))
@@ -179,6 +189,7 @@ class MovingAverageCodebook(nn.Module):
         # flags are numbers, 0 or above, so that an average over models is one of states
         self.register_buffer("pending_fresh", torch.zeros(codebook_size))
         self.register_buffer("placed", torch.zeros(codebook_size))
+        self.register_buffer("updates", torch.zeros(()) if decay is None else None)
         # on the host: reading the buffer in each forward would wait for the GPU
         self._has_started = self._is_complete = False
         self.register_load_state_dict_post_hook(_recall)
@@ -263,6 +274,13 @@ class MovingAverageCodebook(nn.Module):
         self.pending_counts.add_(sum_over_ranks(counts.detach()).to(self.counts.dtype))
         self.pending_sums.add_(sum_over_ranks(sums.detach()).to(self.sums.dtype))
 
+    def new_share(self) -> Tensor | float:
+        """Returns the share 1 - gamma that what is collected has in the next averages."""
+        if self.decay is not None or self.updates is None:
+            return 1 - (self.decay or 0.0)
+        steps = MEMORY / self.pending_counts.mean()
+        return -torch.expm1(-1 / steps.minimum((SHARE_OF_STEPS * self.updates).clamp_min(STEPS)))
+
     @torch.no_grad()
     def update(self, deviation: Tensor | float = 0.0) -> Tensor:
         """Folds the collected sums into the codes, and splits codes that are equal.
@@ -275,14 +293,14 @@ class MovingAverageCodebook(nn.Module):
             True if there was anything to fold, ``()``. It stays on the device, where all branches are taken by it.
         """
         pending = self.pending_counts.any()
-        step = torch.where(self.pending_fresh > 0, 1.0, 1 - self.decay).to(self.counts.dtype) * pending
+        step = torch.where(self.pending_fresh > 0, 1.0, self.new_share()).to(self.counts.dtype) * pending
         self.counts.lerp_(self.pending_counts, step)
         self.sums.lerp_(self.pending_sums, step[:, None].expand_as(self.sums))
         moved = (self.counts > SMALLEST_COUNT) & pending
         means = self.sums / self.counts.clamp_min(SMALLEST_COUNT)[:, None]
         self.codes.copy_(torch.where(moved[:, None], means, self.codes))
         self._split(pending, deviation)
-        self._forget_pending()
+        self._forget(pending)
         return pending
 
     def _split(self, pending: Tensor, deviation: Tensor | float) -> None:
@@ -315,8 +333,8 @@ class MovingAverageCodebook(nn.Module):
     def update_counts(self) -> Tensor:
         """Folds only the counts in, for codes that something else moves; returns what :meth:`update` does."""
         pending = self.pending_counts.any()
-        self.counts.lerp_(self.pending_counts, (1 - self.decay) * pending.to(self.counts.dtype))
-        self._forget_pending()
+        self.counts.lerp_(self.pending_counts, self.new_share() * pending.to(self.counts.dtype))
+        self._forget(pending)
         return pending
 
     @torch.no_grad()
@@ -325,6 +343,11 @@ class MovingAverageCodebook(nn.Module):
         self.codes.copy_(torch.where(chosen[:, None], codes, self.codes))
         self.counts.masked_fill_(chosen, count)
         self.sums.copy_(torch.where(chosen[:, None], codes * count, self.sums))
+
+    def _forget(self, pending: Tensor) -> None:
+        if self.updates is not None:
+            self.updates.add_(pending)
+        self._forget_pending()
 
     def _forget_pending(self) -> None:
         self.pending_counts.zero_()

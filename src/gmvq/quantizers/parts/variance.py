@@ -30,7 +30,6 @@ class MixtureVariance(nn.Module):
         kind: A number above 0 for a fixed variance, or ``"shared"``, ``"code"``, ``"feature"``.
         codebook_size: Number of codes K.
         code_dim: Features L.
-        decay: Share of the past in the running averages.
     """
 
     sums: Tensor
@@ -38,9 +37,7 @@ class MixtureVariance(nn.Module):
     pending_sums: Tensor
     pending_weights: Tensor
 
-    def __init__(
-        self, kind: float | Literal["shared", "code", "feature"], codebook_size: int, code_dim: int, decay: float
-    ) -> None:
+    def __init__(self, kind: float | Literal["shared", "code", "feature"], codebook_size: int, code_dim: int) -> None:
         super().__init__()
         if isinstance(kind, str):
             valid, fixed_value = kind in ("shared", "code", "feature"), None
@@ -50,7 +47,6 @@ class MixtureVariance(nn.Module):
             words = "'shared', 'code' or 'feature'"
             raise ValueError(f"'variance' must be a number above 0, {words}, got {kind!r}. Use 'shared'.")
         self.kind = kind if fixed_value is None else "fixed"
-        self.decay = decay
         self.code_dim = code_dim
         shape = (codebook_size if kind == "code" else 1, code_dim if kind == "feature" else 1)
         self.register_buffer("sums", torch.full(shape, 1.0 if fixed_value is None else fixed_value))
@@ -87,10 +83,10 @@ class MixtureVariance(nn.Module):
         self.pending_weights.add_(weights)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Folds the collected sums into the variance."""
+    def update(self, share: Tensor | float) -> None:
+        """Folds the collected sums into the variance, with the share that they get in the averages."""
         # without pending rows both are scaled alike, so the variance stays what it is
-        share = torch.where(self.pending_weights.sum() > 0, 1 - self.decay, 0.0)
+        share = torch.where(self.pending_weights.sum() > 0, share, 0.0)
         self.sums.lerp_(self.pending_sums, share)
         self.weights.lerp_(self.pending_weights, share).clamp_min_(1e-20)
         self.pending_sums.zero_()
