@@ -22,6 +22,7 @@ from gmvq.data.locking import locked
 from gmvq.modalities import Audio, Data, Image, Series, Text, Vectors
 from gmvq.modalities.recognition import recognized
 from gmvq.models import AutoencoderConfig
+from gmvq.stages.codec import refit_codec
 from gmvq.stages.data import DataConfig
 from gmvq.stages.tokenizer import Run, TokenizerStage
 from gmvq.training import Training
@@ -37,6 +38,7 @@ def run(
     *,
     data: Data | None = None,
     console: Console | None = None,
+    codec: bool = False,
     **how: Any,  # noqa: ANN401 (arguments of Stage.carry_out)
 ) -> dict[str, Any]:
     """Trains a model, measures it on held-out items, and writes all of it into a folder.
@@ -46,6 +48,8 @@ def run(
         out: The run's folder.
         data: The data, if they are loaded already.
         console: Output of the progress; by default standard error.
+        codec: Fit the codec of its codes, too, in place of one that is there; see
+            :class:`gmvq.stages.codec.CodecStage`.
         how: ``resume``, ``overwrite``, ``command`` and ``report``, see :meth:`gmvq.stages.stage.Stage.carry_out`.
 
     Returns:
@@ -58,7 +62,11 @@ def run(
         NonFiniteLossError: If training diverges.
     """
     with locked(out):  # before the data are loaded
-        return TokenizerStage(recipe, out, console, data).carry_out(**how)
+        stage = TokenizerStage(recipe, out, console, data)
+        metrics = stage.carry_out(**how)
+        if codec:
+            refit_codec(out, stage.data, console, how.get("command"), recipe.training.device)
+        return metrics
 
 
 def photos(source: str | Path = "bundled:photographs") -> Run:

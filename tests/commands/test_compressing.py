@@ -9,7 +9,7 @@ from PIL import Image
 
 from gmvq import hub
 from gmvq.__main__ import main
-from gmvq.codec import read
+from gmvq.codec import Codec, read
 from gmvq.entropy import EntropyModel
 
 
@@ -84,6 +84,20 @@ def test_files_from_before_a_fit_stay_readable_and_a_fit_is_not_repeated(run, pi
     assert main(["evaluate", str(run), "--files", "--limit", "20", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["metrics"]["files"]
     assert 0 < found["estimated_bits_per_code"] < found["bits_per_code"]
+
+
+def test_training_fits_the_codec_of_its_tokenizer(tmp_path):
+    words = ["train", "digits", "--out", str(tmp_path), "--width", "8", "--blocks", "1", "--codebook-size", "16"]
+    assert main([*words, "--steps", "3", "--no-fit-codec"]) == 0
+    assert not (tmp_path / "codec").exists()
+    assert main([*words, "--steps", "3"]) == 0
+    first = Codec.load(tmp_path)
+    assert first.model.is_fitted
+    assert main([*words, "--steps", "4", "--overwrite"]) == 0
+    assert Codec.load(tmp_path).mark != first.mark
+    vae = [*words[:3], str(tmp_path / "vae"), *words[4:-2], "--quantizer", "none"]
+    assert main([*vae, "--steps", "3"]) == 0
+    assert not (tmp_path / "vae" / "codec").exists()
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ class Head:
             with the weights of torchvision's VGG-16, the folder of a classifier of gmvq judge, or 'learned' for a small
             one that is trained on the data first.
         quantizer_options: Options of the quantizer, as a JSON object.
+        fit_codec: Whether gmvq fit-codec follows training.
     """
 
     recipe: RecipeName
@@ -55,6 +56,7 @@ class Head:
     adversarial: bool = False
     features: str | None = None
     quantizer_options: str = "{}"
+    fit_codec: bool = True
 
 
 def settings_type() -> type[Any]:
@@ -247,7 +249,7 @@ def run(options: Any, command: str) -> dict[str, Any]:  # noqa: ANN401
         text = f"{options.data} is taken for {modality.items}. For another kind, name {', '.join(others[:-1])} or "
         say(Console(file=sys.stderr), f"{text}{others[-1]} in place of folder.")
     how = {"resume": options.resume, "overwrite": options.overwrite, "command": command}
-    metrics = recipes.run(recipe, out, **how)
+    metrics = recipes.run(recipe, out, codec=options.fit_codec, **how)
     return {"run": str(out), "metrics": metrics, "report": str(out / "report.html")}
 
 

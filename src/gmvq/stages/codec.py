@@ -23,6 +23,7 @@ from gmvq.data.locking import locked
 from gmvq.entropy import EntropyModel, fit
 from gmvq.modalities import Data, fingerprint
 from gmvq.stages.data import data_of_run
+from gmvq.stages.layout import recorded_of
 from gmvq.stages.stage import Stage
 from gmvq.stages.tokenizer import read_run
 from gmvq.training import Training
@@ -99,6 +100,12 @@ class CodecStage(Stage[EntropyModel]):
         return {"most": self.run.most, "tokenizer": self.mark, "fingerprint": fingerprint(self.data)}
 
     def learn(self, *, resume: bool) -> EntropyModel:  # noqa: D102
+        if is_main():
+            hub.save(self._fitted(), self.out, tokenizer=self.mark)
+        wait_for_ranks(self.out)
+        return hub.load(self.out, EntropyModel)
+
+    def _fitted(self) -> EntropyModel:
         codec = Codec(self.tokenizer)
         items = self._chosen(self.data.train)
         self.say(f"Fitting to the codes of {self.data.modality.counted(len(items))} ...")
@@ -107,11 +114,7 @@ class CodecStage(Stage[EntropyModel]):
             codes.append(codec.encode(items[index]))
             items.let_go(index)
         vectors = [None if rows is None else rows.numpy() for rows in vectors_of(self.tokenizer)]
-        model = fit(self.config, vectors, codes).eval()
-        if is_main():
-            hub.save(model, self.out, tokenizer=self.mark)
-        wait_for_ranks(self.out)
-        return model
+        return fit(self.config, vectors, codes)
 
     def measure(self, model: EntropyModel) -> dict[str, Any]:
         """Compresses held-out items: see :func:`gmvq.codec.measured`, and ``protocol``, which says how."""
@@ -146,3 +149,22 @@ def fit_codec(
     out = Path(folder) / CODEC if out is None else Path(out)
     with locked(out):  # before the data are loaded
         return CodecStage(folder, run, out, console, data, source).carry_out(**how)
+
+
+def refit_codec(
+    folder: str | Path, data: Data, console: Console | None, command: str | None, device: str | None
+) -> None:
+    """Fits the codec of a tokenizer, in place of one of other settings; does nothing for one without code maps.
+
+    Args:
+        folder: The tokenizer's run.
+        data: Its data.
+        console: Output of progress; by default standard error.
+        command: Command line, for the record.
+        device: Device of the tokenizer; by default the fastest.
+    """
+    tokenizer = hub.load(folder)
+    if tokenizer.codebook_size is None or not tokenizer.has_code_maps:
+        return
+    stage = CodecStage(folder, CodecRun(device=device), console=console, data=data)
+    stage.carry_out(overwrite=recorded_of(stage.out, stage.settings()) != [], command=command)

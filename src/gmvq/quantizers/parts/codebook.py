@@ -33,8 +33,8 @@ MEMORY = 80.0
 """Rows for each code that averages remember: fewer are noise, by which latents and codes drift apart."""
 
 STEPS, SHARE_OF_STEPS = 20.0, 0.05
-"""Steps that averages remember at most, or a share of the steps so far if that is more: with few rows, too, a longer memory
-lags behind an encoder that moves fast."""
+"""Steps that averages remember at most, or a share of the steps so far if that is more: a longer memory lags behind an
+encoder that moves fast."""
 
 SMALLEST_COUNT = 1e-20
 """A code whose running weight is below this has nothing left to average and stays where it is."""
