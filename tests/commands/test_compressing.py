@@ -81,8 +81,8 @@ def test_files_from_before_a_fit_stay_readable_and_a_fit_is_not_repeated(run, pi
     assert main(["fit-codec", str(run)]) == 0
     assert "is finished" in " ".join(capsys.readouterr().err.split())
     assert hub.fingerprint(hub.load(run / "codec", EntropyModel)) == mark
-    assert main(["evaluate", str(run), "--files", "--limit", "20", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["metrics"]["files"]
+    assert main(["evaluate", str(run), "--codec", "--limit", "20", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["metrics"]["codec"]
     assert 0 < found["estimated_bits_per_code"] < found["bits_per_code"]
 
 

@@ -43,7 +43,7 @@ class Options:
         samples: Draws of z for each item in the bounds of the likelihood.
         batch_size: Items in a batch.
         seed: Seed of all draws.
-        files: Compress the items, too, and measure the files.
+        codec: Compress the items, too, and measure the files.
     """
 
     run: RunFolder
@@ -53,7 +53,7 @@ class Options:
     samples: int = 16
     batch_size: int = 64
     seed: int = 0
-    files: bool = False
+    codec: bool = False
     common: Common = common
 
 
@@ -78,9 +78,9 @@ def run(options: Options, command: str) -> dict[str, Any]:
             on_progress=advance,
         )
     metrics = metrics_of(measured)
-    if options.files:
+    if options.codec:
         chosen = items if options.limit is None else items.subset(range(min(options.limit, len(items))))
-        metrics["files"] = measured_files(Codec.load(options.run, tokenizer=model), chosen)
+        metrics["codec"] = measured_files(Codec.load(options.run, tokenizer=model), chosen)
     found = {"run": str(options.run), "data": source, "part": part, "foreign": options.data is not None}
     skipped = [{"path": str(each.path), "reason": each.reason} for each in data.skipped]
     return {**found, "metrics": metrics, "skipped": skipped}
@@ -89,7 +89,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
 def show(result: Mapping[str, Any], console: Console) -> None:
     """Prints the metrics with their protocol: never a bare number."""
     console.print(metric_table(result["metrics"]))
-    if "files" in result["metrics"]:
-        console.print(grid(metric_rows(result["metrics"]["files"], SHOWN[:-1])))
+    if "codec" in result["metrics"]:
+        console.print(grid(metric_rows(result["metrics"]["codec"], SHOWN[:-1])))
     of = "foreign data, " if result["foreign"] else ""
     say(console, f"{result['run']} on {result['data']} ({of}{result['part']}). {result['metrics']['protocol']}")
