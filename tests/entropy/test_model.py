@@ -1,4 +1,5 @@
 import base64
+import copy
 import json
 import math
 import threading
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from gmvq import hub
 from gmvq.data.parsing import DamagedFileError
 from gmvq.entropy import DamagedCodesError, EntropyConfig, EntropyModel, definition, fit
+from gmvq.entropy.coding import PlainCoding
 from gmvq.entropy.compiled import coding_of
 from gmvq.kernels.compiled import library
 
@@ -96,11 +98,11 @@ def test_a_fitted_model_is_the_same_in_cpp_python_and_threads(fitted: EntropyMod
     for thread in threads:
         thread.join()
     assert made == [data] * 4
+    assert copy.deepcopy(fitted).encode(codes) == data
     state = {name: tensor.clone() for name, tensor in fitted.state_dict().items()}
     monkeypatch.setenv("GMVQ_KERNELS", "torch")
-    slow = EntropyModel(fitted.config)
-    slow.load_state_dict(state)
-    assert slow.encode(codes) == data
+    assert isinstance(fitted.coding(1), PlainCoding)
+    assert fitted.encode(codes) == data
     vectors = np.arange(200)[:, None] * np.ones((1, 3))
     again = fit(EntropyConfig((200,), 2), [vectors], [ramp(seed) for seed in range(1, 9)])
     assert all(torch.equal(state[name], tensor) for name, tensor in again.state_dict().items())

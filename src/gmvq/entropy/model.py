@@ -19,6 +19,7 @@ from gmvq.checks import at_least
 from gmvq.entropy.coding import Learned, Paths
 from gmvq.entropy.compiled import Coding, coding_of
 from gmvq.entropy.definition import GROUP, MOST_WIDTH, NODES, PLACES, DamagedCodesError, Shape, Tables
+from gmvq.kernels.compiled import library
 
 MOST_BITS = 16
 """Bits of a code that are one symbol; larger codes are two symbols, the higher bits first."""
@@ -154,7 +155,10 @@ class EntropyModel(nn.Module):
         self.register_buffer("groups", torch.zeros(0, GROUP, dtype=torch.uint16))
         self.register_buffer("nodes", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("weights", torch.zeros(0, inputs, dtype=torch.int64))
-        self._codings: dict[int, Coding] = {}
+        self._codings: dict[tuple[int, bool], Coding] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_codings": {}}  # a loaded library cannot be copied
 
     @property
     def is_fitted(self) -> bool:
@@ -232,10 +236,11 @@ class EntropyModel(nn.Module):
 
     def coding(self, levels: int) -> Coding:
         """Makes what writes and reads symbols of the first levels."""
-        if levels not in self._codings:
+        key = levels, library() is None
+        if key not in self._codings:
             tables = self.tables(levels)
-            self._codings[levels] = coding_of(tables, self.learned.of_components(len(tables.paths)))
-        return self._codings[levels]
+            self._codings[key] = coding_of(tables, self.learned.of_components(len(tables.paths)))
+        return self._codings[key]
 
     def tables(self, levels: int) -> Tables:
         """Makes the tables of the first levels."""
