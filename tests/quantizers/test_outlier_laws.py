@@ -50,7 +50,8 @@ LEARNERS = {
     ),
     "mixture": lambda: GaussianMixtureQuantizer(DIM, 32),
     "mixture-code": lambda: GaussianMixtureQuantizer(DIM, 32, variance="code"),
-    "mixture-weights": lambda: GaussianMixtureQuantizer(DIM, 32, learned=("mixture_weights",)),
+    # codes with learned weights starve by themselves, the sooner the shorter they remember
+    "mixture-weights": lambda: GaussianMixtureQuantizer(DIM, 32, learned=("mixture_weights",), decay=0.95),
     "mixture-elbo": lambda: GaussianMixtureQuantizer(DIM, 32, objective="elbo"),
     "residual": lambda: Residual([GaussianMixtureQuantizer(DIM, 32), VectorQuantizer(DIM, 32)]),
 }
