@@ -59,3 +59,17 @@ def test_a_continuous_bottleneck_has_no_codebook():
     for name in ("codebook", "codebook_sizes"):
         with pytest.raises(TypeError, match=f"GaussianBottleneck is continuous and has no {name}"):
             getattr(made, name)
+
+
+def test_combined_quantizers_have_members_of_any_kind():
+    options = {"levels": 3, "member": "gaussian-mixture", "codebook_dim": 2, "quantizer_dropout": 1.0, "beam_size": 2}
+    made = make_bottleneck("residual", 8, 16**3, options)
+    assert [type(level) for level in made.members] == [gmvq.GaussianMixtureQuantizer] * 3
+    assert made.members[0].codebook_dim == 2
+    assert (made.quantizer_dropout, made.beam_size, made.codebook_sizes) == (1.0, 2, (16, 16, 16))
+    assert isinstance(
+        make_bottleneck("product", 8, 64, {"member": "stochastic"}).members[0], gmvq.StochasticQuantizer
+    )
+    for options, named in (({"member": "none"}, "'member'"), ({"member": "nothing"}, "nothing"), ({"beam": 2}, "beam")):
+        with pytest.raises(ValueError, match=named):
+            make_bottleneck("residual", 8, 64, options)

@@ -76,12 +76,20 @@ def _affine(dim: int, size: int) -> dict[str, Any]:
     return {**_sized(decay=None, cosine=True, revive_below=1.0)(dim, size), "parts": parts}
 
 
-def _combined(
-    combine: Callable[[list[AbstractQuantizer]], AbstractComposite], *, split: bool = False
-) -> Callable[..., AbstractComposite]:
-    """Codebooks, two by default, whose sizes multiply to the codebook size; with moving averages and revival."""
+_OF_LEVELS = ("quantizer_dropout", "dropout_cutoff", "dropout_multiple_of", "beam_size")
+"""Options of residual levels together; all others are those of each level."""
 
-    def make(dim: int, codebook_size: int, levels: int = 2, **options: Any) -> AbstractComposite:  # noqa: ANN401
+
+def _combined(combine: Callable[..., AbstractComposite], *, split: bool = False) -> Callable[..., AbstractComposite]:
+    """Codebooks of one kind, two by default, whose sizes multiply to the codebook size."""
+
+    def make(
+        dim: int,
+        codebook_size: int,
+        levels: int = 2,
+        member: str = "vector-ema",
+        **options: Any,  # noqa: ANN401
+    ) -> AbstractComposite:
         if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
             raise ValueError(f"'levels' must be an integer of at least 2, got {levels!r}. Use 2.")
         parts = levels if split else 1
@@ -91,8 +99,11 @@ def _combined(
                 f"'codebook_size' of {levels} codebooks must be the power {levels} of a number and 'code_dim' a "
                 f"multiple of {parts}, got {codebook_size} and {dim}. Use for example {32**levels} and {32 * levels}."
             )
-        settings = {"decay": 0.99, "revive_below": 1.0, **options}
-        return combine([VectorQuantizer(dim // parts, side, **settings) for _ in range(levels)])
+        preset, own = preset_of(member), {name: options.pop(name) for name in _OF_LEVELS if name in options}
+        members = [preset.make(**{**preset.arguments(dim // parts, side), **options}) for _ in range(levels)]
+        if not all(isinstance(each, AbstractQuantizer) for each in members):
+            raise ValueError(f"'member' must be a quantizer, got {member!r}. Use 'vector-ema' or 'gaussian-mixture'.")
+        return combine(members, **own)
 
     return make
 
