@@ -11,6 +11,7 @@ rounds, of all images for the C++ coder, and of the first three for the definiti
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import lzma
 import os
@@ -116,6 +117,36 @@ def speeds(codec: Codec, codes: list[Tensor], rounds: int) -> dict[str, float]:
     return found
 
 
+def by_frequencies(codes: list[Tensor], size: int, rounds: int) -> dict[str, float] | None:
+    """Measures the range coder of constriction with the frequencies of the very codes, which no file has to hold.
+
+    Returns:
+        Bits of a code, and codes per second in both directions; None if the library is not installed.
+    """
+    try:
+        stream = importlib.import_module("constriction").stream
+    except ModuleNotFoundError:
+        return None
+    symbols = np.concatenate([each.numpy().reshape(-1) for each in codes]).astype(np.int32)
+    counts = np.bincount(symbols, minlength=size) + 1e-3
+    model = stream.model.Categorical(counts / counts.sum(), perfect=False)
+    written, read = [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        encoder = stream.queue.RangeEncoder()
+        encoder.encode(symbols, model)
+        words = encoder.get_compressed()
+        middle = time.perf_counter()
+        back = stream.queue.RangeDecoder(words).decode(model, len(symbols))
+        read.append(time.perf_counter() - middle)
+        written.append(middle - start)
+        if not np.array_equal(back, symbols):
+            raise RuntimeError("constriction does not give the codes back.")
+    number = len(symbols)
+    speed = {"written": number / statistics.median(written), "read": number / statistics.median(read)}
+    return {"bits_per_code": 32 * len(words) / number, **speed}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measures, and writes the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -137,6 +168,7 @@ def main(argv: list[str] | None = None) -> None:
         "bits_per_code": sizes_of(codec, codes, sizes),
         "codes_per_second": speeds(codec, codes, arguments.rounds),
         "rounds": arguments.rounds,
+        "constriction": by_frequencies(codes, codec.model.config.codebook_sizes[0], arguments.rounds),
         "formats": formats(codec, images),
         "pillow": PIL.__version__,
     }

@@ -129,10 +129,11 @@ def sizes_table(result: dict[str, Any]) -> str:
 
 def codec_text(result: dict[str, Any]) -> str:
     """Formats what files of codes take and keep, and how fast they are made."""
-    bits, speeds = result["bits_per_code"], result["codes_per_second"]
+    bits, speeds, static = result["bits_per_code"], result["codes_per_second"], result.get("constriction")
     sizes = [
         ["packed", f"{bits['packed']:.2f}"],
         ["lzma, level 9, of 16-bit integers", f"{bits['lzma']:.2f}"],
+        *([["a range coder with the frequencies of these codes", f"{static['bits_per_code']:.2f}"]] if static else []),
         ["`gmvq compress`, learning from nothing", f"{bits['not_fitted']:.2f}"],
         ["`gmvq compress` after `fit-codec`", f"**{bits['fitted']:.2f}**"],
         ["estimated by its probabilities, without headers", f"{bits['estimated']:.2f}"],
@@ -141,19 +142,24 @@ def codec_text(result: dict[str, Any]) -> str:
         [name, f"{row['bits_per_pixel']:.3f}", f"{row['psnr']:.2f}", f"{row['ms_ssim']:.3f}"]
         for name, row in result["formats"].items()
     ]
-    protocol = (
+    protocol = [
         f"The {result['images']} first images of Kodak, {bits['codes']:,} codes of the tokenizer of `make demo`, which "
         "has seen none of them; bytes of files, their headers included. Other formats by Pillow, each image at the "
-        "highest quality that is not larger than ours, means over images. "
+        "highest quality that is not larger than ours, means over images.",
         f"C++ writes {speeds['cpp_written'] / 1e6:.1f} and reads {speeds['cpp_read'] / 1e6:.1f} million codes a second "
         f"on one core, the definition in Python {speeds['python_written'] / 1e3:.0f} and "
-        f"{speeds['python_read'] / 1e3:.0f} thousand. {made_by([result])}. `python benchmarks/codec.py`"
-    )
+        f"{speeds['python_read'] / 1e3:.0f} thousand.",
+        f"The range coder is that of constriction; it writes {static['written'] / 1e6:.0f} and reads "
+        f"{static['read'] / 1e6:.0f} million codes a second."
+        if static
+        else "",
+        f"{made_by([result])}. `python benchmarks/codec.py`",
+    ]
     return "\n\n".join(
         (
             markdown_table(["Bits of a code", "in files"], sizes),
             markdown_table(["At our size", "Bits per pixel", "PSNR (dB)", "MS-SSIM"], formats),
-            protocol,
+            " ".join(filter(None, protocol)),
         )
     )
 
