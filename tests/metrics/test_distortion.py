@@ -12,12 +12,10 @@ from gmvq.metrics.distortion import (
     PSNR_CAP,
     ImageDistortion,
     high_frequency_energy,
-    ms_ssim,
     mse,
     psnr,
-    ssim,
-    ssim_window,
 )
+from gmvq.metrics.similarity import ms_ssim, ssim, ssim_window
 
 
 def pair(*shape, seed=0, noise=0.2, dtype=torch.float64):

@@ -67,9 +67,7 @@ def test_combined_quantizers_have_members_of_any_kind():
     assert [type(level) for level in made.members] == [gmvq.GaussianMixtureQuantizer] * 3
     assert made.members[0].codebook_dim == 2
     assert (made.quantizer_dropout, made.beam_size, made.codebook_sizes) == (1.0, 2, (16, 16, 16))
-    assert isinstance(
-        make_bottleneck("product", 8, 64, {"member": "stochastic"}).members[0], gmvq.StochasticQuantizer
-    )
+    assert isinstance(make_bottleneck("product", 8, 64, {"member": "stochastic"}).members[0], gmvq.StochasticQuantizer)
     for options, named in (({"member": "none"}, "'member'"), ({"member": "nothing"}, "nothing"), ({"beam": 2}, "beam")):
         with pytest.raises(ValueError, match=named):
             make_bottleneck("residual", 8, 64, options)

@@ -4,7 +4,7 @@ Functions measure one batch; classes stream over a data set, sum in float64, and
 """
 
 from gmvq.metrics.codes import CodebookStatistics, CompositeStatistics, countable, counted
-from gmvq.metrics.distortion import ImageDistortion, high_frequency_energy, ms_ssim, mse, psnr, ssim
+from gmvq.metrics.distortion import ImageDistortion, high_frequency_energy, mse, psnr
 from gmvq.metrics.inception import load_inception
 from gmvq.metrics.information import MixtureInformation
 from gmvq.metrics.likelihood import (
@@ -16,6 +16,7 @@ from gmvq.metrics.likelihood import (
 )
 from gmvq.metrics.perceptual import load_lpips
 from gmvq.metrics.realism import Realism, measure_realism
+from gmvq.metrics.similarity import ms_ssim, ssim
 
 __all__ = [
     "CodebookStatistics",

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gmvq.metrics.distortion import RANGE_TOLERANCE
+from gmvq.metrics.similarity import RANGE_TOLERANCE
 
 LOGGER = logging.getLogger("gmvq")
 

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
-from gmvq.metrics.distortion import RANGE_TOLERANCE
+from gmvq.metrics.similarity import RANGE_TOLERANCE
 
 LOGGER = logging.getLogger("gmvq")
 
