@@ -29,8 +29,8 @@ from gmvq.stages.tokenizer import read_run
 from gmvq.training import Training
 from gmvq.training.ranks import is_main, wait_for_ranks
 
-MEASURED = 100
-"""Held-out items that are compressed."""
+MEASURED, MEASURED_CODES = 100, 200_000
+"""Largest numbers of held-out items that are compressed, and of their codes."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class CodecRun:
         ValueError: If the number is less than 1, or the device is not available.
     """
 
-    most: int = 2_000_000
+    most: int = 500_000
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class CodecStage(Stage[EntropyModel]):
 
     def _fitted(self) -> EntropyModel:
         codec = Codec(self.tokenizer)
-        items = self._chosen(self.data.train)
+        items = self._chosen(self.data.train, self.run.most)
         self.say(f"Fitting to the codes of {self.data.modality.counted(len(items))} ...")
         codes = []
         for index in range(len(items)):
@@ -118,21 +118,21 @@ class CodecStage(Stage[EntropyModel]):
 
     def measure(self, model: EntropyModel) -> dict[str, Any]:
         """Compresses held-out items: see :func:`gmvq.codec.measured`, and ``protocol``, which says how."""
-        items = self.data.held_out
-        number = min(MEASURED, len(items))
-        found = measured(Codec(self.tokenizer, model), items.subset(range(number)))
+        items = self._chosen(self.data.held_out, MEASURED_CODES)
+        items = items.subset(range(min(MEASURED, len(items))))
+        of = f"{self.data.modality.counted(len(items), 'held-out')} of {len(self.data.held_out)}"
         return {
-            **found,
+            **measured(Codec(self.tokenizer, model), items),
             "modality": self.data.modality.kind,
-            "protocol": f"Files of the first {self.data.modality.counted(number, 'held-out')}, their headers included.",
+            "protocol": f"Files of {of}, their headers included.",
         }
 
-    def _chosen(self, items: Items) -> Items:
-        """Returns items, evenly spaced, that have at most the configured number of codes, and at least one item."""
+    def _chosen(self, items: Items, most: int) -> Items:
+        """Returns items, evenly spaced, that have at most so many codes together, and at least one item."""
         levels = len(self.config.codebook_sizes)
         codes = levels * sum(math.prod(self.tokenizer.grid(size)) for size in items.sizes)
-        most = max(1, int(len(items) * self.run.most / max(1, codes)))
-        return items if most >= len(items) else items.subset(evenly_spaced(len(items), most))
+        number = max(1, int(len(items) * most / max(1, codes)))
+        return items if number >= len(items) else items.subset(evenly_spaced(len(items), number))
 
 
 def fit_codec(
