@@ -516,3 +516,17 @@ def test_dropout_compiles_without_a_graph_break_from_the_first_batch():
     compiled = torch.compile(quantizer, fullgraph=True, backend="eager")
     numbers = {int((compiled(rows(64, 6, seed=seed).requires_grad_()).codes[0] >= 0).sum()) for seed in range(12)}
     assert numbers == {1, 2, 3}
+
+
+@pytest.mark.parametrize("beam_size", [1, 2])
+@pytest.mark.parametrize("make", [VectorQuantizer, GaussianMixtureQuantizer])
+def test_levels_pull_latents_only_along_the_features_that_they_keep(make, beam_size):
+    torch.manual_seed(0)
+    quantizer = Residual([make(8, 16, codebook_dim=2) for _ in range(2)], beam_size=beam_size)
+    quantizer(rows(200, 8))
+    for training in (True, False):
+        latents = rows(200, 8).requires_grad_()
+        (gradient,) = torch.autograd.grad(quantizer.train(training)(latents).loss, latents)
+        kept = torch.linalg.qr(torch.cat([level.projection.directions for level in quantizer.members]).T).Q
+        assert (gradient @ kept).norm() > 0
+        torch.testing.assert_close(gradient @ kept @ kept.T, gradient, rtol=1e-4, atol=1e-8)

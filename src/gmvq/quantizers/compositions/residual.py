@@ -64,7 +64,8 @@ class Residual(AbstractComposite):
         beam_size: Number of partial sums that ``encode`` and the forward in evaluation keep at each level, by their
             squared error; 1 takes each member's own choice. The result is never worse than that.
         commitment_weight: beta, for levels from 2 on; level 1 has its member's. By default that of each level's member,
-            0 for one that has none or a loss in nats.
+            0 for one that has none or a loss in nats. A member with a projection counts the error of the features that
+            it keeps, as in its own loss.
 
     Shape:
         latents ``(*, dim)`` -> values ``(*, dim)``, codes ``(*, levels, *member.code_shape)``, loss ``()``: the sum of
@@ -176,7 +177,7 @@ class Residual(AbstractComposite):
             values = values + out.values if level else out.values
             loss = loss + _counted(out.loss, active)
             if level:
-                error = _counted(mean_square(rows - values.detach(), kept), active)
+                error = _counted(_error(member, rows - values.detach(), kept), active)
                 loss, commitment = loss + weights[level] * error, commitment + error
             codes.append(out.codes)
             terms |= prefixed(out.terms, level)
@@ -206,7 +207,7 @@ class Residual(AbstractComposite):
         residual = rows
         for level, (member, total) in enumerate(zip(self.places, sums, strict=True)):
             left = rows - total.detach()
-            error, own = mean_square(left, kept), commitment_weight_of(member)
+            error, own = _error(member, left, kept), commitment_weight_of(member)
             # a member with a posterior weighs more than the code that was found
             plain = own > 0 and not member.has_posterior
             loss = loss + (own * (error.detach() if level else error) if plain else member(residual, kept).loss)
@@ -267,6 +268,11 @@ def _codebook(member: AbstractQuantizer, dtype: torch.dtype) -> Tensor:
     if codebook.dtype == dtype:
         return codebook
     return member._look_up(torch.arange(len(codebook), device=codebook.device), dtype)
+
+
+def _error(member: AbstractQuantizer, left: Tensor, kept: Tensor) -> Tensor:
+    """Squared error that a level leaves, in the units of its own loss: of the features that its projection keeps."""
+    return mean_square(left if member.projection is None else member.projection.difference_in(left), kept)
 
 
 def _counted(loss: Tensor, active: Tensor | bool) -> Tensor:

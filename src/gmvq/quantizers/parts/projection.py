@@ -33,9 +33,12 @@ class Projection(nn.Module):
 
     def project_in(self, latents: Tensor) -> Tensor:
         """Takes ``(N, dim)`` to ``(N, L)``."""
-        directions = snapshot(self.directions, self.training).T.to(latents.dtype)
-        gram = directions.T @ directions
-        return torch.linalg.solve(gram, (latents - self.offset.to(latents.dtype)) @ directions, left=False)
+        return self.difference_in(latents - self.offset.to(latents.dtype))
+
+    def difference_in(self, differences: Tensor) -> Tensor:
+        """Takes differences of latents ``(N, dim)`` to those of what :meth:`project_in` makes of them ``(N, L)``."""
+        directions = snapshot(self.directions, self.training).T.to(differences.dtype)
+        return torch.linalg.solve(directions.T @ directions, differences @ directions, left=False)
 
     def project_out(self, values: Tensor) -> Tensor:
         """Takes ``(N, L)`` to ``(N, dim)``."""
