@@ -32,7 +32,7 @@ class Learned(NamedTuple):
 
     @classmethod
     def of(cls, memory: Memory, inputs: int) -> Learned:
-        """Converts a memory, whose mixers have at most so many inputs."""
+        """Converts a memory; ``inputs`` is the largest number of inputs of its mixers."""
         places, nodes = sorted(memory.groups), sorted(memory.weights)
         groups = np.array([memory.groups[place] for place in places], np.uint16).reshape(-1, GROUP)
         weights = np.zeros((len(nodes), inputs), np.int64)

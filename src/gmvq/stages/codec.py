@@ -128,7 +128,7 @@ class CodecStage(Stage[EntropyModel]):
         }
 
     def _chosen(self, items: Items, most: int) -> Items:
-        """Returns items, evenly spaced, that have at most so many codes together, and at least one item."""
+        """Returns at least one of the items, evenly spaced, whose codes are at most ``most``."""
         levels = len(self.config.codebook_sizes)
         codes = levels * sum(math.prod(self.tokenizer.grid(size)) for size in items.sizes)
         number = max(1, int(len(items) * most / max(1, codes)))
