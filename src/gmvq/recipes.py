@@ -48,7 +48,7 @@ def run(
         out: The run's folder.
         data: The data, if they are loaded already.
         console: Output of the progress; by default standard error.
-        codec: Fit the codec of its codes, too, in place of one that is there; see
+        codec: Fit the codec of its codes, too, in place of one of another tokenizer; see
             :class:`gmvq.stages.codec.CodecStage`.
         how: ``resume``, ``overwrite``, ``command`` and ``report``, see :meth:`gmvq.stages.stage.Stage.carry_out`.
 

@@ -93,6 +93,10 @@ def test_training_fits_the_codec_of_its_tokenizer(tmp_path):
     assert main([*words, "--steps", "3"]) == 0
     first = Codec.load(tmp_path)
     assert first.model.is_fitted
+    assert main(["fit-codec", str(tmp_path), "--most", "2000", "--overwrite"]) == 0
+    own = Codec.load(tmp_path)
+    assert main([*words, "--steps", "3"]) == 0
+    assert Codec.load(tmp_path).model_mark == own.model_mark != first.model_mark  # files may need it
     assert main([*words, "--steps", "4", "--overwrite"]) == 0
     assert Codec.load(tmp_path).mark != first.mark
     vae = [*words[:3], str(tmp_path / "vae"), *words[4:-2], "--quantizer", "none"]

@@ -16,8 +16,8 @@ from gmvq.entropy.model import CONTEXTS, EntropyConfig, EntropyModel
 RATES = (14, 15, 17)
 """Rates of mixers to choose from."""
 CONFIDENCES = (1, 3, 31)
-"""Largest counts of states at the start of an item, to choose from: a state with a low count moves fast, so that the
-item's own codes soon outweigh those of others."""
+"""Largest counts of states at the start of an item, to choose from. States with low counts move fast: they follow the
+item's own codes after a few of them."""
 MOST_GROUPS = 1 << 17
 """Groups of states that a model keeps, the most frequent ones: at most four megabytes on the disk."""
 MOST_TRIED = 48

@@ -23,7 +23,7 @@ from gmvq.data.locking import locked
 from gmvq.entropy import EntropyModel, fit
 from gmvq.modalities import Data, fingerprint
 from gmvq.stages.data import data_of_run
-from gmvq.stages.layout import recorded_of
+from gmvq.stages.layout import METRICS, RECORD, recorded
 from gmvq.stages.stage import Stage
 from gmvq.stages.tokenizer import read_run
 from gmvq.training import Training
@@ -154,7 +154,9 @@ def fit_codec(
 def refit_codec(
     folder: str | Path, data: Data, console: Console | None, command: str | None, device: str | None
 ) -> None:
-    """Fits the codec of a tokenizer, in place of one of other settings; does nothing for one without code maps.
+    """Fits the codec of a tokenizer, in place of one of another tokenizer; does nothing for one without code maps.
+
+    A finished codec of this tokenizer stays, whatever its settings: there may be files that need it.
 
     Args:
         folder: The tokenizer's run.
@@ -167,4 +169,6 @@ def refit_codec(
     if tokenizer.codebook_size is None or not tokenizer.has_code_maps:
         return
     stage = CodecStage(folder, CodecRun(device=device), console=console, data=data)
-    stage.carry_out(overwrite=recorded_of(stage.out, stage.settings()) != [], command=command)
+    there = (recorded(stage.out / RECORD) or {}).get("run") or {}
+    if there.get("tokenizer") != stage.mark or recorded(stage.out / METRICS) is None:
+        stage.carry_out(overwrite=True, command=command)

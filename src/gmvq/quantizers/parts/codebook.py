@@ -276,8 +276,9 @@ class MovingAverageCodebook(nn.Module):
 
     def new_share(self) -> Tensor | float:
         """Returns the share 1 - gamma that what is collected has in the next averages."""
-        if self.decay is not None or self.updates is None:
-            return 1 - (self.decay or 0.0)
+        if self.decay is not None:
+            return 1 - self.decay
+        assert self.updates is not None  # made where there is no decay
         steps = MEMORY / self.pending_counts.mean()
         return -torch.expm1(-1 / steps.minimum((SHARE_OF_STEPS * self.updates).clamp_min(STEPS)))
 
